@@ -1,0 +1,1 @@
+//! The Headwater broker: sessions, partitions, groups, metadata, admin port.

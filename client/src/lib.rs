@@ -1,0 +1,1 @@
+//! The Headwater client: producer, consumer, consumer groups and administration over QUIC.

@@ -1,0 +1,1 @@
+//! The log of one Headwater partition, as Kafka lays it out on disk.
