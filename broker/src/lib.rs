@@ -1,1 +1,3 @@
 //! The Headwater broker: sessions, partitions, groups, metadata, admin port.
+
+pub mod topic_config;
