@@ -158,6 +158,20 @@ impl<M: Message + Default> FrameDecoder<M> {
         }
     }
 
+    /// Goes on with another kind of message: a stream's first frame is often of its own kind. Bytes pushed already are
+    /// kept. `None` in the middle of a frame.
+    pub fn followed_by<N: Message + Default>(self) -> Option<FrameDecoder<N>> {
+        let Expect::Prefix = self.expect else { return None };
+        Some(FrameDecoder {
+            max_header_bytes: self.max_header_bytes,
+            max_payload_bytes: self.max_payload_bytes,
+            chunks: self.chunks,
+            buffered: self.buffered,
+            expect: Expect::Prefix,
+            message: PhantomData,
+        })
+    }
+
     /// Whether everything pushed was taken and no frame is half done: where a stream may end.
     pub fn is_at_boundary(&self) -> bool {
         matches!(self.expect, Expect::Prefix) && self.buffered == 0
@@ -243,6 +257,20 @@ mod tests {
             decoder.push(bytes.into());
             while let Ok(Some(_)) = decoder.next_event() {}
         }
+    }
+
+    #[test]
+    fn a_stream_goes_on_with_another_message_and_loses_no_byte() {
+        let mut bytes = encode(&Error { code: 5, ..Error::default() }, 0).to_vec();
+        bytes.extend_from_slice(&encode(&FetchCredit { credit_bytes: 7 }, 3));
+        bytes.extend_from_slice(b"abc");
+        let mut decoder = FrameDecoder::<Error>::new(100, 100);
+        decoder.push(bytes.into());
+        assert!(matches!(decoder.next_event(), Ok(Some(FrameEvent::Header { message: Error { code: 5, .. }, .. }))));
+        let mut decoder = decoder.followed_by::<FetchCredit>().unwrap();
+        let message = FetchCredit { credit_bytes: 7 };
+        assert_eq!(decoder.next_event(), Ok(Some(FrameEvent::Header { message, payload_bytes: 3 })));
+        assert!(decoder.followed_by::<Error>().is_none(), "a payload is still to come");
     }
 
     #[test]
