@@ -1,3 +1,4 @@
 //! The Headwater broker: sessions, partitions, groups, metadata, admin port.
 
+pub mod metadata;
 pub mod topic_config;
