@@ -1,4 +1,5 @@
 //! The Headwater broker: sessions, partitions, groups, metadata, admin port.
 
+pub mod config;
 pub mod metadata;
 pub mod topic_config;
