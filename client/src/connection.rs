@@ -1,0 +1,512 @@
+//! Connections to brokers: one for control, and as many for data as streams and credit need.
+//!
+//! Owns: connecting (bootstrap list, deadlines, backoff), hello, the limits that hello states, calls.
+//! Refuses: what calls and streams carry. Read next: [`crate::metadata`], then `producer` and `consumer`.
+//!
+//! What must always hold, for a data connection: its long streams are at most as many as hello allows, and the fetch
+//! credit its streams have outstanding is at most what hello allows and below the receive window.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared};
+use headwater_proto::limits::PROTOCOL_VERSION;
+use headwater_proto::wire::{self, call, call_response::Response, open};
+use headwater_proto::{ErrorCode, ResetCode};
+use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout_at;
+
+use crate::config::{ClientConfig, host_of};
+use crate::error::Error;
+use crate::quic;
+use crate::retry::{Backoff, Deadline};
+use crate::stream::{FrameReader, write_message};
+
+/// Streams of a data connection kept free for calls.
+const STREAMS_IN_RESERVE: u32 = 16;
+/// A single attempt to reach one address gives up after this long; the whole of connecting has its own time.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// A connection that lived for longer than this was a good one: the next attempt begins at once.
+const GOOD_CONNECTION: Duration = Duration::from_secs(1);
+/// Send window beyond the broker's produce credit, for frame headers.
+const SEND_SLACK_BYTES: u64 = 8 << 20;
+
+/// Taking a lock that only a panic elsewhere can have poisoned; what it guards is whole between statements.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A connection after hello.
+pub(crate) struct Link {
+    connection: quinn::Connection,
+    address: Arc<str>,
+    since: Instant,
+    pub(crate) broker_id: i32,
+    pub(crate) cluster_id: String,
+    pub(crate) software: String,
+    streams: Arc<Semaphore>,
+    credit: Mutex<CreditPool>,
+}
+
+impl Link {
+    pub(crate) fn address(&self) -> &Arc<str> {
+        &self.address
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
+    /// Opens a stream and says what it is for. Waits where the broker allows no more streams at this moment.
+    pub(crate) async fn open(&self, stream: open::Stream) -> Result<(SendStream, RecvStream), Error> {
+        let (mut send, recv) = self.connection.open_bi().await.map_err(|e| self.lost(&e))?;
+        write_message(&mut send, &wire::Open { stream: Some(stream) }, &self.address).await?;
+        Ok((send, recv))
+    }
+
+    /// One request, one answer.
+    pub(crate) async fn call(
+        &self,
+        what: &'static str,
+        request: call::Request,
+        deadline: Deadline,
+    ) -> Result<Response, Error> {
+        let timeout_ms = u32::try_from(deadline.left().as_millis()).unwrap_or(u32::MAX).max(1);
+        let exchange = async {
+            let call = wire::Call { timeout_ms, request: Some(request) };
+            let (mut send, recv) = self.open(open::Stream::Call(call)).await?;
+            // The broker may have answered and stopped the stream already.
+            let _ = send.finish();
+            let answer = FrameReader::<wire::CallResponse>::new(recv, self.address.clone()).message().await?;
+            match answer.ok_or_else(|| self.lost(&"the stream ended without an answer"))?.response {
+                Some(Response::Error(error)) => Err(Error::Refused(error.into())),
+                Some(response) => Ok(response),
+                None => Err(Error::Protocol(format!("an answer to {what} that this client does not know"))),
+            }
+        };
+        match timeout_at(deadline.at, exchange).await {
+            Ok(result) => result,
+            Err(_) => Err(Error::TimedOut { what, after: deadline.after }),
+        }
+    }
+
+    /// Room for one more long stream, with up to `want` bytes of fetch credit of its own, or `None` if there is none.
+    fn lease(self: &Arc<Self>, want: u64) -> Option<Lease> {
+        let stream = self.streams.clone().try_acquire_owned().ok()?;
+        let credit = if want == 0 { 0 } else { lock(&self.credit).reserve(want)? };
+        Some(Lease { link: self.clone(), credit, _stream: stream })
+    }
+
+    fn lost(&self, reason: &dyn std::fmt::Display) -> Error {
+        Error::ConnectionLost { address: self.address.to_string(), reason: reason.to_string() }
+    }
+
+    fn close(&self) {
+        self.connection.close(VarInt::from_u32(ResetCode::Done.number()), b"client closed");
+    }
+}
+
+/// A long stream's place on a connection. Dropping it gives stream and credit back.
+pub(crate) struct Lease {
+    pub(crate) link: Arc<Link>,
+    /// Bytes of fetch credit that the stream may have outstanding.
+    pub(crate) credit: u64,
+    _stream: OwnedSemaphorePermit,
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        lock(&self.link.credit).release(self.credit);
+    }
+}
+
+/// The fetch credit of one connection, shared out among its streams when they open.
+#[derive(Debug)]
+struct CreditPool {
+    limit: u64,
+    reserved: u64,
+}
+
+impl CreditPool {
+    /// The smallest share worth having, if more was wanted: below it another connection serves better.
+    const SMALLEST_SHARE: u64 = 64 << 10;
+
+    /// Takes up to `want` bytes. `None`: so little is left that another connection should be used.
+    fn reserve(&mut self, want: u64) -> Option<u64> {
+        let share = want.min(self.limit - self.reserved);
+        if share < want.min(Self::SMALLEST_SHARE) && self.reserved > 0 || share == 0 {
+            return None;
+        }
+        self.reserved += share;
+        Some(share)
+    }
+
+    fn release(&mut self, share: u64) {
+        self.reserved -= share;
+    }
+}
+
+type Attempt = Shared<BoxFuture<'static, Result<Arc<Link>, Error>>>;
+
+/// A place for one connection: at most one attempt to connect runs at a time, and everybody waits for that one.
+struct Slot {
+    role: wire::ConnectionRole,
+    state: Mutex<(Option<Attempt>, Backoff)>,
+}
+
+impl Slot {
+    fn new(role: wire::ConnectionRole, config: &ClientConfig) -> Arc<Slot> {
+        Arc::new(Slot { role, state: Mutex::new((None, Backoff::new(config))) })
+    }
+
+    /// The living connection, or the outcome of the attempt that runs now; a new attempt first waits out the backoff.
+    async fn get(&self, connections: &Arc<Connections>, addresses: Vec<String>) -> Result<Arc<Link>, Error> {
+        let attempt = {
+            let mut state = lock(&self.state);
+            let (attempt, backoff) = &mut *state;
+            let pause = match attempt {
+                Some(running) => match running.peek() {
+                    None => Err(running.clone()),
+                    Some(Ok(link)) if link.is_alive() => return Ok(link.clone()),
+                    Some(Ok(link)) if link.since.elapsed() > GOOD_CONNECTION => {
+                        backoff.reset();
+                        Ok(Duration::ZERO)
+                    }
+                    Some(_) => Ok(backoff.next(rand::random())),
+                },
+                None => Ok(Duration::ZERO),
+            };
+            pause.map_or_else(
+                |running| running,
+                |pause| attempt.insert(connections.begin(self.role, addresses, pause)).clone(),
+            )
+        };
+        attempt.await
+    }
+
+    /// The living connection, if there is one now.
+    fn current(&self) -> Option<Arc<Link>> {
+        let state = lock(&self.state);
+        state.0.as_ref()?.peek()?.as_ref().ok().cloned()
+    }
+}
+
+/// All connections of a client.
+pub(crate) struct Connections {
+    pub(crate) config: ClientConfig,
+    endpoint: quinn::Endpoint,
+    tls: quinn::ClientConfig,
+    control: Arc<Slot>,
+    data: Mutex<HashMap<i32, Vec<Arc<Slot>>>>,
+    known: Mutex<Known>,
+}
+
+/// What is known of the cluster.
+#[derive(Default)]
+struct Known {
+    cluster_id: String,
+    /// Where a broker was reached, or else where it says it is.
+    addresses: HashMap<i32, String>,
+    closed: bool,
+}
+
+impl Connections {
+    pub(crate) fn new(config: ClientConfig) -> Result<Arc<Connections>, Error> {
+        config.check()?;
+        let tls = quic::client_config(&config.ca_pem, config.mtu)?;
+        let endpoint = quic::client_endpoint(config.mtu).map_err(|e| Error::Connect {
+            address: config.bootstrap.join(", "),
+            reason: format!("no UDP socket: {e}"),
+        })?;
+        let control = Slot::new(wire::ConnectionRole::Control, &config);
+        let (data, known) = (Mutex::default(), Mutex::default());
+        Ok(Arc::new(Connections { config, endpoint, tls, control, data, known }))
+    }
+
+    /// The connection for calls and membership.
+    pub(crate) async fn control(self: &Arc<Self>) -> Result<Arc<Link>, Error> {
+        self.control.get(self, self.config.bootstrap.clone()).await
+    }
+
+    /// Waits for the control connection, trying again until `deadline`.
+    pub(crate) async fn control_by(self: &Arc<Self>, deadline: Deadline) -> Result<Arc<Link>, Error> {
+        let mut last = None;
+        loop {
+            match timeout_at(deadline.at, self.control()).await {
+                Ok(Err(error)) if error.retryable() && !deadline.passed() => last = Some(error),
+                Ok(result) => return result,
+                Err(_) => {
+                    return Err(last.unwrap_or_else(|| Error::Connect {
+                        address: self.config.bootstrap.join(", "),
+                        reason: format!("no answer within {:?}", deadline.after),
+                    }));
+                }
+            }
+        }
+    }
+
+    /// A place for a long stream to `broker_id`, with up to `credit` bytes of fetch credit (0 for a produce stream).
+    pub(crate) async fn lease(self: &Arc<Self>, broker_id: i32, credit: u64) -> Result<Lease, Error> {
+        loop {
+            let slots = {
+                let mut data = lock(&self.data);
+                let slots = data.entry(broker_id).or_default();
+                if slots.is_empty() {
+                    slots.push(Slot::new(wire::ConnectionRole::Data, &self.config));
+                }
+                slots.clone()
+            };
+            let addresses = self.addresses_of(broker_id)?;
+            for slot in &slots {
+                let link = slot.get(self, addresses.clone()).await?;
+                if link.broker_id != broker_id {
+                    link.close();
+                    lock(&self.known).addresses.remove(&broker_id);
+                    return Err(Error::refused(
+                        ErrorCode::NotLeader,
+                        format!("{} is broker {} and not {broker_id}", link.address, link.broker_id),
+                    ));
+                }
+                if let Some(lease) = link.lease(credit) {
+                    return Ok(lease);
+                }
+            }
+            let mut data = lock(&self.data);
+            let now = data.entry(broker_id).or_default();
+            if now.len() == slots.len() {
+                now.push(Slot::new(wire::ConnectionRole::Data, &self.config));
+            }
+        }
+    }
+
+    /// Remembers where brokers say they are, unless they were reached elsewhere.
+    pub(crate) fn learn_brokers(&self, brokers: &[wire::BrokerNode]) {
+        let mut known = lock(&self.known);
+        for broker in brokers {
+            known.addresses.entry(broker.broker_id).or_insert_with(|| broker.address.clone());
+        }
+    }
+
+    fn addresses_of(&self, broker_id: i32) -> Result<Vec<String>, Error> {
+        let known = lock(&self.known);
+        let address = known.addresses.get(&broker_id).ok_or_else(|| {
+            Error::refused(ErrorCode::NotLeader, format!("the address of broker {broker_id} is not known yet"))
+        })?;
+        Ok(vec![address.clone()])
+    }
+
+    /// One call on the control connection, repeated while that can help and cannot do harm, until the request's time is up.
+    pub(crate) async fn call(self: &Arc<Self>, what: &'static str, request: call::Request) -> Result<Response, Error> {
+        let deadline = Deadline::within(self.config.request_timeout);
+        let mut backoff = Backoff::new(&self.config);
+        loop {
+            let link = self.control_by(deadline).await?;
+            let error = match link.call(what, request.clone(), deadline).await {
+                Ok(response) => return Ok(response),
+                Err(error) => error,
+            };
+            let unknown_outcome = match &error {
+                Error::Refused(refusal) => refusal.code == ErrorCode::TimedOut,
+                _ => true,
+            };
+            if !error.retryable() || deadline.passed() || unknown_outcome && !repeatable(&request) {
+                return Err(error);
+            }
+            tracing::debug!(what, %error, "call fails, trying again");
+            tokio::time::timeout_at(deadline.at, backoff.pause()).await.map_err(|_| error)?;
+        }
+    }
+
+    /// Starts to connect, after a pause, in a task of its own: whoever waits may stop waiting.
+    fn begin(self: &Arc<Self>, role: wire::ConnectionRole, addresses: Vec<String>, pause: Duration) -> Attempt {
+        let connections = self.clone();
+        let task = tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            connections.connect(role, &addresses).await
+        });
+        task.map(|done| done.unwrap_or(Err(Error::Closed))).boxed().shared()
+    }
+
+    /// Connects to the first of `addresses` that answers, and says hello.
+    async fn connect(self: &Arc<Self>, role: wire::ConnectionRole, addresses: &[String]) -> Result<Arc<Link>, Error> {
+        let mut last = Error::Closed;
+        for address in addresses {
+            if lock(&self.known).closed {
+                return Err(Error::Closed);
+            }
+            let deadline = Deadline::within(ATTEMPT_TIMEOUT.min(self.config.connect_timeout));
+            match self.connect_to(role, address, deadline).await {
+                Ok(link) => return Ok(link),
+                Err(error) => {
+                    tracing::debug!(address, %error, "connecting fails");
+                    last = error;
+                }
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect_to(
+        self: &Arc<Self>,
+        role: wire::ConnectionRole,
+        address: &str,
+        deadline: Deadline,
+    ) -> Result<Arc<Link>, Error> {
+        let failed = |reason: String| Error::Connect { address: address.into(), reason };
+        let name = match &self.config.server_name {
+            Some(name) => name,
+            None => host_of(address)?,
+        };
+        let handshake = async {
+            let found: Vec<SocketAddr> =
+                tokio::net::lookup_host(address).await.map_err(|e| failed(e.to_string()))?.collect();
+            let attempts = found.into_iter().map(|to| {
+                let attempt = self.endpoint.connect_with(self.tls.clone(), to, name);
+                async move {
+                    let connecting = attempt.map_err(|e| failed(e.to_string()))?;
+                    connecting.await.map_err(|error| match tls_failed(&error) {
+                        true => Error::Untrusted { address: address.into(), reason: error.to_string() },
+                        false => failed(error.to_string()),
+                    })
+                }
+                .boxed()
+            });
+            let attempts: Vec<_> = attempts.collect();
+            if attempts.is_empty() {
+                return Err(failed("the name has no address".into()));
+            }
+            let (connection, _) = futures::future::select_ok(attempts).await?;
+            Ok(connection)
+        };
+        let no_answer = |_| failed(format!("no answer within {:?}", deadline.after));
+        let connection = timeout_at(deadline.at, handshake).await.map_err(no_answer)??;
+        self.hello(connection, role, address, deadline).await
+    }
+
+    async fn hello(
+        self: &Arc<Self>,
+        connection: quinn::Connection,
+        role: wire::ConnectionRole,
+        address: &str,
+        deadline: Deadline,
+    ) -> Result<Arc<Link>, Error> {
+        let mut link = Link {
+            connection,
+            address: address.into(),
+            since: Instant::now(),
+            broker_id: -1,
+            cluster_id: String::new(),
+            software: String::new(),
+            streams: Arc::new(Semaphore::new(0)),
+            credit: Mutex::new(CreditPool { limit: 0, reserved: 0 }),
+        };
+        let hello = wire::Hello {
+            min_version: PROTOCOL_VERSION,
+            max_version: PROTOCOL_VERSION,
+            client_id: self.config.client_id.clone(),
+            client_software: concat!("headwater-client/", env!("CARGO_PKG_VERSION")).into(),
+            role: role.into(),
+            cluster_id: lock(&self.known).cluster_id.clone(),
+            features: Vec::new(),
+        };
+        let hello = match link.call("hello", call::Request::Hello(hello), deadline).await? {
+            Response::Hello(hello) => hello,
+            _ => return Err(Error::Protocol("no answer to hello".into())),
+        };
+        if hello.version != PROTOCOL_VERSION {
+            return Err(Error::refused(
+                ErrorCode::UnsupportedVersion,
+                format!("the broker speaks version {} and this client {PROTOCOL_VERSION}", hello.version),
+            ));
+        }
+        link.connection.set_send_window(hello.produce_credit_bytes.saturating_add(SEND_SLACK_BYTES));
+        let streams = hello.max_streams.saturating_sub(STREAMS_IN_RESERVE).max(1) as usize;
+        link.streams = Arc::new(Semaphore::new(streams.min(Semaphore::MAX_PERMITS)));
+        link.credit =
+            Mutex::new(CreditPool { limit: hello.fetch_credit_bytes.min(quic::FETCH_CREDIT_BYTES), reserved: 0 });
+        link.broker_id = hello.broker_id;
+        link.cluster_id.clone_from(&hello.cluster_id);
+        link.software = hello.broker_software;
+        let mut known = lock(&self.known);
+        if known.closed {
+            link.close();
+            return Err(Error::Closed);
+        }
+        known.cluster_id = hello.cluster_id;
+        known.addresses.insert(hello.broker_id, address.into());
+        tracing::debug!(address, broker_id = hello.broker_id, ?role, "connected");
+        Ok(Arc::new(link))
+    }
+
+    /// Closes every connection, and waits until the brokers can know.
+    pub(crate) async fn close(&self) {
+        lock(&self.known).closed = true;
+        if let Some(link) = self.control.current() {
+            link.close();
+        }
+        let slots: Vec<Arc<Slot>> = lock(&self.data).drain().flat_map(|(_, slots)| slots).collect();
+        slots.iter().filter_map(|slot| slot.current()).for_each(|link| link.close());
+        self.endpoint.close(VarInt::from_u32(ResetCode::Done.number()), b"client closed");
+        self.endpoint.wait_idle().await;
+    }
+}
+
+/// Whether TLS, here or there, ended the handshake (QUIC carries its alerts as errors 0x100 to 0x1ff).
+fn tls_failed(error: &ConnectionError) -> bool {
+    let code = match error {
+        ConnectionError::TransportError(error) => error.code,
+        ConnectionError::ConnectionClosed(close) => close.error_code,
+        _ => return false,
+    };
+    (0x100..0x200).contains(&u64::from(code))
+}
+
+/// Whether asking twice gives what asking once gives. Where it does not (the second answer to "create" is "exists"), an
+/// unknown outcome is told to the caller.
+fn repeatable(request: &call::Request) -> bool {
+    use call::Request as R;
+    match request {
+        R::CreateTopic(_) | R::AddPartitions(_) | R::DeleteTopic(_) | R::DeleteGroup(_) | R::DeleteOffsets(_) => false,
+        R::Hello(_)
+        | R::DescribeBroker(_)
+        | R::Metadata(_)
+        | R::DescribeTopic(_)
+        | R::AlterTopic(_)
+        | R::DeleteRecords(_)
+        | R::ListOffsets(_)
+        | R::AllocateProducerId(_)
+        | R::CommitOffsets(_)
+        | R::FetchOffsets(_)
+        | R::ListGroups(_)
+        | R::DescribeGroup(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::CreditPool;
+
+    #[test]
+    fn streams_never_reserve_more_credit_than_the_connection_has() {
+        let mut pool = CreditPool { limit: 1 << 20, reserved: 0 };
+        assert_eq!(pool.reserve(700 << 10), Some(700 << 10));
+        assert_eq!(pool.reserve(700 << 10), Some(324 << 10), "what is left, while that is a share worth having");
+        assert_eq!(pool.reserve(1), None, "another connection must serve");
+        pool.release(324 << 10);
+        assert_eq!(pool.reserve(300 << 10), Some(300 << 10));
+        assert_eq!(pool.reserve(300 << 10), None, "24 KiB are no share");
+        assert_eq!(pool.reserve(10 << 10), Some(10 << 10), "unless no more was wanted");
+        assert!(pool.reserved <= pool.limit);
+    }
+
+    #[test]
+    fn a_connection_with_little_credit_serves_one_stream_all_the_same() {
+        let mut pool = CreditPool { limit: 1000, reserved: 0 };
+        assert_eq!(pool.reserve(1 << 20), Some(1000));
+        assert_eq!(pool.reserve(1 << 20), None);
+    }
+}

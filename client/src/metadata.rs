@@ -1,0 +1,115 @@
+//! What is known of topics: ids, partitions, leaders.
+//!
+//! Owns: the cache and asking anew. Refuses: deciding when it is wrong (whoever was refused says so). Read next:
+//! `producer/partition.rs` and `consumer/fetch.rs`, which use it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use headwater_proto::wire::{self, call, call_response::Response};
+use headwater_proto::{ErrorCode, TopicId};
+use tokio::time::Instant;
+
+use crate::connection::{Connections, lock};
+use crate::error::Error;
+
+/// A topic, as the broker described it last.
+#[derive(Debug)]
+pub(crate) struct TopicInfo {
+    pub(crate) name: Arc<str>,
+    pub(crate) id: TopicId,
+    pub(crate) partitions: Vec<PartitionInfo>,
+    /// 0: unknown.
+    pub(crate) max_message_bytes: usize,
+    /// When it was asked.
+    pub(crate) at: Instant,
+}
+
+/// Who leads a partition.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PartitionInfo {
+    /// -1: nobody.
+    pub(crate) leader: i32,
+    pub(crate) leader_epoch: i32,
+}
+
+impl TopicInfo {
+    pub(crate) fn partition_count(&self) -> u32 {
+        u32::try_from(self.partitions.len()).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn leader(&self, partition: u32) -> Option<PartitionInfo> {
+        self.partitions.get(partition as usize).copied()
+    }
+}
+
+/// The cache, shared by a client's producers and consumers.
+pub(crate) struct Metadata {
+    connections: Arc<Connections>,
+    topics: Mutex<HashMap<Arc<str>, Arc<TopicInfo>>>,
+    /// Held while asking, so that a thousand partitions with the same doubt ask once.
+    asking: tokio::sync::Mutex<()>,
+}
+
+impl Metadata {
+    pub(crate) fn new(connections: Arc<Connections>) -> Metadata {
+        Metadata { connections, topics: Mutex::default(), asking: tokio::sync::Mutex::default() }
+    }
+
+    /// What is known, unless it is too old.
+    pub(crate) fn cached(&self, topic: &str) -> Option<Arc<TopicInfo>> {
+        let info = lock(&self.topics).get(topic).cloned()?;
+        (info.at.elapsed() < self.connections.config.metadata_max_age).then_some(info)
+    }
+
+    /// What is known, or else the broker's word.
+    pub(crate) async fn topic(&self, topic: &str) -> Result<Arc<TopicInfo>, Error> {
+        match self.cached(topic) {
+            Some(info) => Ok(info),
+            None => self.newer_than(topic, None).await,
+        }
+    }
+
+    /// The broker's word from after `doubted`: what was known then has turned out wrong.
+    pub(crate) async fn newer_than(&self, topic: &str, doubted: Option<Instant>) -> Result<Arc<TopicInfo>, Error> {
+        let _asking = self.asking.lock().await;
+        if let Some(info) = self.cached(topic)
+            && doubted.is_none_or(|doubted| info.at > doubted)
+        {
+            return Ok(info);
+        }
+        let at = Instant::now();
+        let request = wire::Metadata { topics: vec![topic.into()], topic_ids: Vec::new() };
+        let answer = match self.connections.call("metadata", call::Request::Metadata(request)).await? {
+            Response::Metadata(answer) => answer,
+            _ => return Err(Error::Protocol("no answer to metadata".into())),
+        };
+        self.connections.learn_brokers(&answer.brokers);
+        let found = answer.topics.into_iter().find(|t| t.name == topic);
+        let found = found.ok_or_else(|| {
+            lock(&self.topics).remove(topic);
+            Error::refused(ErrorCode::UnknownTopic, format!("there is no topic {topic:?}"))
+        })?;
+        if let Some(error) = found.error {
+            lock(&self.topics).remove(topic);
+            return Err(Error::Refused(error.into()));
+        }
+        let id = TopicId::from_slice(&found.topic_id)
+            .ok_or_else(|| Error::Protocol(format!("topic {topic:?} without an id")))?;
+        let mut partitions = vec![PartitionInfo { leader: -1, leader_epoch: -1 }; found.partitions.len()];
+        for p in &found.partitions {
+            let place = partitions.get_mut(p.partition as usize);
+            *place.ok_or_else(|| Error::Protocol(format!("topic {topic:?} misses partitions")))? =
+                PartitionInfo { leader: p.leader, leader_epoch: p.leader_epoch };
+        }
+        let info = Arc::new(TopicInfo {
+            name: topic.into(),
+            id,
+            partitions,
+            max_message_bytes: found.max_message_bytes as usize,
+            at,
+        });
+        lock(&self.topics).insert(info.name.clone(), info.clone());
+        Ok(info)
+    }
+}
