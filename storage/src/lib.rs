@@ -1,3 +1,24 @@
 //! The log of one Headwater partition, as Kafka lays it out on disk.
+//!
+//! Owns: segments, indexes, checkpoints, producer state, recovery. Refuses: network, async, clocks (callers pass the time) and
+//! every use of the file system that does not go through [`files`]. Read next: [`files`], then [`datadir`].
 
+pub mod checkpoint;
+pub mod config;
+pub mod crcfile;
+pub mod datadir;
+pub mod epochs;
+pub mod error;
+pub mod files;
+pub mod index;
+pub mod metrics;
 pub mod offsets_schema;
+mod os;
+pub mod producers;
+
+pub use config::{Cleanup, LogConfig, LogIdentity, OpenHints};
+pub use datadir::{DataDir, DataDirError, NewIdentity, PartitionFolder};
+pub use error::{AppendError, Corruption, FullDisk, IoFailure, LogError, OpenError, OutOfRange, Poisoned, ReadError};
+pub use files::{File, Files, OpenMode};
+pub use os::OsFiles;
+pub use producers::{LastSequence, SequenceError};

@@ -1,0 +1,277 @@
+//! The data root of a broker: partition folders, the checkpoints beside them, and whose they are.
+//!
+//! Owns: the lock that keeps a second broker out, the identity in `meta.properties`, the clean-shutdown marker, and the list of
+//! partition folders. Refuses: the logs themselves (`log.rs`) and which partitions ought to exist (the metadata says). Everything
+//! that Headwater puts at the root is a file, because Kafka fails on a folder that it cannot parse. Read next: `log.rs`.
+
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use headwater_proto::TopicId;
+
+use crate::checkpoint::{
+    self, CLEAN_SHUTDOWN, CheckpointError, FORMAT_VERSION, HIGH_WATERMARKS, LOCK, LOG_START_OFFSETS, META_PROPERTIES,
+    MetaProperties, PartitionOffsets, RECOVERY_POINTS,
+};
+use crate::config::OpenHints;
+use crate::error::{During, IoFailure};
+use crate::files::{self, Files, Lock};
+
+/// What a data root is called when it is made.
+#[derive(Debug, Clone)]
+pub struct NewIdentity {
+    /// The cluster that it belongs to from then on.
+    pub cluster_id: String,
+    /// The broker that it belongs to. A root that exists must belong to the same.
+    pub broker_id: u32,
+    /// Its own identity.
+    pub directory_id: String,
+}
+
+/// Why a data root could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// The disk or the operating system.
+    #[error(transparent)]
+    Io(#[from] IoFailure),
+    /// Another process has it.
+    #[error("{} is in use by another broker (its .lock is held)", .0.display())]
+    Locked(PathBuf),
+    /// `meta.properties` makes no sense.
+    #[error(transparent)]
+    Damaged(#[from] CheckpointError),
+    /// Kafka made it.
+    #[error("{} was made by Kafka; copy its logs into a data directory with `headwater import`", .0.display())]
+    Kafka(PathBuf),
+    /// A newer Headwater made it.
+    #[error("{} has format {found}; this build knows formats up to {FORMAT_VERSION}", path.display())]
+    Newer {
+        /// The root.
+        path: PathBuf,
+        /// Its format version.
+        found: u32,
+    },
+    /// It belongs to another broker.
+    #[error("{} belongs to broker {found}, not to broker {expected}", path.display())]
+    OtherBroker {
+        /// The root.
+        path: PathBuf,
+        /// Whose it is.
+        found: u32,
+        /// Who asked.
+        expected: u32,
+    },
+    /// It holds partitions, but nothing says whose they are.
+    #[error("{} holds partition folders but no meta.properties: nobody can say whose they are", .0.display())]
+    Unidentified(PathBuf),
+}
+
+/// A partition's folder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionFolder {
+    /// The topic's name.
+    pub topic: String,
+    /// The partition's number.
+    pub partition: u32,
+    /// Where it is.
+    pub path: PathBuf,
+    /// The topic that its `partition.metadata` names; `None` if there is none.
+    pub topic_id: Option<TopicId>,
+}
+
+/// An open data root. The lock is held until it is dropped.
+#[derive(Debug)]
+pub struct DataDir {
+    files: Arc<dyn Files>,
+    path: PathBuf,
+    meta: MetaProperties,
+    was_clean: bool,
+    recovery_points: PartitionOffsets,
+    log_start_offsets: PartitionOffsets,
+    faults: Vec<CheckpointError>,
+    _lock: Box<dyn Lock>,
+}
+
+impl DataDir {
+    /// Locks and opens a data root, or makes one. The clean-shutdown marker is noted and removed (and the directory synced) before
+    /// anything else can be written. Folders of partitions whose deletion was cut short are removed.
+    pub fn open(files: Arc<dyn Files>, path: &Path, identity: &NewIdentity) -> Result<DataDir, DataDirError> {
+        files.create_dir_all(path).during("create", path)?;
+        let lock = match files.lock(&path.join(LOCK)) {
+            Ok(lock) => lock,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(DataDirError::Locked(path.into())),
+            Err(error) => return Err(IoFailure::new("lock", &path.join(LOCK), error).into()),
+        };
+        let meta = identify(&*files, path, identity)?;
+        let was_clean =
+            files::remove_if_exists(&*files, &path.join(CLEAN_SHUTDOWN)).during("remove marker in", path)?;
+        files.sync_dir(path).during("sync", path)?;
+        let mut faults = Vec::new();
+        let mut offsets = |name| {
+            checkpoint::read_offsets(&*files, path, name).unwrap_or_else(|fault| {
+                faults.push(fault);
+                PartitionOffsets::new()
+            })
+        };
+        let (recovery_points, log_start_offsets) = (offsets(RECOVERY_POINTS), offsets(LOG_START_OFFSETS));
+        for entry in files.list(path).during("list", path)? {
+            if entry.is_dir && entry.name.ends_with(DELETED) {
+                remove_folder(&*files, &path.join(entry.name))?;
+            }
+        }
+        let path = path.to_path_buf();
+        Ok(DataDir { files, path, meta, was_clean, recovery_points, log_start_offsets, faults, _lock: lock })
+    }
+
+    /// The root.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files it lies on.
+    pub fn files(&self) -> &Arc<dyn Files> {
+        &self.files
+    }
+
+    /// Whose it is.
+    pub fn meta(&self) -> &MetaProperties {
+        &self.meta
+    }
+
+    /// Whether the last broker here ended in good order, so that recovery may be skipped.
+    pub fn was_clean(&self) -> bool {
+        self.was_clean
+    }
+
+    /// Checkpoints that were damaged or unreadable. Without recovery points, logs are scanned whole; without log start offsets, a log begins with its
+    /// first segment.
+    pub fn faults(&self) -> &[CheckpointError] {
+        &self.faults
+    }
+
+    /// What the checkpoints say of a partition, for opening its log.
+    pub fn hints(&self, topic: &str, partition: u32) -> OpenHints {
+        let of = |offsets: &PartitionOffsets| offsets.get(&(topic.to_owned(), partition)).copied().unwrap_or(0);
+        OpenHints {
+            clean_shutdown: self.was_clean,
+            recovery_point: of(&self.recovery_points),
+            log_start_offset: of(&self.log_start_offsets),
+        }
+    }
+
+    /// Where a partition's folder is, or would be.
+    pub fn partition_path(&self, topic: &str, partition: u32) -> PathBuf {
+        self.path.join(checkpoint::partition_dir_name(topic, partition))
+    }
+
+    /// The partition folders that exist. One whose `partition.metadata` is damaged is listed without a topic id.
+    pub fn partitions(&self) -> Result<Vec<PartitionFolder>, IoFailure> {
+        let mut folders = Vec::new();
+        for entry in self.files.list(&self.path).during("list", &self.path)? {
+            let Some((topic, partition)) = checkpoint::parse_partition_dir_name(&entry.name) else { continue };
+            if entry.is_dir {
+                let path = self.path.join(&entry.name);
+                let topic_id = match checkpoint::read_partition_metadata(&*self.files, &path) {
+                    Ok(topic_id) => topic_id,
+                    Err(CheckpointError::Damaged { .. }) => None,
+                    Err(CheckpointError::Io(failure)) => return Err(failure),
+                };
+                folders.push(PartitionFolder { topic, partition, path, topic_id });
+            }
+        }
+        Ok(folders)
+    }
+
+    /// Writes how far each log was flushed.
+    pub fn write_recovery_points(&self, offsets: &PartitionOffsets) -> Result<(), IoFailure> {
+        checkpoint::write_offsets(&*self.files, &self.path, RECOVERY_POINTS, offsets)
+    }
+
+    /// Writes where each log begins.
+    pub fn write_log_start_offsets(&self, offsets: &PartitionOffsets) -> Result<(), IoFailure> {
+        checkpoint::write_offsets(&*self.files, &self.path, LOG_START_OFFSETS, offsets)
+    }
+
+    /// Writes each log's high watermark.
+    pub fn write_high_watermarks(&self, offsets: &PartitionOffsets) -> Result<(), IoFailure> {
+        checkpoint::write_offsets(&*self.files, &self.path, HIGH_WATERMARKS, offsets)
+    }
+
+    /// Removes a partition's folder: renamed first, so that it is gone at once even if removing is cut short. Its log must be
+    /// closed or dropped; views of it stay valid. A folder that does not exist is fine.
+    pub fn remove_partition(&self, topic: &str, partition: u32, topic_id: TopicId) -> Result<(), IoFailure> {
+        let path = self.partition_path(topic, partition);
+        let mut hex = String::new();
+        for byte in topic_id.as_bytes() {
+            hex.push_str(&format!("{byte:02x}"));
+        }
+        // As Kafka names it, cut to what a file system allows for a name.
+        let suffix = format!("-{partition}.{hex}{DELETED}");
+        let kept = topic.len().min(255 - suffix.len());
+        let aside = self.path.join(format!("{}{suffix}", topic.get(..kept).unwrap_or("topic")));
+        match self.files.rename(&path, &aside) {
+            Ok(()) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(IoFailure::new("rename", &path, error)),
+        }
+        self.files.sync_dir(&self.path).during("sync", &self.path)?;
+        remove_folder(&*self.files, &aside)
+    }
+
+    /// Says that everything here is complete: every log was closed, every checkpoint written, and no partition is fenced. The next broker
+    /// skips recovery. This is the last write.
+    pub fn close_clean(self) -> Result<(), IoFailure> {
+        let path = self.path.join(CLEAN_SHUTDOWN);
+        files::replace(&*self.files, &path, br#"{"version":0,"brokerEpoch":-1}"#).during("write", &path)
+    }
+}
+
+/// How the folder of a deleted partition ends (Kafka's word).
+const DELETED: &str = "-delete";
+
+fn identify(files: &dyn Files, path: &Path, identity: &NewIdentity) -> Result<MetaProperties, DataDirError> {
+    let file = path.join(META_PROPERTIES);
+    let bytes = match files::read(files, &file, 1 << 16) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let entries = files.list(path).during("list", path)?;
+            if entries.iter().any(|entry| entry.is_dir && checkpoint::parse_partition_dir_name(&entry.name).is_some()) {
+                return Err(DataDirError::Unidentified(path.into()));
+            }
+            let meta = MetaProperties {
+                cluster_id: identity.cluster_id.clone(),
+                broker_id: identity.broker_id,
+                directory_id: identity.directory_id.clone(),
+                format_version: Some(FORMAT_VERSION),
+            };
+            files::replace(files, &file, meta.encode().as_bytes()).during("write", &file)?;
+            return Ok(meta);
+        }
+        Err(error) => return Err(IoFailure::new("read", &file, error).into()),
+    };
+    let meta =
+        MetaProperties::decode(&bytes).map_err(|fault| CheckpointError::Damaged { path: file.clone(), fault })?;
+    match meta.format_version {
+        None => return Err(DataDirError::Kafka(path.into())),
+        Some(found) if found > FORMAT_VERSION => return Err(DataDirError::Newer { path: path.into(), found }),
+        Some(_) => {}
+    }
+    if meta.broker_id != identity.broker_id {
+        let (found, expected) = (meta.broker_id, identity.broker_id);
+        return Err(DataDirError::OtherBroker { path: path.into(), found, expected });
+    }
+    Ok(meta)
+}
+
+fn remove_folder(files: &dyn Files, path: &Path) -> Result<(), IoFailure> {
+    for entry in files.list(path).during("list", path)? {
+        let path = path.join(&entry.name);
+        if entry.is_dir {
+            remove_folder(files, &path)?;
+        } else {
+            files.remove_file(&path).during("remove", &path)?;
+        }
+    }
+    files.remove_dir(path).during("remove", path)
+}
