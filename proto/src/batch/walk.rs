@@ -68,7 +68,7 @@ pub fn walk(batch: &[u8], rules: WalkRules) -> Result<Walk, BatchError> {
     let body = batch.get(HEADER_BYTES..).unwrap_or_default();
     let mut progress = Progress {
         header: &header,
-        consecutive: rules.origin == Origin::Producer,
+        from_producer: rules.origin == Origin::Producer,
         require_keys: rules.require_keys && !header.is_control(),
         next_delta: 0,
         max_timestamp: NO_TIMESTAMP,
@@ -123,7 +123,7 @@ fn refuse_foreign(header: &BatchHeader) -> Result<(), BatchError> {
 /// What a walk knows so far.
 struct Progress<'h> {
     header: &'h BatchHeader,
-    consecutive: bool,
+    from_producer: bool,
     require_keys: bool,
     next_delta: i32,
     max_timestamp: i64,
@@ -207,14 +207,16 @@ impl Progress<'_> {
         let expected = self.next_delta;
         if offset_delta < expected
             || offset_delta > self.header.last_offset_delta
-            || (self.consecutive && offset_delta != expected)
+            || (self.from_producer && offset_delta != expected)
         {
             return Err(RecordFault::OffsetDelta { expected, found: offset_delta });
         }
         // At most i32::MAX, after which no further record can pass the comparison above.
         self.next_delta = offset_delta.saturating_add(1);
-        let timestamp =
-            self.header.base_timestamp.checked_add(timestamp_delta).ok_or(RecordFault::Timestamp(timestamp_delta))?;
+        let timestamp = match self.header.base_timestamp.checked_add(timestamp_delta) {
+            Some(timestamp) if timestamp >= NO_TIMESTAMP || !self.from_producer => timestamp,
+            _ => return Err(RecordFault::Timestamp(timestamp_delta)),
+        };
         if timestamp > self.max_timestamp {
             self.max_timestamp = timestamp;
             self.delta_of_max = offset_delta;
@@ -356,3 +358,6 @@ impl Source for Within<'_, '_> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;
