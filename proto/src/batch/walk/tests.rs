@@ -67,7 +67,7 @@ fn what_does_not_add_up_is_named() {
         );
         assert_eq!(refused(&|_, records| records.push(0)), BatchError::TrailingBytes { record_count: 4 });
         assert_eq!(
-            refused(&|_, records| drop(records.pop())),
+            refused(&|_, records| records.truncate(records.len() - 1)),
             BatchError::Record { index: 3, fault: RecordFault::Truncated }
         );
         assert_eq!(
