@@ -1,9 +1,10 @@
 //! What the cluster is: topics, their partitions and settings, brokers, producer ids.
 //!
-//! Owns: the commands and snapshots ([`command`]), the state machine they drive ([`state`]), and the rules of topic
-//! names ([`name`]). Refuses: opinions on how commands reach the machine: one broker's file does today, a quorum can.
-//! Read next: [`state`], then [`journal`].
+//! Owns: the commands and snapshots ([`command`]), the state machine they drive ([`state`]), the rules of topic names
+//! ([`name`]), and the bytes of the journal ([`mod@format`]). Refuses: opinions on how commands reach the machine: one
+//! broker's file does today, a quorum can. Read next: [`state`].
 
+pub mod format;
 pub mod name;
 pub mod state;
 
