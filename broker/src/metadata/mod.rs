@@ -1,10 +1,11 @@
 //! What the cluster is: topics, their partitions and settings, brokers, producer ids.
 //!
 //! Owns: the commands and snapshots ([`command`]), the state machine they drive ([`state`]), the rules of topic names
-//! ([`name`]), and the bytes of the journal ([`mod@format`]). Refuses: opinions on how commands reach the machine: one
-//! broker's file does today, a quorum can. Read next: [`state`].
+//! ([`name`]), and the journal that keeps them ([`journal`], its bytes [`mod@format`]). Refuses: opinions on how commands
+//! reach the machine: one broker's file does today, a quorum can. Read next: [`state`].
 
 pub mod format;
+pub mod journal;
 pub mod name;
 pub mod state;
 
