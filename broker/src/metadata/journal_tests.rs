@@ -5,7 +5,7 @@ use headwater_storage::OsFiles;
 use tempfile::TempDir;
 
 fn files() -> Arc<dyn Files> {
-    Arc::new(OsFiles::default())
+    Arc::new(OsFiles)
 }
 
 fn open(root: &TempDir) -> Result<Opened, JournalError> {
