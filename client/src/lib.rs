@@ -14,7 +14,7 @@
 //! # Ok(()) }
 //! ```
 
-// Producers and consumers, which follow, use the rest of these.
+// Consumers, which follow, use the rest of these.
 #![allow(dead_code)]
 
 mod admin;
@@ -23,6 +23,7 @@ mod connection;
 mod error;
 mod metadata;
 mod partitioner;
+mod producer;
 pub mod quic;
 mod retry;
 mod stream;
@@ -34,12 +35,16 @@ pub use admin::{
 };
 pub use config::{ClientConfig, ConfigError};
 pub use error::{ConsumeError, Error, LeaderHint, ProduceError, Refusal};
+pub use headwater_proto::batch::{Codec, Header, TimestampType};
+pub use headwater_proto::wire::{Acks, Durability};
 pub use headwater_proto::{ErrorCode, TopicId};
 pub use partitioner::{PartitionContext, PartitionFn, Partitioner, partition_for_key};
+pub use producer::{Acknowledgement, Delivery, Producer, ProducerBuilder, ProducerRecord};
 
 use std::sync::Arc;
 
 use crate::connection::Connections;
+use crate::metadata::Metadata;
 use crate::retry::Deadline;
 
 /// A partition of a topic.
@@ -68,6 +73,7 @@ impl std::fmt::Display for TopicPartition {
 #[derive(Clone)]
 pub struct Client {
     connections: Arc<Connections>,
+    metadata: Arc<Metadata>,
     broker: Arc<BrokerInfo>,
 }
 
@@ -98,7 +104,13 @@ impl Client {
             cluster_id: link.cluster_id.clone(),
             software: link.software.clone(),
         };
-        Ok(Client { connections, broker: Arc::new(broker) })
+        let metadata = Arc::new(Metadata::new(connections.clone()));
+        Ok(Client { connections, metadata, broker: Arc::new(broker) })
+    }
+
+    /// Sends records.
+    pub fn producer(&self) -> ProducerBuilder {
+        ProducerBuilder::new(self.connections.clone(), self.metadata.clone())
     }
 
     /// Topics, groups and brokers.

@@ -1,0 +1,197 @@
+//! How a record's sender learns what became of it.
+//!
+//! Owns: [`Delivery`], and the completion that all records of a batch share: one allocation a batch, none a record.
+//! Refuses: deciding outcomes (see [`super::window`]).
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::{Context, Poll, Waker};
+
+use headwater_proto::wire::Durability;
+
+use crate::connection::lock;
+use crate::error::ProduceError;
+
+/// A record that the cluster has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acknowledgement {
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The partition.
+    pub partition: u32,
+    /// The record's offset; -1 where it is not told (`acks=0`).
+    pub offset: i64,
+    /// The record's timestamp in the log, in milliseconds since 1970.
+    pub timestamp_ms: i64,
+    /// What the acknowledgement promises.
+    pub durability: Durability,
+    /// Whether the record was in the log already, from an attempt whose answer was lost. It stands there once.
+    pub duplicate: bool,
+}
+
+/// What became of a batch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Written {
+    /// -1: not told.
+    pub(crate) base_offset: i64,
+    /// -1: records keep their own timestamps.
+    pub(crate) log_append_time_ms: i64,
+    pub(crate) durability: Durability,
+    pub(crate) duplicate: bool,
+}
+
+/// The shared outcome of a batch's records.
+#[derive(Debug)]
+pub(crate) struct Completion {
+    topic: Arc<str>,
+    partition: u32,
+    outcome: OnceLock<Result<Written, ProduceError>>,
+    waiting: Mutex<Vec<Option<Waker>>>,
+}
+
+impl Completion {
+    pub(crate) fn new(topic: Arc<str>, partition: u32) -> Arc<Completion> {
+        Arc::new(Completion { topic, partition, outcome: OnceLock::new(), waiting: Mutex::default() })
+    }
+
+    pub(crate) fn topic(&self) -> &Arc<str> {
+        &self.topic
+    }
+
+    pub(crate) fn partition(&self) -> u32 {
+        self.partition
+    }
+
+    /// Tells everybody. The first outcome stays.
+    pub(crate) fn resolve(&self, outcome: Result<Written, ProduceError>) {
+        let _ = self.outcome.set(outcome);
+        let waiting = std::mem::take(&mut *lock(&self.waiting));
+        waiting.into_iter().flatten().for_each(Waker::wake);
+    }
+
+    /// Whether the outcome is known; else `waker` is woken when it is. `place` is the waiter's own, `None` at first.
+    fn poll(&self, place: &mut Option<usize>, waker: &Waker) -> bool {
+        if self.outcome.get().is_some() {
+            return true;
+        }
+        let mut waiting = lock(&self.waiting);
+        if self.outcome.get().is_some() {
+            return true;
+        }
+        match place.and_then(|place| waiting.get_mut(place)) {
+            Some(slot) => {
+                if slot.as_ref().is_none_or(|known| !known.will_wake(waker)) {
+                    *slot = Some(waker.clone());
+                }
+            }
+            None => {
+                *place = Some(waiting.len());
+                waiting.push(Some(waker.clone()));
+            }
+        }
+        false
+    }
+
+    /// Waits until the outcome is known.
+    pub(crate) async fn resolved(&self) {
+        let mut place = None;
+        std::future::poll_fn(|cx| if self.poll(&mut place, cx.waker()) { Poll::Ready(()) } else { Poll::Pending })
+            .await;
+    }
+}
+
+/// A record on its way: a future that yields the acknowledgement, or why there is none.
+///
+/// Deliveries of one partition finish in the order in which their records were sent. Dropping one does not take the
+/// record back.
+#[derive(Debug)]
+#[must_use = "a delivery that nobody looks at may fail unseen; await it, or flush and check"]
+pub struct Delivery {
+    completion: Arc<Completion>,
+    /// The record's place in its batch.
+    index: i32,
+    timestamp_ms: i64,
+    place: Option<usize>,
+}
+
+impl Delivery {
+    pub(crate) fn new(completion: Arc<Completion>, index: i32, timestamp_ms: i64) -> Delivery {
+        Delivery { completion, index, timestamp_ms, place: None }
+    }
+
+    /// The topic.
+    pub fn topic(&self) -> &Arc<str> {
+        &self.completion.topic
+    }
+
+    /// The partition that the record goes to.
+    pub fn partition(&self) -> u32 {
+        self.completion.partition
+    }
+
+    /// The outcome, if it is known already.
+    pub fn try_result(&self) -> Option<Result<Acknowledgement, ProduceError>> {
+        let outcome = self.completion.outcome.get()?;
+        Some(outcome.as_ref().map_err(Clone::clone).map(|written| Acknowledgement {
+            topic: self.completion.topic.clone(),
+            partition: self.completion.partition,
+            offset: if written.base_offset < 0 { -1 } else { written.base_offset + i64::from(self.index) },
+            timestamp_ms: if written.log_append_time_ms < 0 { self.timestamp_ms } else { written.log_append_time_ms },
+            durability: written.durability,
+            duplicate: written.duplicate,
+        }))
+    }
+}
+
+impl Future for Delivery {
+    type Output = Result<Acknowledgement, ProduceError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut place = self.place;
+        let known = self.completion.poll(&mut place, cx.waker());
+        self.place = place;
+        match self.try_result() {
+            Some(result) if known => Poll::Ready(result),
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        if let Some(place) = self.place
+            && let Some(slot) = lock(&self.completion.waiting).get_mut(place)
+        {
+            *slot = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    fn written(base_offset: i64) -> Written {
+        Written { base_offset, log_append_time_ms: -1, durability: Durability::Flushed, duplicate: false }
+    }
+
+    #[tokio::test]
+    async fn every_record_of_a_batch_learns_its_own_offset_from_one_outcome() {
+        let completion = Completion::new("t".into(), 3);
+        let mut deliveries: Vec<Delivery> =
+            (0..3).map(|i| Delivery::new(completion.clone(), i, 1000 + i64::from(i))).collect();
+        for delivery in &mut deliveries {
+            assert!(delivery.now_or_never().is_none());
+        }
+        drop(deliveries.remove(0));
+        let waiting = tokio::spawn(futures::future::join_all(deliveries));
+        tokio::task::yield_now().await;
+        completion.resolve(Ok(written(40)));
+        let told: Vec<_> = waiting.await.unwrap().into_iter().map(|r| r.unwrap()).collect();
+        assert_eq!(told.iter().map(|a| (a.offset, a.timestamp_ms)).collect::<Vec<_>>(), [(41, 1001), (42, 1002)]);
+        completion.resolve(Err(ProduceError::Closed));
+        assert!(Delivery::new(completion, 0, 0).await.is_ok(), "the first outcome stays");
+    }
+}

@@ -1,0 +1,558 @@
+//! The task that sends one partition's batches and takes their acknowledgements.
+//!
+//! Owns: the produce stream (opening it, and opening it again), its credit, timers. Refuses: deciding which batch is due
+//! ([`super::batcher`]) and what an answer means ([`super::window`]). Read next: [`super::window`].
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use futures::stream::{FuturesOrdered, StreamExt};
+use headwater_proto::batch::{BatchError, Codec};
+use headwater_proto::frame::{self, FrameEvent};
+use headwater_proto::wire::{self, call, call_response::Response, open};
+use headwater_proto::{ErrorCode, ResetCode};
+use quinn::{SendStream, VarInt};
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+use super::batcher::{Batcher, Filling};
+use super::delivery::{Completion, Written};
+use super::window::{Identity, Next, Window, WrongAnswer, restamp};
+use crate::connection::{Connections, Lease, lock};
+use crate::error::{Error, ProduceError, Refusal};
+use crate::metadata::{Metadata, TopicInfo};
+use crate::retry::Backoff;
+use crate::stream::FrameReader;
+
+/// Batches at least this large are compressed on the blocking pool, so that they hold up nobody.
+const COMPRESS_ELSEWHERE_BYTES: usize = 16 << 10;
+/// How long a producer that closes waits for a broker to have what needs no answer.
+pub(crate) const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+/// A timer that is not needed is set this far off.
+const FAR: Duration = Duration::from_secs(3600);
+
+/// What the partitions of a producer share.
+pub(crate) struct Shared {
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) metadata: Arc<Metadata>,
+    pub(crate) acks: wire::Acks,
+    pub(crate) codec: Codec,
+    pub(crate) delivery_timeout: Duration,
+    pub(crate) max_in_flight: usize,
+    /// The buffer's free bytes.
+    pub(crate) budget: Semaphore,
+    /// Senders that wait for room: while there are any, no batch lingers.
+    pub(crate) starving: AtomicUsize,
+    pub(crate) closed: CancellationToken,
+    /// No more records come: streams that need no answers end when everything is written.
+    pub(crate) finishing: CancellationToken,
+}
+
+/// A partition as its senders see it.
+pub(crate) struct Partition {
+    pub(crate) topic: Arc<TopicInfo>,
+    pub(crate) partition: u32,
+    pub(crate) batcher: Mutex<Batcher>,
+    /// Something may be due.
+    pub(crate) wake: Notify,
+}
+
+/// What is still to be written of a frame.
+#[derive(Default)]
+struct Outgoing {
+    request_id: u64,
+    front: Bytes,
+    payload: Bytes,
+}
+
+impl Outgoing {
+    fn is_done(&self) -> bool {
+        self.front.is_empty() && self.payload.is_empty()
+    }
+
+    /// What may be written within `credit` bytes of payload.
+    fn chunks(&self, credit: u64) -> [Bytes; 2] {
+        let payload = self.payload.len().min(usize::try_from(credit).unwrap_or(usize::MAX));
+        [self.front.clone(), self.payload.slice(..payload)]
+    }
+
+    /// `bytes` were written. Returns how many of them were payload.
+    fn advance(&mut self, bytes: usize) -> u64 {
+        let front = bytes.min(self.front.len());
+        self.front.advance(front);
+        self.payload.advance(bytes - front);
+        (bytes - front) as u64
+    }
+}
+
+/// An open produce stream.
+struct Stream {
+    lease: Lease,
+    send: SendStream,
+    answers: FrameReader<wire::ProduceResponse>,
+    credit: u64,
+    outgoing: Outgoing,
+}
+
+impl Stream {
+    /// Waits until the broker has everything that was written: with `acks=0` nothing else tells.
+    async fn finish(&mut self) {
+        if self.send.finish().is_ok() {
+            let _ = self.send.stopped().await;
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // Dropping would finish it, as if half a frame were whole.
+        let _ = self.send.reset(VarInt::from_u32(ResetCode::Done.number()));
+    }
+}
+
+/// Why no stream can be had.
+enum NoStream {
+    /// Trying again can help.
+    Later(Error),
+    /// It cannot, for the records that are here now.
+    Refused(ProduceError),
+    /// The topic is gone.
+    Gone(ProduceError),
+}
+
+type Built = (Pending, Result<Bytes, BatchError>);
+
+/// What stays of a [`Filling`] once its builder is at work.
+struct Pending {
+    completion: Arc<Completion>,
+    records: i32,
+    expires_at: Instant,
+    charge: usize,
+}
+
+/// The task's own state.
+pub(crate) struct Sender {
+    shared: Arc<Shared>,
+    partition: Arc<Partition>,
+    window: Window,
+    /// Batches being compressed, oldest first.
+    building: FuturesOrdered<JoinHandle<Built>>,
+    backoff: Backoff,
+    /// The producer id is used up.
+    needs_identity: bool,
+}
+
+impl Sender {
+    pub(crate) fn new(shared: Arc<Shared>, partition: Arc<Partition>, identity: Option<Identity>) -> Sender {
+        let window = Window::new(identity, shared.max_in_flight);
+        let backoff = Backoff::new(&shared.connections.config);
+        Sender { shared, partition, window, building: FuturesOrdered::new(), backoff, needs_identity: false }
+    }
+
+    /// Runs until the producer is closed or the topic is gone; then everything left fails.
+    pub(crate) async fn run(mut self) {
+        let closed = self.shared.closed.clone();
+        let end = tokio::select! {
+            biased;
+            () = closed.cancelled() => ProduceError::Closed,
+            error = self.serve() => error,
+        };
+        let left = lock(&self.partition.batcher).close(end.clone());
+        self.fail_all(&end, left).await;
+    }
+
+    /// One stream after another. Returns why there will be no further one.
+    async fn serve(&mut self) -> ProduceError {
+        loop {
+            self.wait_for_work().await;
+            if self.is_idle() {
+                return ProduceError::Closed;
+            }
+            let opened = match self.needs_identity {
+                true => self.another_identity().await,
+                false => Ok(()),
+            };
+            let opened = match opened {
+                Ok(()) => self.open().await,
+                Err(error) => Err(NoStream::Later(error)),
+            };
+            let left = match opened {
+                Ok(stream) => self.drive(stream).await,
+                Err(NoStream::Later(error)) => Err(error),
+                Err(NoStream::Gone(error)) => return error,
+                Err(NoStream::Refused(error)) => {
+                    let queued = lock(&self.partition.batcher).drain();
+                    self.fail_all(&error, queued).await;
+                    Ok(())
+                }
+            };
+            if let Err(error) = left {
+                let Partition { topic, partition, .. } = &*self.partition;
+                tracing::debug!(topic = &*topic.name, partition, %error, "no produce stream");
+            }
+            self.pause().await;
+        }
+    }
+
+    /// A producer id of its own for this partition.
+    async fn another_identity(&mut self) -> Result<(), Error> {
+        let shared = self.shared.clone();
+        let identity = self.expiring(allocate_identity(&shared.connections)).await?;
+        self.window.become_producer(identity);
+        self.needs_identity = false;
+        Ok(())
+    }
+
+    /// Fails what was sent, what is being built and what was `queued`.
+    async fn fail_all(&mut self, error: &ProduceError, queued: Vec<Filling>) {
+        let next = self.window.abandon(|_| error.clone());
+        self.needs_identity |= next == Next::NewIdentity;
+        while let Some(built) = self.building.next().await {
+            if let Ok((rest, _)) = built {
+                self.fail(&rest.completion, rest.charge, error.clone());
+            }
+        }
+        for filling in queued {
+            self.fail(&filling.completion, filling.charge, error.clone());
+        }
+        self.give_back();
+    }
+
+    /// Until there is something to send, or nothing will come.
+    async fn wait_for_work(&mut self) {
+        while self.is_idle() && !self.shared.finishing.is_cancelled() {
+            tokio::select! {
+                () = self.partition.wake.notified() => {}
+                () = self.shared.finishing.cancelled() => {}
+            }
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.window.is_empty() && self.building.is_empty() && lock(&self.partition.batcher).is_empty()
+    }
+
+    /// The pause between two attempts, in which records still expire.
+    async fn pause(&mut self) {
+        let end = Instant::now() + self.backoff.next(rand::random());
+        self.expiring(sleep_until(end)).await;
+    }
+
+    /// Waits for `work`, while records whose time is up are failed.
+    async fn expiring<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let timer = self.expires_at();
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                Some(built) = self.building.next(), if !self.building.is_empty() => self.built(built),
+                () = sleep_until(timer) => self.expire(),
+                // A new record may be the first to expire.
+                () = self.partition.wake.notified() => {}
+            }
+        }
+    }
+
+    fn expires_at(&self) -> Instant {
+        let queued = lock(&self.partition.batcher).expires_at();
+        [self.window.expires_at(), queued].into_iter().flatten().min().unwrap_or_else(|| Instant::now() + FAR)
+    }
+
+    fn expire(&mut self) {
+        let now = Instant::now();
+        let after = self.shared.delivery_timeout;
+        let timed_out = |completion: &Completion, sent: bool| ProduceError::TimedOut {
+            topic: completion.topic().clone(),
+            partition: completion.partition(),
+            after,
+            sent,
+        };
+        self.window.expire(now, timed_out);
+        let expired = lock(&self.partition.batcher).expire(now);
+        for filling in expired {
+            self.fail(&filling.completion, filling.charge, timed_out(&filling.completion, false));
+        }
+        self.give_back();
+    }
+
+    fn fail(&self, completion: &Completion, charge: usize, error: ProduceError) {
+        completion.resolve(Err(error));
+        self.shared.budget.add_permits(charge);
+    }
+
+    fn give_back(&mut self) {
+        self.shared.budget.add_permits(self.window.take_freed());
+    }
+
+    /// Opens a produce stream to the leader, as it is known or asked anew.
+    async fn open(&mut self) -> Result<Stream, NoStream> {
+        let (shared, partition) = (self.shared.clone(), self.partition.clone());
+        let identity = self.window.identity();
+        let timeout = shared.connections.config.request_timeout;
+        let opening = async {
+            match tokio::time::timeout(timeout, open_stream(&shared, &partition, identity)).await {
+                Ok(result) => result,
+                Err(_) => Err(NoStream::Later(Error::TimedOut { what: "opening a produce stream", after: timeout })),
+            }
+        };
+        let (stream, opened) = self.expiring(opening).await?;
+        let last = (opened.last_sequence >= 0).then_some((opened.last_producer_epoch, opened.last_sequence));
+        self.window.reopened(last);
+        if opened.max_message_bytes > 0 {
+            lock(&self.partition.batcher).set_max_message_bytes(opened.max_message_bytes as usize);
+        }
+        Ok(stream)
+    }
+
+    /// Sends and takes answers until the stream ends.
+    async fn drive(&mut self, mut stream: Stream) -> Result<(), Error> {
+        let finishing = self.shared.finishing.clone();
+        let unanswered = self.shared.acks == wire::Acks::None;
+        loop {
+            let due_at = self.fill(&mut stream)?;
+            let expires_at = self.expires_at();
+            let timer = due_at.map_or(expires_at, |due| due.min(expires_at));
+            let mut chunks = stream.outgoing.chunks(stream.credit);
+            let writable = chunks.iter().any(|chunk| !chunk.is_empty());
+            tokio::select! {
+                biased;
+                answer = stream.answers.next() => {
+                    let message = match answer? {
+                        Some(FrameEvent::Header { message, payload_bytes: 0 }) => message,
+                        Some(_) => return Err(Error::Protocol("a payload on an answer to an append".into())),
+                        None => return Err(lost(&stream, &"the broker ended the stream")),
+                    };
+                    stream.credit = stream.credit.saturating_add(message.credit_bytes);
+                    self.answered(message)?;
+                }
+                written = stream.send.write_chunks(&mut chunks), if writable => {
+                    let written = written.map_err(|e| lost(&stream, &e))?;
+                    stream.credit -= stream.outgoing.advance(written.bytes);
+                    if stream.outgoing.is_done() && unanswered {
+                        let request_id = stream.outgoing.request_id;
+                        self.window.unanswered(request_id).map_err(|e| Error::Protocol(e.to_string()))?;
+                        self.give_back();
+                    }
+                }
+                Some(built) = self.building.next(), if !self.building.is_empty() => self.built(built),
+                () = finishing.cancelled(), if unanswered && self.is_idle() && stream.outgoing.is_done() => {
+                    stream.finish().await;
+                    return Ok(());
+                }
+                () = sleep_until(timer) => self.expire(),
+                () = self.partition.wake.notified() => {}
+            }
+        }
+    }
+
+    /// Moves due batches into the window and the next one of the window onto the stream. Returns when the next becomes due.
+    fn fill(&mut self, stream: &mut Stream) -> Result<Option<Instant>, Error> {
+        let now = Instant::now();
+        let mut due_at = None;
+        while self.window.room() > self.building.len() {
+            let hurry = self.shared.starving.load(Ordering::Relaxed) > 0;
+            let filling = {
+                let mut batcher = lock(&self.partition.batcher);
+                let filling = batcher.take(now, hurry);
+                due_at = batcher.due_at();
+                filling
+            };
+            let Some(filling) = filling else { break };
+            self.build(filling);
+        }
+        if stream.outgoing.is_done()
+            && let Some((request_id, payload)) = self.window.next_to_send()
+        {
+            let request = wire::ProduceRequest { request_id, partition: self.partition.partition };
+            stream.outgoing = Outgoing { request_id, front: frame::encode(&request, payload.len()), payload };
+        }
+        Ok(due_at)
+    }
+
+    /// Makes a batch of what was collected: here, or where it is large and must be compressed, on the blocking pool.
+    fn build(&mut self, filling: Filling) {
+        let Filling { mut builder, completion, since, charge } = filling;
+        let records = i32::try_from(builder.record_count()).unwrap_or(i32::MAX);
+        let expires_at = since + self.shared.delivery_timeout;
+        let rest = Pending { completion, records, expires_at, charge };
+        let small = builder.size_estimate() < COMPRESS_ELSEWHERE_BYTES || self.shared.codec == Codec::None;
+        if small && self.building.is_empty() {
+            if let Some((identity, sequence)) = self.window.stamp() {
+                builder.set_producer(identity.id, identity.epoch, sequence);
+            }
+            let batch = builder.build();
+            self.admit(rest, batch);
+        } else {
+            self.building.push_back(tokio::task::spawn_blocking(move || (rest, builder.build())));
+        }
+    }
+
+    /// Takes in a batch that was built before its sequence was known.
+    fn built(&mut self, built: Result<Built, tokio::task::JoinError>) {
+        // A builder that panicked takes its records' completion with it; nothing else can end the job.
+        let Ok((rest, batch)) = built else { return };
+        let batch = match (batch, self.window.stamp()) {
+            (Ok(batch), Some((identity, sequence))) => Ok(restamp(batch, identity, sequence)),
+            (batch, _) => batch,
+        };
+        self.admit(rest, batch);
+    }
+
+    fn admit(&mut self, rest: Pending, batch: Result<Bytes, BatchError>) {
+        let error = match batch {
+            Ok(batch) => {
+                let batcher = lock(&self.partition.batcher);
+                if batch.len() <= batcher.max_message_bytes() {
+                    drop(batcher);
+                    return self.window.admit(batch, rest.records, rest.completion, rest.expires_at, rest.charge);
+                }
+                batcher.too_large(batch.len())
+            }
+            Err(error) => ProduceError::Refused {
+                topic: self.partition.topic.name.clone(),
+                partition: self.partition.partition,
+                refusal: wire::Error::new(ErrorCode::InvalidRecord, error.to_string()).into(),
+            },
+        };
+        self.fail(&rest.completion, rest.charge, error);
+    }
+
+    /// An answer.
+    ///
+    /// # Errors
+    /// When the stream is of no more use: after a refusal everything behind it is refused too.
+    fn answered(&mut self, answer: wire::ProduceResponse) -> Result<(), Error> {
+        if let Some(error) = answer.error {
+            let refusal = Refusal::from(error);
+            if answer.request_id != 0 {
+                let next = self.window.refused(answer.request_id, refusal.clone()).map_err(wrong)?;
+                self.needs_identity |= next == Next::NewIdentity;
+                self.give_back();
+            }
+            return Err(Error::Refused(refusal));
+        }
+        if answer.request_id == 0 {
+            return Ok(());
+        }
+        let [batch] = &answer.batches[..] else {
+            return Err(Error::Protocol("an acknowledgement that does not name its batch".into()));
+        };
+        let written = Written {
+            base_offset: batch.base_offset,
+            log_append_time_ms: batch.log_append_time_ms,
+            durability: answer.durability(),
+            duplicate: batch.duplicate,
+        };
+        self.window.acknowledged(answer.request_id, written).map_err(wrong)?;
+        self.give_back();
+        self.backoff.reset();
+        Ok(())
+    }
+}
+
+fn wrong(answer: WrongAnswer) -> Error {
+    Error::Protocol(answer.to_string())
+}
+
+fn lost(stream: &Stream, reason: &dyn std::fmt::Display) -> Error {
+    Error::ConnectionLost { address: stream.lease.link.address().to_string(), reason: reason.to_string() }
+}
+
+/// A producer id that nobody else has.
+pub(crate) async fn allocate_identity(connections: &Arc<Connections>) -> Result<Identity, Error> {
+    let request = call::Request::AllocateProducerId(wire::AllocateProducerId {});
+    match connections.call("allocate producer id", request).await? {
+        Response::AllocateProducerId(answer) => Ok(Identity {
+            id: answer.producer_id,
+            epoch: i16::try_from(answer.producer_epoch)
+                .map_err(|_| Error::Protocol(format!("producer epoch {}", answer.producer_epoch)))?,
+        }),
+        _ => Err(Error::Protocol("no answer to allocate producer id".into())),
+    }
+}
+
+async fn open_stream(
+    shared: &Shared,
+    partition: &Partition,
+    identity: Option<Identity>,
+) -> Result<(Stream, wire::ProduceOpened), NoStream> {
+    let later = |error: Error| if error.retryable() { NoStream::Later(error) } else { NoStream::Refused(error.into()) };
+    let name = &partition.topic.name;
+    let gone = |why: String| {
+        let refusal = wire::Error::new(ErrorCode::UnknownTopicId, why).into();
+        NoStream::Gone(ProduceError::Refused { topic: name.clone(), partition: partition.partition, refusal })
+    };
+    let unknown_topic = |error: Error| match error.code() {
+        Some(ErrorCode::UnknownTopic) => NoStream::Gone(ProduceError::UnknownTopic { topic: name.clone() }),
+        _ => later(error),
+    };
+    let mut info = shared.metadata.topic(name).await.map_err(unknown_topic)?;
+    let mut asked_anew = false;
+    loop {
+        if info.id != partition.topic.id {
+            return Err(gone(format!("topic {name:?} was deleted and created anew")));
+        }
+        let leader = info.leader(partition.partition).filter(|leader| leader.leader >= 0);
+        let refusal = match leader {
+            None => wire::Error::new(ErrorCode::NotLeader, "the partition has no leader").into(),
+            Some(leader) => {
+                let lease = shared.connections.lease(leader.leader, 0).await.map_err(later)?;
+                let request = wire::OpenProduce {
+                    topic_id: info.id.to_wire(),
+                    partition: partition.partition,
+                    producer_id: identity.map_or(-1, |i| i.id),
+                    producer_epoch: identity.map_or(-1, |i| i.epoch.into()),
+                    acks: shared.acks.into(),
+                    leader_epoch: leader.leader_epoch,
+                };
+                let (send, recv) = lease.link.open(open::Stream::Produce(request)).await.map_err(later)?;
+                let mut answers = FrameReader::<wire::ProduceOpened>::new(recv, lease.link.address().clone());
+                let opened = answers.message().await.map_err(later)?;
+                let opened = opened.ok_or_else(|| {
+                    later(Error::ConnectionLost {
+                        address: lease.link.address().to_string(),
+                        reason: "the produce stream ended before it was opened".into(),
+                    })
+                })?;
+                match opened.error.clone() {
+                    Some(error) => Refusal::from(error),
+                    None => {
+                        let answers = answers.followed_by().map_err(later)?;
+                        let credit = opened.credit_bytes;
+                        let outgoing = Outgoing::default();
+                        return Ok((Stream { lease, send, answers, credit, outgoing }, opened));
+                    }
+                }
+            }
+        };
+        // Another may lead by now, or the topic be gone; ask once, then wait.
+        let stale = matches!(
+            refusal.code,
+            ErrorCode::NotLeader
+                | ErrorCode::FencedLeaderEpoch
+                | ErrorCode::UnknownLeaderEpoch
+                | ErrorCode::UnknownTopicId
+                | ErrorCode::UnknownPartition
+        );
+        if stale && !asked_anew {
+            asked_anew = true;
+            info = shared.metadata.newer_than(name, Some(info.at)).await.map_err(unknown_topic)?;
+            continue;
+        }
+        return Err(match refusal.code {
+            _ if refusal.retryable => NoStream::Later(Error::Refused(refusal)),
+            // The broker that leads now has not heard of the topic yet.
+            ErrorCode::UnknownTopicId | ErrorCode::UnknownPartition => NoStream::Later(Error::Refused(refusal)),
+            _ => NoStream::Refused(ProduceError::Refused {
+                topic: name.clone(),
+                partition: partition.partition,
+                refusal,
+            }),
+        });
+    }
+}

@@ -1,0 +1,315 @@
+//! The batches of one partition that were sent and not yet acknowledged.
+//!
+//! Owns: sequences, the order of sending and resending, and what follows from each answer: pure. Refuses: streams,
+//! clocks, and batches that were never sent (see [`super::batcher`]). Read next: [`super::partition`], which drives it.
+//!
+//! What must always hold:
+//! * Sequences in the window follow one another without a gap, and the window's last one is followed by `next_sequence`.
+//! * A batch that a broker may have is sent again with the same sequence until its outcome is known, even after its
+//!   records were failed by the delivery timeout: leaving it out would leave a gap, and numbering those behind it anew
+//!   could double them, because a broker may have them too.
+//! * Sequences are given anew, under a higher producer epoch, only when it is certain that no batch of the window was
+//!   written: the broker refused the oldest one, and with it all behind it. The higher epoch fences copies that may still
+//!   be on their way.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use headwater_proto::ErrorCode;
+use headwater_proto::batch::{BatchHeader, HEADER_BYTES};
+use headwater_proto::wire::Durability;
+use tokio::time::Instant;
+
+use super::delivery::{Completion, Written};
+use crate::error::{ProduceError, Refusal};
+
+/// Who a producer is to a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) id: i64,
+    pub(crate) epoch: i16,
+}
+
+/// A batch in the window.
+#[derive(Debug)]
+pub(crate) struct Sent {
+    bytes: Bytes,
+    records: i32,
+    /// On the current stream; 0: not sent on it yet.
+    request_id: u64,
+    /// `None` once its records have failed and only its place in the sequence is still to be filled.
+    completion: Option<Arc<Completion>>,
+    expires_at: Instant,
+    /// Bytes of the producer's buffer.
+    charge: usize,
+    base_sequence: i32,
+    /// It was given to a stream at least once: a broker may have it.
+    tried: bool,
+    /// The broker said that its log holds it; only its offset is still to be told.
+    in_log: bool,
+}
+
+/// What to do after a refusal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Next {
+    /// Open the stream anew, after a pause, and send the window again as it is.
+    Resend,
+    /// As [`Next::Resend`], under a producer id of its own: the present one is of no more use.
+    NewIdentity,
+}
+
+/// The peer answered what was not asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("an answer to append {got} where {expected:?} was the oldest")]
+pub(crate) struct WrongAnswer {
+    got: u64,
+    expected: Option<u64>,
+}
+
+/// Sent and unacknowledged batches, oldest first.
+#[derive(Debug)]
+pub(crate) struct Window {
+    /// `None`: not idempotent.
+    identity: Option<Identity>,
+    next_sequence: i32,
+    in_flight: VecDeque<Sent>,
+    capacity: usize,
+    last_request_id: u64,
+    /// Bytes of the buffer that are free again.
+    freed: usize,
+}
+
+impl Window {
+    pub(crate) fn new(identity: Option<Identity>, capacity: usize) -> Window {
+        let in_flight = VecDeque::with_capacity(capacity);
+        Window { identity, next_sequence: 0, in_flight, capacity, last_request_id: 0, freed: 0 }
+    }
+
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.identity
+    }
+
+    /// How many more batches may be sent.
+    pub(crate) fn room(&self) -> usize {
+        self.capacity.saturating_sub(self.in_flight.len())
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.in_flight.is_empty()
+    }
+
+    /// The producer and sequence for the next batch, which must then be [`Window::admit`]ted.
+    pub(crate) fn stamp(&self) -> Option<(Identity, i32)> {
+        self.identity.map(|identity| (identity, self.next_sequence))
+    }
+
+    /// Takes a batch in that carries the current [`Window::stamp`].
+    pub(crate) fn admit(
+        &mut self,
+        bytes: Bytes,
+        records: i32,
+        completion: Arc<Completion>,
+        expires_at: Instant,
+        charge: usize,
+    ) {
+        let base_sequence = self.next_sequence;
+        self.next_sequence = after(base_sequence, records);
+        self.in_flight.push_back(Sent {
+            bytes,
+            records,
+            request_id: 0,
+            completion: Some(completion),
+            expires_at,
+            charge,
+            base_sequence,
+            tried: false,
+            in_log: false,
+        });
+    }
+
+    /// The next batch to be sent on the current stream, under its number there.
+    pub(crate) fn next_to_send(&mut self) -> Option<(u64, Bytes)> {
+        let unsent = self.in_flight.iter_mut().find(|sent| sent.request_id == 0)?;
+        self.last_request_id += 1;
+        unsent.request_id = self.last_request_id;
+        unsent.tried = true;
+        Some((unsent.request_id, unsent.bytes.clone()))
+    }
+
+    /// Another stream: everything is to be sent again, numbered from 1. `last`: epoch and sequence of the last batch of
+    /// this producer that the log holds. What the log holds is sent again all the same: the answer tells its offset, and
+    /// comes only when it is as durable as asked.
+    pub(crate) fn reopened(&mut self, last: Option<(i32, i32)>) {
+        self.last_request_id = 0;
+        let known = last.and_then(|(epoch, last_sequence)| {
+            self.identity.filter(|identity| i32::from(identity.epoch) == epoch)?;
+            self.in_flight.iter().position(|sent| after(sent.base_sequence, sent.records - 1) == last_sequence)
+        });
+        for (i, sent) in self.in_flight.iter_mut().enumerate() {
+            sent.request_id = 0;
+            sent.in_log = known.is_some_and(|known| i <= known);
+        }
+    }
+
+    /// The oldest batch is in the log.
+    pub(crate) fn acknowledged(&mut self, request_id: u64, written: Written) -> Result<(), WrongAnswer> {
+        let sent = self.take_oldest(request_id)?;
+        self.finish(sent, |_| Ok(written));
+        Ok(())
+    }
+
+    /// The oldest batch was refused, and so is everything behind it on this stream.
+    ///
+    /// # Errors
+    /// When another one is the oldest.
+    pub(crate) fn refused(&mut self, request_id: u64, refusal: Refusal) -> Result<Next, WrongAnswer> {
+        let oldest = self.in_flight.front().map(|sent| sent.request_id);
+        if oldest != Some(request_id) || request_id == 0 {
+            return Err(WrongAnswer { got: request_id, expected: oldest });
+        }
+        let in_log = self.in_flight.front().is_some_and(|sent| sent.in_log);
+        Ok(match refusal.code {
+            _ if refusal.retryable => Next::Resend,
+            // It is in the log; where, nobody remembers.
+            code if in_log || code == ErrorCode::DuplicateSequence => {
+                let written =
+                    Written { base_offset: -1, log_append_time_ms: -1, durability: Durability::None, duplicate: true };
+                self.acknowledged(request_id, written)?;
+                Next::Resend
+            }
+            // The log has forgotten this producer; nothing of the window is in it.
+            ErrorCode::UnknownProducerId => self.renew(),
+            code => {
+                let sent = self.take_oldest(request_id)?;
+                self.finish(sent, |completion| Err(refused(completion, refusal)));
+                if code == ErrorCode::InvalidProducerEpoch { Next::NewIdentity } else { self.renew() }
+            }
+        })
+    }
+
+    /// Sent, with no answer to come (`acks=0`).
+    pub(crate) fn unanswered(&mut self, request_id: u64) -> Result<(), WrongAnswer> {
+        let written =
+            Written { base_offset: -1, log_append_time_ms: -1, durability: Durability::None, duplicate: false };
+        self.acknowledged(request_id, written)
+    }
+
+    /// Gives the window's batches new sequences from 0 under a higher epoch. Only where none of them can be in the log.
+    fn renew(&mut self) -> Next {
+        match self.identity {
+            None => Next::Resend,
+            Some(Identity { epoch: i16::MAX, .. }) => Next::NewIdentity,
+            Some(Identity { id, epoch }) => {
+                self.become_producer(Identity { id, epoch: epoch + 1 });
+                Next::Resend
+            }
+        }
+    }
+
+    /// As another producer (or under another epoch): sequences begin at 0 again.
+    pub(crate) fn become_producer(&mut self, identity: Identity) {
+        self.identity = Some(identity);
+        self.in_flight.iter_mut().for_each(|sent| sent.in_log = false);
+        self.renumber(0, 0);
+    }
+
+    /// Gives the batches from the `first` on new sequences, from `sequence` on.
+    fn renumber(&mut self, first: usize, sequence: i32) {
+        self.next_sequence = sequence;
+        for sent in self.in_flight.iter_mut().skip(first) {
+            sent.base_sequence = self.next_sequence;
+            if let Some(identity) = self.identity {
+                sent.bytes = restamp(std::mem::take(&mut sent.bytes), identity, sent.base_sequence);
+            }
+            self.next_sequence = after(self.next_sequence, sent.records);
+        }
+    }
+
+    /// When the oldest records without an outcome fail.
+    pub(crate) fn expires_at(&self) -> Option<Instant> {
+        self.in_flight.iter().find(|sent| sent.completion.is_some()).map(|sent| sent.expires_at)
+    }
+
+    /// Fails the records whose time is up, oldest first; `failure` is told whether they were sent. A batch that a broker
+    /// may have keeps its place in the sequence; any other is let go.
+    pub(crate) fn expire(&mut self, now: Instant, failure: impl Fn(&Completion, bool) -> ProduceError) {
+        for sent in &mut self.in_flight {
+            match &sent.completion {
+                Some(completion) if now >= sent.expires_at => {
+                    completion.resolve(Err(failure(completion, sent.tried)));
+                    sent.completion = None;
+                }
+                Some(_) => break,
+                None => {}
+            }
+        }
+        let idempotent = self.identity.is_some();
+        let of_no_use =
+            |sent: &Sent| sent.completion.is_none() && if idempotent { !sent.tried } else { sent.request_id == 0 };
+        // Those never sent stand behind all that were.
+        if let Some(first) = self.in_flight.iter().position(of_no_use) {
+            let sequence = self.in_flight.get(first).map_or(self.next_sequence, |sent| sent.base_sequence);
+            let freed: usize = self.in_flight.iter().filter(|sent| of_no_use(sent)).map(|sent| sent.charge).sum();
+            self.freed += freed;
+            self.in_flight.retain(|sent| !of_no_use(sent));
+            if idempotent {
+                self.renumber(first, sequence);
+            }
+        }
+    }
+
+    /// Fails everything: it is not sent again. What comes later is numbered anew, since a broker may have some of it.
+    pub(crate) fn abandon(&mut self, failure: impl Fn(&Completion) -> ProduceError) -> Next {
+        for sent in self.in_flight.drain(..) {
+            if let Some(completion) = &sent.completion {
+                completion.resolve(Err(failure(completion)));
+            }
+            self.freed += sent.charge;
+        }
+        self.renew()
+    }
+
+    /// Bytes of the buffer that became free since this was last asked.
+    pub(crate) fn take_freed(&mut self) -> usize {
+        std::mem::take(&mut self.freed)
+    }
+
+    fn take_oldest(&mut self, request_id: u64) -> Result<Sent, WrongAnswer> {
+        let expected = self.in_flight.front().map(|sent| sent.request_id);
+        let wrong = WrongAnswer { got: request_id, expected };
+        if expected != Some(request_id) || request_id == 0 {
+            return Err(wrong);
+        }
+        self.in_flight.pop_front().ok_or(wrong)
+    }
+
+    fn finish(&mut self, sent: Sent, outcome: impl FnOnce(&Completion) -> Result<Written, ProduceError>) {
+        if let Some(completion) = &sent.completion {
+            completion.resolve(outcome(completion));
+        }
+        self.freed += sent.charge;
+    }
+}
+
+fn refused(completion: &Completion, refusal: Refusal) -> ProduceError {
+    ProduceError::Refused { topic: completion.topic().clone(), partition: completion.partition(), refusal }
+}
+
+/// The sequence after `records` more; after the largest comes 0.
+fn after(sequence: i32, records: i32) -> i32 {
+    ((i64::from(sequence) + i64::from(records)) % (i64::from(i32::MAX) + 1)) as i32
+}
+
+/// The same records under another producer and sequence. Copies only where somebody else still holds the bytes.
+pub(crate) fn restamp(batch: Bytes, identity: Identity, base_sequence: i32) -> Bytes {
+    let Ok(header) = BatchHeader::parse(&batch) else { return batch };
+    let mut batch = batch.try_into_mut().unwrap_or_else(|shared| BytesMut::from(&*shared));
+    let (front, body) = batch.split_at_mut(HEADER_BYTES);
+    front.copy_from_slice(&header.with_producer(identity.id, identity.epoch, base_sequence, body).encode());
+    batch.freeze()
+}
+
+#[cfg(test)]
+#[path = "window_tests.rs"]
+mod tests;

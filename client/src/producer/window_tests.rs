@@ -1,0 +1,298 @@
+//! The window against a broker of a few lines: whatever gets lost or refused, the log holds every record once and in order.
+
+use super::*;
+use headwater_proto::batch::{BatchBuilder, BuildOptions};
+use headwater_proto::wire;
+use proptest::prelude::*;
+use std::time::Duration;
+
+const IDENTITY: Identity = Identity { id: 7, epoch: 0 };
+
+fn batch(window: &Window, value: u32, records: i32) -> Bytes {
+    let mut builder = BatchBuilder::new(BuildOptions::default());
+    for _ in 0..records {
+        builder.append(0, None, Some(&value.to_be_bytes()), &[]);
+    }
+    if let Some((identity, sequence)) = window.stamp() {
+        builder.set_producer(identity.id, identity.epoch, sequence);
+    }
+    builder.build().unwrap()
+}
+
+fn admit(window: &mut Window, value: u32, records: i32, expires_at: Instant) -> Arc<Completion> {
+    let completion = Completion::new("t".into(), 0);
+    window.admit(batch(window, value, records), records, completion.clone(), expires_at, 10);
+    completion
+}
+
+fn refusal(code: ErrorCode) -> Refusal {
+    wire::Error::new(code, "refused").into()
+}
+
+fn written(base_offset: i64) -> Written {
+    Written { base_offset, log_append_time_ms: -1, durability: Durability::Flushed, duplicate: false }
+}
+
+fn outcome(completion: &Arc<Completion>) -> Option<Result<i64, ErrorCode>> {
+    let result = super::super::Delivery::new(completion.clone(), 0, 0).try_result()?;
+    Some(result.map(|a| a.offset).map_err(|e| e.code().unwrap_or(ErrorCode::TimedOut)))
+}
+
+fn sequences(window: &Window) -> Vec<(i16, i32)> {
+    let headers = window.in_flight.iter().map(|sent| BatchHeader::parse(&sent.bytes).unwrap());
+    headers.map(|h| (h.producer_epoch, h.base_sequence)).collect()
+}
+
+#[test]
+fn what_was_sent_is_sent_again_with_its_sequence_on_another_stream() {
+    let far = Instant::now() + Duration::from_secs(60);
+    let mut window = Window::new(Some(IDENTITY), 5);
+    let first = admit(&mut window, 1, 3, far);
+    let second = admit(&mut window, 2, 2, far);
+    let (id, sent) = window.next_to_send().unwrap();
+    assert_eq!(id, 1);
+    assert_eq!(window.next_to_send().unwrap().0, 2);
+    assert!(window.next_to_send().is_none());
+    window.reopened(None);
+    assert_eq!(window.next_to_send().unwrap(), (1, sent), "the very same bytes");
+    window.acknowledged(1, written(100)).unwrap();
+    assert_eq!(outcome(&first), Some(Ok(100)));
+    assert!(window.acknowledged(1, written(100)).is_err(), "an answer nobody waits for");
+    assert_eq!(outcome(&second), None);
+    assert_eq!(window.take_freed(), 10);
+}
+
+#[test]
+fn a_refused_batch_fails_alone_and_those_behind_it_go_on_under_a_higher_epoch() {
+    let far = Instant::now() + Duration::from_secs(60);
+    let mut window = Window::new(Some(IDENTITY), 5);
+    let poison = admit(&mut window, 1, 3, far);
+    let behind = admit(&mut window, 2, 2, far);
+    let _ = (window.next_to_send(), window.next_to_send());
+    assert_eq!(window.refused(1, refusal(ErrorCode::InvalidRecord)), Ok(Next::Resend));
+    assert_eq!(outcome(&poison), Some(Err(ErrorCode::InvalidRecord)));
+    assert_eq!(outcome(&behind), None);
+    assert_eq!(sequences(&window), [(1, 0)]);
+    assert_eq!(window.stamp(), Some((Identity { id: 7, epoch: 1 }, 2)));
+    for sent in &window.in_flight {
+        headwater_proto::batch::check(&sent.bytes).expect("the checksum covers the new numbers");
+    }
+}
+
+#[test]
+fn a_timed_out_batch_that_a_broker_may_have_keeps_its_place_and_one_that_was_never_sent_gives_it_up() {
+    let now = Instant::now();
+    let mut window = Window::new(Some(IDENTITY), 5);
+    let sent = admit(&mut window, 1, 3, now);
+    let _ = window.next_to_send();
+    let unsent = admit(&mut window, 2, 4, now);
+    let young = admit(&mut window, 3, 5, now + Duration::from_secs(9));
+    let timed_out = |c: &Completion, sent| ProduceError::TimedOut {
+        topic: c.topic().clone(),
+        partition: 0,
+        after: Duration::ZERO,
+        sent,
+    };
+    window.expire(now, timed_out);
+    assert!(outcome(&sent).is_some() && outcome(&unsent).is_some() && outcome(&young).is_none());
+    assert_eq!(sequences(&window), [(0, 0), (0, 3)], "no gap before the young one");
+    window.reopened(None);
+    assert_eq!(window.next_to_send().map(|(id, _)| id), Some(1), "the timed out one goes first");
+    window.acknowledged(1, written(0)).unwrap();
+    let _ = window.next_to_send();
+    window.acknowledged(2, written(3)).unwrap();
+    assert_eq!(outcome(&young), Some(Ok(3)));
+    assert!(window.is_empty());
+}
+
+#[test]
+fn a_refusal_of_what_the_log_holds_already_is_no_failure() {
+    let far = Instant::now() + Duration::from_secs(60);
+    let mut window = Window::new(Some(IDENTITY), 5);
+    let first = admit(&mut window, 1, 3, far);
+    let _ = window.next_to_send();
+    window.reopened(Some((0, 2)));
+    let _ = window.next_to_send();
+    window.refused(1, refusal(ErrorCode::MessageTooLarge)).unwrap();
+    assert_eq!(outcome(&first), Some(Ok(-1)));
+}
+
+#[test]
+fn sequences_wrap_from_the_largest_to_zero() {
+    assert_eq!(after(i32::MAX - 1, 1), i32::MAX);
+    assert_eq!(after(i32::MAX, 1), 0);
+    assert_eq!(after(i32::MAX - 1, 5), 3);
+}
+
+/// What a broker knows of one producer: Kafka's rules.
+#[derive(Default)]
+struct Broker {
+    log: Vec<u32>,
+    epoch: i16,
+    next: i32,
+    /// Base sequence, last sequence, base offset of the last five.
+    recent: Vec<(i32, i32, i64)>,
+    forgot: bool,
+}
+
+impl Broker {
+    fn append(&mut self, batch: &Bytes, poison: &dyn Fn(u32) -> bool) -> Result<i64, ErrorCode> {
+        let header = headwater_proto::batch::check(batch).unwrap();
+        let records: Vec<u32> = headwater_proto::batch::Records::new(batch)
+            .unwrap()
+            .map(|r| u32::from_be_bytes(r.unwrap().value.unwrap()[..].try_into().unwrap()))
+            .collect();
+        if header.producer_epoch < self.epoch {
+            return Err(ErrorCode::InvalidProducerEpoch);
+        }
+        if header.producer_epoch == self.epoch && !self.forgot {
+            let (base, last) = (header.base_sequence, header.last_sequence());
+            if let Some(known) = self.recent.iter().find(|r| (r.0, r.1) == (base, last)) {
+                return Ok(known.2);
+            }
+        }
+        if poison(records[0]) {
+            return Err(ErrorCode::InvalidRecord);
+        }
+        let expected = if header.producer_epoch > self.epoch { 0 } else { self.next };
+        if self.forgot && header.base_sequence != 0 {
+            return Err(ErrorCode::UnknownProducerId);
+        }
+        if !self.forgot && header.base_sequence != expected {
+            return Err(ErrorCode::OutOfOrderSequence);
+        }
+        if header.producer_epoch > self.epoch || self.forgot {
+            self.recent.clear();
+        }
+        self.forgot = false;
+        self.epoch = header.producer_epoch;
+        self.next = after(header.last_sequence(), 1);
+        let offset = self.log.len() as i64;
+        self.log.extend(records);
+        self.recent.push((header.base_sequence, header.last_sequence(), offset));
+        if self.recent.len() > 5 {
+            self.recent.remove(0);
+        }
+        Ok(offset)
+    }
+
+    fn last(&self) -> Option<(i32, i32)> {
+        self.recent.last().map(|r| (i32::from(self.epoch), r.1))
+    }
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    /// A batch of so many records comes; one in sixteen is refused by the broker.
+    Send(i32, bool),
+    /// So many frames reach the broker.
+    Arrive(usize),
+    /// So many answers reach the client.
+    Answer(usize),
+    /// The connection is lost with everything on it; the broker still reads so many frames of it afterwards.
+    Lose(usize),
+    /// The oldest records' time is up.
+    Expire,
+    /// The broker forgets the producer, as it does after days.
+    Forget,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (1i32..4, proptest::bool::weighted(0.06)).prop_map(|(n, poison)| Step::Send(n, poison)),
+        6 => (1usize..4).prop_map(Step::Arrive),
+        6 => (1usize..4).prop_map(Step::Answer),
+        2 => (0usize..4).prop_map(Step::Lose),
+        1 => Just(Step::Expire),
+        1 => Just(Step::Forget),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(
+        std::env::var("HEADWATER_CASES").ok().and_then(|n| n.parse().ok()).unwrap_or(256)
+    ))]
+    #[test]
+    fn the_log_holds_every_batch_once_and_in_order_whatever_is_lost(steps in proptest::collection::vec(step(), 1..120)) {
+        let start = Instant::now();
+        let mut now = start;
+        let mut window = Window::new(Some(IDENTITY), 5);
+        let mut broker = Broker::default();
+        let mut poisoned = std::collections::HashSet::new();
+        let mut batches: Vec<(u32, i32, Arc<Completion>)> = Vec::new();
+        let mut wire_up: VecDeque<(u64, Bytes)> = VecDeque::new();
+        let mut wire_down: VecDeque<(u64, Result<i64, ErrorCode>)> = VecDeque::new();
+        let mut failed_stream = false;
+        // Runs the given steps, then lets everything arrive.
+        let settle = (0..200).flat_map(|_| [Step::Arrive(5), Step::Answer(5)]);
+        for step in steps.into_iter().chain(settle) {
+            match step {
+                Step::Send(records, poison) if window.room() > 0 => {
+                    let value = batches.len() as u32;
+                    if poison { poisoned.insert(value); }
+                    let completion = admit(&mut window, value, records, now + Duration::from_secs(10));
+                    batches.push((value, records, completion));
+                }
+                Step::Send(..) => {}
+                Step::Arrive(n) => for _ in 0..n {
+                    let Some((id, bytes)) = wire_up.pop_front() else { break };
+                    let result = if failed_stream { Err(ErrorCode::EarlierAppendFailed) } else {
+                        broker.append(&bytes, &|v| poisoned.contains(&v))
+                    };
+                    failed_stream |= result.is_err();
+                    wire_down.push_back((id, result));
+                },
+                Step::Answer(n) => for _ in 0..n {
+                    let Some((id, result)) = wire_down.pop_front() else { break };
+                    match result {
+                        Ok(offset) => window.acknowledged(id, written(offset)).unwrap(),
+                        Err(code) => {
+                            let next = window.refused(id, refusal(code)).unwrap();
+                            prop_assert_eq!(next, Next::Resend);
+                            wire_up.clear();
+                            wire_down.clear();
+                            failed_stream = false;
+                            window.reopened(broker.last());
+                        }
+                    }
+                },
+                Step::Lose(late) => {
+                    // Frames on their way may still be appended before the new stream opens.
+                    for (_, bytes) in wire_up.drain(..).take(late) {
+                        if failed_stream || broker.append(&bytes, &|v| poisoned.contains(&v)).is_err() { break }
+                    }
+                    wire_down.clear();
+                    failed_stream = false;
+                    window.reopened(broker.last());
+                }
+                Step::Expire => {
+                    now += Duration::from_secs(4);
+                    window.expire(now, |c, sent| ProduceError::TimedOut {
+                        topic: c.topic().clone(), partition: 0, after: Duration::ZERO, sent,
+                    });
+                }
+                // Only where nothing is unanswered: days pass before a broker forgets.
+                Step::Forget if window.is_empty() => broker.forgot = true,
+                Step::Forget => {}
+            }
+            while let Some(sent) = window.next_to_send() { wire_up.push_back(sent) }
+        }
+        prop_assert!(window.is_empty(), "everything is answered in the end: {window:?}");
+        prop_assert_eq!(window.take_freed(), batches.len() * 10);
+        let mut in_order = Vec::new();
+        for (value, records, completion) in &batches {
+            let copies = broker.log.iter().filter(|v| *v == value).count() as i32;
+            match outcome(completion).unwrap() {
+                Ok(offset) => {
+                    prop_assert_eq!(copies, *records, "acknowledged: there once");
+                    prop_assert_eq!(broker.log[offset as usize], *value);
+                }
+                Err(ErrorCode::InvalidRecord) => prop_assert_eq!(copies, 0, "refused: not there"),
+                Err(ErrorCode::TimedOut) => prop_assert!(copies == 0 || copies == *records),
+                Err(other) => prop_assert!(false, "{}", other),
+            }
+            if copies > 0 { in_order.extend(std::iter::repeat_n(*value, *records as usize)); }
+        }
+        prop_assert_eq!(&broker.log, &in_order, "in the order of sending");
+    }
+}
