@@ -99,6 +99,21 @@ fn a_frame_that_is_cut_or_followed_by_something_is_refused() {
 }
 
 #[test]
+fn gzip_and_zstd_have_levels_with_ends_and_a_default() {
+    let size = |codec, level| {
+        let mut out = Vec::new();
+        compression::compress(codec, level, &text(), &mut out).unwrap();
+        out.len()
+    };
+    for (codec, default, fastest, smallest) in [(Codec::Gzip, -1, 1, 9), (Codec::Zstd, 0, -50, 19)] {
+        assert_eq!(size(codec, None), size(codec, Some(default)), "{codec}");
+        assert!(size(codec, Some(fastest)) > size(codec, Some(smallest)), "{codec}");
+    }
+    assert_eq!(size(Codec::Gzip, Some(9)), size(Codec::Gzip, Some(i32::MAX)));
+    assert_eq!(size(Codec::Zstd, Some(22)), size(Codec::Zstd, Some(i32::MAX)));
+}
+
+#[test]
 fn gzip_and_zstd_are_read_one_after_another() {
     for codec in [Codec::Gzip, Codec::Zstd] {
         let mut twice = Vec::new();

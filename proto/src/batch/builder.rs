@@ -56,6 +56,21 @@ impl Default for BuildOptions {
 }
 
 /// Collects records and makes them a batch.
+///
+/// ```
+/// use headwater_proto::batch::{BatchBuilder, BuildOptions, Codec, Records, check};
+///
+/// let mut builder = BatchBuilder::new(BuildOptions { codec: Codec::Zstd, ..BuildOptions::default() });
+/// builder.append(1_700_000_000_000, Some(b"key"), Some(b"value"), &[]);
+/// let batch = builder.build()?;
+///
+/// let header = check(&batch)?;
+/// assert_eq!((header.record_count, header.last_offset()), (1, 0));
+/// for record in Records::new(&batch)? {
+///     assert_eq!(record?.value.as_deref(), Some(b"value".as_slice()));
+/// }
+/// # Ok::<(), headwater_proto::batch::BatchError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct BatchBuilder {
     options: BuildOptions,

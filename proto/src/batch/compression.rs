@@ -115,8 +115,8 @@ const PIECE_BYTES: usize = 64 << 10;
 /// Decompressed bytes that are reserved ahead for each compressed one.
 const EXPECTED_RATIO: usize = 4;
 
-/// Appends `data`, compressed, to `out`. `level` is gzip's (0 to 9) or zstd's; the others have none. A level beyond the
-/// codec's range means its nearest end.
+/// Appends `data`, compressed, to `out`. `level` is gzip's (0 to 9; below 0 its default, as Kafka's -1) or zstd's; the
+/// others have none. A level beyond the codec's range means its nearest end.
 pub fn compress(codec: Codec, level: Option<i32>, data: &[u8], out: &mut Vec<u8>) -> Result<(), BatchError> {
     let done = match codec {
         Codec::None => out.write_all(data),
@@ -171,7 +171,7 @@ pub(super) fn failed(codec: Codec, error: &io::Error) -> BatchError {
 }
 
 fn compress_gzip(level: Option<i32>, data: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
-    let level = level.map_or(DEFAULT_GZIP_LEVEL, |level| level.clamp(0, 9) as u32);
+    let level = level.and_then(|level| u32::try_from(level).ok()).map_or(DEFAULT_GZIP_LEVEL, |level| level.min(9));
     let mut encoder = flate2::write::GzEncoder::new(out, flate2::Compression::new(level));
     encoder.write_all(data)?;
     encoder.finish().map(drop)
