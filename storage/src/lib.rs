@@ -11,10 +11,12 @@ pub mod epochs;
 pub mod error;
 pub mod files;
 pub mod index;
+pub mod inspect;
 pub mod metrics;
 pub mod offsets_schema;
 mod os;
 pub mod producers;
+pub mod transactions;
 
 pub use config::{Cleanup, LogConfig, LogIdentity, OpenHints};
 pub use datadir::{DataDir, DataDirError, NewIdentity, PartitionFolder};

@@ -417,8 +417,8 @@ pub struct SnapshotFault {
 }
 
 const SNAPSHOT_VERSION: i16 = 1;
-const SNAPSHOT_HEADER_BYTES: usize = 10;
-const SNAPSHOT_ENTRY_BYTES: usize = 46;
+pub(crate) const SNAPSHOT_HEADER_BYTES: usize = 10;
+pub(crate) const SNAPSHOT_ENTRY_BYTES: usize = 46;
 
 fn crc32c(bytes: &[u8]) -> u32 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32

@@ -91,6 +91,11 @@ impl Records {
         &self.header
     }
 
+    /// Bytes of all the records, decompressed.
+    pub fn data_len(&self) -> usize {
+        self.data.len()
+    }
+
     fn read(&mut self) -> Result<Record, RecordFault> {
         let mut input = self.data.get(self.position..).unwrap_or_default();
         let length = length(read_i32(&mut input)?)?;

@@ -1,0 +1,332 @@
+//! `segment verify`: whether the files of a partition are whole, and agree with each other.
+//!
+//! Owns: what every file must say. Batches are judged by `scan.rs`, their records here; then the offset index, the time index, the
+//! transaction index, the `.crc`, the producer snapshots, the leader epoch checkpoint and `partition.metadata` are held against them.
+//! Refuses: to mend anything. What Kafka wrote is never a fault, whatever its version: indexes that older ones wrote for several batches
+//! at once, gaps that compaction left, and a `.crc` that no longer fits because Kafka went on here are notes.
+//! Read next: `verify/indexes.rs` and `verify/crc.rs`.
+//!
+//! The smaller files are read before the log, so that beside a running broker they are never ahead of it.
+
+mod crc;
+mod indexes;
+mod producers;
+
+use std::collections::HashMap;
+
+use headwater_proto::batch::{BatchHeader, Record, Records, control};
+use serde::Serialize;
+
+use super::scan::{FoundBatch, Item};
+use super::{Fault, FaultKind, InspectError, SegmentFile, Target, at, name};
+use crate::checkpoint::PARTITION_METADATA;
+use crate::epochs::{self, LeaderEpochs};
+use crc::CrcCheck;
+use indexes::{OffsetIndexCheck, OpenTransactions, TimeIndexCheck, TxnIndexCheck};
+use producers::SnapshotCheck;
+
+/// What was found.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct VerifyReport {
+    /// The path as given.
+    pub path: String,
+    /// Batches that are whole and in their place.
+    pub batches: u64,
+    /// Their records.
+    pub records: u64,
+    /// What is wrong.
+    pub faults: Vec<Fault>,
+    /// What is worth knowing and no fault.
+    pub notes: Vec<Fault>,
+}
+
+/// Faults of one file beyond so many are counted and not listed.
+const LISTED_FAULTS: usize = 1000;
+
+/// Verifies a target. `progress` is told of bytes of `.log` files as they are read.
+pub fn verify(target: &Target, progress: &dyn Fn(u64)) -> Result<VerifyReport, InspectError> {
+    let mut verifier = Verifier::new(target)?;
+    for segment in &target.segments {
+        verifier.segment(segment, progress)?;
+    }
+    verifier.finish()
+}
+
+/// Collects faults and notes, with a bound for each file.
+#[derive(Debug, Default)]
+struct Findings {
+    faults: Vec<Fault>,
+    notes: Vec<Fault>,
+    by_file: HashMap<String, usize>,
+}
+
+impl Findings {
+    fn fault(&mut self, file: &str, position: u64, offset: Option<i64>, kind: FaultKind, detail: impl Into<String>) {
+        let listed = self.by_file.entry(file.to_owned()).or_default();
+        *listed += 1;
+        if *listed <= LISTED_FAULTS {
+            self.faults.push(Fault { file: file.to_owned(), position, offset, kind, detail: detail.into() });
+        }
+    }
+
+    fn note(&mut self, file: &str, position: u64, offset: Option<i64>, kind: FaultKind, detail: impl Into<String>) {
+        if self.notes.iter().filter(|note| note.file == file).count() < LISTED_FAULTS {
+            self.notes.push(Fault { file: file.to_owned(), position, offset, kind, detail: detail.into() });
+        }
+    }
+
+    fn finish(mut self) -> (Vec<Fault>, Vec<Fault>) {
+        for (file, found) in self.by_file {
+            if let Some(last) = self.faults.iter_mut().rfind(|fault| fault.file == file && found > LISTED_FAULTS) {
+                last.detail.push_str(&format!("; {} more faults of this file are not listed", found - LISTED_FAULTS));
+            }
+        }
+        (self.faults, self.notes)
+    }
+}
+
+struct Verifier<'a> {
+    target: &'a Target,
+    report: VerifyReport,
+    findings: Findings,
+    epochs: Option<LeaderEpochs>,
+    snapshots: SnapshotCheck,
+    previous: Option<BatchHeader>,
+    /// Offset after the last batch so far.
+    end_offset: Option<i64>,
+    damaged: bool,
+    /// The log's end has not been trimmed: it is being written, or was not closed.
+    unfinished: bool,
+    gaps: Gaps,
+    /// The checkpoint contradicts a batch at this offset.
+    epoch_doubt: Option<i64>,
+    transactions: OpenTransactions,
+}
+
+/// Offsets that no batch covers. Compaction leaves many; a lost segment leaves one.
+#[derive(Debug, Default)]
+struct Gaps {
+    count: u64,
+    incomplete_batches: u64,
+    /// File and position where the log goes on, the first missing offset, the one that follows, and whether a segment begins there.
+    first: Option<(String, u64, i64, i64, bool)>,
+}
+
+impl<'a> Verifier<'a> {
+    fn new(target: &'a Target) -> Result<Verifier<'a>, InspectError> {
+        let mut findings = Findings::default();
+        let epochs = leader_epochs(target, &mut findings)?;
+        partition_metadata(target, &mut findings)?;
+        let snapshots = SnapshotCheck::read(target, &mut findings)?;
+        let report = VerifyReport { path: target.path().display().to_string(), ..VerifyReport::default() };
+        Ok(Verifier {
+            target,
+            report,
+            findings,
+            epochs,
+            snapshots,
+            previous: None,
+            end_offset: None,
+            damaged: false,
+            unfinished: false,
+            gaps: Gaps::default(),
+            epoch_doubt: None,
+            transactions: OpenTransactions::default(),
+        })
+    }
+
+    fn segment(&mut self, segment: &SegmentFile, progress: &dyn Fn(u64)) -> Result<(), InspectError> {
+        let crc = CrcCheck::read(self.target, segment, &mut self.findings)?;
+        let mut offsets = OffsetIndexCheck::read(self.target, segment, crc.is_some(), &mut self.findings)?;
+        let mut times = TimeIndexCheck::read(self.target, segment, &mut self.findings)?;
+        let mut transactions = TxnIndexCheck::read(self.target, segment, &mut self.findings)?;
+        let file = segment.name();
+        let Some(mut scanner) = self.target.scan(segment, self.epochs.clone(), self.previous)? else { return Ok(()) };
+        let mut damaged: Vec<(u64, u64)> = Vec::new();
+        let mut log_end = 0;
+        let mut first = true;
+        while let Some(item) = scanner.next().map_err(at(&segment.path))? {
+            let (position, header) = match item {
+                Item::Batch(found) => {
+                    progress(found.bytes.len() as u64);
+                    self.gap(&file, &found, first);
+                    let open = &mut self.transactions;
+                    open.batch(&found.header);
+                    let visit = |record: &Record| {
+                        transactions.record(&found.header, record, open);
+                        times.record(&found.header, record);
+                    };
+                    match deep(&found, visit) {
+                        Ok(records) => self.report.records += records,
+                        Err(detail) => {
+                            let offset = Some(found.header.base_offset);
+                            self.findings.fault(&file, found.position, offset, FaultKind::Records, detail);
+                        }
+                    }
+                    self.report.batches += 1;
+                    log_end = found.position + found.bytes.len() as u64;
+                    (found.position, found.header)
+                }
+                Item::Damage(damage) => {
+                    progress(damage.size);
+                    let repairable = if damage.mended.is_some() { " (repair can mend it)" } else { "" };
+                    let detail = format!("{}; {} bytes{repairable}", damage.detail, damage.size);
+                    self.findings.fault(&file, damage.position, Some(damage.expected_offset), damage.kind, detail);
+                    damaged.push((damage.position, damage.position + damage.size));
+                    self.damaged = true;
+                    offsets.pass_over(damage.position + damage.size);
+                    let Some((header, _)) = damage.mended else {
+                        times.uncertain();
+                        continue;
+                    };
+                    times.batch(&header, &mut self.findings);
+                    self.end_offset = Some(header.next_offset());
+                    first = false;
+                    continue;
+                }
+                Item::Tail(tail) => {
+                    progress(tail.size);
+                    if segment.next_base_offset.is_some() {
+                        let what = if tail.zeros { "zeros" } else { "bytes of an older segment" };
+                        let detail = format!(
+                            "{} {what} behind the segment's end were not trimmed when it was rolled",
+                            tail.size
+                        );
+                        self.findings.note(&file, tail.position, None, FaultKind::Tail, detail);
+                    }
+                    self.unfinished |= segment.next_base_offset.is_none();
+                    continue;
+                }
+            };
+            offsets.batch(position, &header, &mut self.findings);
+            times.batch(&header, &mut self.findings);
+            self.snapshots.batch(&file, position, &header, self.gaps.compacted(), &mut self.findings);
+            self.end_offset = Some(header.next_offset());
+            first = false;
+        }
+        offsets.finish(log_end, self.unfinished, self.gaps.compacted(), damaged.is_empty(), &mut self.findings);
+        times.finish(segment.next_base_offset.is_none() && self.unfinished, &mut self.findings);
+        transactions.finish(damaged.is_empty() && !self.gaps.compacted(), &mut self.findings);
+        if let Some(crc) = crc {
+            let closed = segment.next_base_offset.is_some() || !self.unfinished;
+            crc.run(self.target, segment, log_end, closed, &damaged, &mut self.findings)?;
+        }
+        self.previous = scanner.previous();
+        if let Some(doubt) = scanner.epoch_doubt() {
+            let detail =
+                format!("leader epoch {} where the checkpoint says {}; either is wrong", doubt.epoch, doubt.known);
+            self.findings.fault(&file, doubt.position, Some(doubt.offset), FaultKind::Epoch, detail);
+            self.epoch_doubt.get_or_insert(doubt.offset);
+        }
+        self.end_offset = self.end_offset.or(Some(segment.base_offset));
+        Ok(())
+    }
+
+    fn gap(&mut self, file: &str, found: &FoundBatch, first_of_segment: bool) {
+        let header = &found.header;
+        if i64::from(header.record_count) <= i64::from(header.last_offset_delta) {
+            self.gaps.incomplete_batches += 1;
+        }
+        let Some(expected) = self.end_offset.filter(|expected| *expected < header.base_offset) else { return };
+        self.gaps.count += 1;
+        let gap = || (file.to_owned(), found.position, expected, header.base_offset, first_of_segment);
+        self.gaps.first.get_or_insert_with(gap);
+    }
+
+    fn finish(mut self) -> Result<VerifyReport, InspectError> {
+        self.snapshots.finish(self.end_offset, self.gaps.compacted(), self.damaged, &mut self.findings);
+        if let Some(offset) = self.epoch_doubt {
+            let detail = format!("contradicts the batch at offset {offset}; either is wrong");
+            self.findings.fault(epochs::FILE_NAME, 0, Some(offset), FaultKind::LeaderEpochs, detail);
+        }
+        let late = |entry: &&epochs::EpochEntry| self.end_offset.is_some_and(|end| entry.start_offset > end);
+        if self.target.is_partition()
+            && !self.damaged
+            && let Some(entry) = self.epochs.iter().flat_map(|epochs| epochs.entries()).find(late)
+        {
+            let detail = format!("leader epoch {} begins beyond the log's end", entry.epoch);
+            self.findings.fault(epochs::FILE_NAME, 0, Some(entry.start_offset), FaultKind::LeaderEpochs, detail);
+        }
+        if let (Some((file, position, from, next, at_segment)), 1, 0) =
+            (self.gaps.first.take(), self.gaps.count, self.gaps.incomplete_batches)
+            && !self.damaged
+        {
+            let detail = format!("offsets {from} to {} are missing", next - 1);
+            // Compaction may leave a single gap, too; then nothing else contradicts it.
+            if self.target.is_partition() && (at_segment || !self.findings.faults.is_empty()) {
+                self.findings.fault(&file, position, Some(from), FaultKind::Offsets, detail);
+            } else {
+                self.findings.note(&file, position, Some(from), FaultKind::Offsets, detail);
+            }
+        }
+        (self.report.faults, self.report.notes) = self.findings.finish();
+        Ok(self.report)
+    }
+}
+
+impl Gaps {
+    /// Whether the log looks like one that was compacted.
+    fn compacted(&self) -> bool {
+        self.count > 1 || self.incomplete_batches > 0
+    }
+}
+
+/// Reads every record of a batch; the number of them.
+fn deep(found: &FoundBatch, mut visit: impl FnMut(&Record)) -> Result<u64, String> {
+    let mut count = 0;
+    for record in Records::new(&found.bytes).map_err(|error| error.to_string())? {
+        let record = record.map_err(|error| error.to_string())?;
+        if record.timestamp > found.header.max_timestamp {
+            let (offset, max) = (record.offset, found.header.max_timestamp);
+            return Err(format!(
+                "the record at offset {offset} is of {}, after the batch's largest timestamp {max}",
+                record.timestamp
+            ));
+        }
+        if found.header.is_control() {
+            control::parse_key(record.key.as_deref().unwrap_or_default()).map_err(|error| error.to_string())?;
+        }
+        visit(&record);
+        count += 1;
+    }
+    Ok(count)
+}
+
+fn leader_epochs(target: &Target, findings: &mut Findings) -> Result<Option<LeaderEpochs>, InspectError> {
+    let Some(bytes) = target.small_file(&target.dir.join(epochs::FILE_NAME))? else {
+        if target.is_partition() {
+            findings.note(epochs::FILE_NAME, 0, None, FaultKind::LeaderEpochs, "is missing");
+        }
+        return Ok(None);
+    };
+    match LeaderEpochs::decode(&bytes) {
+        Ok(epochs) => Ok(Some(epochs)),
+        Err(fault) => {
+            let position = line_position(&bytes, fault.line);
+            findings.fault(epochs::FILE_NAME, position, None, FaultKind::LeaderEpochs, fault.to_string());
+            Ok(None)
+        }
+    }
+}
+
+fn partition_metadata(target: &Target, findings: &mut Findings) -> Result<(), InspectError> {
+    if !target.is_partition() {
+        return Ok(());
+    }
+    match crate::checkpoint::read_partition_metadata(&*target.files, &target.dir) {
+        Ok(Some(_)) => {}
+        Ok(None) => findings.note(PARTITION_METADATA, 0, None, FaultKind::PartitionMetadata, "is missing"),
+        Err(error) => findings.fault(PARTITION_METADATA, 0, None, FaultKind::PartitionMetadata, error.to_string()),
+    }
+    Ok(())
+}
+
+/// Where a line (from 1) of a text begins.
+fn line_position(text: &[u8], line: usize) -> u64 {
+    text.split_inclusive(|byte| *byte == b'\n').take(line.saturating_sub(1)).map(<[u8]>::len).sum::<usize>() as u64
+}
+
+/// The name of a file of the same segment.
+fn sibling_name(segment: &SegmentFile, extension: &str) -> String {
+    name(&segment.sibling(extension))
+}
