@@ -162,6 +162,14 @@ impl RunningCrc {
         CrcEntry { position: self.position as u32, crc: self.hasher.clone().finalize() }
     }
 
+    /// The entries that became due and were not taken.
+    pub fn pending(&self) -> impl Iterator<Item = CrcEntry> + '_ {
+        self.pending.chunks_exact(ENTRY_BYTES).filter_map(|chunk| {
+            let (position, crc) = chunk.split_first_chunk::<4>()?;
+            Some(CrcEntry { position: u32::from_be_bytes(*position), crc: u32::from_be_bytes(crc.try_into().ok()?) })
+        })
+    }
+
     /// The bytes of the entries that became due since the last call, and where in the file they belong.
     pub fn take(&mut self) -> (u64, Vec<u8>) {
         let at = HEADER_BYTES + self.taken;

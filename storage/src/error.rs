@@ -6,6 +6,8 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use headwater_proto::batch::BatchError;
+
 use crate::files::is_full;
 
 /// The operating system refused something.
@@ -275,4 +277,9 @@ impl ReadError {
     pub fn retryable(&self) -> bool {
         false
     }
+}
+
+/// A batch on disk that is not one.
+pub(crate) fn bad_batch(path: &Path, position: u64, offset: Option<i64>, error: &BatchError) -> Corruption {
+    Corruption { path: path.into(), position, offset, detail: error.to_string() }
 }

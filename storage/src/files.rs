@@ -10,6 +10,9 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::map::Map;
+use crate::segment::OpenLimit;
+
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OpenMode {
@@ -21,6 +24,8 @@ pub enum OpenMode {
     CreateNew,
     /// For reading and writing; emptied if it exists.
     Create,
+    /// For reading and writing; made if it is missing.
+    Ensure,
 }
 
 /// One name in a directory.
@@ -70,6 +75,8 @@ pub trait Files: Debug + Send + Sync + 'static {
     /// Locks a file, which is created if missing, against every other process (and every other lock of it in this one) until what
     /// is returned is dropped. `WouldBlock` if somebody has it.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Lock>>;
+    /// The bound on segments that are open at once, over all logs that use these files.
+    fn open_limit(&self) -> &OpenLimit;
 }
 
 /// What [`Files::lock`] returns: the lock is let go when this is dropped.
@@ -98,6 +105,8 @@ pub trait File: Debug + Send + Sync {
     }
     /// Whether every byte of the range is in memory; `None` if the system cannot tell.
     fn is_resident(&self, offset: u64, len: u64) -> Option<bool>;
+    /// A read-only map of the first `len` bytes, which may reach beyond the end of the file.
+    fn map(self: Arc<Self>, path: &Path, len: u64) -> io::Result<Arc<Map>>;
 }
 
 /// Reads exactly `buffer.len()` bytes; `UnexpectedEof` if the file ends before.

@@ -3,6 +3,7 @@
 //! Owns: segments, indexes, checkpoints, producer state, recovery. Refuses: network, async, clocks (callers pass the time) and
 //! every use of the file system that does not go through [`files`]. Read next: [`files`], then [`datadir`].
 
+mod active;
 pub mod checkpoint;
 pub mod config;
 pub mod crcfile;
@@ -12,15 +13,27 @@ pub mod error;
 pub mod files;
 pub mod index;
 pub mod inspect;
+mod log;
+mod map;
 pub mod metrics;
 pub mod offsets_schema;
 mod os;
 pub mod producers;
+mod reader;
+mod recovery;
+mod retention;
+mod scan;
+mod segment;
 pub mod transactions;
 
 pub use config::{Cleanup, LogConfig, LogIdentity, OpenHints};
 pub use datadir::{DataDir, DataDirError, NewIdentity, PartitionFolder};
 pub use error::{AppendError, Corruption, FullDisk, IoFailure, LogError, OpenError, OutOfRange, Poisoned, ReadError};
 pub use files::{File, Files, OpenMode};
+pub use log::{BatchOutcome, Log, NewBatch};
+pub use map::Map;
 pub use os::OsFiles;
 pub use producers::{LastSequence, SequenceError};
+pub use reader::{Cursor, LogReader, Slice, TimestampOffset};
+pub use recovery::{CrcDisagreement, CutTail, RecoveryReport};
+pub use segment::OpenLimit;

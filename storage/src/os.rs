@@ -13,13 +13,37 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use crate::files::{DirEntry, File, Files, Lock, Metadata, OpenMode};
+use crate::map::Map;
+use crate::segment::OpenLimit;
 
 /// Most parts of one vectored write (`IOV_MAX`).
 const MAX_PARTS: usize = 1024;
 
 /// The operating system's files.
-#[derive(Debug, Default)]
-pub struct OsFiles;
+#[derive(Debug)]
+pub struct OsFiles {
+    open_limit: OpenLimit,
+}
+
+impl OsFiles {
+    /// Files with a bound on open segments that leaves most of the process's descriptors to others: a quarter of its
+    /// limit, at most 4,096.
+    pub fn new() -> OsFiles {
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(u64::MAX);
+        OsFiles::with_open_limit((descriptors / 4).clamp(16, 4096) as usize)
+    }
+
+    /// Files with at most this many segments open at once (a descriptor and a map each). Fewer cost reopening.
+    pub fn with_open_limit(segments: usize) -> OsFiles {
+        OsFiles { open_limit: OpenLimit::new(segments) }
+    }
+}
+
+impl Default for OsFiles {
+    fn default() -> Self {
+        OsFiles::new()
+    }
+}
 
 impl Files for OsFiles {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
@@ -30,6 +54,7 @@ impl Files for OsFiles {
             OpenMode::Write => options.write(true),
             OpenMode::CreateNew => options.write(true).create_new(true),
             OpenMode::Create => options.write(true).create(true).truncate(true),
+            OpenMode::Ensure => options.write(true).create(true),
         };
         Ok(Arc::new(OsFile(options.open(path)?)))
     }
@@ -87,6 +112,10 @@ impl Files for OsFiles {
             Err(fs::TryLockError::WouldBlock) => Err(ErrorKind::WouldBlock.into()),
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    fn open_limit(&self) -> &OpenLimit {
+        &self.open_limit
     }
 }
 
@@ -155,6 +184,11 @@ impl File for OsFile {
     fn is_resident(&self, offset: u64, len: u64) -> Option<bool> {
         cachestat::is_resident(&self.0, offset, len)
     }
+
+    fn map(self: Arc<Self>, path: &Path, len: u64) -> io::Result<Arc<Map>> {
+        let file: Arc<dyn File> = Arc::clone(&self) as Arc<dyn File>;
+        Map::of_descriptor(&self.0, file, path, len)
+    }
 }
 
 /// Takes disk space. Where the file system cannot (and off Linux), zeros are written, which takes it as surely.
@@ -176,6 +210,26 @@ fn reserve(file: &fs::File, offset: u64, len: u64) -> io::Result<()> {
         at += n;
     }
     Ok(())
+}
+
+/// Faults a range of a map in, as reads. `None` if the system has no such call.
+pub(crate) fn populate_read(mmap: &memmap2::Mmap, offset: usize, len: usize) -> Option<io::Result<()>> {
+    #[cfg(target_os = "linux")]
+    {
+        let page = rustix::param::page_size();
+        let start = offset / page * page;
+        match mmap.advise_range(memmap2::Advice::PopulateRead, start, offset + len - start) {
+            Ok(()) => Some(Ok(())),
+            Err(error) if error.kind() == ErrorKind::InvalidInput => None,
+            // EFAULT is how the kernel reports a page that cannot be read.
+            Err(error) => Some(Err(error)),
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (mmap, offset, len);
+        None
+    }
 }
 
 mod cachestat {

@@ -5,7 +5,7 @@ use headwater_storage::OsFiles;
 use tempfile::TempDir;
 
 fn files() -> Arc<dyn Files> {
-    Arc::new(OsFiles)
+    Arc::new(OsFiles::new())
 }
 
 fn open(root: &TempDir) -> Result<Opened, JournalError> {

@@ -31,7 +31,7 @@ fn fixtures() -> PathBuf {
 }
 
 fn target(path: &Path) -> Target {
-    Target::open(Arc::new(OsFiles), path).unwrap()
+    Target::open(Arc::new(OsFiles::new()), path).unwrap()
 }
 
 fn verified(path: &Path) -> VerifyReport {
@@ -319,7 +319,7 @@ fn junk_is_answered() {
         assert!(dumped(dir.path()).iter().all(|batch| !batch.valid));
         assert_eq!(stats(&target(dir.path()), &|_| ()).unwrap().batches, 0);
     }
-    let open = |path: &Path| Target::open(Arc::new(OsFiles), path).map(|_| ());
+    let open = |path: &Path| Target::open(Arc::new(OsFiles::new()), path).map(|_| ());
     assert!(matches!(open(&dir.path().join("nowhere")), Err(InspectError::NotFound(_))));
     assert!(matches!(open(&fixtures()), Err(InspectError::NoSegment(_))));
     assert!(matches!(

@@ -1,0 +1,687 @@
+//! Opening a log: what is checked when it was closed in good order, and what is scanned when it was not.
+//!
+//! Owns: the judgement of every file of a partition's folder, and what the log's state is at the start. Refuses: mending damage
+//! (the inspection's `repair` does, on a copy). Read next: `scan.rs`.
+//!
+//! * Below the recovery point everything was flushed: whatever is wrong there is corruption, and the log does not open.
+//! * From the recovery point on, the first batch that is invalid ends the log, and what follows is cut, if it can be a torn write:
+//!   at most `unflushed_limit_bytes` are ever written and not flushed, so a valid batch further beyond says that these bytes were
+//!   flushed, and that this is corruption too.
+//! * Reserved space reads as zeros, and a recycled file's rest holds batches with smaller offsets: both end the log without a loss.
+//! * The page cache is not believed: what lies beyond the recovery point is written again and synced before it counts, because pages
+//!   whose write failed may be clean in memory and missing on the disk.
+//! * Indexes, checksums, snapshots and epochs are made from the log; damaged ones are made anew and reported.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use headwater_proto::batch::{BatchHeader, Records, control};
+
+use crate::active::{Active, Place, crc_header, read_crc_file};
+use crate::checkpoint::{self, CheckpointError, parse_segment_file_name, segment_file_name};
+use crate::config::OpenHints;
+use crate::crcfile::RunningCrc;
+use crate::epochs::{self, LeaderEpochs};
+use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
+use crate::files::{self, Files, OpenMode, parent, read_exact_at};
+use crate::index::IndexBuilder;
+use crate::metrics as names;
+use crate::producers::{self, ProducerState};
+use crate::reader::{RecentEnds, SegmentEntry};
+use crate::scan::{self, Checked, IndexAudit, SegmentScan};
+use crate::segment::Segment;
+
+/// What opening a log found and did.
+#[derive(Debug, Clone, Default)]
+pub struct RecoveryReport {
+    /// The log was taken as it was closed: nothing was scanned.
+    pub clean: bool,
+    /// Bytes that were read and checked.
+    pub scanned_bytes: u64,
+    /// Batches that were read and checked.
+    pub scanned_batches: u64,
+    /// What was cut off the end: a torn write. Zeros and stale bytes of recycled files do not count.
+    pub cut: Option<CutTail>,
+    /// Files that were missing or made no sense, and were made anew from the log.
+    pub rebuilt: Vec<PathBuf>,
+    /// Segments whose reserved space was still there.
+    pub finished_trims: Vec<PathBuf>,
+    /// Checksum files that disagree with a log whose batches are all valid: Kafka wrote here, or the folder was copied
+    /// under another name. They were made anew.
+    pub crc_disagreements: Vec<CrcDisagreement>,
+}
+
+/// A torn write that recovery cut off.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CutTail {
+    /// The segment.
+    pub path: PathBuf,
+    /// Where it was cut, in bytes.
+    pub position: u64,
+    /// How many bytes were lost.
+    pub bytes: u64,
+    /// The offset that is next now.
+    pub next_offset: i64,
+    /// Why the bytes there are no batch.
+    pub detail: String,
+}
+
+/// A checksum file that disagrees with its log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CrcDisagreement {
+    /// The checksum file.
+    pub path: PathBuf,
+    /// The first position of the log up to which it disagrees; 0 if the file is for another segment or unreadable.
+    pub position: u64,
+    /// How it disagrees.
+    pub detail: String,
+}
+
+/// The state that a log begins with.
+#[derive(Debug)]
+pub(crate) struct Recovered {
+    pub(crate) sealed: Vec<SegmentEntry>,
+    pub(crate) active: Active,
+    pub(crate) producers: ProducerState,
+    pub(crate) epochs: LeaderEpochs,
+    pub(crate) epochs_changed: bool,
+    pub(crate) log_start: i64,
+    pub(crate) next_offset: i64,
+}
+
+/// Bytes at the end of the log in which the batches are looked up that a producers' snapshot does not hold. A producer that still
+/// waits for acknowledgements has its last five batches near the end.
+const REFILL_BYTES: u64 = 16 << 20;
+
+/// What all steps of opening a log need.
+struct Opening<'a> {
+    place: Place<'a>,
+    hints: OpenHints,
+    now_ms: i64,
+    report: RecoveryReport,
+    epochs: LeaderEpochs,
+    epochs_changed: bool,
+}
+
+/// Opens the folder of a partition.
+pub(crate) fn recover(
+    place: Place<'_>,
+    hints: OpenHints,
+    now_ms: i64,
+) -> Result<(Recovered, RecoveryReport), OpenError> {
+    let Place { files, dir, .. } = place;
+    let mut opening = Opening {
+        place,
+        hints,
+        now_ms,
+        report: RecoveryReport { clean: hints.clean_shutdown, ..Default::default() },
+        epochs: LeaderEpochs::default(),
+        epochs_changed: false,
+    };
+    if !files::exists(&**files, dir).during("look at", dir)? {
+        files.create_dir_all(dir).during("create", dir)?;
+        files.sync_dir(parent(dir)).during("sync", parent(dir))?;
+    }
+    opening.tidy()?;
+    opening.claim()?;
+    let bases = opening.base_offsets()?;
+    let epochs_known = opening.read_epochs()?;
+    let recovered = if bases.is_empty() { opening.create()? } else { opening.segments(&bases, epochs_known)? };
+    Ok((recovered, opening.report))
+}
+
+impl Opening<'_> {
+    /// Removes what an interrupted operation left behind.
+    fn tidy(&mut self) -> Result<(), OpenError> {
+        for entry in self.place.files.list(self.place.dir).during("list", self.place.dir)? {
+            let leftover = [".tmp", crate::retention::DELETED, ".cleaned"].iter().any(|end| entry.name.ends_with(end));
+            if leftover && !entry.is_dir {
+                let path = self.place.dir.join(&entry.name);
+                self.place.files.remove_file(&path).during("remove", &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the folder is this topic's.
+    fn claim(&self) -> Result<(), OpenError> {
+        match checkpoint::read_partition_metadata(&**self.place.files, self.place.dir) {
+            Ok(Some(found)) if found == self.place.identity.topic_id => Ok(()),
+            Ok(Some(found)) => Err(OpenError::ForeignTopic {
+                path: self.place.dir.to_path_buf(),
+                found: found.to_string(),
+                expected: self.place.identity.topic_id.to_string(),
+            }),
+            Ok(None) => Ok(checkpoint::write_partition_metadata(
+                &**self.place.files,
+                self.place.dir,
+                self.place.identity.topic_id,
+            )?),
+            Err(CheckpointError::Io(failure)) => Err(failure.into()),
+            Err(CheckpointError::Damaged { path, fault }) => {
+                let detail = format!("line {}: {}", fault.line, fault.detail);
+                Err(Corruption { path, position: 0, offset: None, detail }.into())
+            }
+        }
+    }
+
+    fn base_offsets(&self) -> Result<Vec<i64>, OpenError> {
+        let mut bases = Vec::new();
+        let entries = self.place.files.list(self.place.dir).during("list", self.place.dir)?;
+        for (base_offset, extension) in entries.iter().filter_map(|entry| parse_segment_file_name(&entry.name)) {
+            if extension == ".log" {
+                bases.push(base_offset);
+            }
+        }
+        bases.sort_unstable();
+        // An index whose segment was deleted before it was.
+        for (base_offset, extension) in entries.iter().filter_map(|entry| parse_segment_file_name(&entry.name)) {
+            let derived = [".index", ".timeindex", ".crc", ".txnindex"].contains(&extension);
+            if derived && bases.binary_search(&base_offset).is_err() {
+                let path = self.place.dir.join(segment_file_name(base_offset, extension));
+                self.place.files.remove_file(&path).during("remove", &path)?;
+            }
+        }
+        Ok(bases)
+    }
+
+    /// The history of leader epochs; whether it could be read.
+    fn read_epochs(&mut self) -> Result<bool, OpenError> {
+        let path = self.place.dir.join(epochs::FILE_NAME);
+        match files::read(&**self.place.files, &path, 16 << 20) {
+            Ok(bytes) => match LeaderEpochs::decode(&bytes) {
+                Ok(epochs) => self.epochs = epochs,
+                Err(fault) => {
+                    tracing::warn!(path = %path.display(), %fault, "damaged; made anew from the log");
+                    self.report.rebuilt.push(path);
+                    return Ok(false);
+                }
+            },
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(IoFailure::new("read", &path, error).into()),
+        }
+        Ok(true)
+    }
+
+    /// An empty log.
+    fn create(&mut self) -> Result<Recovered, OpenError> {
+        let start = self.hints.log_start_offset.max(0);
+        if self.hints.recovery_point > start {
+            let detail = format!(
+                "there is no segment, though everything before offset {} was flushed",
+                self.hints.recovery_point
+            );
+            let path = self.place.dir.join(segment_file_name(start, ".log"));
+            return Err(Corruption { path, position: 0, offset: Some(start), detail }.into());
+        }
+        let active = Active::begin(self.place, start, None, 0, self.now_ms)?;
+        remove_snapshots(&**self.place.files, self.place.dir, |_| true)?;
+        self.place.files.sync_dir(self.place.dir).during("sync", self.place.dir)?;
+        let epochs_changed = !self.epochs.entries().is_empty();
+        Ok(Recovered {
+            sealed: Vec::new(),
+            active,
+            producers: ProducerState::default(),
+            epochs: LeaderEpochs::default(),
+            epochs_changed,
+            log_start: start,
+            next_offset: start,
+        })
+    }
+
+    fn segments(&mut self, bases: &[i64], epochs_known: bool) -> Result<Recovered, OpenError> {
+        // The first segment of which something may not have been flushed.
+        let first_scanned = match self.hints.clean_shutdown {
+            true => bases.len(),
+            false => bases.partition_point(|base| *base <= self.hints.recovery_point).saturating_sub(1),
+        };
+        let mut entries: Vec<SegmentEntry> = Vec::with_capacity(bases.len());
+        let mut active = None;
+        let mut next_offset = bases.first().copied().unwrap_or(0);
+        let mut number = 0;
+        while let Some(base_offset) = bases.get(number).copied() {
+            let next_base = bases.get(number + 1).copied();
+            if base_offset < next_offset {
+                let detail = format!("it begins before offset {next_offset}, where the segment before it ends");
+                let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
+                return Err(Corruption { path, position: 0, offset: Some(base_offset), detail }.into());
+            }
+            let opened = if number < first_scanned {
+                self.check(base_offset, next_base)?
+            } else {
+                let later = bases.get(number + 1..).unwrap_or_default();
+                let (opened, ends_here) = self.scan(base_offset, later)?;
+                if ends_here {
+                    self.remove_later(later)?;
+                    number = bases.len();
+                }
+                opened
+            };
+            next_offset = opened.next_offset;
+            number += 1;
+            let opened = opened.active;
+            entries.push(opened.entry());
+            active = Some(opened);
+        }
+        let Some(mut active) = active else {
+            return Err(OpenError::Misuse("a log without a segment".into()));
+        };
+        if next_offset < self.hints.recovery_point {
+            let detail = format!(
+                "the log ends at offset {next_offset}, though everything before {} was flushed",
+                self.hints.recovery_point
+            );
+            let (path, position) = (active.segment.log_path(), active.size);
+            return Err(Corruption { path, position, offset: Some(next_offset), detail }.into());
+        }
+        if !epochs_known {
+            self.rebuild_epochs(&entries)?;
+        }
+        self.epochs_changed |= self.epochs.truncate_from(next_offset);
+        let log_start = self.hints.log_start_offset.max(entries.first().map_or(0, SegmentEntry::base_offset));
+        let producers = replay_producers(
+            &**self.place.files,
+            self.place.dir,
+            &entries,
+            next_offset,
+            self.now_ms,
+            &mut self.report.rebuilt,
+        )
+        .map_err(from_reading)?;
+        entries.pop();
+        let mut recovered = Recovered {
+            sealed: entries,
+            active,
+            producers,
+            epochs: std::mem::take(&mut self.epochs),
+            epochs_changed: self.epochs_changed,
+            log_start,
+            next_offset,
+        };
+        if log_start > next_offset {
+            self.restart_at(&mut recovered, log_start)?;
+        } else {
+            recovered.epochs_changed |= recovered.epochs.start_at(log_start);
+        }
+        active = recovered.active;
+        active.segment.expect_bytes(u64::from(self.place.config.segment_bytes));
+        recovered.active = active;
+        if !self.hints.clean_shutdown {
+            self.place.files.sync_dir(self.place.dir).during("sync", self.place.dir)?;
+        }
+        Ok(recovered)
+    }
+
+    /// The log was moved to begin beyond what a crash left of it: it goes on, empty, where it was to begin, so that no offset is given twice.
+    fn restart_at(&mut self, recovered: &mut Recovered, log_start: i64) -> Result<(), OpenError> {
+        let active = Active::begin(self.place, log_start, None, 0, self.now_ms)?;
+        let old = std::mem::replace(&mut recovered.active, active);
+        recovered.sealed.push(old.entry());
+        recovered.next_offset = log_start;
+        self.place.files.sync_dir(self.place.dir).during("sync", self.place.dir)?;
+        Ok(())
+    }
+
+    /// A segment that was complete when it was last written: its ends are looked at, not what lies between.
+    fn check(&mut self, base_offset: i64, next_base: Option<i64>) -> Result<OpenedSegment, OpenError> {
+        let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
+        let metadata = self.place.files.metadata(&path).during("look at", &path)?;
+        match scan::check_segment(self.place, base_offset, metadata, next_base)? {
+            Checked::Complete(complete) => {
+                let active = Active {
+                    segment: complete.segment,
+                    size: complete.size,
+                    reserved: metadata.len,
+                    index: complete.index,
+                    crc: complete.crc,
+                    first_timestamp: complete.first_timestamp,
+                    begun_ms: self.now_ms,
+                    last_append_ms: metadata.modified_ms,
+                    recycled: false,
+                    recent: RecentEnds::default(),
+                };
+                Ok(OpenedSegment { active, next_offset: complete.next_offset })
+            }
+            Checked::Suspect(why) => {
+                tracing::info!(path = %path.display(), why, "reading the segment whole");
+                let rebuilt_before = self.report.rebuilt.len();
+                let scanned = self.scan_segment(base_offset, i64::MAX)?;
+                if why.contains("index") && self.report.rebuilt.len() == rebuilt_before {
+                    self.report.rebuilt.push(path.with_extension(if why.contains("time") {
+                        "timeindex"
+                    } else {
+                        "index"
+                    }));
+                }
+                let zeros_follow = scanned.fault.as_ref().is_some_and(|fault| fault.zeros_follow);
+                if let Some(fault) = scanned.fault.as_ref().filter(|_| !zeros_follow) {
+                    return Err(fault.corruption(&path).into());
+                }
+                self.adopt(scanned, metadata.modified_ms)
+            }
+        }
+    }
+
+    /// A segment that a crash may have torn. Also returns whether the log ends in it although later segments exist.
+    fn scan(&mut self, base_offset: i64, later: &[i64]) -> Result<(OpenedSegment, bool), OpenError> {
+        let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
+        let metadata = self.place.files.metadata(&path).during("look at", &path)?;
+        let scanned = self.scan_segment(base_offset, self.hints.recovery_point)?;
+        let mut ends_here = false;
+        if let Some(fault) = &scanned.fault {
+            // Where the next segment goes on exactly here, what follows was reserved, or is stale.
+            let continued = later.first() == Some(&fault.expected_offset);
+            let only_reserved = fault.zeros_follow && later.is_empty();
+            if !continued && !only_reserved {
+                self.judge(&path, &scanned, later)?;
+                ends_here = true;
+            }
+            if !continued && !fault.zeros_follow && !fault.stale_follows {
+                let bytes = scanned.len - fault.position;
+                tracing::warn!(path = %path.display(), position = fault.position, bytes, detail = fault.detail, "cut a torn write");
+                metrics::counter!(names::CUT_BYTES).increment(bytes);
+                self.report.cut = Some(CutTail {
+                    path,
+                    position: fault.position,
+                    bytes,
+                    next_offset: fault.expected_offset,
+                    detail: fault.detail.clone(),
+                });
+            }
+        }
+        Ok((self.adopt(scanned, metadata.modified_ms)?, ends_here))
+    }
+
+    /// Whether an invalid batch can be a torn write; if not, it is corruption.
+    fn judge(&self, path: &Path, scanned: &SegmentScan, later: &[i64]) -> Result<(), OpenError> {
+        let Some(fault) = &scanned.fault else { return Ok(()) };
+        if fault.expected_offset < self.hints.recovery_point {
+            return Err(fault.corruption(path).into());
+        }
+        let beyond = fault.position.saturating_add(self.place.config.unflushed_limit_bytes);
+        let file = self.place.files.open(path, OpenMode::Read).during("open", path)?;
+        let found = scan::find_batch(&*file, path, beyond, scanned.len, fault.expected_offset)?;
+        if let Some(position) = found {
+            let mut corruption = fault.corruption(path);
+            corruption.detail.push_str(&format!("; a valid batch follows at position {position}"));
+            return Err(corruption.into());
+        }
+        // A segment is flushed before the next one is written.
+        for base_offset in later {
+            let path_of_later = self.place.dir.join(segment_file_name(*base_offset, ".log"));
+            let file = self.place.files.open(&path_of_later, OpenMode::Read).during("open", &path_of_later)?;
+            let len = file.len().during("look at", &path_of_later)?;
+            if scan::batch_at(&*file, &path_of_later, 0, len)?.is_some_and(|header| header.base_offset >= *base_offset)
+            {
+                let mut corruption = fault.corruption(path);
+                corruption.detail.push_str(&format!("; {} goes on behind it", path_of_later.display()));
+                return Err(corruption.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn scan_segment(&mut self, base_offset: i64, recovery_point: i64) -> Result<SegmentScan, OpenError> {
+        let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
+        let file = self.place.files.open(&path, OpenMode::Write).during("open", &path)?;
+        let crc = RunningCrc::new(&crc_header(self.place.identity, base_offset));
+        let index = IndexBuilder::new(base_offset, self.place.config.index_interval_bytes);
+        let rules = scan::ScanRules {
+            base_offset,
+            // Compaction leaves gaps; nothing else does.
+            exact_from: if self.place.config.cleanup.compact { i64::MAX } else { recovery_point },
+            rewrite_from: recovery_point,
+        };
+        let found = |extension| {
+            let path = self.place.dir.join(segment_file_name(base_offset, extension));
+            match files::read(&**self.place.files, &path, 1 << 30) {
+                Ok(bytes) => Ok(Some(bytes)),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(IoFailure::new("read", &path, error)),
+            }
+        };
+        let mut audit = IndexAudit::new(base_offset, found(".index")?, found(".timeindex")?);
+        let epochs = &mut self.epochs;
+        let mut epochs_changed = false;
+        let scanned = scan::scan_segment(&*file, &path, rules, index, crc, &mut audit, |header| {
+            epochs_changed |= epochs.assign(header.leader_epoch, header.base_offset);
+        })?;
+        for (extension, wrong) in [(".index", audit.wrong_offsets), (".timeindex", audit.wrong_times)] {
+            if wrong {
+                let path = self.place.dir.join(segment_file_name(base_offset, extension));
+                tracing::warn!(path = %path.display(), "damaged; made anew from the log");
+                self.report.rebuilt.push(path);
+            }
+        }
+        self.epochs_changed |= epochs_changed;
+        self.report.scanned_bytes += scanned.end;
+        self.report.scanned_batches += scanned.batches;
+        metrics::counter!(names::RECOVERED_BYTES).increment(scanned.end);
+        Ok(scanned)
+    }
+
+    /// Takes a scanned segment as it is: cut to its valid batches, its derived files made from them, everything synced.
+    fn adopt(&mut self, scanned: SegmentScan, modified_ms: i64) -> Result<OpenedSegment, OpenError> {
+        let base_offset = scanned.base_offset;
+        let segment =
+            Segment::new(Arc::clone(self.place.files), Arc::clone(self.place.dir), base_offset, scanned.end, 0, 0);
+        let path = segment.log_path();
+        let file = self.place.files.open(&path, OpenMode::Write).during("open", &path)?;
+        if scanned.len > scanned.end {
+            file.set_len(scanned.end).during("cut", &path)?;
+            if scanned.fault.as_ref().is_some_and(|fault| fault.zeros_follow || fault.stale_follows) {
+                self.report.finished_trims.push(path.clone());
+            }
+        }
+        file.sync_all().during("sync", &path)?;
+        let mut index = scanned.index;
+        let mut entries = scanned.entries;
+        index.seal(&mut entries);
+        segment.rewrite_indexes(entries)?;
+        self.compare_crc(&segment.path(".crc"), &scanned.crc, base_offset)?;
+        let mut active = Active {
+            segment,
+            size: scanned.end,
+            reserved: scanned.end,
+            index,
+            crc: Some(scanned.crc),
+            first_timestamp: scanned.first_timestamp,
+            begun_ms: self.now_ms,
+            last_append_ms: modified_ms,
+            recycled: false,
+            recent: RecentEnds::default(),
+        };
+        active.seal(&**self.place.files, self.place.identity)?;
+        Ok(OpenedSegment { active, next_offset: scanned.next_offset })
+    }
+
+    /// Reports where a checksum file disagrees with a log of valid batches.
+    fn compare_crc(&mut self, path: &Path, computed: &RunningCrc, base_offset: i64) -> Result<(), OpenError> {
+        let mut report = |position: u64, detail: String| {
+            tracing::warn!(path = %path.display(), position, detail, "the checksum file disagrees with valid batches");
+            self.report.crc_disagreements.push(CrcDisagreement { path: path.into(), position, detail });
+        };
+        match read_crc_file(&**self.place.files, path)? {
+            None => {}
+            Some(Err(fault)) => report(0, fault.to_string()),
+            Some(Ok(file)) if file.header != crc_header(self.place.identity, base_offset) => {
+                report(0, format!("it was written for {:?}", file.header));
+            }
+            Some(Ok(file)) => {
+                let right: BTreeMap<u32, u32> =
+                    computed.pending().chain([computed.entry()]).map(|entry| (entry.position, entry.crc)).collect();
+                let wrong =
+                    file.entries.iter().find(|entry| right.get(&entry.position).is_some_and(|crc| *crc != entry.crc));
+                if let Some(entry) = wrong {
+                    report(u64::from(entry.position), "the bytes up to here are others".into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn remove_later(&self, later: &[i64]) -> Result<(), OpenError> {
+        for base_offset in later.iter().rev() {
+            for extension in [".log", ".index", ".timeindex", ".crc", ".txnindex"] {
+                let path = self.place.dir.join(segment_file_name(*base_offset, extension));
+                files::remove_if_exists(&**self.place.files, &path).during("remove", &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn rebuild_epochs(&mut self, entries: &[SegmentEntry]) -> Result<(), OpenError> {
+        self.epochs = LeaderEpochs::default();
+        for entry in entries {
+            let mut headers = entry.segment.headers(0).map_err(from_reading)?.until(entry.size);
+            while let Some((_, header)) = headers.next().map_err(from_reading)? {
+                self.epochs_changed |= self.epochs.assign(header.leader_epoch, header.base_offset);
+            }
+        }
+        Ok(())
+    }
+}
+
+struct OpenedSegment {
+    active: Active,
+    next_offset: i64,
+}
+
+fn from_reading(error: ReadError) -> OpenError {
+    match error {
+        ReadError::Io(failure) => failure.into(),
+        ReadError::Corruption(corruption) => corruption.into(),
+        error => OpenError::Misuse(error.to_string()),
+    }
+}
+
+/// Removes the producers' snapshots at the offsets that are named.
+pub(crate) fn remove_snapshots(files: &dyn Files, dir: &Path, which: impl Fn(i64) -> bool) -> Result<(), IoFailure> {
+    for offset in snapshot_offsets(files, dir)? {
+        if which(offset) {
+            let path = dir.join(segment_file_name(offset, producers::EXTENSION));
+            files.remove_file(&path).during("remove", &path)?;
+        }
+    }
+    Ok(())
+}
+
+fn snapshot_offsets(files: &dyn Files, dir: &Path) -> Result<Vec<i64>, IoFailure> {
+    let entries = files.list(dir).during("list", dir)?;
+    let parsed = entries.iter().filter_map(|entry| parse_segment_file_name(&entry.name));
+    Ok(parsed.filter(|(_, extension)| *extension == producers::EXTENSION).map(|(offset, _)| offset).collect())
+}
+
+/// What is known of producers at offset `to`: the newest snapshot that can be read, and the headers after it. Snapshots beyond
+/// `to`, damaged ones, and those that belong to no segment and are not the newest, are removed.
+pub(crate) fn replay_producers(
+    files: &dyn Files,
+    dir: &Path,
+    entries: &[SegmentEntry],
+    to: i64,
+    now_ms: i64,
+    rebuilt: &mut Vec<PathBuf>,
+) -> Result<ProducerState, ReadError> {
+    let mut found: Option<(i64, ProducerState)> = None;
+    for offset in snapshot_offsets(files, dir)?.into_iter().rev() {
+        let path = dir.join(segment_file_name(offset, producers::EXTENSION));
+        let of_segment = entries.iter().any(|entry| entry.base_offset() == offset);
+        if offset > to || (found.is_some() && !of_segment) {
+            files.remove_file(&path).during("remove", &path)?;
+            continue;
+        }
+        if found.is_some() {
+            continue;
+        }
+        let bytes = files::read(files, &path, 1 << 30).during("read", &path)?;
+        match producers::decode_snapshot(&bytes) {
+            Ok(entries) => found = Some((offset, ProducerState::from_snapshot(&entries, now_ms))),
+            Err(fault) => {
+                tracing::warn!(path = %path.display(), %fault, "damaged; made anew from the log");
+                files.remove_file(&path).during("remove", &path)?;
+                rebuilt.push(path);
+            }
+        }
+    }
+    let (from, mut state) = found.unwrap_or((i64::MIN, ProducerState::default()));
+    replay(entries, from, to, now_ms, &mut state)?;
+    if !state.is_empty() {
+        // A snapshot holds one batch of each producer; the others that a retry may repeat lie near the end.
+        let mut left = REFILL_BYTES;
+        let mut refill_from = to;
+        for entry in entries.iter().rev() {
+            if entry.size > left {
+                let mut headers =
+                    entry.segment.headers(position_at_least(entry, entry.size - left)?)?.until(entry.size);
+                refill_from = headers.next()?.map_or(refill_from, |(_, header)| header.base_offset);
+                break;
+            }
+            left -= entry.size;
+            refill_from = entry.base_offset();
+        }
+        if refill_from < from {
+            let mut near_the_end = ProducerState::default();
+            replay(entries, refill_from, to, now_ms, &mut near_the_end)?;
+            state.refill(&near_the_end);
+        }
+    }
+    Ok(state)
+}
+
+/// A boundary between batches at or after a position, found by the index.
+fn position_at_least(entry: &SegmentEntry, position: u64) -> Result<u64, ReadError> {
+    // Offsets are found by the index, positions are not: halve the offsets.
+    let segment = &entry.segment;
+    let (mut low, mut high) = (0i64, i64::from(i32::MAX));
+    let mut best = segment.position_before(i64::MAX)?;
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        let found = segment.position_before(segment.base_offset + middle)?;
+        if found >= position {
+            (high, best) = (middle, found);
+        } else {
+            low = middle;
+        }
+    }
+    Ok(best)
+}
+
+fn replay(
+    entries: &[SegmentEntry],
+    from: i64,
+    to: i64,
+    now_ms: i64,
+    state: &mut ProducerState,
+) -> Result<(), ReadError> {
+    let first = entries.partition_point(|entry| entry.base_offset() <= from).saturating_sub(1);
+    for entry in entries.get(first..).unwrap_or_default() {
+        let segment = &entry.segment;
+        let start = if entry.base_offset() >= from { 0 } else { segment.position_before(from)? };
+        let mut headers = segment.headers(start)?.until(entry.size);
+        while let Some((position, header)) = headers.next()? {
+            if header.base_offset >= to {
+                return Ok(());
+            }
+            if header.last_offset() < from || !header.is_idempotent() {
+                continue;
+            }
+            let coordinator_epoch =
+                if header.is_control() { coordinator_epoch(segment, position, &header)? } else { None };
+            state.replay(&header, coordinator_epoch, now_ms);
+        }
+    }
+    Ok(())
+}
+
+/// The coordinator epoch in a control batch's marker.
+fn coordinator_epoch(segment: &Arc<Segment>, position: u64, header: &BatchHeader) -> Result<Option<i32>, ReadError> {
+    let path = segment.log_path();
+    let open = segment.open()?;
+    let mut bytes = vec![0; header.size()];
+    read_exact_at(&*open.file, &mut bytes, position).during("read", &path)?;
+    let marker = Records::new(&Bytes::from(bytes)).ok().and_then(|mut records| records.next()).and_then(Result::ok);
+    Ok(marker.and_then(|record| record.value).and_then(|value| control::parse_coordinator_epoch(&value).ok()))
+}

@@ -1,0 +1,461 @@
+//! Looking at a segment's bytes: whole, or only at its ends.
+//!
+//! Owns: the scan that checks every batch, the quick check of a segment that ought to be complete, and the search for a valid batch
+//! among bytes that are none. Refuses: judging what it finds (`recovery.rs`). Read next: `recovery.rs`.
+
+use std::io::{ErrorKind, IoSlice};
+use std::path::Path;
+use std::sync::Arc;
+
+use headwater_proto::batch::{self, BatchError, BatchHeader, HEADER_BYTES};
+
+use crate::active::{Place, crc_header, read_crc_file};
+use crate::checkpoint::segment_file_name;
+use crate::crcfile::{RunningCrc, STEP_BYTES};
+use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
+use crate::files::{File, Files, Metadata, OpenMode, read_exact_at};
+use crate::index::{IndexBuilder, IndexBytes, IndexEntry, LargestTimestamp, OffsetEntry, TimeEntry, decode_entries};
+use crate::segment::Segment;
+
+/// Bytes read at once.
+const CHUNK_BYTES: usize = 1 << 20;
+
+/// Bytes at a segment's end that may lack index entries before the index counts as incomplete.
+const MOST_UNINDEXED_BYTES: u64 = 1 << 20;
+
+/// What a scan demands of batches.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ScanRules {
+    pub(crate) base_offset: i64,
+    /// From this offset on, no offset may be missing. Before, offsets may only rise.
+    pub(crate) exact_from: i64,
+    /// Batches that end at or beyond this offset are written again, because nobody knows whether they reached the disk.
+    pub(crate) rewrite_from: i64,
+}
+
+/// What a scan found.
+#[derive(Debug)]
+pub(crate) struct SegmentScan {
+    pub(crate) base_offset: i64,
+    /// The file's length.
+    pub(crate) len: u64,
+    /// Where the valid batches end.
+    pub(crate) end: u64,
+    pub(crate) next_offset: i64,
+    pub(crate) batches: u64,
+    pub(crate) first_timestamp: Option<i64>,
+    pub(crate) index: IndexBuilder,
+    pub(crate) entries: IndexBytes,
+    pub(crate) crc: RunningCrc,
+    /// What ended the scan before the file's end.
+    pub(crate) fault: Option<Fault>,
+}
+
+/// Where the bytes of a segment are no batch, or not the next one.
+#[derive(Debug, Clone)]
+pub(crate) struct Fault {
+    pub(crate) position: u64,
+    pub(crate) expected_offset: i64,
+    pub(crate) detail: String,
+    /// Nothing but zeros from there on: space that was reserved.
+    pub(crate) zeros_follow: bool,
+    /// A zeroed header and then other bytes: the end of a recycled file (or a hole in a torn write).
+    pub(crate) stale_follows: bool,
+}
+
+impl Fault {
+    pub(crate) fn corruption(&self, path: &Path) -> Corruption {
+        Corruption {
+            path: path.into(),
+            position: self.position,
+            offset: Some(self.expected_offset),
+            detail: self.detail.clone(),
+        }
+    }
+}
+
+/// Checks every batch of a segment, up to the first that is invalid or not the next one.
+pub(crate) fn scan_segment(
+    file: &dyn File,
+    path: &Path,
+    rules: ScanRules,
+    index: IndexBuilder,
+    crc: RunningCrc,
+    audit: &mut IndexAudit,
+    mut on_batch: impl FnMut(&BatchHeader),
+) -> Result<SegmentScan, IoFailure> {
+    let len = file.len().during("look at", path)?;
+    let mut scan = SegmentScan {
+        base_offset: rules.base_offset,
+        len,
+        end: 0,
+        next_offset: rules.base_offset,
+        batches: 0,
+        first_timestamp: None,
+        index,
+        entries: IndexBytes::default(),
+        crc,
+        fault: None,
+    };
+    let mut window = Window { file, path, len, bytes: Vec::new(), at: 0 };
+    while scan.end < len {
+        let expected = scan.next_offset;
+        let found = window.batch(scan.end)?;
+        let detail = match &found {
+            Ok((header, _)) if header.base_offset < expected => {
+                format!("a batch of offset {}, where {expected} is next", header.base_offset)
+            }
+            Ok((header, _)) if header.base_offset > expected && expected >= rules.exact_from => {
+                format!("a batch of offset {}, where {expected} is next", header.base_offset)
+            }
+            Ok((header, _)) if header.last_offset() - rules.base_offset > i64::from(u32::MAX) => {
+                format!("offset {} is too far from the segment's base", header.last_offset())
+            }
+            Ok((header, batch)) => {
+                if header.last_offset() >= rules.rewrite_from {
+                    file.write_at(scan.end, &[IoSlice::new(batch)]).during("write", path)?;
+                }
+                on_batch(header);
+                audit.batch(header, scan.end);
+                scan.index.batch(header, scan.end, &mut scan.entries);
+                scan.crc.update(batch);
+                scan.first_timestamp = scan.first_timestamp.or(Some(header.max_timestamp));
+                scan.next_offset = header.next_offset();
+                scan.end += batch.len() as u64;
+                scan.batches += 1;
+                continue;
+            }
+            Err(error) => error.to_string(),
+        };
+        let zeros = window.zeros_from(scan.end)?;
+        scan.fault = Some(Fault {
+            position: scan.end,
+            expected_offset: expected,
+            detail,
+            zeros_follow: scan.end + zeros == len,
+            stale_follows: scan.end + zeros < len && zeros >= HEADER_BYTES as u64,
+        });
+        break;
+    }
+    Ok(scan)
+}
+
+/// Compares the entries that were found in a segment's index files with the batches that a scan comes by. There may be fewer than
+/// there should be, or more (each close adds to the time index); none may be wrong.
+#[derive(Debug)]
+pub(crate) struct IndexAudit {
+    base_offset: i64,
+    offsets: std::vec::IntoIter<OffsetEntry>,
+    times: std::vec::IntoIter<TimeEntry>,
+    next_offset: Option<OffsetEntry>,
+    next_time: Option<TimeEntry>,
+    largest: i64,
+    pub(crate) wrong_offsets: bool,
+    pub(crate) wrong_times: bool,
+}
+
+impl IndexAudit {
+    /// Of two index files' bytes; a missing one is no fault here.
+    pub(crate) fn new(base_offset: i64, offsets: Option<Vec<u8>>, times: Option<Vec<u8>>) -> IndexAudit {
+        let offsets = offsets.map_or(Ok(Vec::new()), |bytes| decode_entries(&bytes));
+        let times = times.map_or(Ok(Vec::new()), |bytes| decode_entries(&bytes));
+        let (wrong_offsets, wrong_times) = (offsets.is_err(), times.is_err());
+        let (mut offsets, mut times) = (offsets.unwrap_or_default().into_iter(), times.unwrap_or_default().into_iter());
+        let (next_offset, next_time) = (offsets.next(), times.next());
+        let largest = i64::MIN;
+        IndexAudit { base_offset, offsets, times, next_offset, next_time, largest, wrong_offsets, wrong_times }
+    }
+
+    fn batch(&mut self, header: &BatchHeader, position: u64) {
+        self.largest = self.largest.max(header.max_timestamp);
+        let last_offset = header.last_offset();
+        while let Some(entry) = self.next_offset {
+            let offset = self.base_offset + i64::from(entry.relative_offset);
+            if offset > last_offset {
+                break;
+            }
+            self.wrong_offsets |= offset != last_offset || u64::from(entry.position) != position;
+            self.next_offset = self.offsets.next();
+        }
+        while let Some(entry) = self.next_time {
+            let offset = self.base_offset + i64::from(entry.relative_offset);
+            if offset > last_offset {
+                break;
+            }
+            self.wrong_times |= offset < header.base_offset || entry.timestamp != self.largest;
+            self.next_time = self.times.next();
+        }
+    }
+}
+
+/// A piece of a file in memory.
+struct Window<'a> {
+    file: &'a dyn File,
+    path: &'a Path,
+    len: u64,
+    bytes: Vec<u8>,
+    at: u64,
+}
+
+impl Window<'_> {
+    /// Up to `count` bytes from a position on; fewer only at the end of the file.
+    fn bytes(&mut self, position: u64, count: usize) -> Result<&[u8], IoFailure> {
+        let have = self.at + self.bytes.len() as u64;
+        let wanted = (count as u64).min(self.len.saturating_sub(position));
+        if position < self.at || position + wanted > have {
+            let read = (self.len.saturating_sub(position)).min(wanted.max(CHUNK_BYTES as u64));
+            self.bytes.resize(read as usize, 0);
+            self.at = position;
+            read_exact_at(self.file, &mut self.bytes, position).during("read", self.path)?;
+        }
+        let start = (position - self.at) as usize;
+        Ok(self.bytes.get(start..start + wanted as usize).unwrap_or_default())
+    }
+
+    /// The checked batch at a position.
+    fn batch(&mut self, position: u64) -> Result<Result<(BatchHeader, &[u8]), BatchError>, IoFailure> {
+        let header = match BatchHeader::parse(self.bytes(position, HEADER_BYTES)?) {
+            Ok(header) => header,
+            Err(error) => return Ok(Err(error)),
+        };
+        let bytes = self.bytes(position, header.size())?;
+        Ok(batch::check(bytes).map(|header| (header, bytes)))
+    }
+
+    /// How many zero bytes there are from a position on.
+    fn zeros_from(&mut self, position: u64) -> Result<u64, IoFailure> {
+        let mut at = position;
+        while at < self.len {
+            let bytes = self.bytes(at, CHUNK_BYTES)?;
+            match bytes.iter().position(|byte| *byte != 0) {
+                Some(first) => return Ok(at + first as u64 - position),
+                None => at += bytes.len() as u64,
+            }
+        }
+        Ok(at - position)
+    }
+}
+
+/// The checked batch at a position, if there is one.
+pub(crate) fn batch_at(
+    file: &dyn File,
+    path: &Path,
+    position: u64,
+    len: u64,
+) -> Result<Option<BatchHeader>, IoFailure> {
+    let mut window = Window { file, path, len, bytes: Vec::new(), at: 0 };
+    Ok(window.batch(position)?.ok().map(|(header, _)| header))
+}
+
+/// The first position from `from` on where a valid batch lies that could follow `expected_offset`.
+pub(crate) fn find_batch(
+    file: &dyn File,
+    path: &Path,
+    from: u64,
+    len: u64,
+    expected_offset: i64,
+) -> Result<Option<u64>, IoFailure> {
+    /// Where in a batch its magic stands.
+    const MAGIC_AT: usize = 16;
+    let mut window = Window { file, path, len, bytes: Vec::new(), at: 0 };
+    let mut start = from;
+    while start + HEADER_BYTES as u64 <= len {
+        let bytes = window.bytes(start, CHUNK_BYTES)?;
+        let candidates: Vec<u64> = bytes
+            .windows(HEADER_BYTES)
+            .enumerate()
+            .filter(|(_, header)| header.get(MAGIC_AT) == Some(&2))
+            .filter_map(|(at, header)| Some((start + at as u64, BatchHeader::parse(header).ok()?)))
+            .filter(|(at, header)| {
+                let ahead = header.base_offset.saturating_sub(expected_offset);
+                (0..i64::from(u32::MAX)).contains(&ahead) && header.size() as u64 <= len - at
+            })
+            .map(|(at, _)| at)
+            .collect();
+        let looked_at = (bytes.len() + 1 - HEADER_BYTES) as u64;
+        for position in candidates {
+            if batch_at(file, path, position, len)?.is_some() {
+                return Ok(Some(position));
+            }
+        }
+        start += looked_at;
+    }
+    Ok(None)
+}
+
+/// The answer of [`check_segment`].
+#[derive(Debug)]
+pub(crate) enum Checked {
+    /// Its files fit together.
+    Complete(Complete),
+    /// They do not; the reason. The segment has to be read whole.
+    Suspect(&'static str),
+}
+
+/// A segment whose files fit together.
+#[derive(Debug)]
+pub(crate) struct Complete {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) size: u64,
+    pub(crate) next_offset: i64,
+    pub(crate) index: IndexBuilder,
+    pub(crate) crc: Option<RunningCrc>,
+    pub(crate) first_timestamp: Option<i64>,
+}
+
+/// Looks at the ends of a segment's files. Nothing is read between the last index entry and the beginning.
+pub(crate) fn check_segment(
+    place: Place<'_>,
+    base_offset: i64,
+    metadata: Metadata,
+    next_base: Option<i64>,
+) -> Result<Checked, OpenError> {
+    let Place { files, dir, identity, config } = place;
+    let size = metadata.len;
+    let path_of = |extension| dir.join(segment_file_name(base_offset, extension));
+    let crc = match read_crc_file(&**files, &path_of(".crc"))? {
+        None if size == 0 => Some(RunningCrc::new(&crc_header(identity, base_offset))),
+        None => None,
+        Some(Err(_)) => return Ok(Checked::Suspect("its checksum file is damaged")),
+        Some(Ok(file)) if file.header != crc_header(identity, base_offset) => {
+            return Ok(Checked::Suspect("its checksum file is another segment's"));
+        }
+        Some(Ok(file)) => match file.entries.last() {
+            Some(last) if u64::from(last.position) > size => {
+                let detail = format!("the file ends here, though {} bytes were written", last.position);
+                let (path, offset) = (path_of(".log"), None);
+                return Err(Corruption { path, position: size, offset, detail }.into());
+            }
+            Some(last) if u64::from(last.position) == size => {
+                let before = file.entries.len() - usize::from(!size.is_multiple_of(STEP_BYTES));
+                Some(RunningCrc::resume(*last, before))
+            }
+            None if size == 0 => Some(RunningCrc::new(&crc_header(identity, base_offset))),
+            _ => return Ok(Checked::Suspect("its checksum file ends early")),
+        },
+    };
+    let index = |extension| match files.metadata(&path_of(extension)) {
+        Ok(metadata) => Ok(metadata.len),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+        Err(error) => Err(IoFailure::new("look at", &path_of(extension), error)),
+    };
+    let (offsets_len, times_len) = (index(OffsetEntry::EXTENSION)?, index(TimeEntry::EXTENSION)?);
+    let mut builder = IndexBuilder::new(base_offset, config.index_interval_bytes);
+    if size == 0 {
+        if offsets_len > 0 || times_len > 0 {
+            return Ok(Checked::Suspect("it is empty, its indexes are not"));
+        }
+        let segment = Segment::new(Arc::clone(files), Arc::clone(dir), base_offset, 0, 0, 0);
+        let next_offset = base_offset;
+        return Ok(Checked::Complete(Complete {
+            segment,
+            size,
+            next_offset,
+            index: builder,
+            crc,
+            first_timestamp: None,
+        }));
+    }
+    if !offsets_len.is_multiple_of(OffsetEntry::SIZE as u64)
+        || !times_len.is_multiple_of(TimeEntry::SIZE as u64)
+        || times_len == 0
+    {
+        return Ok(Checked::Suspect("an index is missing or cut short"));
+    }
+    let segment = Segment::new(Arc::clone(files), Arc::clone(dir), base_offset, size, offsets_len, times_len);
+    let last_offset_entry: Option<OffsetEntry> = last_entry(&**files, &path_of(OffsetEntry::EXTENSION), offsets_len)?;
+    let last_time_entry: Option<TimeEntry> = last_entry(&**files, &path_of(TimeEntry::EXTENSION), times_len)?;
+    let start = last_offset_entry.map_or(0, |entry| u64::from(entry.position));
+    if last_offset_entry.is_some_and(|entry| entry.position == 0) || start >= size {
+        return Ok(Checked::Suspect("its offset index points nowhere"));
+    }
+    let Some(time) = last_time_entry else { return Ok(Checked::Suspect("its time index is empty")) };
+    let mut walk = segment.headers(start).map_err(open_error)?;
+    let mut first_of_walk = true;
+    let mut next_offset = base_offset;
+    let mut bytes_since_entry = 0;
+    let mut largest =
+        LargestTimestamp { timestamp: time.timestamp, offset: base_offset + i64::from(time.relative_offset) };
+    loop {
+        let header = match walk.next() {
+            Ok(Some((_, header))) => header,
+            Ok(None) => break,
+            Err(ReadError::Corruption(_)) => return Ok(Checked::Suspect("its end is no batch")),
+            Err(error) => return Err(open_error(error)),
+        };
+        let expected = last_offset_entry.map(|entry| base_offset + i64::from(entry.relative_offset));
+        if std::mem::take(&mut first_of_walk) && expected.is_some_and(|expected| expected != header.last_offset()) {
+            return Ok(Checked::Suspect("its offset index points at another batch"));
+        }
+        if header.base_offset < next_offset {
+            return Ok(Checked::Suspect("its offsets do not rise"));
+        }
+        if bytes_since_entry > MOST_UNINDEXED_BYTES {
+            return Ok(Checked::Suspect("its offset index ends early"));
+        }
+        if header.max_timestamp > largest.timestamp {
+            largest = LargestTimestamp { timestamp: header.max_timestamp, offset: header.last_offset() };
+        }
+        bytes_since_entry += header.size() as u64;
+        next_offset = header.next_offset();
+    }
+    if next_base.is_some_and(|next_base| next_offset > next_base) {
+        return Ok(Checked::Suspect("it reaches into the next segment"));
+    }
+    let offset = base_offset + i64::from(time.relative_offset);
+    if !names_its_batch(&segment, offset, time.timestamp)? {
+        return Ok(Checked::Suspect("its time index points at another batch"));
+    }
+    let first_timestamp = match segment.header_at(0) {
+        Ok(header) => Some(header.max_timestamp),
+        Err(ReadError::Corruption(_)) => return Ok(Checked::Suspect("its beginning is no batch")),
+        Err(error) => return Err(open_error(error)),
+    };
+    builder.resume(
+        (offsets_len / OffsetEntry::SIZE as u64) as usize,
+        (times_len / TimeEntry::SIZE as u64) as usize,
+        Some(time.timestamp),
+        Some(largest),
+        bytes_since_entry,
+    );
+    Ok(Checked::Complete(Complete { segment, size, next_offset, index: builder, crc, first_timestamp }))
+}
+
+/// Whether the batch that holds an offset has this largest timestamp.
+fn names_its_batch(segment: &Arc<Segment>, offset: i64, timestamp: i64) -> Result<bool, OpenError> {
+    let found = (|| {
+        let mut headers = segment.headers(segment.position_before(offset)?)?;
+        while let Some((_, header)) = headers.next()? {
+            if header.last_offset() >= offset {
+                return Ok(header.base_offset <= offset && header.max_timestamp == timestamp);
+            }
+        }
+        Ok(false)
+    })();
+    match found {
+        Err(ReadError::Corruption(_)) => Ok(false),
+        result => result.map_err(open_error),
+    }
+}
+
+fn last_entry<E: IndexEntry>(files: &dyn Files, path: &Path, len: u64) -> Result<Option<E>, IoFailure> {
+    if len == 0 {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; E::SIZE];
+    let read = || {
+        let file = files.open(path, OpenMode::Read)?;
+        read_exact_at(&*file, &mut bytes, len - E::SIZE as u64)
+    };
+    let mut read = read;
+    read().during("read", path)?;
+    Ok(E::decode(&bytes))
+}
+
+fn open_error(error: ReadError) -> OpenError {
+    match error {
+        ReadError::Io(failure) => failure.into(),
+        ReadError::Corruption(corruption) => corruption.into(),
+        error => OpenError::Misuse(error.to_string()),
+    }
+}

@@ -1,0 +1,245 @@
+//! The log on real files: what is appended is read back, and survives being closed, dropped and opened again.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use headwater_proto::TopicId;
+use headwater_proto::batch::{self, BatchBuilder, BuildOptions, Codec, Records, TimestampType};
+use headwater_storage::{
+    BatchOutcome, Cursor, Files, Log, LogConfig, LogIdentity, LogReader, NewBatch, OpenHints, OsFiles, ReadError,
+    RecoveryReport,
+};
+
+const NOW: i64 = 1_700_000_000_000;
+
+fn identity() -> LogIdentity {
+    LogIdentity { topic: "t".into(), topic_id: TopicId::from_bytes([9; 16]), partition: 0 }
+}
+
+fn options() -> BuildOptions {
+    BuildOptions { codec: Codec::None, timestamp_type: TimestampType::Create, ..BuildOptions::default() }
+}
+
+fn batch_of(options: BuildOptions, timestamp: i64, values: &[&[u8]]) -> NewBatch {
+    let mut builder = BatchBuilder::new(options);
+    for (n, value) in values.iter().enumerate() {
+        builder.append(timestamp + n as i64, Some(b"k"), Some(value), &[]);
+    }
+    let bytes = builder.build().unwrap();
+    NewBatch { header: batch::check(&bytes).unwrap(), bytes }
+}
+
+fn one(value: &[u8], timestamp: i64) -> NewBatch {
+    batch_of(options(), timestamp, &[value])
+}
+
+fn files() -> Arc<dyn Files> {
+    Arc::new(OsFiles::with_open_limit(64))
+}
+
+fn open(dir: &Path, config: &LogConfig, hints: OpenHints) -> (Log, RecoveryReport) {
+    Log::open(files(), dir, identity(), config.clone(), hints, NOW).unwrap()
+}
+
+fn clean() -> OpenHints {
+    OpenHints { clean_shutdown: true, ..OpenHints::default() }
+}
+
+/// Reads everything below `below` from an offset on, in pieces of `piece` bytes.
+fn bytes_from(reader: &LogReader, cursor: &mut Cursor, piece: usize, below: i64) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    while let Some(slice) = reader.read(cursor, piece, below).unwrap() {
+        slice.load().unwrap();
+        assert!(slice.is_resident());
+        assert_eq!(slice.bytes().len(), slice.len());
+        bytes.extend_from_slice(&slice.bytes());
+    }
+    bytes
+}
+
+fn values(bytes: Vec<u8>) -> Vec<(i64, Vec<u8>)> {
+    let bytes = Bytes::from(bytes);
+    let mut found = Vec::new();
+    for item in batch::Batches::new(&bytes) {
+        let (position, header, _) = item.unwrap();
+        let whole = bytes.slice(position..position + header.size());
+        batch::check(&whole).unwrap();
+        for record in Records::new(&whole).unwrap() {
+            let record = record.unwrap();
+            found.push((record.offset, record.value.unwrap().to_vec()));
+        }
+    }
+    found
+}
+
+fn all(log: &Log) -> Vec<(i64, Vec<u8>)> {
+    let reader = log.reader();
+    let mut cursor = reader.seek(reader.log_start_offset()).unwrap();
+    values(bytes_from(&reader, &mut cursor, 1 << 20, i64::MAX))
+}
+
+fn small() -> LogConfig {
+    LogConfig { segment_bytes: 4000, index_interval_bytes: 200, ..LogConfig::default() }
+}
+
+fn fill(log: &mut Log, count: usize) -> Vec<(i64, Vec<u8>)> {
+    let mut expected = Vec::new();
+    for n in 0..count {
+        let value = format!("value {n} {}", "x".repeat(n % 90)).into_bytes();
+        let at = log.log_end_offset();
+        let outcome = log.append(&[one(&value, NOW + n as i64)], 1, NOW).unwrap();
+        assert_eq!(outcome, [BatchOutcome::Appended { base_offset: at, last_offset: at, log_append_time_ms: -1 }]);
+        expected.push((at, value));
+    }
+    expected
+}
+
+#[test]
+fn what_is_appended_is_read_in_pieces_of_any_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(&dir.path().join("t-0"), &small(), OpenHints::default());
+    let expected = fill(&mut log, 200);
+    assert!(log.reader().segment_count() > 3);
+    let reader = log.reader();
+    for piece in [1, 7, 61, 100, 1000, 1 << 20] {
+        for start in [0, 1, 57, 199, 200] {
+            let mut cursor = reader.seek(start).unwrap();
+            let bytes = bytes_from(&reader, &mut cursor, piece, i64::MAX);
+            assert_eq!(values(bytes), expected[start as usize..], "from {start} by {piece}");
+        }
+    }
+}
+
+#[test]
+fn nothing_at_or_beyond_the_limit_is_read_and_the_next_offset_is_exact() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(&dir.path().join("t-0"), &small(), OpenHints::default());
+    let expected = fill(&mut log, 100);
+    let reader = log.reader();
+    for below in [0, 1, 40, 99, 100] {
+        for piece in [50, 130, 1 << 20] {
+            let mut cursor = reader.seek(0).unwrap();
+            let mut bytes = Vec::new();
+            while let Some(slice) = reader.read(&mut cursor, piece, below).unwrap() {
+                bytes.extend_from_slice(&slice.bytes());
+                let complete = batch::Batches::new(&bytes).take_while(Result::is_ok).count() as i64;
+                assert_eq!(slice.next_offset().unwrap(), complete);
+            }
+            assert_eq!(values(bytes), expected[..below as usize]);
+        }
+    }
+}
+
+#[test]
+fn a_cursor_at_the_end_sees_what_comes_over_rolls() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(&dir.path().join("t-0"), &small(), OpenHints::default());
+    let reader = log.reader();
+    let mut cursor = reader.seek(0).unwrap();
+    assert!(reader.read(&mut cursor, 1000, i64::MAX).unwrap().is_none());
+    let mut seen = Vec::new();
+    let mut expected = Vec::new();
+    for _ in 0..40 {
+        expected.extend(fill(&mut log, 3));
+        assert!(reader.flushed_offset() < reader.log_end_offset());
+        assert_eq!(log.flush().unwrap(), reader.log_end_offset());
+        seen.extend(values(bytes_from(&reader, &mut cursor, 1 << 20, reader.flushed_offset())));
+        assert_eq!(seen, expected);
+    }
+}
+
+#[test]
+fn a_closed_log_opens_as_it_was_without_a_scan() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("t-0");
+    let mut expected = Vec::new();
+    for round in 0..3 {
+        let (mut log, report) = open(&dir, &small(), clean());
+        assert!(report.rebuilt.is_empty() && report.crc_disagreements.is_empty(), "{report:?}");
+        assert_eq!(report.scanned_bytes, 0);
+        assert_eq!(all(&log), expected, "round {round}");
+        expected.extend(fill(&mut log, 70));
+        let reader = log.reader();
+        let mut cursor = reader.seek(0).unwrap();
+        let slice = reader.read(&mut cursor, 100, i64::MAX).unwrap().unwrap();
+        let held = slice.bytes();
+        log.close().unwrap();
+        assert!(matches!(reader.read(&mut cursor, 100, i64::MAX), Err(ReadError::Closed)));
+        assert_eq!(held.len(), 100);
+    }
+    let names: Vec<String> =
+        std::fs::read_dir(&dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    for needed in [".log", ".index", ".timeindex", ".crc"] {
+        assert!(names.contains(&format!("{:020}{needed}", 0)), "{names:?}");
+    }
+    assert!(names.contains(&format!("{:020}.snapshot", 210)), "{names:?}");
+}
+
+#[test]
+fn a_dropped_log_is_recovered_with_everything_that_was_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().join("t-0");
+    let mut expected = Vec::new();
+    for round in 0..4 {
+        let hints = OpenHints { recovery_point: expected.len() as i64 / 2, ..OpenHints::default() };
+        let (mut log, report) = open(&dir, &small(), hints);
+        assert_eq!(report.cut, None);
+        assert!(report.rebuilt.is_empty() && report.crc_disagreements.is_empty(), "{report:?}");
+        assert_eq!(report.scanned_bytes > 0, round > 0);
+        assert_eq!(all(&log), expected, "round {round}");
+        expected.extend(fill(&mut log, 70));
+    }
+}
+
+#[test]
+fn a_group_larger_than_segments_is_one_append() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(&dir.path().join("t-0"), &small(), OpenHints::default());
+    let group: Vec<NewBatch> = (0..100).map(|n| one(&[n as u8; 300], NOW)).collect();
+    let outcomes = log.append(&group, 1, NOW).unwrap();
+    assert_eq!(outcomes.len(), 100);
+    assert!(log.reader().segment_count() >= 9);
+    assert_eq!(all(&log).len(), 100);
+    drop(log);
+}
+
+#[test]
+fn timestamps_are_found_late_ones_included() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(&dir.path().join("t-0"), &small(), OpenHints::default());
+    let stamps: Vec<i64> = (0..150).map(|n| NOW + if n % 10 == 0 { n * 10 } else { n }).collect();
+    for stamp in &stamps {
+        log.append(&[one(b"v", *stamp)], 1, NOW).unwrap();
+    }
+    let reader = log.reader();
+    for wanted in (NOW - 1..NOW + 1500).step_by(7) {
+        for below in [0, 60, 150] {
+            let right = stamps.iter().take(below).position(|stamp| *stamp >= wanted).map(|offset| offset as i64);
+            let found = reader.offset_for_timestamp(wanted, below as i64).unwrap();
+            assert_eq!(found.map(|found| found.offset), right, "{wanted} below {below}");
+            assert!(
+                found.is_none_or(|found| found.timestamp == stamps[found.offset as usize] && found.leader_epoch == 1)
+            );
+        }
+    }
+    for below in [1usize, 60, 99, 150] {
+        let largest = stamps.iter().take(below).max().unwrap();
+        let right = stamps.iter().position(|stamp| stamp == largest).unwrap() as i64;
+        assert_eq!(reader.offset_for_max_timestamp(below as i64).unwrap().map(|found| found.offset), Some(right));
+    }
+    assert_eq!(reader.offset_for_max_timestamp(0).unwrap(), None);
+}
+
+#[test]
+fn offsets_outside_the_log_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(&dir.path().join("t-0"), &small(), OpenHints { log_start_offset: 1000, ..clean() });
+    fill(&mut log, 5);
+    let reader = log.reader();
+    assert_eq!((reader.log_start_offset(), reader.log_end_offset()), (1000, 1005));
+    for offset in [999, 1006, 0, -1] {
+        let Err(ReadError::OutOfRange(error)) = reader.seek(offset) else { panic!("{offset} was found") };
+        assert_eq!((error.offset, error.log_start, error.log_end), (offset, 1000, 1005));
+    }
+}
