@@ -301,11 +301,22 @@ impl Connections {
 
     /// One call on the control connection, repeated while that can help and cannot do harm, until the request's time is up.
     pub(crate) async fn call(self: &Arc<Self>, what: &'static str, request: call::Request) -> Result<Response, Error> {
+        self.call_with(what, || request.clone()).await
+    }
+
+    /// As [`Connections::call`], with a request made anew for each attempt.
+    pub(crate) async fn call_with(
+        self: &Arc<Self>,
+        what: &'static str,
+        request: impl Fn() -> call::Request,
+    ) -> Result<Response, Error> {
         let deadline = Deadline::within(self.config.request_timeout);
         let mut backoff = Backoff::new(&self.config);
         loop {
             let link = self.control_by(deadline).await?;
-            let error = match link.call(what, request.clone(), deadline).await {
+            let request = request();
+            let repeatable = repeatable(&request);
+            let error = match link.call(what, request, deadline).await {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
@@ -313,7 +324,7 @@ impl Connections {
                 Error::Refused(refusal) => refusal.code == ErrorCode::TimedOut,
                 _ => true,
             };
-            if !error.retryable() || deadline.passed() || unknown_outcome && !repeatable(&request) {
+            if !error.retryable() || deadline.passed() || unknown_outcome && !repeatable {
                 return Err(error);
             }
             tracing::debug!(what, %error, "call fails, trying again");

@@ -194,7 +194,7 @@ pub enum ProduceError {
         /// Whether it was given to a broker: then its outcome is unknown.
         sent: bool,
     },
-    /// `try_send` only: no room in the buffer at this moment, or the topic is not known yet.
+    /// [`crate::Producer::try_send`] only: no room in the buffer at this moment, or the topic is not known yet.
     #[error("the producer's buffer is full")]
     BufferFull,
     /// The broker could not be asked about the topic.
@@ -234,7 +234,7 @@ impl ProduceError {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConsumeError {
-    /// The broker refused to serve a partition. Reading it stops until a seek.
+    /// The broker refused to serve a partition. Reading it stops until [`crate::Consumer::seek`].
     #[error("{topic}-{partition}: {refusal}")]
     Refused {
         /// The topic.
@@ -244,7 +244,7 @@ pub enum ConsumeError {
         /// What the broker said.
         refusal: Refusal,
     },
-    /// The position lies outside the log. Reading stops until a seek.
+    /// The position lies outside the log. Reading stops until [`crate::Consumer::seek`].
     #[error(
         "{topic}-{partition}: offset {offset} is out of range: the log holds {log_start_offset} up to {end_offset}; seek, or choose what to do with ConsumerBuilder::on_out_of_range"
     )]
@@ -261,7 +261,7 @@ pub enum ConsumeError {
         end_offset: i64,
     },
     /// The log was cut below the position: records that were delivered are gone from it. Reading stops until
-    /// a seek.
+    /// [`crate::Consumer::seek`].
     #[error(
         "{topic}-{partition}: the log was truncated: it agrees with what was read only up to offset {end_offset}, and the position is {offset}; seek to {end_offset} to go on"
     )]
@@ -275,7 +275,7 @@ pub enum ConsumeError {
         /// Up to where the log still agrees with what was read.
         end_offset: i64,
     },
-    /// A batch arrived damaged. Nothing of it was delivered; reading stops until a seek.
+    /// A batch arrived damaged. Nothing of it was delivered; reading stops until [`crate::Consumer::seek`].
     #[error("{topic}-{partition}: a damaged batch at or after offset {offset}: {reason}")]
     Corrupt {
         /// The topic.

@@ -1,6 +1,7 @@
 //! The Headwater client: producer, consumer, consumer groups and administration over QUIC.
 //!
-//! [`Client::connect`] reaches a cluster; [`Client::admin`] administers it.
+//! [`Client::connect`] reaches a cluster. [`Client::producer`] sends records, [`Client::consumer`] reads them, alone or in a
+//! group, and [`Client::admin`] administers topics and groups.
 //!
 //! Owns: what an application links. Refuses: knowing how a broker stores anything. To follow a record through the source,
 //! read `config.rs`, `connection.rs`, then `producer/mod.rs` and `consumer/mod.rs`.
@@ -14,12 +15,10 @@
 //! # Ok(()) }
 //! ```
 
-// Consumers, which follow, use the rest of these.
-#![allow(dead_code)]
-
 mod admin;
 mod config;
 mod connection;
+mod consumer;
 mod error;
 mod metadata;
 mod partitioner;
@@ -34,6 +33,10 @@ pub use admin::{
     TopicDescription, TopicListing,
 };
 pub use config::{ClientConfig, ConfigError};
+pub use consumer::{
+    Committer, ConsumedBatch, ConsumedRecord, ConsumedRecords, Consumer, ConsumerBuilder, OutOfRange, Position,
+    Rebalance, StartFrom,
+};
 pub use error::{ConsumeError, Error, LeaderHint, ProduceError, Refusal};
 pub use headwater_proto::batch::{Codec, Header, TimestampType};
 pub use headwater_proto::wire::{Acks, Durability};
@@ -111,6 +114,11 @@ impl Client {
     /// Sends records.
     pub fn producer(&self) -> ProducerBuilder {
         ProducerBuilder::new(self.connections.clone(), self.metadata.clone())
+    }
+
+    /// Reads records.
+    pub fn consumer(&self) -> ConsumerBuilder {
+        ConsumerBuilder::new(self.connections.clone(), self.metadata.clone())
     }
 
     /// Topics, groups and brokers.

@@ -1,6 +1,6 @@
 //! How QUIC is set up: packets, windows, sockets, TLS.
 //!
-//! Owns: the transport's settings and the reasons for them. Refuses: what is sent. Read next: [`crate::connection`].
+//! Owns: the transport's settings and the reasons for them. Refuses: what is sent. Read next: `connection.rs`.
 //!
 //! Credits bind and windows never do (quinn wakes streams blocked on a window last-in-first-out, which starves the
 //! others): the windows here are larger than all the credit that may be outstanding on a connection.

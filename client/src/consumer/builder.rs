@@ -1,0 +1,252 @@
+//! How a consumer is set up.
+//!
+//! Owns: [`ConsumerBuilder`]: checking settings, finding where partitions begin, starting tasks. Read next:
+//! [`super::Consumer`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::FutureExt;
+use headwater_proto::ErrorCode;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::commit::{Committer, commit_regularly};
+use super::fetch::Context;
+use super::group::{Member, Rebalance, Settings};
+use super::readers::Readers;
+use super::record::{OutOfRange, StartFrom};
+use super::state::State;
+use super::{Consumer, Membership, RebalanceFn};
+use crate::TopicPartition;
+use crate::connection::Connections;
+use crate::error::ConsumeError;
+use crate::metadata::{Metadata, TopicInfo};
+
+/// How a consumer is set up. Made by [`crate::Client::consumer`].
+///
+/// Either it subscribes (`group` and `topics`), and the group shares partitions out; or it is told its partitions
+/// (`assign`), with a `group` if their offsets are to be committed. A group's commits are where it begins.
+#[must_use = "a builder does nothing until it is built"]
+pub struct ConsumerBuilder {
+    connections: Arc<Connections>,
+    metadata: Arc<Metadata>,
+    group: Option<Arc<str>>,
+    instance_id: String,
+    topics: Vec<String>,
+    assignor: String,
+    session_timeout: Option<Duration>,
+    rebalance_timeout: Duration,
+    assign: BTreeSet<TopicPartition>,
+    start: StartFrom,
+    start_at: BTreeMap<TopicPartition, StartFrom>,
+    on_out_of_range: OutOfRange,
+    auto_commit: Option<Duration>,
+    prefetch_bytes: usize,
+    background: bool,
+    on_rebalance: Option<Arc<RebalanceFn>>,
+}
+
+impl ConsumerBuilder {
+    pub(crate) fn new(connections: Arc<Connections>, metadata: Arc<Metadata>) -> ConsumerBuilder {
+        ConsumerBuilder {
+            connections,
+            metadata,
+            group: None,
+            instance_id: String::new(),
+            topics: Vec::new(),
+            assignor: String::new(),
+            session_timeout: None,
+            rebalance_timeout: Duration::from_secs(60),
+            assign: BTreeSet::new(),
+            start: StartFrom::Earliest,
+            start_at: BTreeMap::new(),
+            on_out_of_range: OutOfRange::Error,
+            auto_commit: Some(Duration::from_secs(5)),
+            prefetch_bytes: 32 << 20,
+            background: false,
+            on_rebalance: None,
+        }
+    }
+
+    /// The group to which offsets are committed.
+    pub fn group(mut self, group: impl Into<Arc<str>>) -> ConsumerBuilder {
+        self.group = Some(group.into());
+        self
+    }
+
+    /// Static membership: a member that returns under this name within the session timeout gets its partitions back, and
+    /// nobody else is disturbed.
+    pub fn instance_id(mut self, id: impl Into<String>) -> ConsumerBuilder {
+        self.instance_id = id.into();
+        self
+    }
+
+    /// Topics whose partitions the group shares out.
+    pub fn topics<T: Into<String>>(mut self, topics: impl IntoIterator<Item = T>) -> ConsumerBuilder {
+        self.topics = topics.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How the group shares partitions out: `uniform` (sticky) or `range`. Default: the broker's.
+    pub fn assignor(mut self, assignor: impl Into<String>) -> ConsumerBuilder {
+        self.assignor = assignor.into();
+        self
+    }
+
+    /// How long a member may be silent before it is out. Default: the broker's (10 s).
+    pub fn session_timeout(mut self, timeout: Duration) -> ConsumerBuilder {
+        self.session_timeout = Some(timeout);
+        self
+    }
+
+    /// How long this member may take to let go of a partition, which includes being done with what it has in hand.
+    /// Default: 60 s.
+    pub fn rebalance_timeout(mut self, timeout: Duration) -> ConsumerBuilder {
+        self.rebalance_timeout = timeout;
+        self
+    }
+
+    /// The partitions to read, decided by the application.
+    pub fn assign<T: Into<Arc<str>>>(mut self, partitions: impl IntoIterator<Item = (T, u32)>) -> ConsumerBuilder {
+        self.assign = partitions.into_iter().map(|(topic, partition)| TopicPartition::new(topic, partition)).collect();
+        self
+    }
+
+    /// Where partitions begin for which the group committed nothing. Default: [`StartFrom::Earliest`].
+    pub fn start(mut self, from: StartFrom) -> ConsumerBuilder {
+        self.start = from;
+        self
+    }
+
+    /// Where one assigned partition begins, whatever is committed.
+    pub fn start_at(mut self, topic: impl Into<Arc<str>>, partition: u32, from: StartFrom) -> ConsumerBuilder {
+        self.start_at.insert(TopicPartition::new(topic, partition), from);
+        self
+    }
+
+    /// What to do when a position lies outside the log. Default: [`OutOfRange::Error`].
+    pub fn on_out_of_range(mut self, choice: OutOfRange) -> ConsumerBuilder {
+        self.on_out_of_range = choice;
+        self
+    }
+
+    /// How often the group's progress is committed (also when partitions are given away, and by [`Consumer::close`]);
+    /// `None`: only by [`Consumer::commit`]. What is committed is what the application is done with: what it was handed
+    /// before it asked for more. Default: 5 s.
+    pub fn auto_commit(mut self, interval: Option<Duration>) -> ConsumerBuilder {
+        self.auto_commit = interval;
+        self
+    }
+
+    /// Bytes that are fetched ahead, shared by the consumer's partitions: 16 KiB to 4 MiB each. More of them keep a fast
+    /// reader busy on a slow path; they are memory. Default: 32 MiB.
+    pub fn prefetch_bytes(mut self, bytes: usize) -> ConsumerBuilder {
+        self.prefetch_bytes = bytes;
+        self
+    }
+
+    /// Yields to readers at the end of the log: for replay and catching up.
+    pub fn background(mut self, background: bool) -> ConsumerBuilder {
+        self.background = background;
+        self
+    }
+
+    /// Called when partitions come and go, before it takes effect; what it returns is waited for.
+    pub fn on_rebalance<F>(mut self, callback: impl Fn(Rebalance) -> F + Send + Sync + 'static) -> ConsumerBuilder
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        self.on_rebalance = Some(Arc::new(move |event| callback(event).boxed()));
+        self
+    }
+
+    /// The consumer. One that is told its partitions knows where they begin when this returns; one that subscribes joins
+    /// its group in the background ([`Consumer::assigned`] waits for it).
+    ///
+    /// # Errors
+    /// When the settings make no sense, a topic or partition does not exist, or the broker cannot be asked.
+    pub async fn build(self) -> Result<Consumer, ConsumeError> {
+        let usage = |what| Err(ConsumeError::Usage(what));
+        if self.topics.is_empty() == self.assign.is_empty() {
+            return usage("a consumer needs either topics (with a group) or assigned partitions");
+        }
+        if self.group.is_none() && !self.topics.is_empty() {
+            return usage("subscribing to topics needs a group");
+        }
+        if self.auto_commit.is_some_and(|interval| interval.is_zero()) {
+            return usage("the interval of automatic commits must be above 0; None turns them off");
+        }
+        let state = Arc::new(State::default());
+        let context = Arc::new(Context {
+            connections: self.connections.clone(),
+            metadata: self.metadata.clone(),
+            state: state.clone(),
+            on_out_of_range: self.on_out_of_range,
+            background: self.background,
+        });
+        let readers = Arc::new(Readers { context, prefetch_bytes: self.prefetch_bytes as u64 });
+        let committer = self.group.clone().map(|group| Committer::new(self.connections.clone(), group));
+        let stop = CancellationToken::new();
+        let mut membership = None;
+        if self.topics.is_empty() {
+            let mut infos: BTreeMap<Arc<str>, Arc<TopicInfo>> = BTreeMap::new();
+            let mut partitions = Vec::new();
+            for at in &self.assign {
+                let info = match infos.get(&at.topic) {
+                    Some(info) => info,
+                    None => {
+                        let info = self.metadata.topic(&at.topic).await.map_err(|e| unknown_topic(e, &at.topic))?;
+                        infos.entry(at.topic.clone()).or_insert(info)
+                    }
+                };
+                if at.partition >= info.partition_count() {
+                    let (topic, partition) = (at.topic.clone(), at.partition);
+                    return Err(ConsumeError::UnknownPartition {
+                        topic,
+                        partition,
+                        partitions: info.partition_count(),
+                    });
+                }
+                partitions.push((at.clone(), info.id));
+            }
+            let (told, open): (Vec<_>, Vec<_>) =
+                partitions.into_iter().partition(|(at, _)| self.start_at.contains_key(at));
+            let told = readers.starts(None, told, |at| self.start_at.get(at).copied().unwrap_or(self.start)).await?;
+            let open = readers.starts(committer.as_ref(), open, |_| self.start).await?;
+            readers.begin(told.into_iter().chain(open).collect());
+            state.assignment_known();
+        } else if let Some(committer) = &committer {
+            let member_id = uuid::Uuid::new_v4().to_string();
+            committer.set_member(&member_id, 0);
+            let (topics, wanted) = watch::channel(self.topics);
+            let settings = Settings {
+                member_id: member_id.clone(),
+                instance_id: self.instance_id,
+                assignor: self.assignor,
+                session_timeout: self.session_timeout,
+                rebalance_timeout: self.rebalance_timeout,
+                auto_commit: self.auto_commit.is_some(),
+                on_rebalance: self.on_rebalance,
+                start: self.start,
+            };
+            let member = Member::new(settings, readers.clone(), state.clone(), committer.clone(), wanted, stop.clone());
+            let task = tokio::spawn(member.run());
+            membership = Some(Membership { member_id, topics, task });
+        }
+        if let (Some(committer), Some(interval)) = (&committer, self.auto_commit) {
+            tokio::spawn(commit_regularly(committer.clone(), state.clone(), interval, stop.clone()));
+        }
+        let auto_commit = self.auto_commit.is_some();
+        Ok(Consumer::new(readers, committer, membership, auto_commit, stop))
+    }
+}
+
+fn unknown_topic(error: crate::Error, topic: &Arc<str>) -> ConsumeError {
+    match error.code() {
+        Some(ErrorCode::UnknownTopic) => ConsumeError::UnknownTopic { topic: topic.clone() },
+        _ => error.into(),
+    }
+}

@@ -1,0 +1,348 @@
+//! The task that reads one partition.
+//!
+//! Owns: the fetch stream (opening it, and opening it again after a loss), credit, checking batches. It always drains what
+//! arrives, into memory it granted; where the application takes nothing, it grants no more. Refuses: delivering (see
+//! [`super::state`]), and skipping: what cannot be read is an error. Read next: [`super::credit`].
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use headwater_proto::batch;
+use headwater_proto::frame::FrameEvent;
+use headwater_proto::wire::{self, open};
+use headwater_proto::{ErrorCode, TopicId};
+use quinn::SendStream;
+
+use super::credit::{Assembler, FetchCredit};
+use super::record::{OutOfRange, Position, StartFrom};
+use super::state::{Cell, Item, State};
+use crate::admin::OffsetAt;
+use crate::connection::{Connections, Lease};
+use crate::error::{ConsumeError, Error, Refusal};
+use crate::metadata::Metadata;
+use crate::retry::Backoff;
+use crate::stream::{FrameReader, write_message};
+use crate::{Admin, OffsetQuery, TopicPartition};
+
+/// A stream that is not opened within this time is tried anew.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the fetch tasks of a consumer share.
+pub(crate) struct Context {
+    pub(crate) connections: Arc<Connections>,
+    pub(crate) metadata: Arc<Metadata>,
+    pub(crate) state: Arc<State>,
+    pub(crate) on_out_of_range: OutOfRange,
+    /// Yields to readers at the tail.
+    pub(crate) background: bool,
+}
+
+/// One partition's reading.
+pub(crate) struct Fetch {
+    pub(crate) context: Arc<Context>,
+    pub(crate) topic_id: TopicId,
+    pub(crate) cell: Arc<Cell>,
+    pub(crate) life: u64,
+    /// Of what is read next; ahead of the application's.
+    pub(crate) next: Position,
+    /// Bytes that may be on their way or wait for the application.
+    pub(crate) prefetch_bytes: u64,
+}
+
+/// An open fetch stream.
+struct Stream {
+    /// Held for as long as the stream lives.
+    _lease: Lease,
+    address: Arc<str>,
+    send: SendStream,
+    data: FrameReader<wire::FetchData>,
+    assembler: Assembler,
+}
+
+/// Why reading stops.
+enum Stop {
+    /// Trying again can help.
+    Lost(Error),
+    /// The broker's word about this partition.
+    Refused(Refusal),
+    /// The application must decide.
+    Fatal(ConsumeError),
+}
+
+impl Fetch {
+    /// Reads until the task is dropped or the application must decide how to go on.
+    pub(crate) async fn run(mut self) {
+        let mut backoff = Backoff::new(&self.context.connections.config);
+        let mut credit = FetchCredit::new(self.prefetch_bytes);
+        let mut doubted = None;
+        loop {
+            let before = self.next.offset;
+            let stop = self.read(&mut credit, &mut doubted).await;
+            if self.next.offset > before {
+                backoff.reset();
+            }
+            match self.decide(stop).await {
+                Ok(()) => {}
+                Err(error) => return self.push(Item::Error(error)),
+            }
+            backoff.pause().await;
+        }
+    }
+
+    /// What follows from a stop: reading on, or an error for the application.
+    async fn decide(&mut self, stop: Stop) -> Result<(), ConsumeError> {
+        let TopicPartition { topic, partition } = self.cell.at.clone();
+        let refusal = match stop {
+            Stop::Fatal(error) => return Err(error),
+            Stop::Lost(error) => {
+                tracing::debug!(topic = &*topic, partition, %error, "fetch stream lost");
+                return Ok(());
+            }
+            Stop::Refused(refusal) => refusal,
+        };
+        let offset = self.next.offset;
+        match (refusal.code, self.context.on_out_of_range) {
+            _ if refusal.retryable => {
+                tracing::debug!(topic = &*topic, partition, %refusal, "fetch refused");
+                Ok(())
+            }
+            (ErrorCode::OffsetOutOfRange, OutOfRange::Error) => Err(ConsumeError::OffsetOutOfRange {
+                topic,
+                partition,
+                offset,
+                log_start_offset: refusal.log_start_offset,
+                end_offset: refusal.end_offset,
+            }),
+            (ErrorCode::OffsetOutOfRange, choice) => {
+                let from = if choice == OutOfRange::Earliest { StartFrom::Earliest } else { StartFrom::Latest };
+                tracing::warn!(topic = &*topic, partition, offset, ?from, "position out of range");
+                let found = start_position(&self.context.connections, &self.cell.at, from).await;
+                match found {
+                    Ok(position) => {
+                        self.next = position;
+                        self.push(Item::Pass(position));
+                        Ok(())
+                    }
+                    Err(error) if error.retryable() => Ok(()),
+                    Err(error) => Err(error),
+                }
+            }
+            (ErrorCode::LogTruncated, _) => {
+                Err(ConsumeError::LogTruncated { topic, partition, offset, end_offset: refusal.end_offset })
+            }
+            _ => Err(ConsumeError::Refused { topic, partition, refusal }),
+        }
+    }
+
+    fn push(&self, item: Item) {
+        self.context.state.push(&self.cell.at, self.life, item);
+    }
+
+    /// Opens a stream and reads it to its end. Returns why it ended.
+    async fn read(&mut self, credit: &mut FetchCredit, doubted: &mut Option<tokio::time::Instant>) -> Stop {
+        credit.reopened();
+        credit.released(self.cell.take_released());
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, self.open(credit, doubted)).await;
+        let mut stream = match opened {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(stop)) => return stop,
+            Err(_) => return Stop::Lost(Error::TimedOut { what: "opening a fetch stream", after: OPEN_TIMEOUT }),
+        };
+        match self.drain(&mut stream, credit).await {
+            Ok(stop) | Err(stop) => stop,
+        }
+    }
+
+    async fn open(
+        &mut self,
+        credit: &mut FetchCredit,
+        doubted: &mut Option<tokio::time::Instant>,
+    ) -> Result<Stream, Stop> {
+        let TopicPartition { topic, partition } = &self.cell.at;
+        let context = self.context.clone();
+        let lost = |error: Error| match error.code() {
+            Some(ErrorCode::UnknownTopic) => Stop::Fatal(ConsumeError::UnknownTopic { topic: topic.clone() }),
+            _ if error.retryable() => Stop::Lost(error),
+            _ => Stop::Fatal(error.into()),
+        };
+        let info = match doubted.take() {
+            Some(doubted) => context.metadata.newer_than(topic, Some(doubted)).await,
+            None => context.metadata.topic(topic).await,
+        };
+        let info = info.map_err(lost)?;
+        if info.id != self.topic_id {
+            let why = format!("topic {topic:?} was deleted and created anew");
+            return Err(Stop::Refused(wire::Error::new(ErrorCode::UnknownTopicId, why).into()));
+        }
+        let Some(leader) = info.leader(*partition).filter(|leader| leader.leader >= 0) else {
+            *doubted = Some(info.at);
+            return Err(Stop::Refused(wire::Error::new(ErrorCode::NotLeader, "the partition has no leader").into()));
+        };
+        let lease = context.connections.lease(leader.leader, self.prefetch_bytes).await.map_err(lost)?;
+        // What the connection had left may be less than was wanted.
+        credit.set_limit(lease.credit);
+        let request = wire::OpenFetch {
+            topic_id: info.id.to_wire(),
+            partition: *partition,
+            offset: self.next.offset,
+            position_leader_epoch: self.next.leader_epoch,
+            leader_epoch: leader.leader_epoch,
+            min_bytes: 1,
+            max_wait_ms: 0,
+            credit_bytes: credit.grant(),
+            background: context.background,
+        };
+        let (send, recv) = lease.link.open(open::Stream::Fetch(request)).await.map_err(lost)?;
+        let address = lease.link.address().clone();
+        let mut opened = FrameReader::<wire::FetchOpened>::new(recv, address.clone());
+        let answer = opened.message().await.map_err(lost)?.ok_or_else(|| {
+            let reason = "the fetch stream ended before it was opened".into();
+            Stop::Lost(Error::ConnectionLost { address: address.to_string(), reason })
+        })?;
+        if let Some(error) = answer.error {
+            let refusal = Refusal::from(error);
+            if asks_for_metadata(refusal.code) {
+                *doubted = Some(info.at);
+                if refusal.code == ErrorCode::UnknownTopicId || refusal.code == ErrorCode::UnknownPartition {
+                    // Gone, or not heard of yet where it leads now: the next answer about the topic tells.
+                    return Err(Stop::Lost(Error::Refused(refusal)));
+                }
+            }
+            return Err(Stop::Refused(refusal));
+        }
+        self.cell.high_watermark.fetch_max(answer.high_watermark, Ordering::Relaxed);
+        let data = opened.followed_by().map_err(lost)?;
+        Ok(Stream { _lease: lease, address, send, data, assembler: Assembler::default() })
+    }
+
+    /// Takes what arrives, and grants more as the application takes it.
+    async fn drain(&mut self, stream: &mut Stream, credit: &mut FetchCredit) -> Result<Stop, Stop> {
+        // The offset that the frame at hand leads to.
+        let mut leads_to = self.next.offset;
+        loop {
+            let grant = credit.grant();
+            if grant > 0 {
+                let message = wire::FetchCredit { credit_bytes: grant };
+                write_message(&mut stream.send, &message, &stream.address).await.map_err(Stop::Lost)?;
+            }
+            let event = tokio::select! {
+                event = stream.data.next() => event.map_err(Stop::Lost)?,
+                () = self.cell.wake.notified() => {
+                    credit.released(self.cell.take_released());
+                    continue;
+                }
+            };
+            let whole = match event {
+                Some(FrameEvent::Header { message, payload_bytes }) => {
+                    self.cell.high_watermark.store(message.high_watermark, Ordering::Relaxed);
+                    if let Some(error) = message.error {
+                        return Ok(Stop::Refused(error.into()));
+                    }
+                    leads_to = message.next_offset;
+                    payload_bytes == 0
+                }
+                Some(FrameEvent::Payload { mut part, remaining }) => {
+                    if !credit.received(part.len() as u64) {
+                        return Ok(Stop::Lost(Error::Protocol("more bytes than were granted".into())));
+                    }
+                    while let Some(batch) = stream.assembler.next(&mut part).map_err(|e| self.corrupt(&e))? {
+                        self.take(batch, credit)?;
+                    }
+                    remaining == 0
+                }
+                None => {
+                    let reason = "the broker ended the fetch stream".into();
+                    return Ok(Stop::Lost(Error::ConnectionLost { address: stream.address.to_string(), reason }));
+                }
+            };
+            if whole && stream.assembler.is_at_boundary() && leads_to > self.next.offset {
+                self.next.offset = leads_to;
+                self.push(Item::Pass(self.next));
+            }
+        }
+    }
+
+    fn take(&mut self, bytes: bytes::Bytes, credit: &mut FetchCredit) -> Result<(), Stop> {
+        let header = batch::check(&bytes).map_err(|e| self.corrupt(&e))?;
+        if header.next_offset() <= self.next.offset {
+            // The first batch may end before the position where compaction left a gap.
+            return Ok(());
+        }
+        self.next = Position { offset: header.next_offset(), leader_epoch: header.leader_epoch };
+        credit.complete(bytes.len() as u64);
+        self.push(Item::Batch(header, bytes));
+        Ok(())
+    }
+
+    fn corrupt(&self, reason: &dyn std::fmt::Display) -> Stop {
+        let TopicPartition { topic, partition } = self.cell.at.clone();
+        Stop::Fatal(ConsumeError::Corrupt { topic, partition, offset: self.next.offset, reason: reason.to_string() })
+    }
+}
+
+/// Whether a refusal says that what is known of the topic is wrong.
+fn asks_for_metadata(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::NotLeader
+            | ErrorCode::FencedLeaderEpoch
+            | ErrorCode::UnknownLeaderEpoch
+            | ErrorCode::UnknownTopicId
+            | ErrorCode::UnknownPartition
+    )
+}
+
+/// Where a partition begins.
+pub(crate) async fn start_position(
+    connections: &Arc<Connections>,
+    at: &TopicPartition,
+    from: StartFrom,
+) -> Result<Position, ConsumeError> {
+    let found = start_positions(connections, vec![(at.clone(), from)]).await?;
+    found.into_iter().next().map(|(_, position)| position).ok_or(ConsumeError::Usage("no partition"))
+}
+
+/// Where partitions begin; asked in one call.
+pub(crate) async fn start_positions(
+    connections: &Arc<Connections>,
+    starts: Vec<(TopicPartition, StartFrom)>,
+) -> Result<Vec<(TopicPartition, Position)>, ConsumeError> {
+    let asked = starts.iter().filter_map(|(at, from)| {
+        let place = match from {
+            StartFrom::Earliest => OffsetAt::Earliest,
+            StartFrom::Latest => OffsetAt::Latest,
+            StartFrom::Timestamp(ms) => OffsetAt::Timestamp(*ms),
+            StartFrom::Offset(_) => return None,
+        };
+        Some(OffsetQuery { topic: at.topic.to_string(), partition: at.partition, at: place })
+    });
+    let asked: Vec<OffsetQuery> = asked.collect();
+    let mut answers = if asked.is_empty() {
+        Vec::new().into_iter()
+    } else {
+        Admin::new(connections.clone()).list_offsets(asked).await?.into_iter()
+    };
+    let mut found = Vec::with_capacity(starts.len());
+    for (at, from) in starts {
+        let position = match from {
+            StartFrom::Offset(offset) => Position { offset, leader_epoch: -1 },
+            _ => match answers.next() {
+                // No record is that young: what comes next is.
+                Some(Ok(answer)) => {
+                    Position { offset: answer.offset.unwrap_or(answer.high_watermark), leader_epoch: -1 }
+                }
+                Some(Err(refusal)) => {
+                    let TopicPartition { topic, partition } = at;
+                    return Err(match refusal.code {
+                        ErrorCode::UnknownTopic => ConsumeError::UnknownTopic { topic },
+                        _ => ConsumeError::Refused { topic, partition, refusal },
+                    });
+                }
+                None => return Err(Error::Protocol("an offset was not answered".into()).into()),
+            },
+        };
+        found.push((at, position));
+    }
+    Ok(found)
+}
