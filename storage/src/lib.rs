@@ -24,6 +24,7 @@ mod recovery;
 mod retention;
 mod scan;
 mod segment;
+pub mod sim;
 pub mod transactions;
 
 pub use config::{Cleanup, LogConfig, LogIdentity, OpenHints};
@@ -37,3 +38,4 @@ pub use producers::{LastSequence, SequenceError};
 pub use reader::{Cursor, LogReader, Slice, TimestampOffset};
 pub use recovery::{CrcDisagreement, CutTail, RecoveryReport};
 pub use segment::OpenLimit;
+pub use sim::SimFiles;

@@ -29,7 +29,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use crate::files::File;
+use crate::files::{File, read_exact_at};
 
 /// A read-only map of the beginning of a file.
 #[derive(Debug)]
@@ -43,7 +43,12 @@ pub struct Map {
 
 #[derive(Debug)]
 enum Memory {
-    Mapped { mmap: memmap2::Mmap, registration: bus_error::Registration },
+    Mapped {
+        mmap: memmap2::Mmap,
+        registration: bus_error::Registration,
+    },
+    /// A simulated file: views are copies.
+    Copied,
 }
 
 impl Map {
@@ -60,6 +65,11 @@ impl Map {
         let registration = bus_error::Registration::new(mmap.as_ptr() as usize, bytes, path);
         let memory = Memory::Mapped { mmap, registration };
         Ok(Arc::new(Map { memory, file, path: path.into(), published: AtomicU64::new(0), len }))
+    }
+
+    /// A stand-in whose views are read from the file and copied.
+    pub(crate) fn of_simulated(file: Arc<dyn File>, path: &Path, len: u64) -> Arc<Map> {
+        Arc::new(Map { memory: Memory::Copied, file, path: path.into(), published: AtomicU64::new(0), len })
     }
 
     /// How far the map reaches, in bytes.
@@ -87,6 +97,11 @@ impl Map {
         }
         match &self.memory {
             Memory::Mapped { .. } => Some(Bytes::from_owner(View { map: Arc::clone(self), range })),
+            Memory::Copied => {
+                let mut copy = vec![0; (range.end - range.start) as usize];
+                read_exact_at(&*self.file, &mut copy, range.start).ok()?;
+                Some(copy.into())
+            }
         }
     }
 
@@ -102,21 +117,20 @@ impl Map {
         if range.start >= end {
             return Ok(());
         }
-        #[allow(irrefutable_let_patterns)]
         if let Memory::Mapped { mmap, .. } = &self.memory {
             match crate::os::populate_read(mmap, range.start as usize, (end - range.start) as usize) {
                 Some(result) => return result,
                 None => tracing::trace!("no populating here, reading instead"),
             }
-            let mut scratch = vec![0; (1 << 20).min((end - range.start) as usize)];
-            let mut at = range.start;
-            while at < end {
-                let n = self.file.read_at(&mut scratch, at)?;
-                if n == 0 {
-                    return Err(io::ErrorKind::UnexpectedEof.into());
-                }
-                at += n as u64;
+        }
+        let mut scratch = vec![0; (1 << 20).min((end - range.start) as usize)];
+        let mut at = range.start;
+        while at < end {
+            let n = self.file.read_at(&mut scratch, at)?;
+            if n == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
             }
+            at += n as u64;
         }
         Ok(())
     }
@@ -125,13 +139,13 @@ impl Map {
         debug_assert!(range.end <= self.published.load(Ordering::Acquire));
         match &self.memory {
             Memory::Mapped { mmap, .. } => &mmap[range.start as usize..range.end as usize],
+            Memory::Copied => &[],
         }
     }
 }
 
 impl Drop for Map {
     fn drop(&mut self) {
-        #[allow(irrefutable_let_patterns)]
         if let Memory::Mapped { registration, .. } = &mut self.memory {
             // Before the addresses may belong to somebody else.
             registration.remove();
