@@ -177,6 +177,13 @@ impl<M: Message + Default> FrameDecoder<M> {
         matches!(self.expect, Expect::Prefix) && self.buffered == 0
     }
 
+    /// The same decoder with other limits, from the next frame on.
+    pub fn with_limits(mut self, max_header_bytes: usize, max_payload_bytes: usize) -> Self {
+        self.max_header_bytes = max_header_bytes;
+        self.max_payload_bytes = max_payload_bytes;
+        self
+    }
+
     /// `n` bytes from the front, joined only if they came in several chunks.
     fn take_exact(&mut self, n: usize) -> Option<Bytes> {
         if self.buffered < n {

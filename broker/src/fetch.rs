@@ -1,0 +1,361 @@
+//! One fetch stream: byte ranges of the log as they become readable, within the reader's credit.
+//!
+//! The reader sets the pace: it grants bytes, and the broker sends only within them. At the tail the stream sleeps on the
+//! partition's watermarks and sends the moment they move. What it sends are slices of the mapped segments, never copied
+//! before the packet; a slice that is not in memory is loaded on the I/O pool first, because a page fault would stop every
+//! connection of this thread for as long as the disk takes.
+//!
+//! What is handed to QUIC and not yet acknowledged is at most [`HANDED_BYTES`] above the congestion window, whatever the
+//! credit: more would only pile up in front of streams that are opened later, and its pages could be gone by the time
+//! they are sent.
+//!
+//! Owns: one stream. Refuses: to read above the high watermark. Read next: `storage/src/reader.rs`.
+
+use crate::error::PartitionError;
+use crate::metrics::Counted;
+use crate::partition::state::Offsets;
+use crate::partition::{PartitionHandle, Watermarks};
+use crate::session::Session;
+use crate::stream::{Frames, StreamError, send_frame};
+use bytes::Bytes;
+use headwater_proto::frame;
+use headwater_proto::wire::{FetchCredit, FetchData, FetchOpened, OpenFetch};
+use headwater_proto::{ErrorCode, wire};
+use headwater_storage::{Cursor, LogReader, ReadError, Slice};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{Notify, watch};
+
+/// Largest header of a credit frame, in bytes.
+const MAX_HEADER_BYTES: usize = 1 << 10;
+
+/// Payload of one frame from memory: large enough that headers cost nothing, small enough that readers take turns.
+const FRAME_BYTES: usize = 256 << 10;
+
+/// What is read at once where the range is not in memory: a hop to the I/O pool and a disk's seek are worth more.
+const COLD_FRAME_BYTES: usize = 1 << 20;
+
+/// Bytes handed to QUIC and not yet sent.
+const HANDED_BYTES: u64 = 1 << 20;
+
+/// Priority of a reader that is far behind: whatever reads at the tail, and every acknowledgement, goes first.
+const BACKGROUND_PRIORITY: i32 = -1;
+
+/// A number of bytes that goes up and down, and somebody who waits for it.
+#[derive(Default)]
+struct Account {
+    bytes: AtomicU64,
+    changed: Notify,
+}
+
+impl Account {
+    fn get(&self) -> u64 {
+        self.bytes.load(Ordering::Acquire)
+    }
+
+    fn add(&self, bytes: u64) {
+        self.change(|have| have.saturating_add(bytes));
+    }
+
+    fn take(&self, bytes: u64) {
+        self.change(|have| have.saturating_sub(bytes));
+    }
+
+    fn change(&self, to: impl Fn(u64) -> u64) {
+        let mut have = self.get();
+        while let Err(now) = self.bytes.compare_exchange_weak(have, to(have), Ordering::AcqRel, Ordering::Acquire) {
+            have = now;
+        }
+        self.changed.notify_one();
+    }
+
+    async fn until(&self, enough: impl Fn(u64) -> bool) {
+        while !enough(self.get()) {
+            self.changed.notified().await;
+        }
+    }
+}
+
+/// Bytes on their way: counted until QUIC lets go of them, which it does when they are acknowledged.
+struct OnItsWay {
+    bytes: Bytes,
+    account: Arc<Account>,
+}
+
+impl AsRef<[u8]> for OnItsWay {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl Drop for OnItsWay {
+    fn drop(&mut self) {
+        self.account.take(self.bytes.len() as u64);
+    }
+}
+
+/// Why a fetch stream ends with an error frame, or without.
+enum End {
+    Partition(PartitionError),
+    Stream(StreamError),
+}
+
+impl From<PartitionError> for End {
+    fn from(error: PartitionError) -> End {
+        End::Partition(error)
+    }
+}
+
+impl From<StreamError> for End {
+    fn from(error: StreamError) -> End {
+        End::Stream(error)
+    }
+}
+
+/// Serves the stream until the reader finishes its side, an error, or the broker's shutdown.
+pub(crate) async fn serve(
+    session: &Session,
+    open: OpenFetch,
+    send: &mut quinn::SendStream,
+    frames: Frames<wire::Open>,
+) -> Result<(), StreamError> {
+    let _counted = Counted::new(&session.shared.metrics.fetch_streams);
+    let mut frames = frames.followed_by::<FetchCredit>(MAX_HEADER_BYTES, 0)?;
+    let (partition, reader) = match admit(session, &open) {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            session.shared.metrics.rejected(ErrorCode::from_number(error.code));
+            return send_frame(send, &FetchOpened { error: Some(error), ..FetchOpened::default() }).await;
+        }
+    };
+    if open.background {
+        // An error means that the stream is gone, which the next write says.
+        drop(send.set_priority(BACKGROUND_PRIORITY));
+    }
+    let Offsets { log_start, high_watermark, .. } = partition.offsets();
+    let opened = FetchOpened {
+        error: None,
+        leader_epoch: partition.leader_epoch(),
+        log_start_offset: log_start,
+        high_watermark,
+    };
+    send_frame(send, &opened).await?;
+    let credit = Account::default();
+    credit.add(open.credit_bytes);
+    let sending = Sending {
+        session,
+        reader,
+        watermarks: partition.watermarks(),
+        partition,
+        credit: &credit,
+        handed: Arc::default(),
+        min_bytes: u64::from(open.min_bytes),
+        max_wait: Duration::from_millis(u64::from(open.max_wait_ms)),
+        sent_to: open.offset,
+    };
+    tokio::select! {
+        granted = grants(&mut frames, &credit) => granted,
+        ended = sending.run(send, open.offset) => {
+            let (error, offsets) = match ended {
+                Ok(()) => return Ok(()),
+                Err((End::Stream(error), _)) => return Err(error),
+                Err((End::Partition(error), offsets)) => (error, offsets),
+            };
+            let last = FetchData {
+                next_offset: -1,
+                high_watermark: offsets.high_watermark,
+                log_start_offset: offsets.log_start,
+                error: Some(error.to_wire()),
+            };
+            send_frame(send, &last).await
+        }
+    }
+}
+
+/// Takes the reader's grants until it finishes its side: it is then no longer interested.
+async fn grants(frames: &mut Frames<FetchCredit>, credit: &Account) -> Result<(), StreamError> {
+    while let Some(FetchCredit { credit_bytes }) = frames.message().await? {
+        credit.add(credit_bytes);
+    }
+    Ok(())
+}
+
+fn admit(session: &Session, open: &OpenFetch) -> Result<(PartitionHandle, LogReader), wire::Error> {
+    let partition = session.shared.partition(&open.topic_id, open.partition)?;
+    let current = partition.leader_epoch();
+    if open.leader_epoch != -1 && open.leader_epoch != current {
+        let code =
+            if open.leader_epoch < current { ErrorCode::FencedLeaderEpoch } else { ErrorCode::UnknownLeaderEpoch };
+        let why =
+            format!("leader epoch {} was named, this is epoch {current}: refresh the metadata", open.leader_epoch);
+        let leader = Some(session.shared.leader_hint(current));
+        return Err(wire::Error { leader, ..wire::Error::new(code, why) });
+    }
+    let reader = partition.reader().map_err(|why| why.to_wire())?;
+    check_position(&reader, &partition, open).map_err(|why| why.to_wire())?;
+    Ok((partition, reader))
+}
+
+/// Whether the log still holds the history on which the reader's position rests.
+fn check_position(reader: &LogReader, partition: &PartitionHandle, open: &OpenFetch) -> Result<(), PartitionError> {
+    let Offsets { log_start, high_watermark, log_end, .. } = partition.offsets();
+    if open.position_leader_epoch >= 0 {
+        // The log's last record of that epoch, or of the largest epoch before it. A reader that is past it saw records
+        // that were lost: it is told so, instead of being given others under their offsets.
+        let (epoch, end) = reader.epoch_end(open.position_leader_epoch).unwrap_or((-1, log_start));
+        let diverged = epoch < open.position_leader_epoch || end < open.offset;
+        if diverged && open.offset > log_start {
+            return Err(PartitionError::LogTruncated {
+                offset: open.offset,
+                epoch: open.position_leader_epoch,
+                log_start_offset: log_start,
+                end_offset: end.min(open.offset),
+            });
+        }
+    }
+    if open.offset < log_start || open.offset > log_end {
+        return Err(PartitionError::OffsetOutOfRange {
+            offset: open.offset,
+            log_start_offset: log_start,
+            end_offset: high_watermark,
+        });
+    }
+    Ok(())
+}
+
+struct Sending<'a> {
+    session: &'a Session,
+    partition: PartitionHandle,
+    reader: LogReader,
+    watermarks: watch::Receiver<Watermarks>,
+    credit: &'a Account,
+    /// Bytes that QUIC has and the reader has not acknowledged.
+    handed: Arc<Account>,
+    min_bytes: u64,
+    max_wait: Duration,
+    /// Everything below went out in whole batches.
+    sent_to: i64,
+}
+
+impl Sending<'_> {
+    async fn run(mut self, send: &mut quinn::SendStream, offset: i64) -> Result<(), (End, Offsets)> {
+        let ended = self.send_from(send, offset).await;
+        let offsets = self.watermarks.borrow().offsets;
+        ended.map_err(|end| (end, offsets))
+    }
+
+    async fn send_from(&mut self, send: &mut quinn::SendStream, offset: i64) -> Result<(), End> {
+        let reader = self.reader.clone();
+        // Finding the position reads an index and the log, which may not be in memory.
+        let sought = self.session.shared.pool.run(move || reader.seek(offset)).await;
+        let mut cursor = sought.map_err(|error| self.read_error(error))?;
+        // Read and not yet sent: it is less than the reader waits for.
+        let mut gathered: Vec<Slice> = Vec::new();
+        let mut gathered_bytes = 0;
+        let mut chunk = FRAME_BYTES;
+        loop {
+            self.credit.until(|credit| credit > gathered_bytes).await;
+            let room = HANDED_BYTES + self.session.connection.stats().path.cwnd;
+            self.handed.until(|handed| handed < room).await;
+            let credit = self.credit.get();
+            let enough = self.min_bytes.min(credit);
+            let most = usize::try_from(credit - gathered_bytes).unwrap_or(chunk).min(chunk);
+            match self.read(&mut cursor, most)? {
+                Some(slice) => {
+                    gathered_bytes += slice.len() as u64;
+                    gathered.push(slice);
+                    if gathered_bytes < enough {
+                        continue;
+                    }
+                }
+                None if gathered.is_empty() => {
+                    self.changed(None).await?;
+                    continue;
+                }
+                None => {
+                    if self.changed(Some(self.max_wait)).await? {
+                        continue;
+                    }
+                }
+            }
+            gathered_bytes = 0;
+            for slice in gathered.drain(..) {
+                let cold = !slice.is_resident();
+                chunk = if cold { COLD_FRAME_BYTES } else { FRAME_BYTES };
+                self.send_slice(send, slice, cold).await?;
+            }
+        }
+    }
+
+    /// The next slice below the high watermark.
+    fn read(&mut self, cursor: &mut Cursor, bytes: usize) -> Result<Option<Slice>, End> {
+        let high_watermark = {
+            let watermarks = self.watermarks.borrow_and_update();
+            if let Some(why) = &watermarks.ended {
+                return Err(End::Partition(why.clone()));
+            }
+            watermarks.offsets.high_watermark
+        };
+        self.reader.read(cursor, bytes, high_watermark).map_err(|error| self.read_error(error))
+    }
+
+    /// Waits until the watermarks move. False: `at_most` went by.
+    async fn changed(&mut self, at_most: Option<Duration>) -> Result<bool, End> {
+        let changed = async {
+            tokio::select! {
+                biased;
+                () = self.session.shared.shutdown.cancelled() => Err(End::Partition(PartitionError::ShuttingDown)),
+                changed = self.watermarks.changed() => match changed {
+                    Ok(()) => Ok(true),
+                    Err(_) => Err(End::Partition(PartitionError::ShuttingDown)),
+                },
+            }
+        };
+        match at_most {
+            None => changed.await,
+            Some(at_most) => tokio::time::timeout(at_most, changed).await.unwrap_or(Ok(false)),
+        }
+    }
+
+    async fn send_slice(&mut self, send: &mut quinn::SendStream, slice: Slice, cold: bool) -> Result<(), End> {
+        let metrics = &self.session.shared.metrics;
+        let slice = if cold {
+            let began = Instant::now();
+            let loaded = self.session.shared.pool.run(move || slice.load().map(|()| slice)).await;
+            metrics.cold_reads.increment(1);
+            metrics.cold_read_seconds.record(began.elapsed());
+            loaded.map_err(|error| self.read_error(error))?
+        } else {
+            slice
+        };
+        let next_offset = slice.next_offset().map_err(|error| self.read_error(error))?;
+        let Offsets { high_watermark, log_start, .. } = self.watermarks.borrow().offsets;
+        let bytes = slice.bytes();
+        let length = bytes.len() as u64;
+        let header = FetchData { next_offset, high_watermark, log_start_offset: log_start, error: None };
+        self.credit.take(length);
+        self.handed.add(length);
+        let payload = Bytes::from_owner(OnItsWay { bytes, account: Arc::clone(&self.handed) });
+        let mut frame = [frame::encode(&header, payload.len()), payload];
+        send.write_all_chunks(&mut frame).await.map_err(StreamError::from)?;
+        metrics.bytes_out.increment(length);
+        metrics.records_out.increment(u64::try_from(next_offset - self.sent_to).unwrap_or(0));
+        self.sent_to = self.sent_to.max(next_offset);
+        Ok(())
+    }
+
+    /// What the reader is told of a failed read. Bytes that cannot be read or make no sense fence the partition.
+    fn read_error(&self, error: ReadError) -> End {
+        let offsets = self.watermarks.borrow().offsets;
+        End::Partition(match error {
+            ReadError::OutOfRange(range) => PartitionError::OffsetOutOfRange {
+                offset: range.offset,
+                log_start_offset: offsets.log_start,
+                end_offset: offsets.high_watermark,
+            },
+            ReadError::Closed => self.watermarks.borrow().ended.clone().unwrap_or(PartitionError::ShuttingDown),
+            ReadError::Io(_) | ReadError::Corruption(_) => self.partition.fence(&error),
+        })
+    }
+}

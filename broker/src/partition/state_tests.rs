@@ -1,0 +1,342 @@
+use super::state::{Append, AppendResult, Effect, GroupLimits, Job, Offsets, PartitionState, fenced};
+use crate::error::PartitionError;
+use crate::topic_config::TopicDurability::{self, Flushed, Replicated};
+use bytes::Bytes;
+use headwater_proto::batch::{BatchBuilder, BatchHeader, BuildOptions};
+use headwater_proto::wire::{Acks, Durability};
+use headwater_storage::{BatchOutcome, NewBatch, SequenceError};
+use proptest::prelude::*;
+
+type State = PartitionState<u32, &'static str>;
+
+const LIMITS: GroupLimits = GroupLimits { group_bytes: 1000, unflushed_bytes: 5000 };
+
+fn state(durability: TopicDurability) -> State {
+    let offsets = Offsets { log_start: 0, high_watermark: 0, log_end: 0, flushed: 0 };
+    PartitionState::new(1, durability, 1000, LIMITS, offsets)
+}
+
+fn batch() -> NewBatch {
+    let mut builder = BatchBuilder::new(BuildOptions::default());
+    builder.append(0, None, Some(b"x"), &[]);
+    let bytes: Bytes = builder.build().unwrap();
+    NewBatch { header: BatchHeader::parse(&bytes).unwrap(), bytes }
+}
+
+fn append(state: &mut State, reply: u32, acks: Acks, bytes: usize) {
+    state.append(Append { batches: vec![batch()], bytes, acks, reply });
+}
+
+fn appended(offset: i64) -> BatchOutcome {
+    BatchOutcome::Appended { base_offset: offset, last_offset: offset, log_append_time_ms: -1 }
+}
+
+fn answers(state: &mut State) -> Vec<(u32, AppendResult)> {
+    let effects = state.take_effects();
+    effects
+        .into_iter()
+        .filter_map(|e| if let Effect::Answer(r, result) = e { Some((r, result)) } else { None })
+        .collect()
+}
+
+fn levels(state: &mut State) -> Vec<(u32, Durability)> {
+    answers(state).into_iter().map(|(reply, result)| (reply, result.unwrap().durability)).collect()
+}
+
+/// Takes the next commit; how many batches it has, whether it flushes, whether the write is to be told.
+fn commit(state: &mut State, now_ms: i64) -> (usize, bool, bool) {
+    match state.next_job(now_ms) {
+        Some(Job::Commit { batches, flush, tell_written, .. }) => (batches.len(), flush, tell_written),
+        _ => panic!("a commit was expected"),
+    }
+}
+
+#[test]
+fn acks_all_waits_for_the_flush_where_the_topic_is_flushed() {
+    let mut state = state(Flushed);
+    append(&mut state, 1, Acks::All, 10);
+    assert_eq!(commit(&mut state, 0), (1, true, false));
+    state.written(vec![appended(0)], 1, 10, 0);
+    assert_eq!(levels(&mut state), []);
+    assert_eq!(state.offsets().high_watermark, 0);
+    state.flushed(1);
+    assert_eq!(levels(&mut state), [(1, Durability::Flushed)]);
+    assert_eq!(state.offsets().high_watermark, 1);
+}
+
+#[test]
+fn acks_all_waits_for_the_write_alone_where_the_topic_is_replicated() {
+    let mut state = state(Replicated);
+    append(&mut state, 1, Acks::All, 10);
+    assert_eq!(commit(&mut state, 0), (1, false, true));
+    state.written(vec![appended(0)], 1, 10, 0);
+    assert_eq!(levels(&mut state), [(1, Durability::Replicated)]);
+    assert_eq!((state.offsets().high_watermark, state.offsets().flushed), (1, 0));
+}
+
+#[test]
+fn acks_of_the_leader_and_none_wait_for_the_write_and_readers_wait_for_the_flush() {
+    let mut state = state(Flushed);
+    append(&mut state, 1, Acks::Leader, 10);
+    append(&mut state, 2, Acks::None, 10);
+    assert_eq!(commit(&mut state, 0), (2, true, true));
+    state.written(vec![appended(0), appended(1)], 2, 20, 0);
+    assert_eq!(levels(&mut state), [(1, Durability::Written), (2, Durability::None)]);
+    assert_eq!(state.offsets().high_watermark, 0);
+    state.flushed(2);
+    assert_eq!(state.offsets().high_watermark, 2);
+}
+
+#[test]
+fn what_arrives_during_a_commit_forms_the_next_group() {
+    let mut state = state(Flushed);
+    append(&mut state, 1, Acks::All, 10);
+    commit(&mut state, 0);
+    for reply in 2..6 {
+        append(&mut state, reply, Acks::All, 10);
+    }
+    assert!(state.next_job(0).is_none(), "the write half is away");
+    state.written(vec![appended(0)], 1, 10, 0);
+    state.flushed(1);
+    state.returned(0);
+    assert_eq!(commit(&mut state, 0).0, 4);
+}
+
+#[test]
+fn a_group_is_bounded_and_a_single_large_request_goes_alone() {
+    let mut state = state(Flushed);
+    append(&mut state, 1, Acks::All, 600);
+    append(&mut state, 2, Acks::All, 600);
+    append(&mut state, 3, Acks::All, 3000);
+    for end in 1..=3 {
+        assert_eq!(commit(&mut state, 0).0, 1);
+        state.written(vec![appended(end - 1)], end, 10, 0);
+        state.flushed(end);
+        state.returned(0);
+    }
+}
+
+#[test]
+fn a_duplicate_is_acknowledged_once_its_original_is_flushed() {
+    let mut state = state(Flushed);
+    append(&mut state, 1, Acks::Leader, 10);
+    commit(&mut state, 0);
+    state.written(vec![appended(0)], 1, 10, 0);
+    assert_eq!(levels(&mut state), [(1, Durability::Written)]);
+    state.returned(0);
+    // The flush did not happen yet; the producer asks for more this time.
+    append(&mut state, 2, Acks::All, 10);
+    commit(&mut state, 0);
+    state.written(vec![BatchOutcome::Duplicate { base_offset: 0, last_offset: 0 }], 1, 10, 0);
+    assert_eq!(levels(&mut state), []);
+    state.flushed(1);
+    assert_eq!(levels(&mut state), [(2, Durability::Flushed)]);
+    state.returned(0);
+    // Flushed long ago: at once.
+    append(&mut state, 3, Acks::All, 10);
+    commit(&mut state, 0);
+    state.written(vec![BatchOutcome::Duplicate { base_offset: 0, last_offset: 0 }], 1, 10, 0);
+    assert_eq!(levels(&mut state), [(3, Durability::Flushed)]);
+}
+
+#[test]
+fn a_refused_sequence_refuses_its_request_and_no_other() {
+    let mut state = state(Flushed);
+    append(&mut state, 1, Acks::All, 10);
+    append(&mut state, 2, Acks::All, 10);
+    commit(&mut state, 0);
+    let gap = SequenceError::OutOfOrder { given: 7, expected: 3 };
+    state.written(vec![BatchOutcome::Refused(gap), appended(0)], 1, 10, 0);
+    state.flushed(1);
+    let answers = answers(&mut state);
+    assert!(matches!(answers[0], (1, Err(PartitionError::Sequence(_)))));
+    assert!(matches!(answers[1], (2, Ok(_))));
+}
+
+#[test]
+fn a_full_disk_refuses_the_group_and_takes_the_next() {
+    let mut state = state(Flushed);
+    append(&mut state, 1, Acks::All, 10);
+    commit(&mut state, 0);
+    state.refused(&PartitionError::DiskFull("no space".into()));
+    state.returned(0);
+    let refused = answers(&mut state);
+    assert!(matches!(&refused[..], [(1, Err(error))] if error.retryable()));
+    append(&mut state, 2, Acks::All, 10);
+    commit(&mut state, 0);
+    state.written(vec![appended(0)], 1, 10, 0);
+    state.flushed(1);
+    assert_eq!(levels(&mut state), [(2, Durability::Flushed)]);
+}
+
+#[test]
+fn a_failed_flush_refuses_everything_that_rests_on_it_and_all_that_comes() {
+    let mut state = state(Flushed);
+    append(&mut state, 1, Acks::All, 10);
+    commit(&mut state, 0);
+    append(&mut state, 2, Acks::All, 10);
+    state.written(vec![appended(0)], 1, 10, 0);
+    state.end(fenced("fdatasync failed"));
+    append(&mut state, 3, Acks::All, 10);
+    let refused: Vec<u32> = answers(&mut state)
+        .into_iter()
+        .map(|(reply, result)| {
+            assert!(matches!(result, Err(PartitionError::Fenced(_))));
+            reply
+        })
+        .collect();
+    assert_eq!(refused, [1, 2, 3]);
+    assert_eq!(state.offsets().high_watermark, 0, "what was not flushed is never shown");
+}
+
+#[test]
+fn a_replicated_log_is_flushed_when_its_time_has_come() {
+    let mut state = state(Replicated);
+    append(&mut state, 1, Acks::All, 10);
+    commit(&mut state, 500);
+    state.written(vec![appended(0)], 1, 10, 500);
+    state.returned(0);
+    assert_eq!(state.flush_deadline_ms(), Some(1500));
+    assert!(state.next_job(1499).is_none());
+    assert!(matches!(state.next_job(1500), Some(Job::Flush)));
+    state.flushed(1);
+    state.returned(0);
+    assert_eq!(state.flush_deadline_ms(), None);
+    assert!(state.next_job(9999).is_none());
+}
+
+#[test]
+fn a_replicated_log_is_flushed_when_too_much_is_unflushed() {
+    let mut state = state(Replicated);
+    let mut flushes = 0;
+    for n in 0..20 {
+        append(&mut state, n, Acks::All, 900);
+        let (_, flush, _) = commit(&mut state, 0);
+        let end = i64::from(n) + 1;
+        state.written(vec![appended(end - 1)], end, 900, 0);
+        if flush {
+            flushes += 1;
+            state.flushed(end);
+        }
+        state.returned(0);
+    }
+    assert_eq!(flushes, 3, "every sixth write of 900 reaches 5000");
+}
+
+#[test]
+fn other_work_goes_before_the_appends_that_wait() {
+    let mut state = state(Flushed);
+    append(&mut state, 1, Acks::All, 10);
+    state.work("delete records");
+    assert!(matches!(state.next_job(0), Some(Job::Work("delete records"))));
+    state.returned(0);
+    assert!(matches!(state.next_job(0), Some(Job::Commit { .. })));
+}
+
+#[test]
+fn a_topic_made_replicated_shows_at_once_what_is_written() {
+    let mut state = state(Flushed);
+    append(&mut state, 1, Acks::All, 10);
+    commit(&mut state, 0);
+    state.written(vec![appended(0)], 1, 10, 0);
+    state.configure(1, Replicated, 1000);
+    assert_eq!(levels(&mut state), [(1, Durability::Replicated)]);
+    state.configure(2, Flushed, 1000);
+    assert_eq!(state.offsets().high_watermark, 1, "the high watermark never falls");
+    append(&mut state, 2, Acks::All, 10);
+    state.returned(0);
+    assert!(matches!(state.next_job(0), Some(Job::Commit { leader_epoch: 2, .. })));
+}
+
+#[test]
+fn a_drained_partition_answers_what_it_took_and_takes_nothing_new() {
+    let mut state = state(Flushed);
+    append(&mut state, 1, Acks::All, 10);
+    state.drain(PartitionError::ShuttingDown);
+    append(&mut state, 2, Acks::All, 10);
+    assert!(matches!(&answers(&mut state)[..], [(2, Err(PartitionError::ShuttingDown))]));
+    assert!(!state.is_idle());
+    commit(&mut state, 0);
+    state.written(vec![appended(0)], 1, 10, 0);
+    state.flushed(1);
+    state.returned(0);
+    assert_eq!(levels(&mut state), [(1, Durability::Flushed)]);
+    assert!(state.is_idle());
+}
+
+/// A model of the log for the property below: how much it holds, and how much of that is flushed.
+#[derive(Default)]
+struct Log {
+    end: i64,
+    flushed: i64,
+    job: Option<(usize, usize, bool)>,
+}
+
+impl Log {
+    fn begin(&mut self, state: &mut State, now: i64) -> bool {
+        if self.job.is_none() {
+            self.job = match state.next_job(now) {
+                Some(Job::Commit { batches, bytes, flush, .. }) => Some((batches.len(), bytes, flush)),
+                Some(Job::Flush) => Some((0, 0, true)),
+                _ => None,
+            };
+        }
+        self.job.is_some()
+    }
+
+    fn finish(&mut self, state: &mut State, now: i64) {
+        let Some((batches, bytes, flush)) = self.job.take() else { return };
+        if batches > 0 {
+            let outcomes = (self.end..).take(batches).map(appended).collect();
+            self.end += batches as i64;
+            state.written(outcomes, self.end, bytes, now);
+        }
+        if flush {
+            self.flushed = self.end;
+            state.flushed(self.flushed);
+        }
+        state.returned(0);
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_request_is_answered_once_and_not_before_it_is_as_durable_as_it_asked(
+        steps in proptest::collection::vec((0u8..5, 0usize..3, 1usize..1500), 1..200),
+        replicated in any::<bool>(),
+    ) {
+        let mut state = state(if replicated { Replicated } else { Flushed });
+        let mut log = Log::default();
+        let mut asked = Vec::new();
+        let mut answered = std::collections::BTreeSet::new();
+        let mut now = 0;
+        let mut take = |state: &mut State, log: &Log, asked: &[Acks]| {
+            for (reply, result) in answers(state) {
+                let end = result.unwrap().batches.iter().map(|b| match b {
+                    BatchOutcome::Appended { last_offset, .. } => last_offset + 1,
+                    _ => 0,
+                }).max().unwrap();
+                assert!(end <= log.end);
+                assert!(replicated || asked[reply as usize] != Acks::All || end <= log.flushed);
+                assert!(answered.insert(reply));
+            }
+            answered.len()
+        };
+        for (what, acks, bytes) in steps {
+            now += 100;
+            if what < 3 {
+                let acks = [Acks::All, Acks::Leader, Acks::None][acks];
+                append(&mut state, asked.len() as u32, acks, bytes);
+                asked.push(acks);
+            } else {
+                log.finish(&mut state, now);
+            }
+            log.begin(&mut state, now);
+            take(&mut state, &log, &asked);
+        }
+        while log.begin(&mut state, now) {
+            log.finish(&mut state, now);
+        }
+        prop_assert_eq!(take(&mut state, &log, &asked), asked.len());
+    }
+}

@@ -1,0 +1,554 @@
+//! One produce stream: appends in order, pipelined; acknowledgements in order; byte credit back.
+//!
+//! Two halves share the stream's task. The reader takes frames, checks every batch, and hands it to the partition in order;
+//! the writer awaits the outcomes in that order and writes as many acknowledgements at once as are ready. Credit comes
+//! back with the acknowledgement. After an error everything later is refused until the stream is opened again, so that
+//! nothing overtakes what failed.
+//!
+//! A batch is checked (CRC-32C, then a walk over its records) before it reaches the partition. The check takes about
+//! 16 microseconds a megabyte for the checksum and some ten nanoseconds a record; so small uncompressed frames are checked
+//! right here, and whatever is compressed, large or has many records on the I/O pool.
+//!
+//! Owns: one stream. Refuses: to decide on credit ([`crate::credit`]) and durability ([`crate::partition::state`]).
+//! Read next: [`crate::partition`].
+
+use crate::clock::now_ms;
+use crate::credit::{CreditExceeded, StreamCredit};
+use crate::error::PartitionError;
+use crate::metrics::Counted;
+use crate::partition::PartitionHandle;
+use crate::partition::state::{AppendDone, AppendResult};
+use crate::quic::LOAN_PART_BYTES;
+use crate::session::Session;
+use crate::stream::{Frames, StreamError, send_frame};
+use crate::topic_config::{TimestampSource, TopicConfig};
+use bytes::{BufMut, Bytes, BytesMut};
+use headwater_proto::batch::{BatchHeader, Batches, Codec, LENGTH_PREFIX_BYTES, WalkRules, walk};
+use headwater_proto::frame::{self, FrameEvent};
+use headwater_proto::limits::MAX_FRAME_PAYLOAD_BYTES;
+use headwater_proto::wire::{Acks, BatchAck, OpenProduce, ProduceOpened, ProduceRequest, ProduceResponse};
+use headwater_proto::{ErrorCode, wire};
+use headwater_storage::{BatchOutcome, NewBatch};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
+
+/// Largest header of a produce frame, in bytes: two small numbers, and room for fields to come.
+const MAX_HEADER_BYTES: usize = 4 << 10;
+
+/// Batches of one frame: each has its acknowledgement, and all of them go into one header.
+const MAX_BATCHES: usize = 16 << 10;
+
+/// Requests of one stream that may wait for their outcome.
+const MAX_PENDING: usize = 1024;
+
+/// What is checked on the I/O threads: at most this many bytes (2 microseconds of checksum) ...
+const INLINE_BYTES: usize = 128 << 10;
+/// ... and this many records (10 microseconds of walking).
+const INLINE_RECORDS: i64 = 1000;
+
+/// A request that was handed over, or refused before.
+struct Pending {
+    request_id: u64,
+    bytes: u64,
+    began: Instant,
+    outcome: Outcome,
+    _loan: Vec<OwnedSemaphorePermit>,
+}
+
+enum Outcome {
+    Waiting(oneshot::Receiver<AppendResult>),
+    Refused(wire::Error),
+}
+
+/// What both halves of the stream touch. Never held over an await.
+struct Account {
+    credit: StreamCredit,
+    /// Granted and not yet told to the client.
+    grant: u64,
+    /// Whether an append failed: everything later is refused.
+    failed: bool,
+}
+
+struct Stream<'a> {
+    session: &'a Session,
+    partition: PartitionHandle,
+    acks: Acks,
+    account: Mutex<Account>,
+    /// Credit was released or lent.
+    credited: Notify,
+}
+
+/// Serves the stream until the client finishes it, an error, or the broker's shutdown.
+pub(crate) async fn serve(
+    session: &Session,
+    open: OpenProduce,
+    send: &mut quinn::SendStream,
+    frames: Frames<wire::Open>,
+) -> Result<(), StreamError> {
+    let _counted = Counted::new(&session.shared.metrics.produce_streams);
+    let frames = frames.followed_by::<ProduceRequest>(MAX_HEADER_BYTES, MAX_FRAME_PAYLOAD_BYTES)?;
+    let refuse = |error: wire::Error| {
+        session.shared.metrics.rejected(ErrorCode::from_number(error.code));
+        ProduceOpened { error: Some(error), last_sequence: -1, last_offset: -1, ..ProduceOpened::default() }
+    };
+    let partition = match admit(session, &open) {
+        Ok(partition) => partition,
+        Err(error) => return send_frame(send, &refuse(error)).await,
+    };
+    let Ok(acks) = Acks::try_from(open.acks) else {
+        let error = wire::Error::new(ErrorCode::InvalidRequest, format!("acks cannot be {}", open.acks));
+        return send_frame(send, &refuse(error)).await;
+    };
+    let last = match open.producer_id {
+        ..0 => None,
+        id => match partition.last_sequence(id).await {
+            Ok(last) => last,
+            Err(error) => return send_frame(send, &refuse(error.to_wire())).await,
+        },
+    };
+    let credit = session.credit().open();
+    let opened = ProduceOpened {
+        error: None,
+        credit_bytes: credit.outstanding(),
+        leader_epoch: partition.leader_epoch(),
+        max_message_bytes: partition.config().max_message_bytes,
+        last_sequence: last.map_or(-1, |last| last.sequence),
+        last_offset: last.map_or(-1, |last| last.offset),
+        last_producer_epoch: last.map_or(-1, |last| i32::from(last.epoch)),
+    };
+    let account = Mutex::new(Account { credit, grant: 0, failed: false });
+    let stream = Stream { session, partition, acks, account, credited: Notify::new() };
+    send_frame(send, &opened).await?;
+    let (tell, told) = mpsc::channel(MAX_PENDING);
+    // The reader ends first; then the writer answers what is pending, and ends.
+    tokio::try_join!(stream.read(frames, tell), stream.write(send, told)).map(|_| ())
+}
+
+fn admit(session: &Session, open: &OpenProduce) -> Result<PartitionHandle, wire::Error> {
+    let partition = session.shared.partition(&open.topic_id, open.partition)?;
+    let current = partition.leader_epoch();
+    match open.leader_epoch {
+        -1 => {}
+        epoch if epoch < current => {
+            return Err(wire::Error {
+                leader: Some(session.shared.leader_hint(current)),
+                ..wire::Error::new(
+                    ErrorCode::NotLeader,
+                    format!("leader epoch {epoch} is over, this is epoch {current}: refresh the metadata"),
+                )
+            });
+        }
+        epoch if epoch > current => {
+            return Err(wire::Error::new(
+                ErrorCode::UnknownLeaderEpoch,
+                format!("leader epoch {epoch} is not known here yet, this is epoch {current}"),
+            ));
+        }
+        _ => {}
+    }
+    match partition.ended() {
+        None => Ok(partition),
+        Some(why) => Err(why.to_wire()),
+    }
+}
+
+/// The frame that is arriving.
+struct Arriving {
+    request_id: u64,
+    payload: BytesMut,
+    /// Bytes that arrived and are kept.
+    held: u64,
+    /// Bytes still to come.
+    remaining: u64,
+    /// Why the rest is thrown away as it arrives.
+    refused: Option<wire::Error>,
+    loan: Vec<OwnedSemaphorePermit>,
+}
+
+impl Stream<'_> {
+    fn account(&self) -> MutexGuard<'_, Account> {
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn read(
+        &self,
+        mut frames: Frames<ProduceRequest>,
+        pending: mpsc::Sender<Pending>,
+    ) -> Result<(), StreamError> {
+        let mut last_request = 0;
+        let mut arriving: Option<Arriving> = None;
+        loop {
+            if let Some(frame) = &mut arriving
+                && self.lend(frame).await?
+            {
+                frames.restart_deadline();
+            }
+            let event = tokio::select! {
+                biased;
+                () = self.session.shared.shutdown.cancelled() => return Ok(()),
+                () = self.credited.notified(), if arriving.is_some() => {
+                    frames.restart_deadline();
+                    continue;
+                }
+                event = frames.next(), if !self.is_held_up(arriving.as_ref()) => event?,
+            };
+            match event {
+                None => return Ok(()),
+                Some(FrameEvent::Header { message, payload_bytes }) => {
+                    if message.request_id != last_request + 1 {
+                        let why = format!("request {} does not follow request {last_request}", message.request_id);
+                        return Err(StreamError::Refused(ErrorCode::InvalidRequest, why));
+                    }
+                    last_request = message.request_id;
+                    let mut frame = Arriving {
+                        request_id: message.request_id,
+                        payload: BytesMut::new(),
+                        held: 0,
+                        remaining: payload_bytes as u64,
+                        refused: self.refusal(&message, payload_bytes),
+                        loan: Vec::new(),
+                    };
+                    if payload_bytes == 0 {
+                        self.complete(frame, &pending).await?;
+                    } else {
+                        // A client is believed as far as its credit goes; a larger buffer grows with what arrives.
+                        let believed = self.account().credit.outstanding().min(payload_bytes as u64);
+                        if frame.refused.is_none() {
+                            frame.payload.reserve(usize::try_from(believed).unwrap_or(0));
+                        }
+                        arriving = Some(frame);
+                    }
+                }
+                Some(FrameEvent::Payload { part, remaining }) => {
+                    let Some(mut frame) = arriving.take() else { continue };
+                    self.take(&mut frame, &part, remaining as u64)?;
+                    if remaining == 0 {
+                        self.complete(frame, &pending).await?;
+                    } else {
+                        arriving = Some(frame);
+                    }
+                }
+            }
+        }
+    }
+
+    /// What is known to be wrong with a frame before its payload.
+    fn refusal(&self, request: &ProduceRequest, payload_bytes: usize) -> Option<wire::Error> {
+        if self.account().failed {
+            Some(earlier_failed())
+        } else if request.partition != self.partition.partition() {
+            let why = format!("this stream is for partition {}, not {}", self.partition.partition(), request.partition);
+            Some(wire::Error::new(ErrorCode::InvalidRequest, why))
+        } else if payload_bytes == 0 {
+            Some(wire::Error::new(ErrorCode::InvalidRequest, "a produce frame without a record batch"))
+        } else {
+            None
+        }
+    }
+
+    /// The client has no credit for the rest of this frame: nothing can arrive until some is released.
+    fn is_held_up(&self, frame: Option<&Arriving>) -> bool {
+        frame.is_some() && self.account().credit.outstanding() == 0
+    }
+
+    /// Part of a payload arrived.
+    fn take(&self, frame: &mut Arriving, part: &Bytes, remaining: u64) -> Result<(), StreamError> {
+        let bytes = part.len() as u64;
+        frame.remaining = remaining;
+        self.account().credit.receive(bytes).map_err(|exceeded: CreditExceeded| {
+            self.session.shared.metrics.rejected(ErrorCode::CreditExceeded);
+            StreamError::Refused(ErrorCode::CreditExceeded, exceeded.to_string())
+        })?;
+        frame.held += bytes;
+        if frame.refused.is_none() {
+            frame.payload.extend_from_slice(part);
+            frame.refused = self.too_large(&frame.payload);
+        }
+        if frame.refused.is_some() {
+            // The rest is only drained, so that the client gets as far as reading the answer.
+            frame.payload = BytesMut::new();
+            self.release(std::mem::take(&mut frame.held));
+        }
+        Ok(())
+    }
+
+    /// The size of the payload's first batch stands in its first bytes: too large is known before the rest arrives.
+    fn too_large(&self, payload: &[u8]) -> Option<wire::Error> {
+        if payload.len() < LENGTH_PREFIX_BYTES {
+            return None;
+        }
+        let length = i32::from_be_bytes(payload.get(8..LENGTH_PREFIX_BYTES)?.try_into().ok()?);
+        let bytes = usize::try_from(length).ok()? + LENGTH_PREFIX_BYTES;
+        let limit = self.partition.config().max_message_bytes as usize;
+        (bytes > limit).then(|| PartitionError::TooLarge { bytes, limit }.to_wire())
+    }
+
+    /// Lends the frame what it lacks, in parts, once the turn and the memory for it are there. Whether it did.
+    async fn lend(&self, frame: &mut Arriving) -> Result<bool, StreamError> {
+        let shortfall = self.account().credit.shortfall(frame.remaining, frame.held);
+        if shortfall == 0 {
+            return Ok(false);
+        }
+        if frame.loan.is_empty() {
+            let closed = |_| StreamError::Refused(ErrorCode::ShuttingDown, "the broker is shutting down".into());
+            let permits = u32::try_from(shortfall).unwrap_or(u32::MAX).min(self.session.shared.config.loan_bytes);
+            let turn = self.session.loan_turn.clone().acquire_owned().await.map_err(closed)?;
+            let memory = self.session.shared.loans.clone().acquire_many_owned(permits).await.map_err(closed)?;
+            frame.loan = vec![turn, memory];
+        }
+        {
+            let mut account = self.account();
+            let part = shortfall.min(LOAN_PART_BYTES.saturating_sub(account.credit.outstanding()));
+            if part == 0 {
+                return Ok(false);
+            }
+            account.credit.lend(part);
+            account.grant += part;
+        }
+        self.credited.notify_waiters();
+        Ok(true)
+    }
+
+    /// A frame is complete: its batches are checked and handed to the partition, in order.
+    async fn complete(&self, mut frame: Arriving, pending: &mpsc::Sender<Pending>) -> Result<(), StreamError> {
+        let began = Instant::now();
+        let outcome = match frame.refused.take() {
+            Some(error) => Outcome::Refused(error),
+            None => match self.hand_over(std::mem::take(&mut frame.payload).freeze()).await {
+                Ok(waiting) => Outcome::Waiting(waiting),
+                Err(error) => Outcome::Refused(error.to_wire()),
+            },
+        };
+        if matches!(outcome, Outcome::Refused(_)) {
+            self.account().failed = true;
+        }
+        let pending_one =
+            Pending { request_id: frame.request_id, bytes: frame.held, began, outcome, _loan: frame.loan };
+        // The writer ends only with an error, which ends this half too.
+        drop(pending.send(pending_one).await);
+        Ok(())
+    }
+
+    async fn hand_over(&self, payload: Bytes) -> Result<oneshot::Receiver<AppendResult>, PartitionError> {
+        let config = self.partition.config();
+        let batches = if is_quick(&payload) {
+            check(&payload, &config, now_ms())?
+        } else {
+            self.session.shared.pool.run(move || check(&payload, &config, now_ms())).await?
+        };
+        self.partition.enqueue(batches, self.acks).await
+    }
+
+    /// `bytes` are no longer in memory: the client gets them back as credit.
+    fn release(&self, bytes: u64) {
+        let mut account = self.account();
+        let grant = self.session.credit().release(&mut account.credit, bytes);
+        account.grant += grant;
+        drop(account);
+        self.credited.notify_waiters();
+    }
+
+    async fn write(
+        &self,
+        send: &mut quinn::SendStream,
+        mut pending: mpsc::Receiver<Pending>,
+    ) -> Result<(), StreamError> {
+        let mut out = BytesMut::new();
+        let mut next: Option<Pending> = None;
+        let mut failed = false;
+        loop {
+            // Wait for an outcome, or for credit to tell of.
+            let credited = self.credited.notified();
+            let done = tokio::select! {
+                biased;
+                done = first_outcome(&mut next, &mut pending, &self.partition) => done,
+                () = credited, if self.account().grant == 0 => continue,
+                () = std::future::ready(()), if self.account().grant > 0 => {
+                    self.grant(&mut out);
+                    send.write_chunk(out.split().freeze()).await?;
+                    continue;
+                }
+            };
+            let Some((request, result)) = done else { break };
+            self.acknowledge(&mut out, request, result, &mut failed);
+            // Whatever else is ready goes into the same write.
+            while let Some((request, result)) = ready_outcome(&mut next, &mut pending) {
+                self.acknowledge(&mut out, request, result, &mut failed);
+            }
+            self.grant(&mut out);
+            if !out.is_empty() {
+                send.write_chunk(out.split().freeze()).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes credit that no acknowledgement carried.
+    fn grant(&self, out: &mut BytesMut) {
+        let credit_bytes = std::mem::take(&mut self.account().grant);
+        if credit_bytes > 0 {
+            out.put(frame::encode(&ProduceResponse { credit_bytes, ..ProduceResponse::default() }, 0));
+        }
+    }
+
+    /// Answers one request. `failed`: whether an earlier one was refused, and with it all that follow.
+    fn acknowledge(
+        &self,
+        out: &mut BytesMut,
+        request: Pending,
+        result: Result<AppendDone, wire::Error>,
+        failed: &mut bool,
+    ) {
+        let metrics = &self.session.shared.metrics;
+        self.release(request.bytes);
+        let mut response = ProduceResponse { request_id: request.request_id, ..ProduceResponse::default() };
+        match result {
+            Ok(_) if *failed => response.error = Some(earlier_failed()),
+            Ok(done) => {
+                metrics.produce_seconds.record(request.began.elapsed());
+                metrics.bytes_in.increment(request.bytes);
+                metrics.batches_in.increment(done.batches.len() as u64);
+                response.batches = done.batches.iter().map(|outcome| self.batch_ack(outcome)).collect();
+                response.durability = done.durability.into();
+                if self.acks == Acks::None {
+                    return;
+                }
+            }
+            Err(_) if *failed => response.error = Some(earlier_failed()),
+            Err(error) => {
+                *failed = true;
+                self.account().failed = true;
+                metrics.rejected(ErrorCode::from_number(error.code));
+                response.error = Some(error);
+            }
+        }
+        response.credit_bytes = std::mem::take(&mut self.account().grant);
+        out.put(frame::encode(&response, 0));
+    }
+
+    fn batch_ack(&self, outcome: &BatchOutcome) -> BatchAck {
+        match *outcome {
+            BatchOutcome::Appended { base_offset, last_offset, log_append_time_ms } => {
+                let records = u64::try_from(last_offset - base_offset + 1).unwrap_or(0);
+                self.session.shared.metrics.records_in.increment(records);
+                BatchAck { base_offset, log_append_time_ms, duplicate: false }
+            }
+            BatchOutcome::Duplicate { base_offset, .. } => {
+                BatchAck { base_offset, log_append_time_ms: -1, duplicate: true }
+            }
+            // Never among what was appended; -1 is no offset.
+            BatchOutcome::Refused(_) => BatchAck { base_offset: -1, log_append_time_ms: -1, duplicate: false },
+        }
+    }
+}
+
+impl Drop for Stream<'_> {
+    fn drop(&mut self) {
+        let account = self.account.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.session.credit().close(&account.credit);
+    }
+}
+
+/// The outcome of the first request that has none yet; `None` once the reader ended and everything is answered.
+async fn first_outcome(
+    next: &mut Option<Pending>,
+    pending: &mut mpsc::Receiver<Pending>,
+    partition: &PartitionHandle,
+) -> Option<(Pending, Result<AppendDone, wire::Error>)> {
+    if next.is_none() {
+        *next = Some(pending.recv().await?);
+    }
+    let request = next.as_mut()?;
+    let result = match &mut request.outcome {
+        Outcome::Waiting(waiting) => match waiting.await {
+            Ok(result) => result.map_err(|error| error.to_wire()),
+            Err(_) => Err(partition.ended().unwrap_or(PartitionError::ShuttingDown).to_wire()),
+        },
+        Outcome::Refused(error) => Err(error.clone()),
+    };
+    Some((next.take()?, result))
+}
+
+/// As [`first_outcome`], if it is there already.
+fn ready_outcome(
+    next: &mut Option<Pending>,
+    pending: &mut mpsc::Receiver<Pending>,
+) -> Option<(Pending, Result<AppendDone, wire::Error>)> {
+    if next.is_none() {
+        *next = pending.try_recv().ok();
+    }
+    let result = match &mut next.as_mut()?.outcome {
+        Outcome::Waiting(waiting) => waiting.try_recv().ok()?.map_err(|error| error.to_wire()),
+        Outcome::Refused(error) => Err(error.clone()),
+    };
+    Some((next.take()?, result))
+}
+
+fn earlier_failed() -> wire::Error {
+    wire::Error::new(
+        ErrorCode::EarlierAppendFailed,
+        "an earlier append of this stream failed; open the stream again and send what was not acknowledged",
+    )
+}
+
+/// Whether checking this payload takes microseconds.
+fn is_quick(payload: &[u8]) -> bool {
+    let mut records = 0;
+    payload.len() <= INLINE_BYTES
+        && Batches::new(payload).all(|batch| {
+            let Ok((_, header, _)) = batch else { return true };
+            records += i64::from(header.record_count);
+            header.codec() == Ok(Codec::None) && records <= INLINE_RECORDS
+        })
+}
+
+/// Takes a payload apart into batches and checks each to the last byte.
+fn check(payload: &Bytes, config: &TopicConfig, now_ms: i64) -> Result<Vec<NewBatch>, PartitionError> {
+    let limit = config.max_message_bytes as usize;
+    let rules = WalkRules { require_keys: config.cleanup_compact, ..WalkRules::default() };
+    let mut batches = Vec::new();
+    for batch in Batches::new(payload) {
+        let (position, header, bytes) = batch.map_err(|(_, error)| PartitionError::Batch(error))?;
+        if batches.len() == MAX_BATCHES {
+            return Err(PartitionError::TooManyBatches { limit: MAX_BATCHES });
+        }
+        if bytes.len() > limit {
+            return Err(PartitionError::TooLarge { bytes: bytes.len(), limit });
+        }
+        let walked = walk(bytes, rules)?;
+        if config.message_timestamp_type == TimestampSource::Create {
+            check_timestamps(&header, walked.max_timestamp, config, now_ms)?;
+        }
+        batches.push(NewBatch { header, bytes: payload.slice(position..position + bytes.len()) });
+    }
+    Ok(batches)
+}
+
+/// The oldest timestamp that is looked at is the first record's, the newest the largest.
+fn check_timestamps(
+    header: &BatchHeader,
+    max_timestamp: i64,
+    config: &TopicConfig,
+    now_ms: i64,
+) -> Result<(), PartitionError> {
+    let after = config.message_timestamp_after_max_ms;
+    if i128::from(max_timestamp) - i128::from(now_ms) > i128::from(after) {
+        return Err(PartitionError::Timestamp {
+            timestamp_ms: max_timestamp,
+            now_ms,
+            key: "message.timestamp.after.max.ms",
+            limit_ms: after,
+        });
+    }
+    let before = config.message_timestamp_before_max_ms;
+    if header.base_timestamp >= 0 && i128::from(now_ms) - i128::from(header.base_timestamp) > i128::from(before) {
+        return Err(PartitionError::Timestamp {
+            timestamp_ms: header.base_timestamp,
+            now_ms,
+            key: "message.timestamp.before.max.ms",
+            limit_ms: before,
+        });
+    }
+    Ok(())
+}

@@ -1,0 +1,355 @@
+//! One connection: hello first, then streams, each with a task of its own.
+//!
+//! Owns: the order of things on a connection, its deadlines and bounds, and what its produce streams share. Every first
+//! frame has a deadline and a limit, every later frame too; so a peer that stalls, floods or lies holds up its own
+//! connection and nobody else's. Refuses: to serve anything before hello, and to know what a stream does.
+//! Read next: [`crate::produce`], [`crate::fetch`].
+
+use crate::credit::ConnectionCredit;
+use crate::metrics::Counted;
+use crate::quic::{FETCH_CREDIT_BYTES, PRODUCE_CREDIT};
+use crate::shared::Shared;
+use crate::stream::{Frames, StreamError, send_frame};
+use crate::{fetch, produce};
+use bytes::Bytes;
+use headwater_proto::frame;
+use headwater_proto::limits::{
+    MAX_FRAME_HEADER_BYTES, MAX_FRAME_PAYLOAD_BYTES, MAX_OPEN_FRAME_BYTES, PROTOCOL_VERSION,
+};
+use headwater_proto::wire::{
+    self, CallResponse, ConnectionRole, FetchData, Hello, HelloResponse, MemberUpdate, Open, ProduceResponse,
+    call as call_message, call_response::Response, open,
+};
+use headwater_proto::{ErrorCode, ResetCode};
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+/// Acknowledgements, assignments and answers go before the data of the same connection.
+const CONTROL_PRIORITY: i32 = 1;
+
+/// Longest texts that hello may carry, in bytes.
+const MAX_CLIENT_TEXT_BYTES: usize = 256;
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone)]
+pub(crate) struct Peer {
+    pub(crate) remote: SocketAddr,
+    pub(crate) client_id: String,
+    pub(crate) client_software: String,
+    pub(crate) role: ConnectionRole,
+}
+
+/// A connection past its hello.
+pub(crate) struct Session {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) connection: quinn::Connection,
+    pub(crate) peer: Peer,
+    /// Loans are given to one stream of a connection at a time.
+    pub(crate) loan_turn: Arc<Semaphore>,
+    credit: Mutex<ConnectionCredit>,
+}
+
+impl Session {
+    /// What this connection's produce streams share. Never held over an await.
+    pub(crate) fn credit(&self) -> MutexGuard<'_, ConnectionCredit> {
+        self.credit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Serves a connection from its handshake to its end.
+pub(crate) async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming) {
+    let handshake = Duration::from_millis(shared.config.handshake_timeout_ms);
+    let remote = incoming.remote_address();
+    let connecting = match incoming.accept() {
+        Ok(connecting) => connecting,
+        Err(error) => return tracing::debug!(%remote, %error, "handshake refused"),
+    };
+    let connection = match timeout(handshake, connecting).await {
+        Ok(Ok(connection)) => connection,
+        Ok(Err(error)) => return tracing::debug!(%remote, %error, "handshake failed"),
+        Err(_) => return tracing::debug!(%remote, "handshake took too long"),
+    };
+    let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
+    let span = tracing::debug_span!("session", peer = %remote, id);
+    serve_connection(shared, connection, handshake).instrument(span).await;
+}
+
+async fn serve_connection(shared: Arc<Shared>, connection: quinn::Connection, handshake: Duration) {
+    let peer = match timeout(handshake, hello(&shared, &connection)).await {
+        Ok(Ok(peer)) => peer,
+        Ok(Err(error)) => {
+            tracing::debug!(%error, "connection ends before hello");
+            if let Some(error) = error.to_wire() {
+                shared.metrics.rejected(ErrorCode::from_number(error.code));
+            }
+            return linger(&connection, error.reset_code()).await;
+        }
+        Err(_) => {
+            tracing::debug!("no hello in time");
+            shared.metrics.rejected(ErrorCode::TimedOut);
+            return connection.close(ResetCode::Deadline.number().into(), b"no hello in time");
+        }
+    };
+    tracing::debug!(client = peer.client_id, software = peer.client_software, role = ?peer.role, "connection opened");
+    let session = Arc::new(Session {
+        shared: Arc::clone(&shared),
+        connection: connection.clone(),
+        peer,
+        loan_turn: Arc::new(Semaphore::new(1)),
+        credit: Mutex::new(ConnectionCredit::new(PRODUCE_CREDIT)),
+    });
+    let ended = CancellationToken::new();
+    let streams = TaskTracker::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = shared.shutdown.cancelled() => break,
+            accepted = connection.accept_bi() => accepted,
+        };
+        let (send, recv) = match accepted {
+            Ok(stream) => stream,
+            Err(reason) => {
+                tracing::debug!(%reason, "connection closed");
+                // Whatever its streams wait for, nobody is left to hear of it.
+                ended.cancel();
+                break;
+            }
+        };
+        let (session, ended) = (Arc::clone(&session), ended.clone());
+        streams.spawn(
+            async move {
+                // None: the connection ended first.
+                let _ = ended.run_until_cancelled(serve_stream(session, send, recv)).await;
+            }
+            .in_current_span(),
+        );
+    }
+    // At shutdown what was received is still appended and acknowledged, for as long as the broker's deadline permits.
+    streams.close();
+    streams.wait().await;
+    linger(&connection, ResetCode::ShuttingDown).await;
+}
+
+/// Closes a connection once the peer has had a moment to read the last frames; closing drops what is on its way.
+async fn linger(connection: &quinn::Connection, code: ResetCode) {
+    // Either the peer closes, or the moment is over.
+    drop(timeout(Duration::from_millis(250), connection.closed()).await);
+    connection.close(code.number().into(), b"");
+}
+
+fn frames(shared: &Shared, recv: quinn::RecvStream) -> Frames<Open> {
+    let frame_timeout = Duration::from_millis(shared.config.frame_timeout_ms);
+    Frames::new(recv, MAX_OPEN_FRAME_BYTES, 0, frame_timeout)
+}
+
+/// The first stream of a connection is the hello call.
+async fn hello(shared: &Shared, connection: &quinn::Connection) -> Result<Peer, StreamError> {
+    let closed = |reason| StreamError::Read(quinn::ReadError::ConnectionLost(reason));
+    let (mut send, recv) = connection.accept_bi().await.map_err(closed)?;
+    let mut frames = frames(shared, recv);
+    let result = match frames.message().await {
+        Ok(Some(Open { stream: Some(open::Stream::Call(wire::Call { request, .. })) })) => match request {
+            Some(call_message::Request::Hello(hello)) => greet(shared, connection, hello),
+            _ => Err(wire::Error::new(ErrorCode::InvalidRequest, "the first call of a connection is hello")),
+        },
+        Ok(_) => Err(wire::Error::new(ErrorCode::InvalidRequest, "the first stream of a connection is the hello call")),
+        Err(error) => match error.to_wire() {
+            Some(told) => Err(told),
+            None => return Err(error),
+        },
+    };
+    let (response, outcome) = match result {
+        Ok((peer, answer)) => (Response::Hello(answer), Ok(peer)),
+        Err(error) => {
+            let refused = StreamError::Refused(ErrorCode::from_number(error.code), error.message.clone());
+            (Response::Error(error), Err(refused))
+        }
+    };
+    send_frame(&mut send, &CallResponse { response: Some(response) }).await?;
+    finish(&mut send);
+    outcome
+}
+
+fn greet(shared: &Shared, connection: &quinn::Connection, hello: Hello) -> Result<(Peer, HelloResponse), wire::Error> {
+    if hello.min_version > PROTOCOL_VERSION || hello.max_version < PROTOCOL_VERSION {
+        return Err(wire::Error::new(
+            ErrorCode::UnsupportedVersion,
+            format!(
+                "the client speaks versions {} to {}, this broker version {PROTOCOL_VERSION}",
+                hello.min_version, hello.max_version
+            ),
+        ));
+    }
+    if !hello.cluster_id.is_empty() && hello.cluster_id != shared.cluster_id {
+        return Err(wire::Error::new(
+            ErrorCode::WrongCluster,
+            format!("this is cluster {}, not {}", shared.cluster_id, hello.cluster_id),
+        ));
+    }
+    if hello.client_id.len() > MAX_CLIENT_TEXT_BYTES || hello.client_software.len() > MAX_CLIENT_TEXT_BYTES {
+        let why = format!("client_id and client_software have at most {MAX_CLIENT_TEXT_BYTES} bytes");
+        return Err(wire::Error::new(ErrorCode::LimitExceeded, why));
+    }
+    let role = ConnectionRole::try_from(hello.role)
+        .map_err(|_| wire::Error::new(ErrorCode::InvalidRequest, format!("a connection has no role {}", hello.role)))?;
+    let peer = Peer {
+        remote: connection.remote_address(),
+        client_id: hello.client_id,
+        client_software: hello.client_software,
+        role,
+    };
+    let answer = HelloResponse {
+        version: PROTOCOL_VERSION,
+        cluster_id: shared.cluster_id.clone(),
+        broker_id: shared.broker_id(),
+        broker_software: crate::SOFTWARE.to_owned(),
+        features: Vec::new(),
+        max_streams: shared.config.max_streams_per_connection,
+        fetch_credit_bytes: FETCH_CREDIT_BYTES,
+        produce_credit_bytes: PRODUCE_CREDIT.connection_bytes,
+        max_frame_header_bytes: MAX_FRAME_HEADER_BYTES as u32,
+        max_frame_payload_bytes: MAX_FRAME_PAYLOAD_BYTES as u32,
+    };
+    Ok((peer, answer))
+}
+
+/// One stream, from its first frame to its end.
+async fn serve_stream(session: Arc<Session>, mut send: quinn::SendStream, recv: quinn::RecvStream) {
+    let shared = &session.shared;
+    let mut frames = frames(shared, recv);
+    let first = Duration::from_millis(shared.config.first_frame_timeout_ms);
+    let opened = match timeout(first, frames.message()).await {
+        Ok(opened) => opened,
+        Err(_) => Err(StreamError::Deadline("the first frame")),
+    };
+    let stream = match opened {
+        Ok(Some(Open { stream: Some(stream) })) => stream,
+        // Opened and finished without a word.
+        Ok(None) => return,
+        Ok(Some(Open { stream: None })) => {
+            let why = "the first frame opens no kind of stream that this broker knows".to_owned();
+            let error = StreamError::Refused(ErrorCode::InvalidRequest, why);
+            return refuse(&session, &mut send, error, |error| frame::encode(&refused(error), 0)).await;
+        }
+        Err(error) => {
+            return refuse(&session, &mut send, error, |error| frame::encode(&refused(error), 0)).await;
+        }
+    };
+    match stream {
+        open::Stream::Call(call) => {
+            prioritise(&send);
+            let answer = answer(&session, call).await;
+            if let Err(error) = send_frame(&mut send, &answer).await {
+                tracing::debug!(%error, "nobody waits for the answer");
+            }
+        }
+        open::Stream::Produce(open) => {
+            prioritise(&send);
+            if let Err(error) = produce::serve(&session, open, &mut send, frames).await {
+                let last = |error| ProduceResponse { error: Some(error), ..ProduceResponse::default() };
+                let last = |error| frame::encode(&last(error), 0);
+                refuse(&session, &mut send, error, last).await;
+            }
+        }
+        open::Stream::Fetch(open) => {
+            if let Err(error) = fetch::serve(&session, open, &mut send, frames).await {
+                let last = |error| FetchData { next_offset: -1, error: Some(error), ..FetchData::default() };
+                let last = |error| frame::encode(&last(error), 0);
+                refuse(&session, &mut send, error, last).await;
+            }
+        }
+        open::Stream::Member(_) => {
+            let _counted = Counted::new(&shared.metrics.member_streams);
+            let error = StreamError::Refused(ErrorCode::UnsupportedVersion, "this broker has no groups".into());
+            let last = |error| MemberUpdate { error: Some(error), ..MemberUpdate::default() };
+            refuse(&session, &mut send, error, |error| frame::encode(&last(error), 0)).await;
+        }
+    }
+    finish(&mut send);
+}
+
+async fn answer(session: &Session, call: wire::Call) -> CallResponse {
+    let shared = &session.shared;
+    let name = call_name(call.request.as_ref());
+    let began = Instant::now();
+    let answer = match &call.request {
+        Some(call_message::Request::Hello(_)) => {
+            refused(wire::Error::new(ErrorCode::InvalidRequest, "hello is said once, as the first call"))
+        }
+        None => refused(wire::Error::new(ErrorCode::InvalidRequest, "a call that this broker does not know")),
+        Some(_) => refused(wire::Error::new(ErrorCode::UnsupportedVersion, "this broker does not answer that call")),
+    };
+    shared.metrics.answered(name, began.elapsed().as_secs_f64());
+    if let Some(Response::Error(error)) = &answer.response {
+        shared.metrics.rejected(ErrorCode::from_number(error.code));
+    }
+    answer
+}
+
+fn refused(error: wire::Error) -> CallResponse {
+    CallResponse { response: Some(Response::Error(error)) }
+}
+
+fn call_name(request: Option<&call_message::Request>) -> &'static str {
+    use call_message::Request;
+    match request {
+        None => "unknown",
+        Some(Request::Hello(_)) => "hello",
+        Some(Request::DescribeBroker(_)) => "describe_broker",
+        Some(Request::Metadata(_)) => "metadata",
+        Some(Request::CreateTopic(_)) => "create_topic",
+        Some(Request::DescribeTopic(_)) => "describe_topic",
+        Some(Request::AlterTopic(_)) => "alter_topic",
+        Some(Request::AddPartitions(_)) => "add_partitions",
+        Some(Request::DeleteTopic(_)) => "delete_topic",
+        Some(Request::DeleteRecords(_)) => "delete_records",
+        Some(Request::ListOffsets(_)) => "list_offsets",
+        Some(Request::AllocateProducerId(_)) => "allocate_producer_id",
+        Some(Request::CommitOffsets(_)) => "commit_offsets",
+        Some(Request::FetchOffsets(_)) => "fetch_offsets",
+        Some(Request::ListGroups(_)) => "list_groups",
+        Some(Request::DescribeGroup(_)) => "describe_group",
+        Some(Request::DeleteGroup(_)) => "delete_group",
+        Some(Request::DeleteOffsets(_)) => "delete_offsets",
+    }
+}
+
+/// Ends a stream that went wrong: a last frame with the error where the peer is there to read it, else a reset.
+async fn refuse(
+    session: &Session,
+    send: &mut quinn::SendStream,
+    error: StreamError,
+    last: impl Fn(wire::Error) -> Bytes,
+) {
+    if error.is_offence() {
+        tracing::warn!(%error, peer = %session.peer.remote, client = session.peer.client_id, "a peer broke the protocol");
+    } else {
+        tracing::debug!(%error, "stream ended");
+    }
+    let code = error.reset_code();
+    if let Some(told) = error.to_wire() {
+        session.shared.metrics.rejected(ErrorCode::from_number(told.code));
+        if send.write_chunk(last(told)).await.is_ok() {
+            return finish(send);
+        }
+    }
+    // An error means that the stream is closed already.
+    drop(send.reset(code.number().into()));
+}
+
+fn prioritise(send: &quinn::SendStream) {
+    // An error means that the stream is gone, which the next write says.
+    drop(send.set_priority(CONTROL_PRIORITY));
+}
+
+fn finish(send: &mut quinn::SendStream) {
+    // An error means that it was reset or finished before.
+    drop(send.finish());
+}

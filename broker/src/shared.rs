@@ -1,0 +1,89 @@
+//! What all of a broker's tasks share.
+//!
+//! Owns: [`Shared`]: the parts, wired together in [`crate::Broker::start`], and how a partition is found. Refuses: to own
+//! any of the parts' state. Read next: [`crate::server`].
+
+use crate::config::BrokerConfig;
+use crate::metadata::MetadataHandle;
+use crate::metrics::Metrics;
+use crate::partition::PartitionHandle;
+use crate::partitions::Partitions;
+use crate::pool::Pool;
+use crate::server::Connections;
+use crate::tls;
+use headwater_proto::{ErrorCode, TopicId, wire};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// A running broker's parts.
+pub(crate) struct Shared {
+    pub(crate) config: BrokerConfig,
+    pub(crate) cluster_id: String,
+    pub(crate) started_ms: i64,
+    /// Threads that serve connections.
+    pub(crate) network_threads: u32,
+    pub(crate) listen: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) pool: Pool,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) partitions: Arc<Partitions>,
+    pub(crate) metadata: MetadataHandle,
+    pub(crate) connections: Connections,
+    pub(crate) next_connection: AtomicU64,
+    /// Memory for frames larger than their stream's share of credit.
+    pub(crate) loans: Arc<Semaphore>,
+    pub(crate) sessions: TaskTracker,
+    /// Shutdown has begun: nothing new is taken.
+    pub(crate) shutdown: CancellationToken,
+    /// Shutdown is over: everything is closed.
+    pub(crate) closed: CancellationToken,
+    pub(crate) ready: AtomicBool,
+}
+
+impl Shared {
+    /// Whether everything was recovered and clients are served.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+
+    /// This broker's id as the wire has it.
+    pub(crate) fn broker_id(&self) -> i32 {
+        i32::try_from(self.config.broker_id).unwrap_or(i32::MAX)
+    }
+
+    /// What clients are told to connect to.
+    pub(crate) fn advertised(&self) -> String {
+        self.config.advertised_listener.clone().unwrap_or_else(|| tls::reachable(self.listen).to_string())
+    }
+
+    /// Who leads a partition, for a client that asked in a wrong epoch.
+    pub(crate) fn leader_hint(&self, leader_epoch: i32) -> wire::LeaderHint {
+        wire::LeaderHint { broker_id: self.broker_id(), address: self.advertised(), leader_epoch }
+    }
+
+    /// The partition that a stream names.
+    pub(crate) fn partition(&self, topic_id: &[u8], partition: u32) -> Result<PartitionHandle, wire::Error> {
+        let Some(id) = TopicId::from_slice(topic_id) else {
+            let why = format!("a topic id has 16 bytes, not {}", topic_id.len());
+            return Err(wire::Error::new(ErrorCode::InvalidRequest, why));
+        };
+        if let Some(found) = self.partitions.get(&id, partition) {
+            return Ok(found);
+        }
+        let state = self.metadata.state();
+        Err(match state.topic_by_id(&id) {
+            None => wire::Error::new(ErrorCode::UnknownTopicId, format!("no topic has the id {id}: it was deleted")),
+            Some(topic) if partition as usize >= topic.partitions.len() => wire::Error::new(
+                ErrorCode::UnknownPartition,
+                format!("topic {} has {} partitions, and no number {partition}", topic.name, topic.partitions.len()),
+            ),
+            Some(topic) => {
+                wire::Error::new(ErrorCode::NotLeader, format!("this broker does not lead {}-{partition}", topic.name))
+            }
+        })
+    }
+}

@@ -1,0 +1,357 @@
+//! Starting and stopping a broker.
+//!
+//! Owns: the order. Start: lock the data folder, certificates, replay the metadata, register this incarnation (which
+//! raises every leader epoch), recover the partitions, then groups, and only then serve. Stop: take nothing new, append
+//! and acknowledge what was received, close the logs in parallel, and write the clean-shutdown marker last, unless a
+//! partition is fenced. Refuses: signals and logging, which are the command's. Read next: [`crate::server`].
+
+use crate::clock::now_ms;
+use crate::config::BrokerConfig;
+use crate::error::StartError;
+use crate::metadata::command::{Command, RegisterBroker, command};
+use crate::metadata::journal::Journal;
+use crate::metadata::{MetadataHandle, MetadataState, Topic};
+use crate::metrics::Metrics;
+use crate::partition::AssignedPartition;
+use crate::partitions::{Partitions, report_strays};
+use crate::pool::Pool;
+use crate::server::Connections;
+use crate::shared::Shared;
+use crate::topic_config::{TopicConfig, TopicDefaults};
+use crate::{admin, quic, runtime, server, tls};
+use headwater_proto::{ResetCode, TopicId};
+use headwater_storage::{DataDir, Files, NewIdentity, OsFiles};
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// How often samples are folded into histograms.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// Time for the last frames to reach their peers when the broker goes.
+const GOODBYE: Duration = Duration::from_secs(1);
+
+/// A running broker. Dropping it without [`shutdown`](Broker::shutdown) stops serving at once, as if it had crashed.
+pub struct Broker {
+    shared: Arc<Shared>,
+    endpoint: quinn::Endpoint,
+    tasks: TaskTracker,
+    ca_pem: Option<String>,
+    profile: Option<PathBuf>,
+}
+
+impl Broker {
+    /// Starts a broker in the current tokio runtime; [`crate::runtime::build`] makes the one that suits it best. Returns
+    /// once everything was recovered and clients are served.
+    ///
+    /// # Errors
+    /// [`StartError`]: nothing was started.
+    pub async fn start(config: BrokerConfig) -> Result<Broker, StartError> {
+        let files = Arc::new(OsFiles::with_open_limit(config.open_segments as usize));
+        Broker::start_on(config, files).await
+    }
+
+    /// As [`start`](Broker::start), on other files: a simulation that fails or loses what was not synced. Certificates
+    /// are files of the operating system all the same.
+    ///
+    /// # Errors
+    /// [`StartError`]: nothing was started.
+    pub async fn start_on(config: BrokerConfig, files: Arc<dyn Files>) -> Result<Broker, StartError> {
+        config.check()?;
+        let pool = Pool::start(runtime::io_threads(&config)).map_err(StartError::Threads)?;
+        match start(config, files, pool.clone()).await {
+            Ok(broker) => Ok(broker),
+            Err(error) => {
+                pool.close();
+                Err(error)
+            }
+        }
+    }
+
+    /// Where clients connect.
+    pub fn listen_addr(&self) -> SocketAddr {
+        self.shared.listen
+    }
+
+    /// Where `/health`, `/ready` and `/metrics` are served.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.shared.admin
+    }
+
+    /// PEM of the development authority that clients have to trust; `None` where a certificate was configured.
+    pub fn ca_pem(&self) -> Option<&str> {
+        self.ca_pem.as_deref()
+    }
+
+    /// The client profile that was written beside the development certificate.
+    pub fn profile(&self) -> Option<&Path> {
+        self.profile.as_deref()
+    }
+
+    /// The cluster's id.
+    pub fn cluster_id(&self) -> &str {
+        &self.shared.cluster_id
+    }
+
+    /// Stops the broker: takes nothing new, appends and acknowledges what was received (for as long as the settings
+    /// permit), closes every log. True: all of it was in good order, and the next start need not recover.
+    pub async fn shutdown(self) -> bool {
+        let shared = Arc::clone(&self.shared);
+        tracing::info!("shutting down");
+        shared.shutdown.cancel();
+        let drain = Duration::from_millis(shared.config.shutdown_timeout_ms);
+        if timeout(drain, shared.sessions.wait()).await.is_err() {
+            tracing::warn!(
+                connections = shared.connections.count(),
+                "some connections did not end in time and are cut"
+            );
+        }
+        self.endpoint.close(ResetCode::ShuttingDown.number().into(), b"the broker is shutting down");
+        self.tasks.close();
+        let mut clean = timeout(drain.max(GOODBYE), shared.partitions.close()).await.unwrap_or_else(|_| {
+            tracing::error!("closing the logs takes too long; the next start recovers them");
+            false
+        });
+        shared.closed.cancel();
+        // The endpoint's last packets; whoever does not hear them notices by itself.
+        drop(timeout(GOODBYE, self.endpoint.wait_idle()).await);
+        drop(timeout(GOODBYE, self.tasks.wait()).await);
+        clean &= shared.partitions.close_data_dir(clean).await;
+        let pool = shared.pool.clone();
+        pool.close();
+        if clean {
+            // Nothing is under way any more; a thread that hangs in the disk would have spoiled `clean`.
+            drop(tokio::task::spawn_blocking(move || pool.join()).await);
+        }
+        tracing::info!(clean, "shut down");
+        clean
+    }
+}
+
+impl Drop for Broker {
+    fn drop(&mut self) {
+        self.shared.shutdown.cancel();
+        self.shared.closed.cancel();
+        self.endpoint.close(ResetCode::ShuttingDown.number().into(), b"");
+        self.shared.pool.close();
+    }
+}
+
+impl std::fmt::Debug for Broker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Broker").field("listen", &self.shared.listen).finish_non_exhaustive()
+    }
+}
+
+async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Result<Broker, StartError> {
+    let root = config.data_dir.clone();
+    let metrics = Arc::new(Metrics::new());
+    // The folder is locked before anything in it is touched.
+    let identity = NewIdentity { cluster_id: new_id(), broker_id: config.broker_id, directory_id: new_id() };
+    let data_dir = {
+        let (files, root) = (Arc::clone(&files), root.clone());
+        Arc::new(pool.run(move || DataDir::open(files, &root, &identity)).await?)
+    };
+    for fault in data_dir.faults() {
+        tracing::warn!(%fault, "a checkpoint is damaged; recovery scans more");
+    }
+    let cluster_id = data_dir.meta().cluster_id.clone();
+
+    let socket = quic::bind(config.listen).map_err(|error| StartError::Listen { address: config.listen, error })?;
+    let listen = socket.local_addr().map_err(|error| StartError::Listen { address: config.listen, error })?;
+    let listener = TcpListener::bind(config.admin).await;
+    let listener = listener.map_err(|error| StartError::Listen { address: config.admin, error })?;
+    let admin = listener.local_addr().map_err(|error| StartError::Listen { address: config.admin, error })?;
+    let (tls, secret) = {
+        let (root, configured) = (root.clone(), config.tls_certificate.clone().zip(config.tls_key.clone()));
+        pool.run(move || {
+            let configured = configured.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
+            Ok::<_, tls::TlsError>((tls::identity(&root, configured, listen)?, tls::secret(&root)?))
+        })
+        .await?
+    };
+
+    let (journal, mut state) = open_journal(&data_dir, &pool, &cluster_id).await?;
+    let advertised = config.advertised_listener.clone().unwrap_or_else(|| tls::reachable(listen).to_string());
+    let journal = register(journal, &mut state, &config, advertised, &pool).await?;
+
+    let threads = runtime::io_threads(&config);
+    let partitions =
+        Arc::new(Partitions::new(Arc::clone(&data_dir), pool.clone(), threads, Arc::clone(&metrics), &config));
+    let mut assignments = Assignments::new(&config);
+    let assigned = assignments.of(&state);
+    {
+        let assigned = assigned.clone();
+        let data_dir = Arc::clone(&data_dir);
+        pool.run(move || report_strays(&data_dir, &assigned)).await?;
+    }
+    drop(data_dir);
+    let (total, began) = (assigned.len(), std::time::Instant::now());
+    partitions.apply(assigned).await;
+    tracing::info!(partitions = total, milliseconds = began.elapsed().as_millis(), "partitions opened");
+
+    let shutdown = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let carry_out = {
+        let partitions = Arc::clone(&partitions);
+        Box::new(move |state: Arc<MetadataState>| {
+            let (partitions, assigned) = (Arc::clone(&partitions), assignments.of(&state));
+            Box::pin(async move { partitions.apply(assigned).await }) as futures::future::BoxFuture<'static, ()>
+        })
+    };
+    let (metadata, metadata_task) = MetadataHandle::new(journal, state, pool.clone(), carry_out, shutdown.clone());
+    tasks.spawn(metadata_task);
+
+    let endpoint = quic::endpoint(&config, socket, tls.certificates, tls.key, &secret)?;
+    let profile = match &tls.ca_pem {
+        None => None,
+        Some(_) => {
+            let root = root.clone();
+            Some(pool.run(move || tls::write_profile(&root, listen)).await?)
+        }
+    };
+    let intervals = (
+        Duration::from_millis(config.checkpoint_interval_ms),
+        Duration::from_millis(config.retention_check_interval_ms),
+    );
+    let shared = Arc::new(Shared {
+        cluster_id,
+        started_ms: now_ms(),
+        network_threads: u32::try_from(tokio::runtime::Handle::current().metrics().num_workers()).unwrap_or(u32::MAX),
+        listen,
+        admin,
+        pool,
+        metrics,
+        partitions,
+        metadata,
+        connections: Connections::default(),
+        next_connection: AtomicU64::new(1),
+        loans: Arc::new(Semaphore::new(config.loan_bytes as usize)),
+        sessions: TaskTracker::new(),
+        shutdown: shutdown.clone(),
+        closed: CancellationToken::new(),
+        ready: AtomicBool::new(false),
+        config,
+    });
+    let partitions = Arc::clone(&shared.partitions);
+    let stop = shutdown.clone();
+    tasks.spawn(async move { partitions.keep_checkpoints(intervals.0, stop).await });
+    let partitions = Arc::clone(&shared.partitions);
+    let stop = shutdown.clone();
+    tasks.spawn(async move { partitions.enforce_retention(intervals.1, stop).await });
+    let metrics = Arc::clone(&shared.metrics);
+    tasks.spawn(async move {
+        while timeout(METRICS_UPKEEP, shutdown.cancelled()).await.is_err() {
+            metrics.upkeep();
+        }
+    });
+    tasks.spawn(admin::serve(Arc::clone(&shared), listener));
+    tasks.spawn(server::accept(Arc::clone(&shared), endpoint.clone()));
+    shared.ready.store(true, Ordering::Release);
+    tracing::info!(%listen, %admin, cluster_id = shared.cluster_id, data = %root.display(), "serving");
+    Ok(Broker { shared, endpoint, tasks, ca_pem: tls.ca_pem, profile })
+}
+
+/// A new identity, in the form that Kafka gives it.
+fn new_id() -> String {
+    TopicId::from_bytes(*uuid::Uuid::new_v4().as_bytes()).to_string()
+}
+
+async fn open_journal(
+    data_dir: &Arc<DataDir>,
+    pool: &Pool,
+    cluster_id: &str,
+) -> Result<(Journal, MetadataState), StartError> {
+    let (data_dir, cluster_id) = (Arc::clone(data_dir), cluster_id.to_owned());
+    pool.run(move || {
+        let has_partitions = !data_dir.partitions()?.is_empty();
+        let opened = Journal::open(Arc::clone(data_dir.files()), data_dir.path(), &cluster_id, has_partitions)?;
+        if opened.torn_bytes > 0 {
+            tracing::info!(bytes = opened.torn_bytes, "the journal's torn last frame was cut");
+        }
+        Ok((opened.journal, opened.state))
+    })
+    .await
+}
+
+/// Registers this incarnation: every leader epoch goes up, so that a consumer which is ahead of what was kept is told so.
+async fn register(
+    mut journal: Journal,
+    state: &mut MetadataState,
+    config: &BrokerConfig,
+    address: String,
+    pool: &Pool,
+) -> Result<Journal, StartError> {
+    let command = Command {
+        command: Some(command::Command::RegisterBroker(RegisterBroker {
+            broker_id: i32::try_from(config.broker_id).unwrap_or(i32::MAX),
+            incarnation: uuid::Uuid::new_v4().as_bytes().to_vec().into(),
+            address,
+            rack: String::new(),
+            registered_ms: now_ms(),
+        })),
+    };
+    let index = state.index() + 1;
+    state.apply(index, &command).map_err(StartError::Metadata)?;
+    let (journal, kept) = pool
+        .run(move || {
+            let kept = journal.append(index, &command, true);
+            (journal, kept)
+        })
+        .await;
+    kept?;
+    Ok(journal)
+}
+
+/// What a state of the metadata assigns to this broker. Settings are resolved once for each state of a topic.
+struct Assignments {
+    broker_id: i32,
+    defaults: TopicDefaults,
+    resolved: HashMap<TopicId, (Arc<Topic>, Arc<TopicConfig>)>,
+}
+
+impl Assignments {
+    fn new(config: &BrokerConfig) -> Assignments {
+        Assignments {
+            broker_id: i32::try_from(config.broker_id).unwrap_or(i32::MAX),
+            defaults: config.topic_defaults.clone(),
+            resolved: HashMap::new(),
+        }
+    }
+
+    fn of(&mut self, state: &MetadataState) -> Vec<AssignedPartition> {
+        let before = std::mem::take(&mut self.resolved);
+        let mut assigned = Vec::new();
+        for topic in state.topics() {
+            let config = match before.get(&topic.id) {
+                Some((same, config)) if same.config == topic.config => Arc::clone(config),
+                _ => Arc::new(TopicConfig::resolve(&topic.config, &self.defaults).unwrap_or_else(|error| {
+                    tracing::error!(topic = topic.name, %error, "the topic's settings contradict the broker's; defaults are used");
+                    TopicConfig::default()
+                })),
+            };
+            let name: Arc<str> = topic.name.as_str().into();
+            for (number, partition) in topic.partitions.iter().enumerate() {
+                if partition.leader == self.broker_id {
+                    assigned.push(AssignedPartition {
+                        topic: Arc::clone(&name),
+                        topic_id: topic.id,
+                        partition: u32::try_from(number).unwrap_or(u32::MAX),
+                        leader_epoch: partition.leader_epoch,
+                        config: Arc::clone(&config),
+                    });
+                }
+            }
+            self.resolved.insert(topic.id, (Arc::clone(topic), config));
+        }
+        assigned
+    }
+}

@@ -1,0 +1,169 @@
+//! Frames on a QUIC stream: what every stream's task reads and writes through.
+//!
+//! Owns: [`Frames`] (the receiving side, with whatever was read beyond the last frame) and [`send_frame`]; the errors of
+//! both. Refuses: to know what a message means. Read next: [`crate::session`].
+
+use bytes::Bytes;
+use headwater_proto::frame::{self, FrameDecoder, FrameError, FrameEvent};
+use headwater_proto::{ErrorCode, ResetCode, wire};
+use prost::Message;
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// Why a stream ended before its time.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StreamError {
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    #[error("the stream ended in the middle of a frame")]
+    EndedInFrame,
+    #[error("{0} did not arrive in time")]
+    Deadline(&'static str),
+    #[error("{1}")]
+    Refused(ErrorCode, String),
+    #[error("reading: {0}")]
+    Read(#[from] quinn::ReadError),
+    #[error("writing: {0}")]
+    Write(#[from] quinn::WriteError),
+}
+
+impl StreamError {
+    /// Whether the peer is to blame: input that was refused, rather than a stream or connection that went away.
+    pub(crate) fn is_offence(&self) -> bool {
+        matches!(self, StreamError::Frame(_) | StreamError::EndedInFrame | StreamError::Refused(..))
+    }
+
+    /// How the stream is reset and stopped.
+    pub(crate) fn reset_code(&self) -> ResetCode {
+        match self {
+            StreamError::Frame(FrameError::HeaderTooLarge { .. } | FrameError::PayloadTooLarge { .. }) => {
+                ResetCode::Limit
+            }
+            StreamError::Frame(_) | StreamError::EndedInFrame => ResetCode::Protocol,
+            StreamError::Deadline(_) => ResetCode::Deadline,
+            StreamError::Refused(ErrorCode::ShuttingDown, _) => ResetCode::ShuttingDown,
+            StreamError::Refused(ErrorCode::LimitExceeded | ErrorCode::CreditExceeded, _) => ResetCode::Limit,
+            StreamError::Refused(..) => ResetCode::Protocol,
+            StreamError::Read(_) | StreamError::Write(_) => ResetCode::Done,
+        }
+    }
+
+    /// What the peer is told before the reset; `None` where it is gone anyway.
+    pub(crate) fn to_wire(&self) -> Option<wire::Error> {
+        let code = match self {
+            StreamError::Frame(FrameError::HeaderTooLarge { .. } | FrameError::PayloadTooLarge { .. }) => {
+                ErrorCode::LimitExceeded
+            }
+            StreamError::Frame(_) | StreamError::EndedInFrame => ErrorCode::InvalidRequest,
+            StreamError::Deadline(_) => ErrorCode::TimedOut,
+            StreamError::Refused(code, _) => *code,
+            StreamError::Read(_) | StreamError::Write(_) => return None,
+        };
+        Some(wire::Error::new(code, self.to_string()))
+    }
+}
+
+/// Chunks (QUIC packets' worth) taken from a stream at once.
+const CHUNKS_PER_READ: usize = 32;
+
+/// The receiving side of a stream whose frames carry `M`.
+pub(crate) struct Frames<M> {
+    recv: quinn::RecvStream,
+    decoder: FrameDecoder<M>,
+    /// When the frame that is under way began to arrive.
+    frame_began: Option<Instant>,
+    frame_timeout: Duration,
+}
+
+impl<M: Message + Default> Frames<M> {
+    /// A stream at its beginning, with the limits on its first frame.
+    pub(crate) fn new(
+        recv: quinn::RecvStream,
+        max_header_bytes: usize,
+        max_payload_bytes: usize,
+        frame_timeout: Duration,
+    ) -> Frames<M> {
+        let decoder = FrameDecoder::new(max_header_bytes, max_payload_bytes);
+        Frames { recv, decoder, frame_began: None, frame_timeout }
+    }
+
+    /// The rest of the stream, whose frames carry `N`, after its first frame.
+    ///
+    /// # Errors
+    /// When the first frame goes on: it has no payload.
+    pub(crate) fn followed_by<N: Message + Default>(
+        self,
+        max_header_bytes: usize,
+        max_payload_bytes: usize,
+    ) -> Result<Frames<N>, StreamError> {
+        let decoder = self.decoder.followed_by::<N>().ok_or(StreamError::EndedInFrame)?;
+        Ok(Frames {
+            recv: self.recv,
+            decoder: decoder.with_limits(max_header_bytes, max_payload_bytes),
+            frame_began: None,
+            frame_timeout: self.frame_timeout,
+        })
+    }
+
+    /// The next event, or `None` where the peer finished the stream between two frames. Safe to cancel.
+    ///
+    /// # Errors
+    /// When the bytes are no frames, the stream or the connection ended, or a frame that began does not end in time.
+    pub(crate) async fn next(&mut self) -> Result<Option<FrameEvent<M>>, StreamError> {
+        loop {
+            if let Some(event) = self.decoder.next_event()? {
+                match &event {
+                    FrameEvent::Header { payload_bytes: 0, .. } | FrameEvent::Payload { remaining: 0, .. } => {
+                        self.frame_began = None;
+                    }
+                    _ => self.frame_began = self.frame_began.or_else(|| Some(Instant::now())),
+                }
+                return Ok(Some(event));
+            }
+            if self.decoder.is_at_boundary() {
+                self.frame_began = None;
+            } else if self.frame_began.is_none() {
+                self.frame_began = Some(Instant::now());
+            }
+            let mut chunks: [Bytes; CHUNKS_PER_READ] = std::array::from_fn(|_| Bytes::new());
+            let read = match self.frame_began {
+                Some(began) => timeout_at(began + self.frame_timeout, self.recv.read_chunks(&mut chunks))
+                    .await
+                    .map_err(|_| StreamError::Deadline("the rest of a frame"))??,
+                None => self.recv.read_chunks(&mut chunks).await?,
+            };
+            match read {
+                Some(n) => chunks.into_iter().take(n).for_each(|chunk| self.decoder.push(chunk)),
+                None if self.decoder.is_at_boundary() => return Ok(None),
+                None => return Err(StreamError::EndedInFrame),
+            }
+        }
+    }
+
+    /// A message that has no payload: credit, heartbeats, the first frame of a stream.
+    ///
+    /// # Errors
+    /// As [`Frames::next`], and when a payload follows.
+    pub(crate) async fn message(&mut self) -> Result<Option<M>, StreamError> {
+        match self.next().await? {
+            None => Ok(None),
+            Some(FrameEvent::Header { message, payload_bytes: 0 }) => Ok(Some(message)),
+            Some(_) => Err(StreamError::Refused(ErrorCode::InvalidRequest, "this frame carries no payload".into())),
+        }
+    }
+
+    /// The frame under way was held up by this broker: its deadline begins anew.
+    pub(crate) fn restart_deadline(&mut self) {
+        if self.frame_began.is_some() {
+            self.frame_began = Some(Instant::now());
+        }
+    }
+}
+
+/// Writes a frame that has no payload.
+///
+/// # Errors
+/// When the stream or the connection ended.
+pub(crate) async fn send_frame<M: Message>(send: &mut quinn::SendStream, header: &M) -> Result<(), StreamError> {
+    Ok(send.write_chunk(frame::encode(header, 0)).await?)
+}
