@@ -193,7 +193,8 @@ impl IndexBuilder {
 
     fn time_entry(&mut self, to: &mut IndexBytes) {
         let Some(largest) = self.largest else { return };
-        if self.last_time_entry.is_some_and(|last| largest.timestamp <= last) {
+        // Nor is there an entry for batches without a timestamp (-1).
+        if largest.timestamp <= self.last_time_entry.unwrap_or(-1) {
             return;
         }
         if let Ok(relative_offset) = u32::try_from(largest.offset - self.base_offset) {

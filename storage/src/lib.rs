@@ -22,6 +22,7 @@ pub mod producers;
 mod reader;
 mod recovery;
 mod retention;
+mod rewrite;
 mod scan;
 mod segment;
 pub mod sim;

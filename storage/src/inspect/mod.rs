@@ -1,11 +1,12 @@
-//! `headwater segment`: what a partition's files hold, and what is wrong with them.
+//! `headwater segment`: what a partition's files hold, what is wrong with them, and a repaired copy.
 //!
 //! Owns: finding the segments that a path means ([`Target`]) and the facts that are reported ([`Fault`]). Works on a `.log` file or on
-//! a partition directory under any name, without a broker, or beside a running one: it takes no lock and writes nothing.
+//! a partition directory under any name, without a broker, or beside a running one: it takes no lock, and only repair writes.
 //! Refuses: rendering. Everything streams, so a file needs no more memory than its largest batch.
-//! Read next: `scan.rs`, which finds batches and passes over damage; then [`mod@dump`], [`mod@verify`] and [`mod@stats`].
+//! Read next: `scan.rs`, which finds batches and passes over damage; then [`mod@dump`], [`mod@verify`], [`mod@stats`] and [`mod@repair`].
 
 pub mod dump;
+pub mod repair;
 mod scan;
 pub mod stats;
 #[cfg(test)]
@@ -24,9 +25,11 @@ use crate::checkpoint::{self, parse_partition_dir_name, parse_segment_file_name,
 use crate::epochs::{self, LeaderEpochs};
 use crate::files::{self, Files};
 use crate::index::{OffsetEntry, decode_entries};
+use crate::producers;
 use scan::Scanner;
 
 pub use dump::{Dump, DumpOptions, DumpedBatch, dump};
+pub use repair::{MendedBatch, OffsetRange, RepairMode, RepairReport, repair};
 pub use stats::{Stats, stats};
 pub use verify::{VerifyReport, verify};
 
@@ -46,6 +49,17 @@ pub enum InspectError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// Something is where a repaired partition is to be written.
+    #[error("{path} is there already; name a directory that is not, or an empty one", path = .0.display())]
+    InTheWay(PathBuf),
+    /// It cannot be done this way.
+    #[error("{path}: {reason}", path = .path.display())]
+    Refused {
+        /// The partition.
+        path: PathBuf,
+        /// Why.
+        reason: String,
     },
 }
 
@@ -126,6 +140,8 @@ pub struct Target {
     path: PathBuf,
     pub(crate) dir: PathBuf,
     pub(crate) segments: Vec<SegmentFile>,
+    /// Offsets that snapshots are of, rising.
+    snapshots: Vec<i64>,
     whole: bool,
 }
 
@@ -165,7 +181,9 @@ impl Target {
             answer => answer.map_err(at(path))?,
         };
         let dir = if metadata.is_dir { path } else { files::parent(path) };
-        let mut bases = segment_bases(&*files, dir)?;
+        let mut bases = offsets_of(&*files, dir, ".log")?;
+        let mut snapshots = offsets_of(&*files, dir, producers::EXTENSION)?;
+        snapshots.sort_unstable();
         let mut segments = Vec::new();
         if metadata.is_dir {
             bases.sort_unstable();
@@ -188,7 +206,7 @@ impl Target {
             return Err(InspectError::NoSegment(path.to_owned()));
         }
         let dir = dir.to_owned();
-        Ok(Target { files, path: path.to_owned(), dir, segments, whole: metadata.is_dir })
+        Ok(Target { files, path: path.to_owned(), dir, segments, snapshots, whole: metadata.is_dir })
     }
 
     /// The path as it was given.
@@ -237,7 +255,7 @@ impl Target {
         let index = self.small_file(&segment.sibling("index")).ok().flatten().unwrap_or_default();
         let entries = decode_entries::<OffsetEntry>(&index).unwrap_or_default();
         let boundaries = entries.into_iter().map(|entry| u64::from(entry.position)).collect();
-        match Scanner::open(&*self.files, segment, epochs, boundaries, previous) {
+        match Scanner::open(&*self.files, segment, epochs, boundaries, self.snapshots.clone(), previous) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             scanner => scanner.map(Some).map_err(at(&segment.path)),
         }
@@ -256,12 +274,9 @@ impl Target {
 /// Indexes and snapshots beyond this size are refused; Kafka's indexes stop at 10 MiB unless told otherwise.
 const MAX_SMALL_FILE_BYTES: u64 = 1 << 30;
 
-fn segment_bases(files: &dyn Files, dir: &Path) -> Result<Vec<i64>, InspectError> {
+/// The offsets that name the files with this extension.
+fn offsets_of(files: &dyn Files, dir: &Path, extension: &str) -> Result<Vec<i64>, InspectError> {
     let entries = files.list(dir).map_err(at(dir))?;
-    let segments = entries.iter().filter(|entry| !entry.is_dir);
-    Ok(segments
-        .filter_map(|entry| parse_segment_file_name(&entry.name))
-        .filter(|(_, suffix)| *suffix == ".log")
-        .map(|(base, _)| base)
-        .collect())
+    let entries = entries.iter().filter(|entry| !entry.is_dir).filter_map(|entry| parse_segment_file_name(&entry.name));
+    Ok(entries.filter(|(_, found)| *found == extension).map(|(offset, _)| offset).collect())
 }

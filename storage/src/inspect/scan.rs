@@ -17,6 +17,7 @@ use bytes::Bytes;
 use headwater_proto::batch::{self, BatchError, BatchHeader, HEADER_BYTES};
 
 use super::{FaultKind, SegmentFile};
+use crate::checkpoint::segment_file_name;
 use crate::epochs::LeaderEpochs;
 use crate::files::{File, Files, OpenMode};
 
@@ -94,17 +95,25 @@ pub(crate) struct Scanner {
     expected_offset: i64,
     next_base_offset: Option<i64>,
     previous: Option<BatchHeader>,
+    /// The first batch of the next segment.
+    after: Option<BatchHeader>,
+    /// Offsets at which the log ended once: batches end there too. Rising.
+    log_ends: Vec<i64>,
+    /// Where the segment begins.
+    base_offset: i64,
     /// The first batch that is at odds with the leader epoch checkpoint where either may be wrong.
     epoch_doubt: Option<EpochDoubt>,
 }
 
 impl Scanner {
-    /// A scanner at the start of a segment. `previous` is the last batch before it; `boundaries` are positions out of its offset index.
+    /// A scanner at the start of a segment. `previous` is the last batch before it; `boundaries` are positions out of its offset index;
+    /// `log_ends` are offsets at which the log ended once.
     pub(crate) fn open(
         files: &dyn Files,
         segment: &SegmentFile,
         epochs: Option<LeaderEpochs>,
         boundaries: Vec<u64>,
+        log_ends: Vec<i64>,
         previous: Option<BatchHeader>,
     ) -> io::Result<Scanner> {
         let mut window = Window::open(files, &segment.path)?;
@@ -118,6 +127,12 @@ impl Scanner {
             expected_offset: segment.base_offset,
             next_base_offset: segment.next_base_offset,
             previous,
+            after: segment.next_base_offset.and_then(|next| {
+                let path = segment.path.with_file_name(segment_file_name(next, ".log"));
+                first_header(files, &path).ok().flatten().filter(|header| header.base_offset >= next)
+            }),
+            log_ends,
+            base_offset: segment.base_offset,
             epoch_doubt: None,
         })
     }
@@ -209,7 +224,7 @@ impl Scanner {
     /// The header after a batch, as far as it can be read.
     fn following(&mut self, at: u64) -> io::Result<Option<BatchHeader>> {
         if at >= self.window.len {
-            return Ok(None);
+            return Ok(self.after);
         }
         Ok(BatchHeader::parse(&self.window.slice(at, HEADER_BYTES)?).ok())
     }
@@ -234,7 +249,27 @@ impl Scanner {
                 format!("base offset {first} lies between {expected}, which must come, and {next}, which follows"),
             ));
         }
+        if last - self.base_offset > i64::from(i32::MAX) {
+            let detail = format!("offset {last} is out of reach of a segment that begins at {}", self.base_offset);
+            return Some((FaultKind::Offsets, detail));
+        }
+        if let Some(end) = self.log_ends.iter().find(|end| (first + 1..=last).contains(*end)) {
+            let detail =
+                format!("offsets {first} to {last} reach over {end}, where the log ended when a snapshot was taken");
+            return Some((FaultKind::Offsets, detail));
+        }
+        if first > expected && following.is_none() && self.log_end_after(expected + i64::from(header.last_offset_delta))
+        {
+            let detail =
+                format!("base offset {first} where, by the last snapshot, the log's last batch began at {expected}");
+            return Some((FaultKind::Offsets, detail));
+        }
         self.wrong_epoch(header, following)
+    }
+
+    /// Whether the last known end of the log lies just behind this offset.
+    fn log_end_after(&self, last_offset: i64) -> bool {
+        self.log_ends.last() == Some(&(last_offset + 1))
     }
 
     /// Whether a batch's leader epoch contradicts what stands around it: the checkpoint, the batch before and the batch after.
@@ -451,10 +486,9 @@ impl Scanner {
         }
         let expected = self.expected_offset;
         let span = i64::from(header.last_offset_delta) + 1;
-        let limit = match (next_offset.filter(|next| *next >= expected), self.next_base_offset) {
-            (Some(next), _) => Some(next),
-            (None, next_base) => next_base,
-        };
+        let limits = [next_offset.filter(|next| *next >= expected), self.next_base_offset];
+        let at_the_end = following.is_none() && self.log_end_after(expected + span - 1);
+        let limit = limits.into_iter().flatten().min().or(at_the_end.then_some(expected + span));
         let fits = header.base_offset >= expected
             && header.base_offset.checked_add(span).is_some_and(|end| limit.is_none_or(|limit| end <= limit));
         if !fits {
@@ -485,9 +519,14 @@ impl Scanner {
 
 /// The offset that the first batch of a file claims; 0 if there is none.
 pub(crate) fn first_offset(files: &dyn Files, path: &Path) -> io::Result<i64> {
-    let mut window = Window::open(files, path)?;
-    let head = window.slice(0, HEADER_BYTES)?;
-    Ok(BatchHeader::parse(&head).map_or(0, |header| header.base_offset))
+    Ok(first_header(files, path)?.map_or(0, |header| header.base_offset))
+}
+
+fn first_header(files: &dyn Files, path: &Path) -> io::Result<Option<BatchHeader>> {
+    let file = files.open(path, OpenMode::Read)?;
+    let mut head = [0; HEADER_BYTES];
+    let read = file.read_at(&mut head, 0)?;
+    Ok(BatchHeader::parse(head.get(..read).unwrap_or_default()).ok())
 }
 
 /// The fields of a header, unchecked.

@@ -200,7 +200,7 @@ impl<'a> Verifier<'a> {
             };
             offsets.batch(position, &header, &mut self.findings);
             times.batch(&header, &mut self.findings);
-            self.snapshots.batch(&file, position, &header, self.gaps.compacted(), &mut self.findings);
+            self.snapshots.batch(&header, self.gaps.compacted(), &mut self.findings);
             self.end_offset = Some(header.next_offset());
             first = false;
         }

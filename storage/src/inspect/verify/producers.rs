@@ -47,25 +47,10 @@ impl SnapshotCheck {
         Ok(SnapshotCheck { snapshots, producers: HashMap::new(), first_offset: None })
     }
 
-    /// A batch at `position` of the segment `log`.
-    pub(super) fn batch(
-        &mut self,
-        log: &str,
-        position: u64,
-        header: &BatchHeader,
-        compacted: bool,
-        findings: &mut Findings,
-    ) {
+    pub(super) fn batch(&mut self, header: &BatchHeader, compacted: bool, findings: &mut Findings) {
         self.first_offset.get_or_insert(header.base_offset);
         while let Some((offset, file, entries)) = self.snapshots.pop_if(|(offset, ..)| *offset <= header.base_offset) {
             self.compare(offset, &file, &entries, compacted, findings);
-        }
-        // A snapshot is of the log's end at some time, and a batch is appended as a whole.
-        if let Some((offset, file, _)) = self.snapshots.last().filter(|(offset, ..)| *offset <= header.last_offset()) {
-            let (first, last) = (header.base_offset, header.last_offset());
-            let detail =
-                format!("offsets {first} to {last} reach over {offset}, where the log ended when {file} was written");
-            findings.fault(log, position, Some(first), FaultKind::Offsets, detail);
         }
         if header.is_idempotent() && !self.snapshots.is_empty() {
             let seen = self.producers.entry(header.producer_id).or_insert(LastBatch {
