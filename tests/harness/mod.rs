@@ -3,7 +3,7 @@
 //! Owns: starting, killing and restarting a broker, running commands against it, waiting with a deadline.
 //! Refuses: fixed ports, sleeping in place of waiting, and leaving a process behind. Read next: any `tests/*/main.rs`.
 
-#![allow(dead_code, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};

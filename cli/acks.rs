@@ -1,0 +1,135 @@
+//! Acknowledgements as they arrive: counted, logged, and what failed remembered.
+//!
+//! Owns: the count, and the acknowledgement log. Runs on a thread of its own, so that writing a log never delays the
+//! network. Refuses: sending. Read next: `commands/produce.rs`.
+
+use anyhow::{Context, Result, anyhow};
+use headwater_client::{Acknowledgement, Delivery, Durability, ProduceError};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::future::poll_fn;
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use crate::outcomes::{Expect, Outcomes};
+
+/// What became of all records.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    pub(crate) acknowledged: u64,
+    /// The weakest level that any acknowledgement told.
+    pub(crate) durability: Option<Durability>,
+    /// First and last offset of each partition.
+    pub(crate) partitions: BTreeMap<u32, (i64, i64)>,
+    pub(crate) failed: u64,
+    /// The smallest number that failed, and why.
+    pub(crate) first_failure: Option<(u64, ProduceError)>,
+}
+
+impl Tally {
+    fn count(&mut self, partition: u32, acknowledgement: &Acknowledgement) {
+        self.acknowledged += 1;
+        let (offset, level) = (acknowledgement.offset, acknowledgement.durability);
+        if offset >= 0 {
+            self.partitions.entry(partition).and_modify(|(_, last)| *last = offset).or_insert((offset, offset));
+        }
+        self.durability = Some(self.durability.map_or(level, |weakest| weakest.min(level)));
+    }
+
+    /// Counts a record that failed.
+    pub(crate) fn fail(&mut self, number: u64, error: ProduceError) {
+        self.failed += 1;
+        if self.first_failure.as_ref().is_none_or(|(first, _)| number < *first) {
+            self.first_failure = Some((number, error));
+        }
+    }
+}
+
+/// Where deliveries go.
+pub(crate) struct Acknowledgements {
+    expect: Expect<u64>,
+    failed: Arc<AtomicBool>,
+    thread: JoinHandle<Result<Tally>>,
+}
+
+impl Acknowledgements {
+    /// Begins to collect; `log` is appended to.
+    pub(crate) fn start(log: Option<&Path>) -> Result<Acknowledgements> {
+        let log = match log {
+            Some(path) => Some(
+                File::options()
+                    .create(true)
+                    .append(true)
+                    .open(path)
+                    .with_context(|| format!("cannot open the acknowledgement log {}", path.display()))?,
+            ),
+            None => None,
+        };
+        let (expect, outcomes) = Outcomes::new();
+        let failed = Arc::new(AtomicBool::new(false));
+        let collector = collect(outcomes, log, failed.clone());
+        let runtime = tokio::runtime::Handle::current();
+        let thread = std::thread::Builder::new()
+            .name("acknowledgements".into())
+            .spawn(move || runtime.block_on(collector))
+            .context("cannot start a thread")?;
+        Ok(Acknowledgements { expect, failed, thread })
+    }
+
+    /// Hands deliveries over, each with its record's number; those of a partition in the order of their sending.
+    pub(crate) fn expect(&self, deliveries: Vec<(u64, Delivery)>) {
+        // A collector that ended had a reason, which `finish` tells.
+        let _ = self.expect.send(deliveries);
+    }
+
+    /// Whether anything failed so far.
+    pub(crate) fn any_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed) || self.thread.is_finished()
+    }
+
+    /// Waits for every outcome.
+    pub(crate) async fn finish(self) -> Result<Tally> {
+        let Acknowledgements { expect, thread, .. } = self;
+        drop(expect);
+        tokio::task::spawn_blocking(move || thread.join())
+            .await
+            .context("the wait for acknowledgements was cut off")?
+            .map_err(|_| anyhow!("the thread that collects acknowledgements panicked"))?
+    }
+}
+
+/// What the thread runs.
+async fn collect(mut outcomes: Outcomes<u64>, mut log: Option<File>, failed: Arc<AtomicBool>) -> Result<Tally> {
+    let mut tally = Tally::default();
+    let mut lines = Vec::new();
+    poll_fn(|context| {
+        let logging = log.is_some();
+        let done = outcomes.poll(context, |partition, number, outcome| match outcome {
+            Ok(acknowledgement) => {
+                tally.count(partition, &acknowledgement);
+                if logging && acknowledgement.offset >= 0 {
+                    let offset = acknowledgement.offset;
+                    // Writing to a Vec cannot fail.
+                    let _ = writeln!(lines, "{{\"line\":{number},\"partition\":{partition},\"offset\":{offset}}}");
+                }
+            }
+            Err(error) => {
+                failed.store(true, Ordering::Relaxed);
+                tally.fail(number, error);
+            }
+        });
+        if let Some(log) = &mut log
+            && !lines.is_empty()
+        {
+            // One write for whole lines: a reader, or a kill, finds no half line.
+            log.write_all(&lines).context("cannot write to the acknowledgement log")?;
+            lines.clear();
+        }
+        done.map(Ok)
+    })
+    .await
+    .map(|()| tally)
+}

@@ -1,0 +1,234 @@
+//! The surface of the command: every subcommand, flag and default, and nothing that they do.
+//!
+//! Owns: names, help and the refusal of senseless combinations. Refuses: work; `commands/` has one file for each word
+//! here. Read next: [`crate::spec`], the small languages inside the values.
+
+mod bench;
+mod data;
+mod groups;
+mod server;
+mod topics;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use crate::spec::ResetTarget;
+
+pub(crate) use bench::{BenchArgs, Direction, Durability, Mode, NUMBER_BYTES};
+pub(crate) use data::{AcksArg, CodecArg, ConsumeArgs, ProduceArgs, ReplayArgs};
+pub(crate) use groups::{DeleteOffsetsArgs, GroupCommand, ResetArgs};
+pub(crate) use server::{BrokerArgs, ConfigCommand, Decode, DumpArgs, RepairArgs, SegmentCommand, UpArgs};
+pub(crate) use topics::TopicCommand;
+
+/// Record streams that are kept: a partitioned, append-only log over QUIC.
+#[derive(Debug, Parser)]
+#[command(name = "headwater", version, propagate_version = true, max_term_width = 110, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+impl Cli {
+    /// Reads a command line. An error is help, a version, or misuse, and knows how to exit.
+    pub(crate) fn read(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
+        let cli = Cli::try_parse_from(line)?;
+        match cli.misuse() {
+            None => Ok(cli),
+            Some(why) => Err(Cli::command().error(ErrorKind::ValueValidation, why)),
+        }
+    }
+
+    /// What no single flag can know to be wrong.
+    fn misuse(&self) -> Option<&'static str> {
+        match &self.command {
+            Command::Group(GroupCommand::Reset(reset))
+                if reset.topic.is_empty() && !matches!(reset.to, ResetTarget::File(_)) =>
+            {
+                Some("name the topic: --topic TOPIC or --topic TOPIC:PARTITIONS (only --to file:F needs none)")
+            }
+            Command::Bench(bench) => bench.misuse(),
+            _ => None,
+        }
+    }
+}
+
+/// What every command understands.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub(crate) struct Global {
+    /// Address of a broker, instead of the profile's; may be given several times.
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub(crate) broker: Vec<String>,
+    /// The client profile. Without it: $HEADWATER_PROFILE, then ./headwater-data/client.toml.
+    #[arg(long, global = true, value_name = "FILE", env = "HEADWATER_PROFILE")]
+    pub(crate) profile: Option<PathBuf>,
+    /// Certificate authority (PEM) that the broker's certificate must come from, instead of the profile's.
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// One JSON object a line, or one an answer.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    /// No progress, no remarks: only what was asked for, and errors.
+    #[arg(long, short, global = true)]
+    pub(crate) quiet: bool,
+    /// What to log to standard error, as tracing filters: `info`, `headwater_client=debug`, ...
+    #[arg(long, global = true, value_name = "FILTER", env = "HEADWATER_LOG")]
+    pub(crate) log: Option<String>,
+    /// Form of the log lines.
+    #[arg(long, global = true, value_name = "FORM", env = "HEADWATER_LOG_FORMAT")]
+    pub(crate) log_format: Option<LogFormat>,
+}
+
+/// Form of the log lines on standard error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For a person.
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Starts a development broker: makes its folder, certificates and the profile that the other commands find.
+    Up(UpArgs),
+    /// Starts a broker from a configuration file.
+    Broker(BrokerArgs),
+    /// Shows or checks broker configuration files.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Creates, shows, changes and deletes topics.
+    #[command(subcommand)]
+    Topic(TopicCommand),
+    /// Appends lines to a topic.
+    Produce(ProduceArgs),
+    /// Prints records as they come.
+    Consume(ConsumeArgs),
+    /// Shows consumer groups, moves and deletes their offsets.
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Reads a stretch of a topic's history again, at any speed; no group's offsets move.
+    Replay(ReplayArgs),
+    /// Looks into segment files and repairs them; needs no broker.
+    #[command(subcommand)]
+    Segment(SegmentCommand),
+    /// Measures, on a topic and data of its own.
+    Bench(BenchArgs),
+    /// Shows the whole of it in a minute: a broker, a week of flights, a group, a takeover, a replay, and checks it all.
+    Demo,
+    /// Prints the completions of a shell.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::read(std::iter::once("headwater").chain(line.split_whitespace()))
+    }
+
+    #[test]
+    fn the_surface_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_form_of_the_surface_is_understood() {
+        for line in [
+            "up --data d --listen 127.0.0.1:0 --admin 127.0.0.1:0 -c log.retention.check.interval.ms=500 -c a=b --json",
+            "broker --config f",
+            "config example",
+            "config check f",
+            "topic create t -p 3 -c retention.ms=1 -c cleanup.policy=compact,delete",
+            "topic list --json",
+            "topic describe t",
+            "topic alter t -c retention.ms=1",
+            "topic alter t --unset retention.ms",
+            "topic add-partitions t 5",
+            "topic delete t",
+            "topic delete-records t --partition 0 --before 7",
+            "produce t --file f --key-separator : --header k=v --header w= --null-value - --partition 3",
+            "produce t --json-key f --timestamp-field ts --ack-log a --delivery-timeout 120s --acks 1 --compression zstd",
+            "produce t --create -p 4 --acks all",
+            "consume t --group g --from earliest --until end --count 3",
+            "consume t --partition 1 --partition 2 --from offset:7 --until offset:9 -f %t|%p\\n",
+            "consume t --from -1h30m --no-follow --json",
+            "consume t --from time:2013-01-01T00:00:00-05:00 --until time:2013-01-02T00:00:00Z",
+            "consume t --from latest",
+            "group list",
+            "group describe g",
+            "group members g",
+            "group reset g --topic t:0,1 --to shift:-5 --execute --export",
+            "group reset g --topic t --topic u --to duration:PT1H",
+            "group reset g --to file:f.csv",
+            "group delete g",
+            "group delete-offsets g --topic t",
+            "replay t --from time:2013-01-01T00:00:00Z --until end --partition 1 --speed real --rate 1000",
+            "replay t --from earliest --speed 10x --where key=K --where header:H=V --to u",
+            "replay t --from offset:1 --to stdout",
+            "segment dump p q --records --from-offset 3 --decode hex",
+            "segment verify p",
+            "segment stats p --json",
+            "segment repair p --out o",
+            "segment repair p --in-place",
+            "bench produce --topic t --records 10 --record-size 9 --producers 2 --partitions 3 --batch 99 --throughput 5 --acks 1 --durability replicated --compression lz4",
+            "bench raw --mtu 6500",
+            "bench disk",
+            "bench isolation --partitions 64 --stalled 8",
+            "demo",
+            "completions bash",
+            "--broker 127.0.0.1:9 topic list",
+            "topic list --broker 127.0.0.1:9 --broker 127.0.0.1:10 --profile x --quiet",
+        ] {
+            if let Err(error) = parse(line) {
+                panic!("{line}: {error}");
+            }
+        }
+    }
+
+    #[test]
+    fn nonsense_is_a_usage_error() {
+        for line in [
+            "",
+            "topic bogus",
+            "topic create",
+            "topic create t -p 0",
+            "topic alter t",
+            "consume t --from yesterday",
+            "consume t --until earliest",
+            "consume t --group g --partition 1",
+            "consume t -f %q",
+            "consume t -f %v --json",
+            "consume t --count 0",
+            "produce t --key-separator",
+            "produce t --key-separator : --json-key f",
+            "produce t --header noequals",
+            "produce t --acks 2",
+            "produce t --compression brotli",
+            "produce t -p 3",
+            "group reset g --topic t",
+            "group reset g --to earliest",
+            "group reset g --topic t:x --to earliest",
+            "replay t",
+            "replay t --from earliest --speed 0x",
+            "replay t --from earliest --where value=3",
+            "segment repair p",
+            "segment repair p --out o --in-place",
+            "bench nothing",
+            "bench isolation --partitions 4 --stalled 4",
+            "bench e2e --record-size 7",
+            "up -c novalue",
+        ] {
+            let error = parse(line).err().unwrap_or_else(|| panic!("{line} was taken"));
+            assert_eq!(error.exit_code(), 2, "{line}");
+        }
+    }
+}

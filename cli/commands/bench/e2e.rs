@@ -1,0 +1,99 @@
+//! `headwater bench e2e`: from the moment a record is due to the moment a consumer has it.
+//!
+//! Producer and consumer live in one process, so that one clock times both.
+
+use anyhow::{Context, Result};
+use headwater_client::{Client, Consumer, StartFrom};
+use std::time::{Duration, Instant};
+
+use super::data::Values;
+use super::load::{Load, producer};
+use super::{Answer, Latencies, Topic, broker_cpu, connect};
+use crate::args::{BenchArgs, Global, Mode};
+use crate::connect::block_on;
+use crate::os::cpu_time;
+use crate::output::{Unit, progress};
+
+/// Records a second when nothing else is said, and for how many seconds.
+const DEFAULT_RATE: u64 = 1_000;
+const DEFAULT_SECONDS: u64 = 10;
+/// The part of the records that warms both sides up and is not counted: one in so many.
+const WARM_UP: u64 = 20;
+/// How long nothing may arrive before the run has failed.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// Runs the mode.
+pub(super) fn run(global: &Global, args: &BenchArgs) -> Result<Answer> {
+    block_on(async {
+        let client = connect(global, args).await?;
+        let admin = client.admin();
+        let topic = Topic::make(&admin, args, args.partition_count()).await?;
+        let cpu = (cpu_time(), broker_cpu(&admin).await?);
+        let outcome = measure(global, args, &client, &topic).await;
+        let broker = broker_cpu(&admin).await? - cpu.1;
+        let client_cpu = cpu_time().saturating_sub(cpu.0);
+        let dropped = topic.drop(&admin).await;
+        client.close().await;
+        let answer = outcome?;
+        dropped?;
+        Ok(answer.cpu(client_cpu, Some(broker)))
+    })
+}
+
+async fn measure(global: &Global, args: &BenchArgs, client: &Client, topic: &Topic) -> Result<Answer> {
+    let rate = args.throughput.unwrap_or(DEFAULT_RATE);
+    let records = args.records.unwrap_or(rate * DEFAULT_SECONDS);
+    let described = client.admin().describe_topic(&topic.name).await.context("cannot describe the topic")?;
+    let mut builder = client
+        .consumer()
+        .assign((0..topic.partitions).map(|partition| (topic.name.as_str(), partition)))
+        .auto_commit(None);
+    for partition in &described.partitions {
+        builder =
+            builder.start_at(topic.name.as_str(), partition.partition, StartFrom::Offset(partition.high_watermark));
+    }
+    let mut consumer = builder.build().await.context("cannot start to consume")?;
+    let producer = producer(client, args).await?;
+    let interval = Duration::from_secs_f64(1.0 / rate as f64);
+    let bar = progress(global, "bench e2e", Unit::Records, Some(records));
+    let load = Load {
+        topic: topic.name.as_str().into(),
+        values: Values::numbered(args.record_bytes()),
+        first: 0,
+        step: 1,
+        records,
+        interval: Some(interval),
+        bar: bar.clone(),
+    };
+    let (sent, received) = tokio::join!(load.run(&producer), receive(&mut consumer, records));
+    bar.finish_and_clear();
+    producer.close().await;
+    consumer.close().await?;
+    let (sent, received) = (sent?, received?);
+    let mut latencies = Latencies::new();
+    for (number, at) in &received {
+        if *number >= records / WARM_UP {
+            latencies.record(at.saturating_duration_since(sent.began + interval.mul_f64(*number as f64)));
+        }
+    }
+    let wall = received.iter().map(|(_, at)| *at).max().unwrap_or(sent.ended) - sent.began;
+    Ok(Answer::new(Mode::E2e, records, records * args.record_size, wall).latency("from due to consumed", &latencies))
+}
+
+/// Takes so many records: each one's number, and when it came.
+async fn receive(consumer: &mut Consumer, records: u64) -> Result<Vec<(u64, Instant)>> {
+    let mut received = Vec::with_capacity(usize::try_from(records)?);
+    while (received.len() as u64) < records {
+        let batch = tokio::time::timeout(SILENCE, consumer.next_batch())
+            .await
+            .with_context(|| format!("nothing arrived for {SILENCE:?}; {} of {records} records did", received.len()))?
+            .context("the consumer ended")??;
+        let at = Instant::now();
+        for record in batch {
+            let value = record?.value.unwrap_or_default();
+            let number = value.first_chunk().context("a record without a number; is somebody else producing?")?;
+            received.push((u64::from_be_bytes(*number), at));
+        }
+    }
+    Ok(received)
+}

@@ -1,0 +1,153 @@
+//! Producing, measured: what `bench produce` counts, `bench consume` prepares and `bench e2e` listens to.
+//!
+//! Without `--throughput` a record is due when it is handed to the producer, and the time it waits for room in the
+//! buffer counts. With it, records are due at even distances, and what is late counts from when it was due.
+
+use anyhow::{Context, Result};
+use headwater_client::{Client, Delivery, ProduceError, Producer, ProducerRecord};
+use indicatif::ProgressBar;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::Latencies;
+use super::data::Values;
+use crate::args::BenchArgs;
+use crate::outcomes::{Expect, Outcomes};
+
+/// Records sent without giving the connection its turn.
+const RECORDS_PER_TURN: u64 = 64;
+/// Distance between two moments at which a paced sender wakes up at the earliest.
+const TICK: Duration = Duration::from_micros(20);
+
+/// One producer's share of a load.
+#[derive(Clone)]
+pub(super) struct Load {
+    pub(super) topic: Arc<str>,
+    pub(super) values: Values,
+    /// The first record's number, and how far it is to this producer's next.
+    pub(super) first: u64,
+    pub(super) step: u64,
+    pub(super) records: u64,
+    /// Time between two records of this producer.
+    pub(super) interval: Option<Duration>,
+    pub(super) bar: ProgressBar,
+}
+
+/// What became of a load.
+pub(super) struct Sent {
+    pub(super) began: Instant,
+    pub(super) ended: Instant,
+    pub(super) latencies: Latencies,
+}
+
+/// A producer as the flags want it.
+pub(super) async fn producer(client: &Client, args: &BenchArgs) -> Result<Producer> {
+    let mut builder =
+        client.producer().acks(args.acks.into()).compression(args.compression.into()).batch_bytes(args.batch_bytes());
+    if let Some(linger) = args.linger {
+        builder = builder.linger(linger);
+    }
+    builder.build().await.context("cannot start to produce")
+}
+
+impl Load {
+    /// Sends all of it and waits for every acknowledgement.
+    pub(super) async fn run(self, producer: &Producer) -> Result<Sent> {
+        // The first record waits for nothing that is not its own.
+        producer.partitions(&self.topic).await.with_context(|| format!("cannot produce to topic {}", self.topic))?;
+        let (expect, outcomes) = Outcomes::new();
+        let collecting = tokio::spawn(collect(outcomes, self.bar.clone()));
+        let began = Instant::now();
+        let sent = match self.interval {
+            None => self.at_once(producer, &expect).await,
+            Some(interval) => self.paced(producer, expect.clone(), began, interval).await,
+        };
+        drop(expect);
+        producer.flush().await;
+        let (latencies, ended) = collecting.await.context("collecting acknowledgements failed")??;
+        sent?;
+        Ok(Sent { began, ended: ended.max(began), latencies })
+    }
+
+    fn record(&self, index: u64) -> ProducerRecord {
+        ProducerRecord::new(self.topic.clone(), self.values.get(self.first + index * self.step))
+    }
+
+    async fn at_once(&self, producer: &Producer, expect: &Expect<Instant>) -> Result<()> {
+        let mut under_way: Vec<(Instant, Delivery)> = Vec::new();
+        for index in 0..self.records {
+            let due = Instant::now();
+            let delivery = match producer.try_send(self.record(index)) {
+                Err((record, ProduceError::BufferFull)) => {
+                    let _ = expect.send(std::mem::take(&mut under_way));
+                    producer.send(record).await?
+                }
+                sent => sent.map_err(|(_, error)| error)?,
+            };
+            under_way.push((due, delivery));
+            if index % RECORDS_PER_TURN == 0 {
+                let _ = expect.send(std::mem::take(&mut under_way));
+                tokio::task::yield_now().await;
+            }
+        }
+        let _ = expect.send(under_way);
+        Ok(())
+    }
+
+    /// Sends from a thread that sleeps more exactly than timers of the runtime do.
+    async fn paced(
+        &self,
+        producer: &Producer,
+        expect: Expect<Instant>,
+        began: Instant,
+        interval: Duration,
+    ) -> Result<()> {
+        let (load, producer) = (self.clone(), producer.clone());
+        let runtime = tokio::runtime::Handle::current();
+        let sending = move || -> Result<()> {
+            for index in 0..load.records {
+                let due = began + interval.mul_f64(index as f64);
+                let wait = due.saturating_duration_since(Instant::now());
+                if wait > TICK {
+                    std::thread::sleep(wait);
+                }
+                let delivery = match producer.try_send(load.record(index)) {
+                    Err((record, ProduceError::BufferFull)) => runtime.block_on(producer.send(record))?,
+                    sent => sent.map_err(|(_, error)| error)?,
+                };
+                let _ = expect.send(vec![(due, delivery)]);
+            }
+            Ok(())
+        };
+        tokio::task::spawn_blocking(sending).await.context("the sending thread failed")?
+    }
+}
+
+/// Measures every acknowledgement as it arrives; also gives the moment of the last.
+async fn collect(mut outcomes: Outcomes<Instant>, bar: ProgressBar) -> Result<(Latencies, Instant)> {
+    let mut latencies = Latencies::new();
+    let mut failure = None;
+    let mut last = Instant::now();
+    poll_fn(|context| {
+        let now = Instant::now();
+        let mut count = 0;
+        let done = outcomes.poll(context, |_, due, outcome| {
+            count += 1;
+            match outcome {
+                Ok(_) => latencies.record(now.saturating_duration_since(due)),
+                Err(error) => failure = failure.take().or(Some(error)),
+            }
+        });
+        if count > 0 {
+            last = now;
+            bar.inc(count);
+        }
+        done
+    })
+    .await;
+    match failure {
+        Some(error) => Err(anyhow::Error::new(error).context("a record was not acknowledged")),
+        None => Ok((latencies, last)),
+    }
+}

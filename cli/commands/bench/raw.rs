@@ -1,0 +1,289 @@
+//! `headwater bench raw`: the same bytes over bare QUIC, with the client's own transport settings, between two
+//! processes; and round trips of one record on an idle stream.
+//!
+//! The other process is this command again (`--serve`): it makes a certificate, prints where it listens, serves one
+//! stream after another and ends with its standard input. A stream begins with a request of 17 bytes: what to do, how
+//! much, in pieces of which size.
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use quinn::{Connection, RecvStream, SendStream};
+use rustls_pki_types::PrivatePkcs8KeyDer;
+use serde::{Deserialize, Serialize};
+use std::io::{BufRead, BufReader, Read};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::data::Values;
+use super::{Answer, Latencies};
+use crate::args::{BenchArgs, Direction, Mode};
+use crate::connect::block_on;
+use crate::os::cpu_time;
+use crate::output::print_json;
+use headwater_client::quic;
+use headwater_proto::limits::ALPN;
+
+/// Bytes handed to the transport at once.
+const PIECE_BYTES: usize = 256 << 10;
+/// Round trips that are measured.
+const ROUND_TRIPS: u64 = 2_000;
+/// Name in the certificate.
+const SERVER_NAME: &str = "localhost";
+/// How long the other process may take to be ready, and a round trip to come back.
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// What the other process prints first.
+#[derive(Serialize, Deserialize)]
+struct Ready {
+    listen: SocketAddr,
+    certificate: String,
+}
+
+/// What a stream is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Task {
+    /// Send back pieces as they come.
+    Echo = 0,
+    /// Send so many bytes.
+    Send = 1,
+    /// Take so many bytes, then say so with one.
+    Take = 2,
+    /// Say how much CPU time was spent so far: microseconds.
+    Cpu = 3,
+}
+
+struct Request {
+    task: Task,
+    bytes: u64,
+    piece: u64,
+}
+
+impl Request {
+    const BYTES: usize = 17;
+
+    fn encode(&self) -> [u8; Request::BYTES] {
+        let mut bytes = [0; Request::BYTES];
+        bytes[0] = self.task as u8;
+        bytes[1..9].copy_from_slice(&self.bytes.to_be_bytes());
+        bytes[9..].copy_from_slice(&self.piece.to_be_bytes());
+        bytes
+    }
+
+    async fn read(stream: &mut RecvStream) -> Result<Request> {
+        let (mut task, mut bytes, mut piece) = ([0; 1], [0; 8], [0; 8]);
+        stream.read_exact(&mut task).await?;
+        stream.read_exact(&mut bytes).await?;
+        stream.read_exact(&mut piece).await?;
+        let task = match task[0] {
+            0 => Task::Echo,
+            1 => Task::Send,
+            2 => Task::Take,
+            3 => Task::Cpu,
+            other => bail!("no task has number {other}"),
+        };
+        Ok(Request { task, bytes: u64::from_be_bytes(bytes), piece: u64::from_be_bytes(piece) })
+    }
+}
+
+/// Runs the mode.
+pub(super) fn run(args: &BenchArgs) -> Result<Answer> {
+    let mut other = Other::start(args)?;
+    let outcome = block_on(measure(args, other.ready()?));
+    other.end();
+    outcome
+}
+
+async fn measure(args: &BenchArgs, ready: Ready) -> Result<Answer> {
+    let endpoint =
+        quic::endpoint((Ipv4Addr::LOCALHOST, 0).into(), args.mtu, None).context("cannot make an endpoint")?;
+    let config = quic::client_config(ready.certificate.as_bytes(), args.mtu)?;
+    let connection = endpoint.connect_with(config, ready.listen, SERVER_NAME)?.await.context("cannot connect")?;
+    let latencies = tokio::time::timeout(DEADLINE, round_trips(&connection, args.record_bytes()))
+        .await
+        .context("round trips do not come back")??;
+    let bytes = args.record_count() * args.record_size;
+    let (cpu, other_cpu) = (cpu_time(), others_cpu(&connection).await?);
+    let began = Instant::now();
+    match args.direction {
+        Direction::Receive => {
+            let (_, mut recv) =
+                open(&connection, Request { task: Task::Send, bytes, piece: PIECE_BYTES as u64 }).await?;
+            take(&mut recv, bytes).await?;
+        }
+        Direction::Send => {
+            let (mut send, mut recv) = open(&connection, Request { task: Task::Take, bytes, piece: 0 }).await?;
+            pour(&mut send, bytes, PIECE_BYTES).await?;
+            recv.read_exact(&mut [0]).await?;
+        }
+    }
+    let wall = began.elapsed();
+    let (cpu, other_cpu) = (cpu_time().saturating_sub(cpu), others_cpu(&connection).await?.saturating_sub(other_cpu));
+    connection.close(0u32.into(), b"done");
+    endpoint.wait_idle().await;
+    Ok(Answer::new(Mode::Raw, args.record_count(), bytes, wall)
+        .latency("round trip of a record", &latencies)
+        .cpu(cpu, Some(other_cpu.as_secs_f64())))
+}
+
+async fn open(connection: &Connection, request: Request) -> Result<(SendStream, RecvStream)> {
+    let (mut send, recv) = connection.open_bi().await?;
+    send.write_all(&request.encode()).await?;
+    Ok((send, recv))
+}
+
+async fn round_trips(connection: &Connection, size: usize) -> Result<Latencies> {
+    let (mut send, mut recv) = open(connection, Request { task: Task::Echo, bytes: 0, piece: size as u64 }).await?;
+    let record = Values::new(size).get(0);
+    let mut back = vec![0; size];
+    let mut latencies = Latencies::new();
+    for round in 0..ROUND_TRIPS + ROUND_TRIPS / 10 {
+        let began = Instant::now();
+        send.write_all(&record).await?;
+        recv.read_exact(&mut back).await?;
+        // The first tenth warms both sides up.
+        if round >= ROUND_TRIPS / 10 {
+            latencies.record(began.elapsed());
+        }
+    }
+    send.finish()?;
+    Ok(latencies)
+}
+
+async fn others_cpu(connection: &Connection) -> Result<Duration> {
+    let (_send, mut recv) = open(connection, Request { task: Task::Cpu, bytes: 0, piece: 0 }).await?;
+    let mut micros = [0; 8];
+    recv.read_exact(&mut micros).await?;
+    Ok(Duration::from_micros(u64::from_be_bytes(micros)))
+}
+
+/// Sends so many bytes, piece by piece, out of more memory than caches hold.
+async fn pour(send: &mut SendStream, bytes: u64, piece: usize) -> Result<()> {
+    let values = Values::new(piece);
+    let (mut left, mut number) = (bytes, 0);
+    while left > 0 {
+        let mut next: Bytes = values.get(number);
+        next.truncate(usize::try_from(left).unwrap_or(usize::MAX));
+        left -= next.len() as u64;
+        number += 1;
+        send.write_chunk(next).await?;
+    }
+    Ok(())
+}
+
+async fn take(recv: &mut RecvStream, bytes: u64) -> Result<()> {
+    let mut left = bytes;
+    while left > 0 {
+        match recv.read_chunk(usize::MAX, true).await? {
+            Some(chunk) => left = left.saturating_sub(chunk.bytes.len() as u64),
+            None => bail!("the stream ended {left} bytes early"),
+        }
+    }
+    Ok(())
+}
+
+/// The other process.
+struct Other {
+    child: Child,
+}
+
+impl Other {
+    fn start(args: &BenchArgs) -> Result<Other> {
+        let mut command = Command::new(std::env::current_exe().context("cannot find this program's file")?);
+        command.args(["bench", "raw", "--serve"]);
+        if let Some(mtu) = args.mtu {
+            command.args(["--mtu", &mtu.to_string()]);
+        }
+        let child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("cannot start the other process")?;
+        Ok(Other { child })
+    }
+
+    fn ready(&mut self) -> Result<Ready> {
+        let stdout = self.child.stdout.take().context("the other process has no output")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line).context("the other process does not answer")?;
+        serde_json::from_str(&line).context("the other process did not start")
+    }
+
+    fn end(&mut self) {
+        // It ends when its standard input does; killing it after that is for a process that hangs.
+        drop(self.child.stdin.take());
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_secs(2) {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Other {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Is the other process: serves until standard input ends.
+pub(super) fn serve(args: &BenchArgs) -> Result<()> {
+    std::thread::spawn(|| {
+        // Whatever ends the input, the one who started this is gone.
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        std::process::exit(0);
+    });
+    block_on(async {
+        let made = rcgen::generate_simple_self_signed([SERVER_NAME.to_owned()]).context("cannot make a certificate")?;
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let mut tls =
+            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+                .with_protocol_versions(&[&rustls::version::TLS13])?
+                .with_no_client_auth()
+                .with_single_cert(vec![made.cert.der().clone()], key.into())?;
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let mut config =
+            quinn::ServerConfig::with_crypto(Arc::new(quinn::crypto::rustls::QuicServerConfig::try_from(tls)?));
+        config.transport_config(Arc::new(quic::transport(args.mtu)));
+        let endpoint = quic::endpoint((Ipv4Addr::LOCALHOST, 0).into(), args.mtu, Some(config))?;
+        print_json(&Ready { listen: endpoint.local_addr()?, certificate: made.cert.pem() })?;
+        while let Some(incoming) = endpoint.accept().await {
+            let connection = incoming.await?;
+            tokio::spawn(async move {
+                while let Ok((send, recv)) = connection.accept_bi().await {
+                    tokio::spawn(async move {
+                        if let Err(error) = answer(send, recv).await {
+                            tracing::debug!(%error, "a stream ended early");
+                        }
+                    });
+                }
+            });
+        }
+        Ok(())
+    })
+}
+
+async fn answer(mut send: SendStream, mut recv: RecvStream) -> Result<()> {
+    let request = Request::read(&mut recv).await?;
+    match request.task {
+        Task::Echo => {
+            let mut piece = vec![0; usize::try_from(request.piece)?];
+            while recv.read_exact(&mut piece).await.is_ok() {
+                send.write_all(&piece).await?;
+            }
+        }
+        Task::Send => pour(&mut send, request.bytes, usize::try_from(request.piece)?).await?,
+        Task::Take => {
+            take(&mut recv, request.bytes).await?;
+            send.write_all(&[1]).await?;
+        }
+        Task::Cpu => send.write_all(&u64::try_from(cpu_time().as_micros())?.to_be_bytes()).await?,
+    }
+    send.finish()?;
+    // What was sent last must arrive before the stream is dropped.
+    send.stopped().await?;
+    Ok(())
+}

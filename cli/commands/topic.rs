@@ -1,0 +1,254 @@
+//! `headwater topic ...`
+
+use anyhow::{Context, Result};
+use headwater_client::{Admin, NewTopic, TopicDescription};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::args::{Global, TopicCommand};
+use crate::connect::with_client;
+use crate::output::{bytes, note, number, plural, print, print_all, print_json, table};
+use crate::spec::Setting;
+
+/// Runs one of the subcommands.
+pub(crate) fn run(global: &Global, command: TopicCommand) -> Result<()> {
+    with_client(global, async |client| {
+        let admin = client.admin();
+        match command {
+            TopicCommand::Create { name, partitions, replication_factor, config } => {
+                create(global, &admin, &name, partitions, replication_factor, config).await
+            }
+            TopicCommand::List => list(global, &admin).await,
+            TopicCommand::Describe { name } => describe(global, &admin, &name).await,
+            TopicCommand::Alter { name, config, unset } => alter(global, &admin, &name, config, unset).await,
+            TopicCommand::AddPartitions { name, partitions } => {
+                admin
+                    .add_partitions(&name, partitions)
+                    .await
+                    .with_context(|| format!("cannot add partitions to topic {name}"))?;
+                done(global, json!({ "name": name, "partitions": partitions }), || {
+                    format!("topic {name} has {} now", plural(partitions, "partition"))
+                })
+            }
+            TopicCommand::Delete { name } => {
+                admin.delete_topic(&name).await.with_context(|| format!("cannot delete topic {name}"))?;
+                done(global, json!({ "name": name, "deleted": true }), || format!("topic {name} is deleted"))
+            }
+            TopicCommand::DeleteRecords { name, partition, before } => {
+                let start = admin
+                    .delete_records(&name, partition, (before >= 0).then_some(before))
+                    .await
+                    .with_context(|| format!("cannot delete records of partition {partition} of topic {name}"))?;
+                done(global, json!({ "topic": name, "partition": partition, "log_start_offset": start }), || {
+                    format!("partition {partition} of topic {name} begins at offset {start} now")
+                })
+            }
+        }
+    })
+}
+
+/// An answer to something that was done: JSON, or a remark.
+fn done(global: &Global, answer: serde_json::Value, remark: impl FnOnce() -> String) -> Result<()> {
+    if global.json {
+        print_json(&answer)
+    } else {
+        note(global, remark());
+        Ok(())
+    }
+}
+
+#[derive(Serialize)]
+struct Listing {
+    name: String,
+    topic_id: String,
+    partitions: u32,
+    replication_factor: u32,
+    internal: bool,
+}
+
+async fn create(
+    global: &Global,
+    admin: &Admin,
+    name: &str,
+    partitions: Option<u32>,
+    replication_factor: Option<u32>,
+    config: Vec<Setting>,
+) -> Result<()> {
+    let mut topic = NewTopic::new(name);
+    if let Some(partitions) = partitions {
+        topic = topic.partitions(partitions);
+    }
+    if let Some(factor) = replication_factor {
+        topic = topic.replication_factor(factor);
+    }
+    for Setting { key, value } in config {
+        topic = topic.config(key, value);
+    }
+    let created = admin.create_topic(topic).await.with_context(|| format!("cannot create topic {name}"))?;
+    let answer = Listing {
+        name: name.to_owned(),
+        topic_id: created.topic_id.to_string(),
+        partitions: created.partitions,
+        replication_factor: created.replication_factor,
+        internal: false,
+    };
+    if global.json {
+        return print_json(&answer);
+    }
+    note(global, format_args!("topic {name} is created with {}", plural(answer.partitions, "partition")));
+    Ok(())
+}
+
+async fn list(global: &Global, admin: &Admin) -> Result<()> {
+    let topics = admin.list_topics().await.context("cannot list the topics")?;
+    let mut listings: Vec<Listing> = topics
+        .into_iter()
+        .map(|topic| Listing {
+            name: topic.name,
+            topic_id: topic.topic_id.to_string(),
+            partitions: topic.partitions,
+            replication_factor: topic.replication_factor,
+            internal: topic.internal,
+        })
+        .collect();
+    listings.sort_by(|a, b| a.name.cmp(&b.name));
+    print_all(global, &listings, &["topic", "partitions", "replicas", "id", ""], |topic| {
+        vec![
+            topic.name.clone(),
+            topic.partitions.to_string(),
+            topic.replication_factor.to_string(),
+            topic.topic_id.clone(),
+            if topic.internal { "internal".to_owned() } else { String::new() },
+        ]
+    })
+}
+
+#[derive(Serialize)]
+struct Description<'a> {
+    name: &'a str,
+    topic_id: String,
+    internal: bool,
+    partitions: Vec<Partition<'a>>,
+    config: Vec<Config<'a>>,
+}
+
+#[derive(Serialize)]
+struct Partition<'a> {
+    partition: u32,
+    leader: i32,
+    leader_epoch: i32,
+    replicas: &'a [i32],
+    isr: &'a [i32],
+    log_start_offset: i64,
+    high_watermark: i64,
+    log_end_offset: i64,
+    size_bytes: u64,
+    /// Why the partition is not served, if it is not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fenced: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct Config<'a> {
+    name: &'a str,
+    value: &'a str,
+    source: &'a str,
+}
+
+async fn describe(global: &Global, admin: &Admin, name: &str) -> Result<()> {
+    let topic = admin.describe_topic(name).await.with_context(|| format!("cannot describe topic {name}"))?;
+    if !global.json {
+        return print(description_text(&topic));
+    }
+    print_json(&Description {
+        name: &topic.name,
+        topic_id: topic.topic_id.to_string(),
+        internal: topic.internal,
+        partitions: topic
+            .partitions
+            .iter()
+            .map(|p| Partition {
+                partition: p.partition,
+                leader: p.leader,
+                leader_epoch: p.leader_epoch,
+                replicas: &p.replicas,
+                isr: &p.isr,
+                log_start_offset: p.log_start_offset,
+                high_watermark: p.high_watermark,
+                log_end_offset: p.log_end_offset,
+                size_bytes: p.size_bytes,
+                fenced: p.fenced.as_ref().map(|refusal| refusal.message.as_str()),
+            })
+            .collect(),
+        config: topic
+            .config
+            .iter()
+            .map(|entry| Config { name: &entry.name, value: &entry.value, source: &entry.source })
+            .collect(),
+    })
+}
+
+fn description_text(topic: &TopicDescription) -> String {
+    let records: i64 = topic.partitions.iter().map(|p| p.high_watermark - p.log_start_offset).sum();
+    let size: u64 = topic.partitions.iter().map(|p| p.size_bytes).sum();
+    let mut text = format!(
+        "topic {}{}, id {}, {}, offsets span {}, {}\n\n",
+        topic.name,
+        if topic.internal { " (internal)" } else { "" },
+        topic.topic_id,
+        plural(topic.partitions.len() as i64, "partition"),
+        plural(records, "record"),
+        bytes(size)
+    );
+    let ids = |ids: &[i32]| ids.iter().map(i32::to_string).collect::<Vec<_>>().join(",");
+    text += &table(
+        &["partition", "leader", "epoch", "replicas", "isr", "log start", "high watermark", "log end", "size"],
+        topic.partitions.iter().map(|p| {
+            vec![
+                p.partition.to_string(),
+                if p.leader < 0 { "none".to_owned() } else { p.leader.to_string() },
+                p.leader_epoch.to_string(),
+                ids(&p.replicas),
+                ids(&p.isr),
+                p.log_start_offset.to_string(),
+                p.high_watermark.to_string(),
+                p.log_end_offset.to_string(),
+                bytes(p.size_bytes),
+            ]
+        }),
+    );
+    for partition in &topic.partitions {
+        if let Some(refusal) = &partition.fenced {
+            text += &format!("\npartition {} is fenced: {}\n", number(partition.partition), refusal.message);
+        }
+    }
+    text.push('\n');
+    text += &table(
+        &["setting", "value", "source"],
+        topic.config.iter().map(|entry| vec![entry.name.clone(), entry.value.clone(), entry.source.clone()]),
+    );
+    text
+}
+
+async fn alter(global: &Global, admin: &Admin, name: &str, config: Vec<Setting>, unset: Vec<String>) -> Result<()> {
+    let changes: Vec<(String, Option<String>)> = config
+        .into_iter()
+        .map(|Setting { key, value }| (key, Some(value)))
+        .chain(unset.into_iter().map(|key| (key, None)))
+        .collect();
+    admin
+        .alter_topic(name, changes.clone(), false)
+        .await
+        .with_context(|| format!("cannot change the settings of topic {name}"))?;
+    let answer: Vec<_> = changes.iter().map(|(key, value)| json!({ "name": key, "value": value })).collect();
+    done(global, json!({ "name": name, "changed": answer }), || {
+        let words: Vec<String> = changes
+            .iter()
+            .map(|(key, value)| match value {
+                Some(value) => format!("{key} is {value}"),
+                None => format!("{key} is the broker's"),
+            })
+            .collect();
+        format!("topic {name}: {}", words.join(", "))
+    })
+}

@@ -1,0 +1,24 @@
+//! Logs, on standard error.
+//!
+//! Owns: what is logged and how it looks: the flags first, then what the command itself says. Refuses: answers
+//! ([`crate::output`]).
+
+use anyhow::{Result, anyhow};
+use std::io::IsTerminal;
+use tracing_subscriber::EnvFilter;
+
+use crate::args::{Global, LogFormat};
+
+/// What commands log that are no broker.
+pub(crate) const COMMAND_LEVEL: &str = "warn";
+
+/// Starts to log at `level`, as `human` or `json`, unless the flags say otherwise.
+pub(crate) fn start(global: &Global, level: &str, format: &str) -> Result<()> {
+    let filter = global.log.as_deref().unwrap_or(level);
+    let filter = EnvFilter::try_new(filter).map_err(|error| anyhow!("{filter:?} is no filter for logs: {error}"))?;
+    let json = global.log_format.map_or(format == "json", |format| format == LogFormat::Json);
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Somebody else may have started to log: an embedded broker's host. Theirs is as good.
+    let _ = if json { logs.json().try_init() } else { logs.with_ansi(std::io::stderr().is_terminal()).try_init() };
+    Ok(())
+}
