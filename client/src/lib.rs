@@ -42,7 +42,7 @@ pub use headwater_proto::batch::{Codec, Header, TimestampType};
 pub use headwater_proto::wire::{Acks, Durability};
 pub use headwater_proto::{ErrorCode, TopicId};
 pub use partitioner::{PartitionContext, PartitionFn, Partitioner, partition_for_key};
-pub use producer::{Acknowledgement, Delivery, Producer, ProducerBuilder, ProducerRecord};
+pub use producer::{Acknowledgement, Delivery, Producer, ProducerBuilder, ProducerRecord, durability_name};
 
 use std::sync::Arc;
 

@@ -94,13 +94,6 @@ struct Current {
     below: i64,
 }
 
-impl Current {
-    /// The position after the whole batch, or at the bound before its end.
-    fn end(&self) -> Position {
-        Position { offset: self.header.next_offset().min(self.below), leader_epoch: self.header.leader_epoch }
-    }
-}
-
 impl Consumer {
     pub(crate) fn new(
         readers: Arc<Readers>,
@@ -137,7 +130,7 @@ impl Consumer {
             },
         };
         let from = current.cell.delivered().offset;
-        let end = current.end();
+        let end = self.end_of(&current);
         current.cell.hand_out(end);
         self.held = Some(current.cell.clone());
         Poll::Ready(Some(Ok(ConsumedBatch {
@@ -172,8 +165,9 @@ impl Consumer {
                     }
                     // The end of the batch, or of what may be delivered of it.
                     Some(Ok(_)) | None => {
-                        current.cell.pass(current.end());
-                        self.current = None;
+                        if let Some(current) = self.current.take() {
+                            current.cell.pass(self.end_of(&current));
+                        }
                     }
                 }
             }
@@ -185,6 +179,15 @@ impl Consumer {
                 Poll::Pending => return Poll::Pending,
             }
         }
+    }
+
+    /// The position after the whole batch, or at the bound before its end.
+    fn end_of(&self, current: &Current) -> Position {
+        let offset = current.header.next_offset();
+        if offset > current.below {
+            self.state.cut(&current.cell.at, current.life);
+        }
+        Position { offset: offset.min(current.below), leader_epoch: current.header.leader_epoch }
     }
 
     /// The application asks for more, so it is done with what it had; and what it was being given may have been taken away.

@@ -128,15 +128,19 @@ struct Partition {
     life: u64,
     items: VecDeque<Item>,
     paused: bool,
+    /// About to be given away: nothing of it is delivered any more.
+    leaving: bool,
     in_rotation: bool,
     /// Records from here on are not delivered.
     bound: Option<i64>,
+    /// The rest of a batch was dropped at the bound.
+    cut: bool,
     task: Option<AbortOnDropHandle<()>>,
 }
 
 impl Partition {
     fn may_deliver(&self) -> bool {
-        !self.paused && self.bound.is_none_or(|bound| self.cell.delivered().offset < bound)
+        !self.paused && !self.leaving && self.bound.is_none_or(|bound| self.cell.delivered().offset < bound)
     }
 }
 
@@ -208,7 +212,9 @@ impl State {
         let bound = inner.bounds.get(at).copied();
         inner.rotation.retain(|other| other != at);
         let items = VecDeque::new();
-        let partition = Partition { cell, topic_id, life, items, paused, in_rotation: false, bound, task };
+        let leaving = false;
+        let partition =
+            Partition { cell, topic_id, life, items, paused, leaving, in_rotation: false, bound, cut: false, task };
         inner.partitions.insert(at.clone(), partition);
         drop(inner);
         self.changed();
@@ -243,6 +249,7 @@ impl State {
             if let Some(partition) = inner.partitions.get_mut(at) {
                 partition.task = None;
                 partition.items.clear();
+                partition.leaving = true;
                 partition.in_rotation = false;
                 cells.push(partition.cell.clone());
             }
@@ -328,23 +335,36 @@ impl State {
         lock(&self.inner).partitions.get(at).is_some_and(|p| p.life == life && p.may_deliver())
     }
 
-    /// Sets the offsets up to which records are delivered. Returns the partitions that stopped at an earlier bound and must
-    /// begin again at their positions.
+    /// Sets the offsets up to which records are delivered. Returns the partitions of which something was dropped at an
+    /// earlier bound, and which must begin again at their positions.
     pub(crate) fn set_bounds(&self, bounds: BTreeMap<TopicPartition, i64>) -> Vec<TopicPartition> {
         let mut inner = lock(&self.inner);
         inner.bounds = bounds;
-        let Inner { partitions, bounds, .. } = &mut *inner;
+        let Inner { partitions, bounds, rotation, .. } = &mut *inner;
         let mut again = Vec::new();
         for (at, partition) in partitions {
-            let stopped = partition.bound.is_some_and(|bound| partition.cell.delivered().offset >= bound);
             partition.bound = bounds.get(at).copied();
-            if stopped && partition.may_deliver() {
+            if !partition.may_deliver() {
+                continue;
+            }
+            if partition.cut {
                 again.push(at.clone());
+            } else if !partition.in_rotation && !partition.items.is_empty() {
+                partition.in_rotation = true;
+                rotation.push_back(at.clone());
             }
         }
         drop(inner);
         self.changed();
         again
+    }
+
+    /// A batch was delivered up to the bound only, and the rest of it dropped.
+    pub(crate) fn cut(&self, at: &TopicPartition, life: u64) {
+        let mut inner = lock(&self.inner);
+        if let Some(partition) = inner.partitions.get_mut(at).filter(|p| p.life == life) {
+            partition.cut = true;
+        }
     }
 
     /// Pauses or resumes partitions; those that are not assigned are passed over.

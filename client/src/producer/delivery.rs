@@ -30,6 +30,16 @@ pub struct Acknowledgement {
     pub duplicate: bool,
 }
 
+/// A durability in one word: `flushed`, `replicated`, `written` or `none`.
+pub const fn durability_name(durability: Durability) -> &'static str {
+    match durability {
+        Durability::Flushed => "flushed",
+        Durability::Replicated => "replicated",
+        Durability::Written => "written",
+        Durability::None => "none",
+    }
+}
+
 /// What became of a batch.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Written {

@@ -8,7 +8,7 @@ mod delivery;
 mod partition;
 mod window;
 
-pub use delivery::{Acknowledgement, Delivery};
+pub use delivery::{Acknowledgement, Delivery, durability_name};
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

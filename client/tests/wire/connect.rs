@@ -1,0 +1,101 @@
+//! Connecting: hello, trust, bootstrap lists, limits.
+
+use super::support::*;
+use headwater_client::{Client, ClientConfig, Error, ErrorCode};
+use headwater_proto::wire;
+use headwater_proto::wire::call_response::Response;
+use std::time::Duration;
+
+#[tokio::test]
+async fn the_first_broker_that_answers_serves() {
+    let peer = Peer::start(1).await;
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let config = ClientConfig {
+        bootstrap: vec![silent.local_addr().unwrap().to_string(), peer.address()],
+        connect_timeout: Duration::from_secs(8),
+        ..peer.config()
+    };
+    let client = within("connect", Client::connect(config)).await.unwrap();
+    assert_eq!((client.broker().broker_id, &*client.broker().cluster_id), (1, "cluster"));
+    client.close().await;
+}
+
+#[tokio::test]
+async fn nobody_there_is_an_error_in_time_that_names_the_address() {
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let peer = Peer::start(1).await;
+    let address = silent.local_addr().unwrap().to_string();
+    let config =
+        ClientConfig { bootstrap: vec![address.clone()], connect_timeout: Duration::from_millis(300), ..peer.config() };
+    let error = within("connect", Client::connect(config)).await.err().unwrap();
+    assert!(error.to_string().contains(&address) && error.retryable(), "{error}");
+}
+
+#[tokio::test]
+async fn a_broker_with_a_foreign_certificate_is_refused_at_once() {
+    let (peer, other) = (Peer::start(1).await, Peer::start(1).await);
+    let config = ClientConfig { ca_pem: other.config().ca_pem, ..peer.config() };
+    let error = within("connect", Client::connect(config)).await.err().unwrap();
+    assert!(matches!(error, Error::Untrusted { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_broker_of_another_version_is_refused_by_name() {
+    let peer = Peer::start(1).await;
+    peer.set_hello(|hello| hello.version = 99);
+    let error = within("connect", Client::connect(peer.config())).await.err().unwrap();
+    assert_eq!(error.code(), Some(ErrorCode::UnsupportedVersion));
+}
+
+#[tokio::test]
+async fn a_call_is_repeated_over_a_lost_connection_unless_that_could_do_harm() {
+    let peer = Peer::start(1).await;
+    let client = peer.client().await;
+    let overloaded = std::sync::atomic::AtomicUsize::new(2);
+    peer.answer(move |_| {
+        use std::sync::atomic::Ordering::SeqCst;
+        match overloaded.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)) {
+            Ok(_) => Some(Response::Error(wire::Error::new(ErrorCode::Overloaded, "full"))),
+            Err(_) => Some(Response::ListGroups(wire::ListGroupsResponse::default())),
+        }
+    });
+    assert!(within("list groups", client.admin().list_groups()).await.unwrap().is_empty());
+    assert_eq!(peer.calls().len(), 3);
+    peer.drop_connections();
+    assert!(within("list groups", client.admin().list_groups()).await.unwrap().is_empty());
+    peer.answer(|_| Some(Response::Error(wire::Error::new(ErrorCode::TimedOut, "no answer from the disk"))));
+    let error = within("delete", client.admin().delete_topic(TOPIC)).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::TimedOut), "it may have been deleted, and a second try would say so");
+}
+
+#[tokio::test]
+async fn streams_and_credit_beyond_a_connection_s_limits_get_a_further_one() {
+    let mut peer = Peer::start(6).await;
+    // Sixteen streams are kept in reserve for calls, so two long ones fit.
+    peer.set_hello(|hello| hello.max_streams = 18);
+    let client = peer.client().await;
+    let consumer = client.consumer().assign((0..6).map(|p| (TOPIC, p))).build();
+    let consumer = within("build", consumer).await.unwrap();
+    let mut streams = Vec::new();
+    for _ in 0..6 {
+        streams.push(peer.fetch(0).await.0);
+    }
+    let ids: std::collections::HashSet<usize> = streams.iter().map(|s| s.connection.stable_id()).collect();
+    assert_eq!(ids.len(), 3, "two streams each");
+    drop(consumer);
+    peer.set_hello(|hello| {
+        hello.max_streams = 100;
+        hello.fetch_credit_bytes = 1 << 20;
+    });
+    peer.drop_connections();
+    let client = peer.client().await;
+    let build = client.consumer().assign((0..6).map(|p| (TOPIC, p))).prefetch_bytes(6 << 19).build();
+    let _consumer = within("build", build).await.unwrap();
+    let mut granted = std::collections::HashMap::<usize, u64>::new();
+    for _ in 0..6 {
+        let (stream, open) = peer.fetch(0).await;
+        *granted.entry(stream.connection.stable_id()).or_default() += open.credit_bytes;
+        streams.push(stream);
+    }
+    assert!(granted.len() >= 3 && granted.values().all(|bytes| *bytes <= 1 << 20), "{granted:?}");
+}

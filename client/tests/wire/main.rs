@@ -1,0 +1,10 @@
+//! The client against a peer that says what the test tells it to: what it sends, and what it makes of the answers, loss
+//! and refusals included, frame by frame.
+
+#![allow(unreachable_pub)]
+
+mod connect;
+mod consumer;
+mod group;
+mod producer;
+mod support;

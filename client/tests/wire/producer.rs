@@ -1,0 +1,344 @@
+//! Producing: resending, credit, refusals, timeouts, back-pressure.
+
+use super::support::*;
+use bytes::Bytes;
+use futures::FutureExt;
+use headwater_client::{Acks, Codec, ErrorCode, ProduceError, Producer, ProducerBuilder, ProducerRecord};
+use headwater_proto::wire;
+use std::time::Duration;
+
+fn record(value: &str) -> ProducerRecord {
+    ProducerRecord::new(TOPIC, Bytes::copy_from_slice(value.as_bytes())).partition(0)
+}
+
+/// Every record a batch of its own.
+async fn producer(peer: &Peer, set: impl FnOnce(ProducerBuilder) -> ProducerBuilder) -> Producer {
+    let builder = peer.client().await.producer().batch_bytes(1);
+    within("build", set(builder).build()).await.unwrap()
+}
+
+#[tokio::test]
+async fn unacknowledged_batches_are_sent_again_in_order_with_their_own_sequences() {
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b).await;
+    let mut deliveries = Vec::new();
+    for value in ["one", "two", "three"] {
+        deliveries.push(producer.send(record(value)).await.unwrap());
+    }
+    let (mut stream, open) = peer.produce(1 << 20).await;
+    assert_eq!((open.producer_id, open.producer_epoch, open.leader_epoch), (4000, 0, 3));
+    for sequence in 0..3 {
+        let (request, header) = stream.append().await;
+        assert_eq!((request.request_id, header.base_sequence), (sequence as u64 + 1, sequence));
+    }
+    stream.acknowledge(1, 50, false).await;
+    let first = within("an acknowledgement", deliveries.remove(0)).await.unwrap();
+    assert_eq!((first.offset, first.duplicate), (50, false));
+    // The second one was written, but its acknowledgement is lost.
+    peer.drop_connections();
+    let log = wire::ProduceOpened { last_sequence: 1, last_offset: 51, last_producer_epoch: 0, ..nothing_yet() };
+    let (mut stream, _) = peer.produce_after(log).await;
+    for (request_id, sequence) in [(1, 1), (2, 2)] {
+        let (request, header) = stream.append().await;
+        assert_eq!((request.request_id, header.base_sequence, header.producer_epoch), (request_id, sequence, 0));
+    }
+    stream.acknowledge(1, 51, true).await;
+    stream.acknowledge(2, 52, false).await;
+    let told: Vec<_> = within("acknowledgements", futures::future::join_all(deliveries)).await;
+    let told: Vec<(i64, bool)> = told.into_iter().map(|d| d.unwrap()).map(|a| (a.offset, a.duplicate)).collect();
+    assert_eq!(told, [(51, true), (52, false)]);
+    within("close", producer.close()).await;
+}
+
+#[tokio::test]
+async fn at_most_five_batches_are_unacknowledged() {
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b).await;
+    let mut deliveries = Vec::new();
+    for i in 0..7 {
+        deliveries.push(producer.send(record(&format!("value {i}"))).await.unwrap());
+    }
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    for _ in 0..5 {
+        stream.append().await;
+    }
+    assert!(stream.is_quiet(Duration::from_millis(100)).await, "a sixth one came");
+    stream.acknowledge(1, 0, false).await;
+    assert_eq!(stream.append().await.1.base_sequence, 5);
+}
+
+#[tokio::test]
+async fn a_batch_larger_than_its_credit_arrives_in_parts() {
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b).await;
+    let delivery = producer.send(record(&"x".repeat(5000))).await.unwrap();
+    let (mut stream, _) = peer.produce(1000).await;
+    let front = stream.arrived_of_frame(1000).await;
+    assert!(stream.is_quiet(Duration::from_millis(100)).await, "more than its credit came");
+    assert!(stream.arrived_of_frame(1000).await >= front && front < 1100);
+    for _ in 0..5 {
+        stream.send(&wire::ProduceResponse { credit_bytes: 1000, ..Default::default() }, &[]).await;
+    }
+    let (request, header) = stream.append().await;
+    assert_eq!(header.record_count, 1);
+    stream.acknowledge(request.request_id, 0, false).await;
+    within("an acknowledgement", delivery).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_refused_batch_fails_alone_and_those_behind_it_go_on_under_a_higher_epoch() {
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b).await;
+    let poison = producer.send(record("poison")).await.unwrap();
+    let good = producer.send(record("good")).await.unwrap();
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    let _ = (stream.append().await, stream.append().await);
+    stream.refuse(1, ErrorCode::InvalidRecord).await;
+    stream.refuse(2, ErrorCode::EarlierAppendFailed).await;
+    let error = within("a refusal", poison).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::InvalidRecord));
+    let (mut stream, open) = peer.produce(1 << 20).await;
+    assert_eq!(open.producer_epoch, 1);
+    let (request, header) = stream.append().await;
+    assert_eq!((header.producer_epoch, header.base_sequence), (1, 0));
+    stream.acknowledge(request.request_id, 9, false).await;
+    assert_eq!(within("an acknowledgement", good).await.unwrap().offset, 9);
+}
+
+#[tokio::test]
+async fn a_log_that_forgot_the_producer_gets_the_records_under_a_higher_epoch() {
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b).await;
+    let first = producer.send(record("first")).await.unwrap();
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    stream.append().await;
+    stream.acknowledge(1, 0, false).await;
+    within("an acknowledgement", first).await.unwrap();
+    let second = producer.send(record("second")).await.unwrap();
+    assert_eq!(stream.append().await.1.base_sequence, 1);
+    stream.refuse(2, ErrorCode::UnknownProducerId).await;
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    let header = stream.append().await.1;
+    assert_eq!((header.producer_epoch, header.base_sequence), (1, 0));
+    stream.acknowledge(1, 1, false).await;
+    within("an acknowledgement", second).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_retryable_refusal_is_tried_again_until_it_is_written() {
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b).await;
+    let delivery = producer.send(record("patient")).await.unwrap();
+    for code in [ErrorCode::DiskFull, ErrorCode::NotEnoughReplicas, ErrorCode::TimedOut] {
+        let (mut stream, _) = peer.produce(1 << 20).await;
+        let (request, header) = stream.append().await;
+        assert_eq!((header.base_sequence, header.producer_epoch), (0, 0));
+        stream.refuse(request.request_id, code).await;
+    }
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    stream.append().await;
+    stream.acknowledge(1, 0, false).await;
+    within("an acknowledgement", delivery).await.unwrap();
+}
+
+#[tokio::test]
+async fn records_whose_time_is_up_fail_and_those_behind_them_are_written_without_a_gap() {
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b.delivery_timeout(Duration::from_millis(400))).await;
+    let sent = producer.send(record("sent")).await.unwrap();
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    stream.append().await;
+    let error = within("a timeout", sent).await.unwrap_err();
+    assert!(matches!(error, ProduceError::TimedOut { sent: true, .. }), "{error}");
+    let later = producer.send(record("later")).await.unwrap();
+    assert_eq!(stream.append().await.1.base_sequence, 1, "the first may be written still");
+    peer.drop_connections();
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    let sequences = [stream.append().await.1.base_sequence, stream.append().await.1.base_sequence];
+    assert_eq!(sequences, [0, 1], "the first goes again, or the second would stand behind a gap");
+    stream.acknowledge(1, 0, false).await;
+    stream.acknowledge(2, 1, false).await;
+    assert_eq!(within("an acknowledgement", later).await.unwrap().offset, 1);
+}
+
+#[tokio::test]
+async fn what_was_never_sent_fails_as_such_and_leaves_no_trace() {
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b.delivery_timeout(Duration::from_millis(300))).await;
+    let delivery = producer.send(record("unlucky")).await.unwrap();
+    let refuse = async {
+        loop {
+            let mut stream = peer.stream().await;
+            let error = Some(wire::Error::new(ErrorCode::NotEnoughReplicas, "one is missing"));
+            stream.send(&wire::ProduceOpened { error, ..nothing_yet() }, &[]).await;
+        }
+    };
+    let error = tokio::select! {
+        () = refuse => unreachable!(),
+        outcome = within("a timeout", delivery) => outcome.unwrap_err(),
+    };
+    assert!(matches!(error, ProduceError::TimedOut { sent: false, .. }), "{error}");
+    let lucky = producer.send(record("lucky")).await.unwrap();
+    // An attempt for the first record may be on its way still.
+    let mut stream = loop {
+        let (mut stream, _) = peer.produce(1 << 20).await;
+        if let Some((_, payload)) = stream.frame::<wire::ProduceRequest>().await {
+            assert_eq!(headwater_proto::batch::check(&payload).unwrap().base_sequence, 0);
+            break stream;
+        }
+    };
+    stream.acknowledge(1, 0, false).await;
+    within("an acknowledgement", lucky).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_full_buffer_makes_senders_wait_for_acknowledgements_and_nothing_lingers_then() {
+    let mut peer = Peer::start(1).await;
+    let builder = peer.client().await.producer().buffer_bytes(3000).linger(Duration::from_secs(3600));
+    let producer = within("build", builder.build()).await.unwrap();
+    let value = "v".repeat(1000);
+    let _two = [producer.send(record(&value)).await.unwrap(), producer.send(record(&value)).await.unwrap()];
+    let (_, error) = producer.try_send(record(&value)).unwrap_err();
+    assert!(matches!(error, ProduceError::BufferFull) && error.retryable());
+    let mut third = std::pin::pin!(producer.send(record(&value)));
+    assert!(third.as_mut().now_or_never().is_none());
+    let serve = async {
+        let (mut stream, _) = peer.produce(1 << 20).await;
+        assert_eq!(stream.append().await.1.record_count, 2);
+        stream.acknowledge(1, 0, false).await;
+        stream
+    };
+    let (third, _stream) = within("room", futures::future::join(third, serve)).await;
+    let _third = third.unwrap();
+    let (_, error) = producer.try_send(record(&"v".repeat(4000))).unwrap_err();
+    assert!(matches!(error, ProduceError::LargerThanBuffer { limit: 3000, .. }), "{error}");
+}
+
+#[tokio::test]
+async fn a_record_beyond_max_message_bytes_is_refused_here_compressed_or_not() {
+    let mut peer = Peer::with_limit(1, 2000).await;
+    let plain = producer(&peer, |b| b).await;
+    let error = plain.send(record(&"x".repeat(3000))).await.unwrap_err();
+    assert!(error.to_string().contains("max.message.bytes"), "{error}");
+    let compressed = producer(&peer, |b| b.compression(Codec::Zstd)).await;
+    let mut state = 1u64;
+    let noise: Vec<u8> = std::iter::repeat_with(|| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state as u8
+    })
+    .take(3000)
+    .collect();
+    let too_large = ProducerRecord::new(TOPIC, Bytes::from(noise)).partition(0);
+    let too_large = compressed.send(too_large).await.unwrap();
+    let fits = compressed.send(record(&"x".repeat(3000))).await.unwrap();
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    let error = within("an outcome", too_large).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::MessageTooLarge));
+    let header = stream.append().await.1;
+    assert!(header.size() < 200 && header.base_sequence == 0, "no gap where nothing was sent");
+    stream.acknowledge(1, 0, false).await;
+    within("an acknowledgement", fits).await.unwrap();
+}
+
+#[tokio::test]
+async fn large_batches_are_compressed_elsewhere_and_leave_in_order() {
+    let mut peer = Peer::start(1).await;
+    let builder = peer.client().await.producer().compression(Codec::Zstd).batch_bytes(64 << 10);
+    let producer = within("build", builder.build()).await.unwrap();
+    for i in 0..3000 {
+        drop(producer.send(record(&format!("{i:0200}"))).await.unwrap());
+    }
+    let mut expected = 0;
+    let (mut stream, _) = peer.produce(16 << 20).await;
+    while expected < 3000 {
+        let (request, payload) = stream.frame::<wire::ProduceRequest>().await.unwrap();
+        let payload = Bytes::from(payload);
+        let header = headwater_proto::batch::check(&payload).unwrap();
+        assert_eq!(header.base_sequence, expected);
+        for record in headwater_proto::batch::Records::new(&payload).unwrap() {
+            assert_eq!(record.unwrap().value.unwrap(), format!("{expected:0200}"));
+            expected += 1;
+        }
+        stream.acknowledge(request.request_id, i64::from(header.base_sequence), false).await;
+    }
+    within("flush", producer.flush()).await;
+}
+
+#[tokio::test]
+async fn without_acknowledgements_records_count_as_sent_once_they_are_written() {
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b.acks(Acks::None)).await;
+    let delivery = producer.send(record("fire and forget")).await.unwrap();
+    let (mut stream, open) = peer.produce(1 << 20).await;
+    assert_eq!((open.acks(), open.producer_id), (Acks::None, -1));
+    assert_eq!(stream.append().await.1.producer_id, -1);
+    assert_eq!(within("an outcome", delivery).await.unwrap().offset, -1);
+    let last = producer.send(record("last words")).await.unwrap();
+    let close = tokio::spawn(producer.close());
+    stream.append().await;
+    assert!(stream.frame::<wire::ProduceRequest>().await.is_none(), "the stream is finished, not reset");
+    within("close", close).await.unwrap();
+    last.await.unwrap();
+}
+
+#[tokio::test]
+async fn keys_and_partitions_are_placed_and_unknown_ones_refused() {
+    let peer = Peer::start(6).await;
+    let producer = producer(&peer, |b| b).await;
+    let keyed = ProducerRecord::new(TOPIC, None).key(Bytes::from_static(b"N14228"));
+    let delivery = producer.send(keyed).await.unwrap();
+    assert_eq!(delivery.partition(), headwater_client::partition_for_key(b"N14228", 6));
+    let error = producer.send(record("x").partition(9)).await.unwrap_err();
+    assert!(matches!(error, ProduceError::UnknownPartition { partition: 9, partitions: 6, .. }), "{error}");
+    let error = producer.send(ProducerRecord::new("nowhere", None)).await.unwrap_err();
+    assert!(matches!(error, ProduceError::UnknownTopic { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn dropping_the_producer_fails_what_has_no_outcome() {
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b).await;
+    let delivery = producer.send(record("abandoned")).await.unwrap();
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    stream.append().await;
+    drop(producer);
+    let error = within("an outcome", delivery).await.unwrap_err();
+    assert!(matches!(error, ProduceError::Closed), "{error}");
+}
+
+#[tokio::test]
+async fn a_topic_that_was_created_anew_takes_later_records_and_fails_earlier_ones() {
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b).await;
+    let first = producer.send(record("old")).await.unwrap();
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    stream.append().await;
+    let id = headwater_client::TopicId::from_bytes([8; 16]);
+    peer.answer(move |request| match request {
+        wire::call::Request::Metadata(_) => {
+            let partition = wire::PartitionMetadata { leader: 1, leader_epoch: 0, ..Default::default() };
+            let topic = wire::TopicMetadata {
+                name: TOPIC.into(),
+                topic_id: id.to_wire(),
+                partitions: vec![partition],
+                ..Default::default()
+            };
+            let answer = wire::MetadataResponse { topics: vec![topic], ..Default::default() };
+            Some(wire::call_response::Response::Metadata(answer))
+        }
+        _ => None,
+    });
+    stream.refuse(1, ErrorCode::NotLeader).await;
+    let mut stream = peer.stream().await;
+    let error = Some(wire::Error::new(ErrorCode::UnknownTopicId, "deleted"));
+    stream.send(&wire::ProduceOpened { error, ..nothing_yet() }, &[]).await;
+    assert_eq!(within("an outcome", first).await.unwrap_err().code(), Some(ErrorCode::UnknownTopicId));
+    let second = producer.send(record("new")).await.unwrap();
+    let (mut stream, open) = peer.produce(1 << 20).await;
+    assert_eq!(open.topic_id, id.to_wire());
+    stream.append().await;
+    stream.acknowledge(1, 0, false).await;
+    assert_eq!(within("an acknowledgement", second).await.unwrap().offset, 0);
+}
