@@ -111,6 +111,7 @@ async fn render(shared: &Arc<Shared>) -> String {
             samples.sample(name, &labels, read(partition));
         }
     }
+    shared.groups.samples(&mut samples).await;
     samples.finish()
 }
 

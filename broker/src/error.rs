@@ -171,4 +171,7 @@ pub enum StartError {
     /// The metadata do not take this broker.
     #[error(transparent)]
     Metadata(Refusal),
+    /// The offsets topic cannot be made or served.
+    #[error("the groups cannot be served: {0}")]
+    Groups(String),
 }

@@ -16,13 +16,14 @@
 //! ```
 
 mod admin;
+mod call;
 mod clock;
 pub mod config;
 mod credit;
 pub mod error;
 mod fetch;
 pub mod group;
-#[allow(dead_code)]
+mod member;
 pub mod metadata;
 mod metrics;
 mod os;

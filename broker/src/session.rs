@@ -6,11 +6,10 @@
 //! Read next: [`crate::produce`], [`crate::fetch`].
 
 use crate::credit::ConnectionCredit;
-use crate::metrics::Counted;
 use crate::quic::{FETCH_CREDIT_BYTES, PRODUCE_CREDIT};
 use crate::shared::Shared;
 use crate::stream::{Frames, StreamError, send_frame};
-use crate::{fetch, produce};
+use crate::{call, fetch, member, produce};
 use bytes::Bytes;
 use headwater_proto::frame;
 use headwater_proto::limits::{
@@ -265,11 +264,17 @@ async fn serve_stream(session: Arc<Session>, mut send: quinn::SendStream, recv: 
                 refuse(&session, &mut send, error, last).await;
             }
         }
-        open::Stream::Member(_) => {
-            let _counted = Counted::new(&shared.metrics.member_streams);
-            let error = StreamError::Refused(ErrorCode::UnsupportedVersion, "this broker has no groups".into());
-            let last = |error| MemberUpdate { error: Some(error), ..MemberUpdate::default() };
-            refuse(&session, &mut send, error, |error| frame::encode(&last(error), 0)).await;
+        open::Stream::Member(open) => {
+            prioritise(&send);
+            let served = match frames.followed_by(MAX_OPEN_FRAME_BYTES, 0) {
+                Ok(frames) => member::serve(shared, open, &session.peer, &mut send, frames).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = served {
+                let last = |error| MemberUpdate { error: Some(error), ..MemberUpdate::default() };
+                let last = |error| frame::encode(&last(error), 0);
+                refuse(&session, &mut send, error, last).await;
+            }
         }
     }
     finish(&mut send);
@@ -279,12 +284,22 @@ async fn answer(session: &Session, call: wire::Call) -> CallResponse {
     let shared = &session.shared;
     let name = call_name(call.request.as_ref());
     let began = Instant::now();
+    let limit = match u64::from(call.timeout_ms) {
+        0 => shared.config.request_timeout_ms,
+        asked => asked.min(shared.config.request_timeout_ms),
+    };
     let answer = match &call.request {
         Some(call_message::Request::Hello(_)) => {
             refused(wire::Error::new(ErrorCode::InvalidRequest, "hello is said once, as the first call"))
         }
         None => refused(wire::Error::new(ErrorCode::InvalidRequest, "a call that this broker does not know")),
-        Some(_) => refused(wire::Error::new(ErrorCode::UnsupportedVersion, "this broker does not answer that call")),
+        Some(_) => match timeout(Duration::from_millis(limit), call::answer(shared, call)).await {
+            Ok(answer) => answer,
+            Err(_) => refused(wire::Error::new(
+                ErrorCode::TimedOut,
+                format!("no answer within {limit} ms; the request may still take effect"),
+            )),
+        },
     };
     shared.metrics.answered(name, began.elapsed().as_secs_f64());
     if let Some(Response::Error(error)) = &answer.response {

@@ -4,6 +4,7 @@
 //! any of the parts' state. Read next: [`crate::server`].
 
 use crate::config::BrokerConfig;
+use crate::group::Groups;
 use crate::metadata::MetadataHandle;
 use crate::metrics::Metrics;
 use crate::partition::PartitionHandle;
@@ -32,6 +33,7 @@ pub(crate) struct Shared {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) metadata: MetadataHandle,
+    pub(crate) groups: Groups,
     pub(crate) connections: Connections,
     pub(crate) next_connection: AtomicU64,
     /// Memory for frames larger than their stream's share of credit.

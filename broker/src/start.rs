@@ -8,6 +8,7 @@
 use crate::clock::now_ms;
 use crate::config::BrokerConfig;
 use crate::error::StartError;
+use crate::group::Groups;
 use crate::metadata::command::{Command, RegisterBroker, command};
 use crate::metadata::journal::Journal;
 use crate::metadata::{MetadataHandle, MetadataState, Topic};
@@ -115,6 +116,7 @@ impl Broker {
             );
         }
         self.endpoint.close(ResetCode::ShuttingDown.number().into(), b"the broker is shutting down");
+        shared.groups.shutdown().await;
         self.tasks.close();
         let mut clean = timeout(drain.max(GOODBYE), shared.partitions.close()).await.unwrap_or_else(|_| {
             tracing::error!("closing the logs takes too long; the next start recovers them");
@@ -209,6 +211,7 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
     };
     let (metadata, metadata_task) = MetadataHandle::new(journal, state, pool.clone(), carry_out, shutdown.clone());
     tasks.spawn(metadata_task);
+    let groups = Groups::start(&config, metadata.clone(), Arc::clone(&partitions), pool.clone()).await?;
 
     let endpoint = quic::endpoint(&config, socket, tls.certificates, tls.key, &secret)?;
     let profile = match &tls.ca_pem {
@@ -232,6 +235,7 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
         metrics,
         partitions,
         metadata,
+        groups,
         connections: Connections::default(),
         next_connection: AtomicU64::new(1),
         loans: Arc::new(Semaphore::new(config.loan_bytes as usize)),

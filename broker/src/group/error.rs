@@ -85,8 +85,8 @@ pub enum GroupError {
         holder: String,
         /// How long ago it was heard from.
         heard_ms_ago: u64,
-        /// When (monotonic) it counts as silent, and may be replaced, unless it is heard from before.
-        silent_at_ms: u64,
+        /// It counts as silent, and may be replaced, unless it is heard from within this time.
+        silent_in_ms: u64,
     },
     /// Somebody took the instance id over.
     #[error("instance id {instance} was taken over by member {holder}")]

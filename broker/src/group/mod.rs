@@ -1,20 +1,26 @@
 //! Consumer groups: who reads which partition, and how far it got.
 //!
 //! Owns: the assignors ([`assign`]), the state machine of one group ([`state`] its members, [`offsets`] what it
-//! committed, [`records`] how both stand in `__consumer_offsets`). Read next: [`state`].
+//! committed, [`records`] how both stand in `__consumer_offsets`), and the tasks that drive it. Read next: [`state`].
 
 pub mod assign;
 pub mod error;
+mod handle;
+mod load;
 pub mod offsets;
 pub mod records;
 pub mod state;
+mod task;
 
 use headwater_proto::TopicId;
 use std::collections::BTreeSet;
 
 pub use crate::config::GroupSettings;
 pub use error::GroupError;
-pub use state::{Effect, Effects, Group};
+pub(crate) use handle::{Groups, MemberStream};
+pub use offsets::{CommitEntry, Committed};
+pub use state::{Effect, Effects, Group, Join, Report};
+pub(crate) use task::{MemberView, OwnedSpeaker};
 
 /// A partition of a topic.
 pub type PartitionOf = (TopicId, u32);

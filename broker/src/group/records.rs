@@ -188,19 +188,19 @@ impl Replay {
         self.passed_over
     }
 
-    /// The groups, with sessions that begin now, and what has become of them since.
+    /// The groups, with sessions that begin now, and what has become of each since.
     pub fn finish(
         self,
         now: Now,
         metadata: &MetadataState,
         settings: &GroupSettings,
-    ) -> (BTreeMap<String, Group>, Effects) {
-        let mut effects = Effects::new();
+    ) -> (BTreeMap<String, Group>, Vec<(String, Effects)>) {
+        let mut effects = Vec::new();
         let mut groups = BTreeMap::new();
         for (name, kept) in self.groups {
             let mut group = kept.into_group(&name, now, settings);
             if !group.is_forgotten() {
-                effects.extend(group.loaded(now, metadata, settings));
+                effects.push((name.clone(), group.loaded(now, metadata, settings)));
                 groups.insert(name, group);
             }
         }

@@ -471,7 +471,7 @@ impl Group {
                 instance,
                 holder: holder.to_owned(),
                 heard_ms_ago: now.monotonic_ms.saturating_sub(old.heard_ms),
-                silent_at_ms,
+                silent_in_ms: silent_at_ms - now.monotonic_ms,
             });
         }
         let id = join.member_id.clone();

@@ -154,6 +154,13 @@ impl World {
         }
     }
 
+    /// All but the newest of the actor's updates are lost: each is whole, and a driver sends no other.
+    fn skip(&mut self, id: &str) {
+        if let Some((inbox, _)) = self.actors.get_mut(id).and_then(|actor| actor.stream.as_mut()) {
+            inbox.drain(..inbox.len().saturating_sub(1));
+        }
+    }
+
     /// The actor takes one update: lets go, takes up, reports.
     fn deliver(&mut self, id: &str) -> bool {
         let Some(actor) = self.actors.get_mut(id) else { return false };
@@ -245,7 +252,7 @@ impl World {
         for actor in self.actors.values_mut() {
             actor.stream = None;
         }
-        self.perform(effects);
+        effects.into_iter().for_each(|(_, effects)| self.perform(effects));
     }
 
     fn run_until_quiet(&mut self) {
@@ -334,6 +341,7 @@ impl World {
 enum Step {
     Open(u8, bool, u8),
     Deliver(u8),
+    Skip(u8),
     Beat(u8),
     Subscribe(u8, u8),
     Receive(u8),
@@ -354,6 +362,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (m.clone(), any::<bool>(), 0..4u8).prop_map(|(m, s, t)| Step::Open(m, s, t)),
         12 => m.clone().prop_map(Step::Deliver),
+        3 => m.clone().prop_map(Step::Skip),
         4 => m.clone().prop_map(Step::Beat),
         12 => m.clone().prop_map(Step::Receive),
         1 => (m.clone(), 0..4u8).prop_map(|(m, t)| Step::Subscribe(m, t)),
@@ -405,6 +414,7 @@ fn play(world: &mut World, steps: &[Step], lives: &mut u32) {
                 }
             }
             Step::Deliver(m) => drop(world.deliver(&id(m))),
+            Step::Skip(m) => world.skip(&id(m)),
             Step::Beat(m) => world.beat(&id(m)),
             Step::Subscribe(m, topics) => world.subscribe(&id(m), subscription(*topics)),
             Step::Receive(m) => drop(world.receive(&id(m))),

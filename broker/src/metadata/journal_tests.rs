@@ -2,6 +2,7 @@ use super::super::command::{self, command::Command as Kind};
 use super::*;
 use headwater_proto::TopicId;
 use headwater_storage::OsFiles;
+use headwater_storage::sim::{Fault, Operation, SimFiles};
 use tempfile::TempDir;
 
 fn files() -> Arc<dyn Files> {
@@ -153,4 +154,114 @@ fn a_command_that_this_build_does_not_know_stops_it() {
     journal.append(state.index() + 1, &Command::default(), false).expect("kept");
     let error = open(&root).expect_err("refused").to_string();
     assert!(error.contains("at byte 50 cannot be used: the command has no known kind"), "{error}");
+}
+
+/// What a driver does with one command, on a disk that may fail at any time: what was acknowledged, and the journal.
+fn live(
+    disk: &Arc<SimFiles>,
+    acknowledged: &mut MetadataState,
+    commands: std::ops::Range<u32>,
+) -> Result<(), JournalError> {
+    let files: Arc<dyn Files> = disk.clone();
+    let Opened { mut journal, mut state, .. } = Journal::open(files, Path::new("/data"), "cluster", false)?;
+    // One command may have been kept without anybody hearing of it.
+    assert!(state.index() == acknowledged.index() || state.index() == acknowledged.index() + 1, "lost or invented");
+    acknowledged.clone_from(&state);
+    for n in commands {
+        let command = if n == 0 { register() } else { create(n) };
+        let index = state.index() + 1;
+        let mut next = state.clone();
+        if next.apply(index, &command).is_err() {
+            continue; // Kept before the power failed.
+        }
+        journal.append(index, &command, false)?;
+        state = next;
+        acknowledged.clone_from(&state);
+        if n % 3 == 2 {
+            journal.snapshot(&state)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_power_failure_in_any_operation_loses_nothing_that_was_acknowledged() {
+    for seed in 0..12u64 {
+        let whole = SimFiles::new(seed);
+        whole.create_dir_all(Path::new("/data")).expect("made");
+        whole.sync_dir(Path::new("/")).expect("synced");
+        let before = whole.operations();
+        live(&whole, &mut MetadataState::new("cluster"), 0..8).expect("a good disk");
+        let operations = whole.operations() - before;
+        for last in 0..operations {
+            let disk = SimFiles::new(seed.wrapping_mul(1000) + last);
+            disk.create_dir_all(Path::new("/data")).expect("made");
+            disk.sync_dir(Path::new("/")).expect("synced");
+            let mut acknowledged = MetadataState::new("cluster");
+            disk.power_off_after(last);
+            live(&disk, &mut acknowledged, 0..8).expect_err("the power fails");
+            let disk = disk.crash();
+            live(&disk, &mut acknowledged, 0..12).expect("a good disk");
+            assert_eq!(acknowledged.topics().count(), 11, "seed {seed}, power off after {last}");
+        }
+    }
+}
+
+#[test]
+fn topics_can_be_deleted_on_a_full_disk() {
+    let disk = SimFiles::new(7);
+    disk.create_dir_all(Path::new("/data")).expect("made");
+    let files: Arc<dyn Files> = disk.clone();
+    let open = || Journal::open(files.clone(), Path::new("/data"), "cluster", false);
+    let Opened { mut journal, mut state, .. } = open().expect("opens");
+    run(&mut journal, &mut state, &register());
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut topics = 0;
+    let full = loop {
+        let command = create(topics);
+        let index = state.index() + 1;
+        if let Err(error) = journal.append(index, &command, false) {
+            break error;
+        }
+        state.apply(index, &command).expect("accepted");
+        topics += 1;
+    };
+    assert!(matches!(full, JournalError::Full { .. }), "{full}");
+    assert!(full.to_string().contains("delete topics or free space"));
+    drop(journal.snapshot(&state).expect_err("no room for a second file"));
+    let ids: Vec<_> = state.topics().map(|topic| topic.id.to_wire()).collect();
+    assert!(ids.len() > 50);
+    for topic_id in ids {
+        let index = state.index() + 1;
+        let delete = Kind::DeleteTopic(command::DeleteTopic { topic_id }).into();
+        journal.append(index, &delete, true).expect("urgent");
+        state.apply(index, &delete).expect("accepted");
+    }
+    // A start on the full disk registers the broker, which is urgent too.
+    drop(journal);
+    let mut opened = open().expect("opens");
+    assert_eq!(opened.state, state);
+    opened.journal.append(state.index() + 1, &register(), true).expect("urgent");
+    disk.set_capacity(None);
+    opened.state.apply(state.index() + 1, &register()).expect("accepted");
+    run(&mut opened.journal, &mut opened.state, &create(0));
+    assert_eq!(open().expect("opens").state, opened.state);
+}
+
+#[test]
+fn after_a_failed_write_or_sync_nothing_is_taken() {
+    for operation in [Operation::Write, Operation::Sync] {
+        let disk = SimFiles::new(3);
+        disk.create_dir_all(Path::new("/data")).expect("made");
+        let files: Arc<dyn Files> = disk.clone();
+        let Opened { mut journal, mut state, .. } =
+            Journal::open(files, Path::new("/data"), "cluster", false).expect("opens");
+        run(&mut journal, &mut state, &register());
+        disk.fail(Fault::new(operation).times(1));
+        let failed = journal.append(state.index() + 1, &create(0), false).expect_err("a bad disk");
+        assert!(matches!(failed, JournalError::Io { .. }), "{failed}");
+        let refused = journal.append(state.index() + 1, &create(1), true).expect_err("refused");
+        assert!(matches!(refused, JournalError::Poisoned { .. }), "{refused}");
+        assert!(!journal.is_snapshot_due());
+    }
 }

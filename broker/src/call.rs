@@ -1,0 +1,538 @@
+//! Calls: one request, one answer. Every call but hello is answered here.
+//!
+//! Owns: what each call means in terms of metadata, partitions and groups, and the refusals that need no more than
+//! those. Refuses: deadlines (the session keeps them) and decisions (metadata and groups make them).
+//! Read next: [`crate::metadata`], [`crate::group`].
+
+use crate::clock::now_ms;
+use crate::error::PartitionError;
+use crate::group::{CommitEntry, Group, GroupError, OwnedSpeaker};
+use crate::member::to_topic_partitions;
+use crate::metadata::command::{self, command::Command as Kind};
+use crate::metadata::handle::{new_topic_id, topic_to_change};
+use crate::metadata::{MetadataError, MetadataState, Refusal, Topic, name};
+use crate::os;
+use crate::partition::PartitionHandle;
+use crate::shared::Shared;
+use crate::topic_config::{self, TopicConfig, TopicValues};
+use futures::{StreamExt, stream};
+use headwater_proto::limits::MAX_PARTITIONS_PER_TOPIC;
+use headwater_proto::wire::call::Request;
+use headwater_proto::wire::call_response::Response;
+use headwater_proto::wire::{self, CallResponse, Done, offset_query::At};
+use headwater_proto::{ErrorCode, TopicId};
+use headwater_storage::ReadError;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// Offsets that one call looks up at the same time.
+const LOOKUPS_AT_ONCE: usize = 16;
+
+type Answer = Result<Response, wire::Error>;
+
+/// Answers a call.
+pub(crate) async fn answer(shared: &Arc<Shared>, call: wire::Call) -> CallResponse {
+    let answer = match call.request {
+        None | Some(Request::Hello(_)) => {
+            Err(wire::Error::new(ErrorCode::InvalidRequest, "a call that this broker does not know"))
+        }
+        Some(Request::DescribeBroker(_)) => Ok(describe_broker(shared)),
+        Some(Request::Metadata(request)) => metadata(shared, &request),
+        Some(Request::CreateTopic(request)) => create_topic(shared, request).await,
+        Some(Request::DescribeTopic(request)) => describe_topic(shared, &request),
+        Some(Request::AlterTopic(request)) => alter_topic(shared, request).await,
+        Some(Request::AddPartitions(request)) => add_partitions(shared, request).await,
+        Some(Request::DeleteTopic(request)) => delete_topic(shared, request).await,
+        Some(Request::DeleteRecords(request)) => delete_records(shared, request).await,
+        Some(Request::ListOffsets(request)) => Ok(list_offsets(shared, request).await),
+        Some(Request::AllocateProducerId(_)) => allocate_producer_id(shared).await,
+        Some(Request::CommitOffsets(request)) => commit_offsets(shared, request).await,
+        Some(Request::FetchOffsets(request)) => fetch_offsets(shared, request).await,
+        Some(Request::ListGroups(_)) => list_groups(shared).await,
+        Some(Request::DescribeGroup(request)) => describe_group(shared, &request.group).await,
+        Some(Request::DeleteGroup(request)) => done(shared.groups.delete(&request.group).await),
+        Some(Request::DeleteOffsets(request)) => {
+            done(shared.groups.delete_offsets(&request.group, request.topic, request.partitions).await)
+        }
+    };
+    CallResponse { response: Some(answer.unwrap_or_else(Response::Error)) }
+}
+
+fn describe_broker(shared: &Shared) -> Response {
+    Response::DescribeBroker(wire::DescribeBrokerResponse {
+        broker_id: shared.broker_id(),
+        cluster_id: shared.cluster_id.clone(),
+        software: crate::SOFTWARE.to_owned(),
+        pid: std::process::id(),
+        started_ms: shared.started_ms,
+        cpu_seconds: os::cpu_seconds(),
+        connections: shared.connections.count(),
+        io_threads: shared.network_threads,
+        resident_bytes: os::resident_bytes().unwrap_or(0),
+        admin_address: shared.admin.to_string(),
+    })
+}
+
+// ---------------------------------------------------------------- topics
+
+fn metadata(shared: &Shared, request: &wire::Metadata) -> Answer {
+    let state = shared.metadata.state();
+    let mut topics = Vec::new();
+    if request.topics.is_empty() && request.topic_ids.is_empty() {
+        topics.extend(state.topics().map(|topic| topic_metadata(shared, topic)));
+    }
+    for name in &request.topics {
+        topics.push(match state.topic(name) {
+            Some(topic) => topic_metadata(shared, topic),
+            None => {
+                let error = Some(unknown_topic(name));
+                wire::TopicMetadata { name: name.clone(), error, ..wire::TopicMetadata::default() }
+            }
+        });
+    }
+    for bytes in &request.topic_ids {
+        let id = parse_topic_id(bytes)?;
+        topics.push(match state.topic_by_id(&id) {
+            Some(topic) => topic_metadata(shared, topic),
+            None => {
+                let error = Some(unknown_topic_id(&id));
+                wire::TopicMetadata { topic_id: bytes.clone(), error, ..wire::TopicMetadata::default() }
+            }
+        });
+    }
+    let brokers = state.brokers().map(|broker| wire::BrokerNode {
+        broker_id: broker.broker_id,
+        address: if broker.broker_id == shared.broker_id() { shared.advertised() } else { broker.address.clone() },
+        rack: broker.rack.clone(),
+    });
+    Ok(Response::Metadata(wire::MetadataResponse {
+        version: state.index(),
+        cluster_id: state.cluster_id().to_owned(),
+        brokers: brokers.collect(),
+        topics,
+    }))
+}
+
+fn topic_metadata(shared: &Shared, topic: &Topic) -> wire::TopicMetadata {
+    let config = config_of(shared, topic);
+    let partitions = topic.partitions.iter().zip(0u32..).map(|(partition, number)| wire::PartitionMetadata {
+        partition: number,
+        leader: partition.leader,
+        leader_epoch: partition.leader_epoch,
+        replicas: partition.replicas.clone(),
+        isr: partition.isr.clone(),
+    });
+    wire::TopicMetadata {
+        name: topic.name.clone(),
+        topic_id: topic.id.to_wire(),
+        internal: topic.internal,
+        replication_factor: topic.partitions.first().map_or(0, |partition| partition.replicas.len() as u32),
+        partitions: partitions.collect(),
+        error: None,
+        max_message_bytes: config.max_message_bytes,
+        durability: config.durability.name().to_owned(),
+    }
+}
+
+/// The settings in force: the partition's, which were resolved when they came into force.
+fn config_of(shared: &Shared, topic: &Topic) -> Arc<TopicConfig> {
+    match shared.partitions.get(&topic.id, 0) {
+        Some(partition) => partition.config(),
+        None => Arc::new(TopicConfig::resolve(&topic.config, &shared.config.topic_defaults).unwrap_or_default()),
+    }
+}
+
+async fn create_topic(shared: &Arc<Shared>, request: wire::CreateTopic) -> Answer {
+    let partitions = or_default(request.partitions, shared.config.default_partitions);
+    let replicas = or_default(request.replication_factor, shared.config.default_replication_factor);
+    let (topic_id, created_ms, validate_only) = (new_topic_id(), now_ms(), request.validate_only);
+    let defaults = shared.config.topic_defaults.clone();
+    let decide = move |state: &MetadataState| {
+        // The name first: whoever misspells it learns that before anything else.
+        name::check(&request.name, false).map_err(Refusal::from)?;
+        let changes = request.config.into_iter().map(|change| (change.name, change.value));
+        let config = topic_config::change(&TopicValues::new(), changes, &defaults)?;
+        let create = command::CreateTopic {
+            partitions: place(state, &request.name, partitions, replicas)?,
+            name: request.name,
+            topic_id: topic_id.to_wire(),
+            internal: false,
+            config,
+            created_ms,
+        };
+        Ok(Kind::CreateTopic(create).into())
+    };
+    change_metadata(shared, validate_only, decide).await?;
+    Ok(Response::CreateTopic(wire::CreateTopicResponse {
+        topic_id: topic_id.to_wire(),
+        partitions,
+        replication_factor: replicas,
+    }))
+}
+
+/// The replicas of new partitions: brokers in turn, each the leader of as many as the next.
+fn place(
+    state: &MetadataState,
+    topic: &str,
+    partitions: u32,
+    replicas: u32,
+) -> Result<Vec<command::Replicas>, MetadataError> {
+    if partitions > MAX_PARTITIONS_PER_TOPIC {
+        let why = format!("at most {MAX_PARTITIONS_PER_TOPIC} are allowed");
+        let (topic, asked) = (topic.to_owned(), partitions as usize);
+        return Err(Refusal::InvalidPartitions { topic, asked, why }.into());
+    }
+    let brokers: Vec<i32> = state.brokers().map(|broker| broker.broker_id).collect();
+    if replicas as usize > brokers.len() || brokers.is_empty() {
+        return Err(MetadataError::InvalidReplicationFactor { asked: replicas, brokers: brokers.len() });
+    }
+    let one = |first: u32| command::Replicas {
+        brokers: brokers.iter().cycle().skip(first as usize % brokers.len()).take(replicas as usize).copied().collect(),
+    };
+    Ok((0..partitions).map(one).collect())
+}
+
+async fn change_metadata(
+    shared: &Shared,
+    validate_only: bool,
+    decide: impl FnOnce(&MetadataState) -> Result<command::Command, MetadataError> + Send + 'static,
+) -> Result<(), wire::Error> {
+    let outcome = match validate_only {
+        true => shared.metadata.validate(decide),
+        false => shared.metadata.propose_with(decide).await,
+    };
+    outcome.map(drop).map_err(|error| wire::Error::from(&error))
+}
+
+fn describe_topic(shared: &Shared, request: &wire::DescribeTopic) -> Answer {
+    let state = shared.metadata.state();
+    let topic = state.topic(&request.name).ok_or_else(|| unknown_topic(&request.name))?;
+    let partitions = topic.partitions.iter().zip(0u32..).map(|(partition, number)| {
+        let mut described = wire::PartitionDescription {
+            partition: number,
+            leader: partition.leader,
+            leader_epoch: partition.leader_epoch,
+            replicas: partition.replicas.clone(),
+            isr: partition.isr.clone(),
+            log_start_offset: -1,
+            high_watermark: -1,
+            log_end_offset: -1,
+            ..wire::PartitionDescription::default()
+        };
+        if let Some(handle) = shared.partitions.get(&topic.id, number) {
+            let status = handle.status();
+            described.log_start_offset = status.log_start_offset;
+            described.high_watermark = status.high_watermark;
+            described.log_end_offset = status.log_end_offset;
+            described.size_bytes = status.size_bytes;
+            described.fenced = handle.ended().map(|why| why.to_wire());
+        }
+        described
+    });
+    let config = topic_config::shown(&topic.config, &shared.config.topic_defaults).into_iter().map(|setting| {
+        let source = setting.source.name().to_owned();
+        wire::ConfigEntry { name: setting.name.to_owned(), value: setting.value, source }
+    });
+    Ok(Response::DescribeTopic(wire::DescribeTopicResponse {
+        name: topic.name.clone(),
+        topic_id: topic.id.to_wire(),
+        internal: topic.internal,
+        partitions: partitions.collect(),
+        config: config.collect(),
+    }))
+}
+
+async fn alter_topic(shared: &Arc<Shared>, request: wire::AlterTopic) -> Answer {
+    let defaults = shared.config.topic_defaults.clone();
+    let validate_only = request.validate_only;
+    let decide = move |state: &MetadataState| {
+        let topic = topic_to_change(state, &request.name)?;
+        let changes = request.config.into_iter().map(|change| (change.name, change.value));
+        let config = topic_config::change(&topic.config, changes, &defaults)?;
+        Ok(Kind::AlterTopic(command::AlterTopic { topic_id: topic.id.to_wire(), config }).into())
+    };
+    change_metadata(shared, validate_only, decide).await?;
+    Ok(Response::Done(Done {}))
+}
+
+async fn add_partitions(shared: &Arc<Shared>, request: wire::AddPartitions) -> Answer {
+    let decide = move |state: &MetadataState| {
+        let topic = topic_to_change(state, &request.name)?;
+        let from = topic.partitions.len() as u32;
+        let Some(more) = request.partitions.checked_sub(from) else {
+            let (topic, asked) = (request.name, request.partitions as usize);
+            let why = format!("it has {from}, and partitions are only ever added");
+            return Err(Refusal::InvalidPartitions { topic, asked, why }.into());
+        };
+        let replicas = topic.partitions.first().map_or(1, |partition| partition.replicas.len() as u32);
+        let partitions = place(state, &request.name, more, replicas)?;
+        Ok(Kind::AddPartitions(command::AddPartitions { topic_id: topic.id.to_wire(), from, partitions }).into())
+    };
+    change_metadata(shared, false, decide).await?;
+    Ok(Response::Done(Done {}))
+}
+
+async fn delete_topic(shared: &Arc<Shared>, request: wire::DeleteTopic) -> Answer {
+    let decide = move |state: &MetadataState| {
+        let topic = topic_to_change(state, &request.name)?;
+        Ok(Kind::DeleteTopic(command::DeleteTopic { topic_id: topic.id.to_wire() }).into())
+    };
+    change_metadata(shared, false, decide).await?;
+    // The topic is gone. Its offsets go with it, or when the groups are read the next time.
+    if let Err(error) = shared.groups.topics_changed().await {
+        tracing::warn!(%error, "offsets of a deleted topic are not removed yet");
+    }
+    Ok(Response::Done(Done {}))
+}
+
+async fn delete_records(shared: &Shared, request: wire::DeleteRecords) -> Answer {
+    let partition = partition_of(shared, &request.topic, request.partition)?;
+    let deleted = partition.delete_records(request.before_offset).await;
+    let log_start_offset = deleted.map_err(|error| error.to_wire())?;
+    Ok(Response::DeleteRecords(wire::DeleteRecordsResponse { log_start_offset }))
+}
+
+// ---------------------------------------------------------------- offsets of logs
+
+async fn list_offsets(shared: &Arc<Shared>, request: wire::ListOffsets) -> Response {
+    // Looking for a timestamp reads the log: so many at once, as a person or a consumer of many partitions asks for.
+    let lookups = request.queries.into_iter().map(|query| list_offset(shared, query));
+    let answers = stream::iter(lookups).buffered(LOOKUPS_AT_ONCE).collect().await;
+    Response::ListOffsets(wire::ListOffsetsResponse { answers })
+}
+
+async fn list_offset(shared: &Arc<Shared>, query: wire::OffsetQuery) -> wire::OffsetAnswer {
+    let mut answer = wire::OffsetAnswer {
+        topic: query.topic,
+        partition: query.partition,
+        offset: -1,
+        timestamp_ms: -1,
+        leader_epoch: -1,
+        ..wire::OffsetAnswer::default()
+    };
+    if let Err(error) = look_up(shared, query.at, &mut answer).await {
+        answer.error = Some(error);
+    }
+    answer
+}
+
+async fn look_up(shared: &Arc<Shared>, at: Option<At>, answer: &mut wire::OffsetAnswer) -> Result<(), wire::Error> {
+    let partition = partition_of(shared, &answer.topic, answer.partition)?;
+    let reader = partition.reader().map_err(|error| error.to_wire())?;
+    let offsets = partition.offsets();
+    let end = offsets.high_watermark;
+    answer.log_start_offset = offsets.log_start;
+    answer.high_watermark = end;
+    let failed = |error: ReadError| PartitionError::Internal(error.to_string().into()).to_wire();
+    let found = match at {
+        None => return Err(invalid("the query does not say which offset it asks for")),
+        Some(At::Earliest(_)) => {
+            answer.offset = offsets.log_start;
+            answer.leader_epoch = reader.epoch_at(offsets.log_start).unwrap_or(-1);
+            return Ok(());
+        }
+        Some(At::Latest(_)) => {
+            answer.offset = end;
+            answer.leader_epoch = partition.leader_epoch();
+            return Ok(());
+        }
+        Some(At::LeaderEpochEnd(epoch)) => {
+            if let Some((epoch, offset)) = reader.epoch_end(epoch) {
+                answer.offset = offset.min(end);
+                answer.leader_epoch = epoch;
+            }
+            return Ok(());
+        }
+        Some(At::TimestampMs(timestamp)) => {
+            shared.pool.run(move || reader.offset_for_timestamp(timestamp, end)).await.map_err(failed)?
+        }
+        Some(At::MaxTimestamp(_)) => {
+            shared.pool.run(move || reader.offset_for_max_timestamp(end)).await.map_err(failed)?
+        }
+    };
+    if let Some(found) = found {
+        answer.offset = found.offset;
+        answer.timestamp_ms = found.timestamp;
+        answer.leader_epoch = found.leader_epoch;
+    }
+    Ok(())
+}
+
+// ---------------------------------------------------------------- producers
+
+async fn allocate_producer_id(shared: &Shared) -> Answer {
+    let next = shared.metadata.next_producer_id(shared.broker_id()).await;
+    let producer_id = next.map_err(|error| wire::Error::from(&error))?;
+    Ok(Response::AllocateProducerId(wire::AllocateProducerIdResponse { producer_id, producer_epoch: 0 }))
+}
+
+// ---------------------------------------------------------------- groups
+
+async fn commit_offsets(shared: &Shared, request: wire::CommitOffsets) -> Answer {
+    let state = shared.metadata.state();
+    let entries = request.offsets.into_iter().map(|entry| to_commit(entry, &state)).collect::<Result<Vec<_>, _>>()?;
+    let speaker = speaker(request.member_id, request.member_epoch);
+    let results = shared.groups.commit(&request.group, speaker, entries).await.map_err(|error| refused(&error))?;
+    let results = results.into_iter().map(|result| match result {
+        Ok(()) => wire::Error::default(),
+        Err(error) => wire::Error::new(error.code(), error.to_string()),
+    });
+    Ok(Response::CommitOffsets(wire::CommitOffsetsResponse { results: results.collect() }))
+}
+
+fn to_commit(entry: wire::OffsetEntry, state: &MetadataState) -> Result<CommitEntry, wire::Error> {
+    let topic_id = match entry.topic_id.is_empty() {
+        true => TopicId::ZERO,
+        false => parse_topic_id(&entry.topic_id)?,
+    };
+    // A topic may be named by its id alone.
+    let topic = match entry.topic.is_empty() {
+        true => state.topic_by_id(&topic_id).map(|topic| topic.name.clone()).unwrap_or_default(),
+        false => entry.topic,
+    };
+    Ok(CommitEntry {
+        topic,
+        topic_id,
+        partition: entry.partition,
+        offset: entry.offset,
+        leader_epoch: entry.leader_epoch,
+        metadata: entry.metadata,
+    })
+}
+
+async fn fetch_offsets(shared: &Shared, request: wire::FetchOffsets) -> Answer {
+    let speaker = speaker(request.member_id, request.member_epoch);
+    let committed = shared.groups.offsets(&request.group, speaker).await.map_err(|error| refused(&error))?;
+    let state = shared.metadata.state();
+    let mut wanted: BTreeSet<(&str, u32)> = BTreeSet::new();
+    for topic in &request.partitions {
+        let name = match TopicId::from_slice(&topic.topic_id).and_then(|id| state.topic_by_id(&id)) {
+            Some(found) => found.name.as_str(),
+            None => topic.topic.as_str(),
+        };
+        wanted.extend(topic.partitions.iter().map(|partition| (name, *partition)));
+    }
+    let all = request.partitions.is_empty();
+    let offsets = committed
+        .into_iter()
+        .filter(|(topic, partition, _)| all || wanted.contains(&(topic.as_str(), *partition)))
+        .map(|(topic, partition, committed)| wire::CommittedOffset {
+            topic_id: state.topic(&topic).map(|topic| topic.id.to_wire()).unwrap_or_default(),
+            topic,
+            partition,
+            offset: committed.offset,
+            leader_epoch: committed.leader_epoch,
+            metadata: committed.metadata,
+            commit_time_ms: committed.commit_time_ms,
+        });
+    Ok(Response::FetchOffsets(wire::FetchOffsetsResponse { offsets: offsets.collect() }))
+}
+
+async fn list_groups(shared: &Shared) -> Answer {
+    let listed = shared.groups.list().await.map_err(|error| refused(&error))?;
+    let groups = listed.into_iter().map(|group| wire::GroupListing {
+        group: group.group,
+        state: group.state.to_owned(),
+        members: u32::try_from(group.members).unwrap_or(u32::MAX),
+        assignor: group.assignor.to_owned(),
+    });
+    Ok(Response::ListGroups(wire::ListGroupsResponse { groups: groups.collect() }))
+}
+
+async fn describe_group(shared: &Shared, name: &str) -> Answer {
+    let group = shared.groups.describe(name).await.map_err(|error| refused(&error))?;
+    let state = shared.metadata.state();
+    let members = group.members().iter().map(|(id, member)| wire::MemberDescription {
+        member_id: id.clone(),
+        instance_id: member.instance_id.clone().unwrap_or_default(),
+        client_id: member.client_id.clone(),
+        client_host: member.client_host.clone(),
+        member_epoch: member.epoch,
+        assigned: to_topic_partitions(&member.assigned, &state),
+        target: group.target(id).map(|target| to_topic_partitions(target, &state)).unwrap_or_default(),
+        topics: member.topics.iter().cloned().collect(),
+    });
+    Ok(Response::DescribeGroup(wire::DescribeGroupResponse {
+        group: group.name().to_owned(),
+        state: group.phase().name().to_owned(),
+        epoch: group.epoch(),
+        assignor: group.assignor().name().to_owned(),
+        members: members.collect(),
+        offsets: group_offsets(shared, &group, &state),
+    }))
+}
+
+/// What the group committed, and what its members read without a commit so far.
+fn group_offsets(shared: &Shared, group: &Group, state: &MetadataState) -> Vec<wire::GroupOffset> {
+    let mut partitions: BTreeSet<(String, u32)> =
+        group.offsets().map(|(topic, partition, _)| (topic.to_owned(), partition)).collect();
+    for (topic, partition) in group.members().values().flat_map(|member| &member.assigned) {
+        if let Some(topic) = state.topic_by_id(topic) {
+            partitions.insert((topic.name.clone(), *partition));
+        }
+    }
+    let described = partitions.into_iter().map(|(topic, partition)| {
+        let committed = group.offset(&topic, partition);
+        let handle = state.topic(&topic).and_then(|topic| shared.partitions.get(&topic.id, partition));
+        let (log_start_offset, high_watermark) = match handle.map(|handle| handle.offsets()) {
+            Some(offsets) => (offsets.log_start, offsets.high_watermark),
+            None => (-1, -1),
+        };
+        // Without a commit everything in the log is still to be read.
+        let read_to = committed.map_or(log_start_offset, |committed| committed.offset);
+        wire::GroupOffset {
+            topic,
+            partition,
+            committed: committed.map_or(-1, |committed| committed.offset),
+            log_start_offset,
+            high_watermark,
+            lag: if high_watermark == -1 { -1 } else { (high_watermark - read_to).max(0) },
+            leader_epoch: committed.map_or(-1, |committed| committed.leader_epoch),
+            metadata: committed.map(|committed| committed.metadata.clone()).unwrap_or_default(),
+        }
+    });
+    described.collect()
+}
+
+fn speaker(member_id: String, epoch: i32) -> OwnedSpeaker {
+    match member_id.is_empty() {
+        true => OwnedSpeaker::Administrator,
+        false => OwnedSpeaker::Member { id: member_id, epoch },
+    }
+}
+
+// ---------------------------------------------------------------- small parts
+
+fn partition_of(shared: &Shared, topic: &str, partition: u32) -> Result<PartitionHandle, wire::Error> {
+    let state = shared.metadata.state();
+    let found = state.topic(topic).ok_or_else(|| unknown_topic(topic))?;
+    shared.partition(found.id.as_bytes(), partition)
+}
+
+fn done(result: Result<(), GroupError>) -> Answer {
+    result.map(|()| Response::Done(Done {})).map_err(|error| refused(&error))
+}
+
+fn refused(error: &GroupError) -> wire::Error {
+    error.into()
+}
+
+fn or_default(asked: u32, default: u32) -> u32 {
+    if asked == 0 { default } else { asked }
+}
+
+fn parse_topic_id(bytes: &[u8]) -> Result<TopicId, wire::Error> {
+    TopicId::from_slice(bytes).ok_or_else(|| invalid(&format!("a topic id has 16 bytes, not {}", bytes.len())))
+}
+
+fn invalid(why: &str) -> wire::Error {
+    wire::Error::new(ErrorCode::InvalidRequest, why)
+}
+
+fn unknown_topic(name: &str) -> wire::Error {
+    wire::Error::new(ErrorCode::UnknownTopic, format!("there is no topic {name}"))
+}
+
+fn unknown_topic_id(id: &TopicId) -> wire::Error {
+    wire::Error::new(ErrorCode::UnknownTopicId, format!("no topic has the id {id}: it was deleted"))
+}

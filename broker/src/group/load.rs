@@ -1,0 +1,75 @@
+//! Reads the groups that a partition of the offsets topic holds.
+//!
+//! Owns: the way from the log's bytes to a [`Replay`]. Refuses: what the records mean ([`super::records`]).
+
+use super::records::Replay;
+use crate::error::PartitionError;
+use crate::partition::PartitionHandle;
+use crate::pool::Pool;
+use bytes::{Bytes, BytesMut};
+use headwater_proto::batch::{BatchError, BatchHeader, LENGTH_PREFIX_BYTES, Records};
+use headwater_storage::{LogReader, ReadError, offsets_schema};
+use std::time::Duration;
+
+/// Bytes that are read at once.
+const READ_BYTES: usize = 1 << 20;
+
+/// Waits, then reads everything up to the high watermark.
+///
+/// # Errors
+/// When the partition is fenced, cannot be read, or holds bytes that are no batches.
+pub(super) async fn read(partition: PartitionHandle, pool: Pool, after: Duration) -> Result<Replay, PartitionError> {
+    tokio::time::sleep(after).await;
+    let reader = partition.reader()?;
+    let end = partition.offsets().high_watermark;
+    pool.run_long(move || replay(&reader, end)).await
+}
+
+fn replay(reader: &LogReader, end: i64) -> Result<Replay, PartitionError> {
+    let mut replay = Replay::default();
+    let start = reader.log_start_offset();
+    if start >= end {
+        return Ok(replay);
+    }
+    let failed = |error: ReadError| PartitionError::Internal(error.to_string().into());
+    let mut cursor = reader.seek(start).map_err(failed)?;
+    let mut bytes = BytesMut::new();
+    while let Some(slice) = reader.read(&mut cursor, READ_BYTES, end).map_err(failed)? {
+        slice.load().map_err(failed)?;
+        bytes.extend_from_slice(&slice.bytes());
+        while let Some(batch) = split_batch(&mut bytes)? {
+            apply(&mut replay, &batch)?;
+        }
+    }
+    Ok(replay)
+}
+
+/// The first batch of the bytes, once all of it is there.
+fn split_batch(bytes: &mut BytesMut) -> Result<Option<Bytes>, BatchError> {
+    if bytes.len() < LENGTH_PREFIX_BYTES {
+        return Ok(None);
+    }
+    match BatchHeader::parse(bytes) {
+        Ok(header) if header.size() <= bytes.len() => Ok(Some(bytes.split_to(header.size()).freeze())),
+        Ok(_) | Err(BatchError::Truncated { .. }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn apply(replay: &mut Replay, batch: &Bytes) -> Result<(), PartitionError> {
+    let records = Records::new(batch)?;
+    if records.header().is_control() {
+        return Ok(());
+    }
+    for record in records {
+        let record = record?;
+        match offsets_schema::decode(record.key.as_deref().unwrap_or_default(), record.value.as_deref()) {
+            Ok((key, value)) => replay.apply(key, value),
+            Err(error) => {
+                tracing::debug!(offset = record.offset, %error, "record of the offsets topic passed over");
+                replay.pass_over();
+            }
+        }
+    }
+    Ok(())
+}

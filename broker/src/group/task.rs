@@ -1,0 +1,638 @@
+//! The driver of groups: one task for each partition of the offsets topic, which owns the groups whose records lie there.
+//!
+//! An event changes the groups in memory at once; what it makes visible (answers, updates to members) waits until the
+//! records it wrote are kept, and so does everything that was decided after it. Events that arrive during an append
+//! share the next one. If the partition refuses an append, memory has run ahead of the log: the groups are read anew,
+//! whoever waited is told to try again, and members open their streams again.
+//!
+//! Owns: clocks, streams and appends of groups. Refuses: decisions ([`super::state`], [`super::offsets`]).
+//! Read next: [`super::load`].
+
+use super::offsets::{CommitEntry, Committed, EntryError, Speaker};
+use super::records::Replay;
+use super::state::{Effect, Effects, Group, Join, Report};
+use super::{GroupError, GroupSettings, Now, Partitions, load};
+use crate::clock::now_ms;
+use crate::error::PartitionError;
+use crate::metadata::{MetadataHandle, MetadataState};
+use crate::partition::PartitionHandle;
+use crate::pool::Pool;
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use headwater_proto::ErrorCode;
+use headwater_proto::batch::{BatchBuilder, BatchHeader, BuildOptions};
+use headwater_proto::wire::Acks;
+use headwater_storage::NewBatch;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::CancellationToken;
+
+/// Requests that may wait for one shard.
+pub(super) const WAITING_REQUESTS: usize = 4096;
+/// Bytes of records that may gather while an append is under way.
+const GATHERED_BYTES: usize = 4 << 20;
+/// Time between two tries to read the groups of a partition that refuses.
+const RELOAD_AFTER: Duration = Duration::from_millis(500);
+
+/// What a member's stream is to be told. Only the newest matters: each update is whole.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct MemberView {
+    /// Epoch and assignment, once there are any.
+    pub(crate) update: Option<(i32, Partitions)>,
+    /// The stream ends: with an error, or because the member left.
+    pub(crate) ended: Option<Result<(), GroupError>>,
+}
+
+/// What a joined member gets.
+pub(super) struct Joined {
+    pub(super) stream_id: u64,
+    pub(super) view: watch::Receiver<MemberView>,
+    pub(super) heartbeat_interval_ms: u32,
+}
+
+pub(super) type Tell<T> = oneshot::Sender<Result<T, GroupError>>;
+
+/// Who speaks, as it travels to a shard.
+#[derive(Debug, Clone)]
+pub(crate) enum OwnedSpeaker {
+    Member { id: String, epoch: i32 },
+    Administrator,
+}
+
+impl OwnedSpeaker {
+    fn as_speaker(&self) -> Speaker<'_> {
+        match self {
+            OwnedSpeaker::Member { id, epoch } => Speaker::Member { id, epoch: *epoch },
+            OwnedSpeaker::Administrator => Speaker::Administrator,
+        }
+    }
+}
+
+/// A group in a list.
+#[derive(Debug, Clone)]
+pub(crate) struct Listed {
+    pub(crate) group: String,
+    pub(crate) state: &'static str,
+    pub(crate) members: usize,
+    pub(crate) assignor: &'static str,
+}
+
+pub(super) enum Request {
+    Join { group: String, join: Join, tell: Tell<Joined> },
+    Report { group: String, member: String, stream_id: u64, report: Report },
+    Leave { group: String, member: String, stream_id: u64, keep: bool },
+    Disconnected { group: String, member: String, stream_id: u64 },
+    Commit { group: String, speaker: OwnedSpeaker, entries: Vec<CommitEntry>, tell: Tell<Vec<Result<(), EntryError>>> },
+    Offsets { group: String, speaker: OwnedSpeaker, tell: Tell<Vec<(String, u32, Committed)>> },
+    Describe { group: String, tell: Tell<Box<Group>> },
+    List { tell: Tell<Vec<Listed>> },
+    Committed { tell: Tell<Vec<(String, String, u32, i64)>> },
+    Delete { group: String, tell: Tell<()> },
+    DeleteOffsets { group: String, topic: String, partitions: Vec<u32>, tell: Tell<()> },
+    TopicsChanged { tell: Tell<()> },
+}
+
+/// What waits for records to be kept.
+enum Then {
+    Update(watch::Sender<MemberView>, (i32, Partitions)),
+    End(watch::Sender<MemberView>, Result<(), GroupError>),
+    Answer(Box<dyn FnOnce(Result<(), GroupError>) + Send>),
+}
+
+impl Then {
+    fn run(self, kept: Result<(), GroupError>) {
+        match (self, kept) {
+            (Then::Update(stream, update), Ok(())) => stream.send_modify(|view| view.update = Some(update)),
+            (Then::Update(stream, _) | Then::End(stream, _), Err(error)) => end(&stream, Err(error)),
+            (Then::End(stream, why), Ok(())) => end(&stream, why),
+            (Then::Answer(answer), kept) => answer(kept),
+        }
+    }
+}
+
+fn end(stream: &watch::Sender<MemberView>, why: Result<(), GroupError>) {
+    stream.send_modify(|view| {
+        view.ended.get_or_insert(why);
+    });
+}
+
+struct Stream {
+    id: u64,
+    view: watch::Sender<MemberView>,
+}
+
+#[derive(Default)]
+struct Gathered {
+    records: Vec<(Bytes, Option<Bytes>)>,
+    bytes: usize,
+    then: Vec<Then>,
+}
+
+/// What every shard needs.
+#[derive(Clone)]
+pub(crate) struct GroupContext {
+    pub(crate) settings: GroupSettings,
+    pub(crate) metadata: MetadataHandle,
+    pub(crate) pool: Pool,
+    /// Tells the tasks to end.
+    pub(crate) stop: CancellationToken,
+}
+
+type Loading = BoxFuture<'static, Result<Replay, PartitionError>>;
+type Appending = BoxFuture<'static, Result<(), PartitionError>>;
+
+pub(super) struct Shard {
+    context: GroupContext,
+    partition: PartitionHandle,
+    began: Instant,
+    groups: BTreeMap<String, Group>,
+    streams: HashMap<(String, String), Stream>,
+    next_stream_id: u64,
+    /// When each group's next deadline is.
+    deadlines: BTreeSet<(u64, String)>,
+    deadline_of: HashMap<String, u64>,
+    /// Reads the groups; `None` once they are served.
+    loading: Option<Loading>,
+    /// Why the groups could not be read or written: what is asked while they are read again is refused with this. While
+    /// they are read for the first time, requests wait.
+    refusing: Option<GroupError>,
+    gathered: Gathered,
+    /// The append under way, and what waits for it.
+    appending: Option<(Appending, Vec<Then>)>,
+}
+
+impl Shard {
+    pub(super) fn new(context: GroupContext, partition: PartitionHandle) -> Shard {
+        let loading = load::read(partition.clone(), context.pool.clone(), Duration::ZERO).boxed();
+        Shard {
+            context,
+            partition,
+            began: Instant::now(),
+            groups: BTreeMap::new(),
+            streams: HashMap::new(),
+            next_stream_id: 0,
+            deadlines: BTreeSet::new(),
+            deadline_of: HashMap::new(),
+            loading: Some(loading),
+            refusing: None,
+            gathered: Gathered::default(),
+            appending: None,
+        }
+    }
+
+    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        let stop = self.context.stop.clone();
+        let mut changes = self.context.metadata.changes();
+        let mut watching = true;
+        let expire_every = Duration::from_millis(self.context.settings.offsets_check_interval_ms);
+        let mut expire_at = Instant::now() + expire_every;
+        loop {
+            let deadline = self.next_deadline().map_or(expire_at, |deadline| deadline.min(expire_at));
+            let admits = self.gathered.bytes < GATHERED_BYTES && (self.loading.is_none() || self.refusing.is_some());
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                kept = appended(&mut self.appending) => self.appended(kept),
+                replay = loaded(&mut self.loading) => self.loaded(replay),
+                changed = changes.changed(), if watching => match changed {
+                    Ok(()) => self.topics_changed(),
+                    // The metadata stops before the groups do.
+                    Err(_) => watching = false,
+                },
+                () = sleep_until(deadline) => {
+                    // Reports that have arrived count, however late this task is.
+                    for _ in 0..if admits { WAITING_REQUESTS } else { 0 } {
+                        let Ok(request) = requests.try_recv() else { break };
+                        self.handle(request);
+                    }
+                    self.tick();
+                    if Instant::now() >= expire_at {
+                        self.expire();
+                        expire_at = Instant::now() + expire_every;
+                    }
+                }
+                request = requests.recv(), if admits => match request {
+                    Some(request) => self.handle(request),
+                    None => break,
+                },
+            }
+            self.append_gathered();
+        }
+        self.shut_down(&mut requests).await;
+    }
+
+    fn handle(&mut self, request: Request) {
+        let now = self.now();
+        if self.loading.is_some() {
+            let refusing = self.refusing.clone();
+            return refuse(request, |group| refusing.clone().unwrap_or_else(|| GroupError::Loading(group.to_owned())));
+        }
+        let metadata = self.context.metadata.state();
+        match request {
+            Request::Join { group, join, tell } => self.join(now, group, join, &metadata, tell),
+            Request::Report { group, member, stream_id, report } => {
+                if self.is_current(&group, &member, stream_id) {
+                    let done = self.with(&group, |g| g.heartbeat(now, &member, report, &metadata));
+                    self.end_if_refused(group, member, done);
+                }
+            }
+            Request::Leave { group, member, stream_id, keep } => {
+                if self.is_current(&group, &member, stream_id) {
+                    let done = self.with(&group, |g| g.leave(now, &member, keep, &metadata));
+                    self.end_if_refused(group, member, done);
+                }
+            }
+            Request::Disconnected { group, member, stream_id } => {
+                if self.is_current(&group, &member, stream_id) {
+                    if let Some(group) = self.groups.get_mut(&group) {
+                        group.disconnected(&member);
+                    }
+                    self.streams.remove(&(group, member));
+                }
+            }
+            Request::Commit { group, speaker, entries, tell } => {
+                let mut results = Vec::new();
+                let done = self.with(&group, |g| {
+                    let (effects, entries) = g.commit(now, speaker.as_speaker(), entries, &metadata)?;
+                    results = entries;
+                    Ok(effects)
+                });
+                self.answer(done, tell, move || results);
+            }
+            Request::Offsets { group, speaker, tell } => {
+                let found = match self.groups.get(&group) {
+                    Some(group) => group.check_speaker(speaker.as_speaker()).map(|()| copy_offsets(group)),
+                    None => match speaker {
+                        OwnedSpeaker::Administrator => Ok(Vec::new()),
+                        OwnedSpeaker::Member { id, .. } => Err(GroupError::UnknownMember { group, member: id }),
+                    },
+                };
+                self.answer_read(found, tell);
+            }
+            Request::Describe { group, tell } => {
+                let found = self.groups.get(&group).cloned().map(Box::new).ok_or(GroupError::NotFound(group));
+                self.answer_read(found, tell);
+            }
+            Request::List { tell } => {
+                let listed = self.groups.values().map(|group| Listed {
+                    group: group.name().to_owned(),
+                    state: group.phase().name(),
+                    members: group.members().len(),
+                    assignor: group.assignor().name(),
+                });
+                let listed = listed.collect();
+                self.answer_read(Ok(listed), tell);
+            }
+            Request::Committed { tell } => {
+                let offsets = self.groups.values().flat_map(|group| {
+                    let name = group.name();
+                    group.offsets().map(|(topic, p, kept)| (name.to_owned(), topic.to_owned(), p, kept.offset))
+                });
+                let offsets = offsets.collect();
+                self.answer_read(Ok(offsets), tell);
+            }
+            Request::Delete { group, tell } => {
+                let done = self.with(&group, Group::delete);
+                self.answer(done, tell, || ());
+            }
+            Request::DeleteOffsets { group, topic, partitions, tell } => {
+                let done = self.with(&group, |g| g.delete_offsets(&topic, &partitions));
+                self.answer(done, tell, || ());
+            }
+            Request::TopicsChanged { tell } => {
+                self.topics_changed();
+                self.answer(Ok(()), tell, || ());
+            }
+        }
+    }
+
+    fn join(&mut self, now: Now, group: String, join: Join, metadata: &MetadataState, tell: Tell<Joined>) {
+        let key = (group.clone(), join.member_id.clone());
+        let member = join.member_id.clone();
+        let settings = self.context.settings.clone();
+        // The stream is there before the effects: they hold its first update. A refused join leaves an older one be.
+        let (view, watched) = watch::channel(MemberView::default());
+        let older = self.streams.insert(key.clone(), Stream { id: self.next_stream_id, view });
+        let done = self.with(&group, |g| g.join(now, join, metadata, &settings));
+        match done {
+            Ok(()) => {
+                let interval = |g: &Group| g.heartbeat_interval_ms(&member, &settings);
+                let heartbeat_interval_ms = self.groups.get(&group).map_or(settings.heartbeat_interval_ms, interval);
+                let stream_id = self.next_stream_id;
+                self.next_stream_id += 1;
+                // A member that does not wait for the answer has dropped its stream, and says so.
+                drop(tell.send(Ok(Joined { stream_id, view: watched, heartbeat_interval_ms })));
+            }
+            Err(error) => {
+                match older {
+                    Some(older) => self.streams.insert(key, older),
+                    None => self.streams.remove(&key),
+                };
+                self.answer_read(Err(error), tell);
+            }
+        }
+    }
+
+    /// Lets a group decide, and takes note of what it decided.
+    fn with(
+        &mut self,
+        name: &str,
+        decide: impl FnOnce(&mut Group) -> Result<Effects, GroupError>,
+    ) -> Result<(), GroupError> {
+        let group = self.groups.entry(name.to_owned()).or_insert_with(|| Group::new(name));
+        let decided = decide(group);
+        let (forgotten, deadline) = (group.is_forgotten(), group.next_deadline_ms());
+        if forgotten {
+            self.groups.remove(name);
+        }
+        self.note_deadline(name, deadline);
+        self.perform(name, decided?);
+        Ok(())
+    }
+
+    fn note_deadline(&mut self, name: &str, deadline: Option<u64>) {
+        if self.deadline_of.get(name).copied() == deadline {
+            return;
+        }
+        if let Some(before) = self.deadline_of.remove(name) {
+            self.deadlines.remove(&(before, name.to_owned()));
+        }
+        if let Some(deadline) = deadline {
+            self.deadline_of.insert(name.to_owned(), deadline);
+            self.deadlines.insert((deadline, name.to_owned()));
+        }
+    }
+
+    fn perform(&mut self, group: &str, effects: Effects) {
+        // Whatever the event makes visible waits for all of its records.
+        let (writes, visible): (Effects, Effects) =
+            effects.into_iter().partition(|effect| matches!(effect, Effect::Write(..)));
+        for write in writes {
+            let Effect::Write(key, value) = write else { continue };
+            let encoded = key.encode().and_then(|key| Ok((key, value.map(|value| value.encode()).transpose()?)));
+            match encoded {
+                Ok((key, value)) => {
+                    self.gathered.bytes += BatchBuilder::record_bound(Some(&key), value.as_deref(), &[]);
+                    self.gathered.records.push((key, value));
+                }
+                Err(error) => tracing::error!(group, %error, "group record cannot be written"),
+            }
+        }
+        for effect in visible {
+            let key = |member: &str| (group.to_owned(), member.to_owned());
+            match effect {
+                Effect::Update { member_id, epoch, assigned } => {
+                    if let Some(stream) = self.streams.get(&key(&member_id)) {
+                        let then = Then::Update(stream.view.clone(), (epoch, assigned));
+                        self.defer(then);
+                    }
+                }
+                Effect::Expel { member_id, error } => {
+                    tracing::info!(group, member = member_id, %error, "member is out");
+                    if let Some(stream) = self.streams.remove(&key(&member_id)) {
+                        self.defer(Then::End(stream.view, Err(error)));
+                    }
+                }
+                Effect::Left { member_id } => {
+                    if let Some(stream) = self.streams.remove(&key(&member_id)) {
+                        self.defer(Then::End(stream.view, Ok(())));
+                    }
+                }
+                Effect::Write(..) => {}
+            }
+        }
+    }
+
+    /// Does something once everything decided so far is kept.
+    fn defer(&mut self, then: Then) {
+        if !self.gathered.records.is_empty() {
+            self.gathered.then.push(then);
+        } else if let Some((_, waiting)) = &mut self.appending {
+            waiting.push(then);
+        } else {
+            then.run(Ok(()));
+        }
+    }
+
+    fn answer<T: Send + 'static>(
+        &mut self,
+        done: Result<(), GroupError>,
+        tell: Tell<T>,
+        value: impl FnOnce() -> T + Send + 'static,
+    ) {
+        self.defer(Then::Answer(Box::new(move |kept| {
+            // Whoever asked may have gone.
+            drop(tell.send(kept.and(done).map(|()| value())));
+        })));
+    }
+
+    fn answer_read<T: Send + 'static>(&mut self, found: Result<T, GroupError>, tell: Tell<T>) {
+        self.defer(Then::Answer(Box::new(move |kept| drop(tell.send(kept.and(found))))));
+    }
+
+    fn end_if_refused(&mut self, group: String, member: String, done: Result<(), GroupError>) {
+        if let Err(error) = done
+            && let Some(stream) = self.streams.remove(&(group, member))
+        {
+            self.defer(Then::End(stream.view, Err(error)));
+        }
+    }
+
+    fn is_current(&self, group: &str, member: &str, stream_id: u64) -> bool {
+        self.streams.get(&(group.to_owned(), member.to_owned())).is_some_and(|stream| stream.id == stream_id)
+    }
+
+    fn each_group(&mut self, decide: impl Fn(&mut Group) -> Effects) {
+        let names: Vec<String> = self.groups.keys().cloned().collect();
+        for name in names {
+            // Deciding for all of them cannot be refused.
+            drop(self.with(&name, |group| Ok(decide(group))));
+        }
+    }
+
+    fn topics_changed(&mut self) {
+        if self.loading.is_some() {
+            return;
+        }
+        let (now, metadata) = (self.now(), self.context.metadata.state());
+        self.each_group(|group| {
+            let mut effects = group.topics_changed(now, &metadata);
+            effects.extend(group.forget_deleted_topics(&metadata));
+            effects
+        });
+    }
+
+    fn expire(&mut self) {
+        if self.loading.is_none() {
+            let (now, settings) = (self.now(), self.context.settings.clone());
+            self.each_group(|group| group.expire(now, &settings));
+        }
+    }
+
+    fn tick(&mut self) {
+        let now = self.now();
+        let metadata = self.context.metadata.state();
+        while let Some((deadline, name)) = self.deadlines.first().cloned() {
+            if deadline > now.monotonic_ms {
+                break;
+            }
+            // A tick cannot be refused.
+            drop(self.with(&name, |group| Ok(group.tick(now, &metadata))));
+        }
+    }
+
+    fn append_gathered(&mut self) {
+        if self.appending.is_some() || self.gathered.records.is_empty() {
+            return;
+        }
+        let Gathered { records, then, .. } = std::mem::take(&mut self.gathered);
+        let timestamp = now_ms();
+        let mut builder = BatchBuilder::new(BuildOptions::default());
+        for (key, value) in &records {
+            builder.append(timestamp, Some(key), value.as_deref(), &[]);
+        }
+        let built = builder.build().and_then(|bytes| Ok(NewBatch { header: BatchHeader::parse(&bytes)?, bytes }));
+        let partition = self.partition.clone();
+        let append = async move { partition.append(vec![built?], Acks::All).await.map(drop) };
+        self.appending = Some((append.boxed(), then));
+    }
+
+    fn appended(&mut self, kept: Result<(), PartitionError>) {
+        let Some((_, then)) = self.appending.take() else { return };
+        match kept {
+            Ok(()) => then.into_iter().for_each(|then| then.run(Ok(()))),
+            Err(error) => {
+                tracing::warn!(partition = ?self.partition, %error, "group records not kept; reading the groups anew");
+                self.fail(then, &not_kept(&error));
+                self.reload(not_kept(&error));
+            }
+        }
+    }
+
+    /// Tells everybody who waits or listens that what was decided does not hold.
+    fn fail(&mut self, then: Vec<Then>, error: &GroupError) {
+        let gathered = std::mem::take(&mut self.gathered);
+        for then in then.into_iter().chain(gathered.then) {
+            then.run(Err(error.clone()));
+        }
+        for (_, stream) in self.streams.drain() {
+            end(&stream.view, Err(error.clone()));
+        }
+    }
+
+    fn reload(&mut self, error: GroupError) {
+        self.refusing = Some(error);
+        self.groups.clear();
+        self.deadlines.clear();
+        self.deadline_of.clear();
+        let read = load::read(self.partition.clone(), self.context.pool.clone(), RELOAD_AFTER);
+        self.loading = Some(read.boxed());
+    }
+
+    fn loaded(&mut self, replay: Result<Replay, PartitionError>) {
+        self.loading = None;
+        match replay {
+            Ok(replay) => {
+                self.refusing = None;
+                let passed_over = replay.passed_over();
+                let metadata = self.context.metadata.state();
+                let (groups, effects) = replay.finish(self.now(), &metadata, &self.context.settings);
+                if passed_over > 0 {
+                    tracing::warn!(partition = ?self.partition, passed_over, "records of the offsets topic passed over");
+                }
+                for (name, group) in &groups {
+                    self.note_deadline(name, group.next_deadline_ms());
+                }
+                self.groups = groups;
+                for (name, effects) in effects {
+                    self.perform(&name, effects);
+                }
+                self.topics_changed();
+            }
+            Err(error) => {
+                if self.refusing.is_none() {
+                    tracing::error!(partition = ?self.partition, %error, "groups cannot be read; trying again");
+                }
+                self.reload(not_kept(&error));
+            }
+        }
+    }
+
+    fn now(&self) -> Now {
+        let monotonic_ms = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        Now { monotonic_ms, wall_ms: now_ms() }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let (deadline, _) = self.deadlines.first()?;
+        Some(self.began + Duration::from_millis(*deadline))
+    }
+
+    /// What was decided is kept and answered; the rest is refused.
+    async fn shut_down(mut self, requests: &mut mpsc::Receiver<Request>) {
+        requests.close();
+        while let Ok(request) = requests.try_recv() {
+            refuse(request, |_| GroupError::ShuttingDown);
+        }
+        self.append_gathered();
+        while self.appending.is_some() {
+            let kept = appended(&mut self.appending).await;
+            self.appended(kept);
+            self.append_gathered();
+        }
+        self.fail(Vec::new(), &GroupError::ShuttingDown);
+    }
+}
+
+/// The end of the append under way; never, without one.
+async fn appended(appending: &mut Option<(Appending, Vec<Then>)>) -> Result<(), PartitionError> {
+    match appending {
+        Some((append, _)) => append.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The end of the reading under way; never, without one.
+async fn loaded(loading: &mut Option<Loading>) -> Result<Replay, PartitionError> {
+    match loading {
+        Some(loading) => loading.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn not_kept(error: &PartitionError) -> GroupError {
+    let code = match error.code() {
+        // The coordinator can go on; it has to read what is there.
+        ErrorCode::PartitionFenced => ErrorCode::PartitionFenced,
+        code if code.retryable() => code,
+        _ => ErrorCode::CoordinatorLoading,
+    };
+    GroupError::NotKept { code, reason: error.to_string() }
+}
+
+fn copy_offsets(group: &Group) -> Vec<(String, u32, Committed)> {
+    group.offsets().map(|(topic, partition, committed)| (topic.to_owned(), partition, committed.clone())).collect()
+}
+
+fn refuse(request: Request, error: impl Fn(&str) -> GroupError) {
+    fn tell_it<T>(tell: Tell<T>, error: GroupError) {
+        // Whoever asked may have gone.
+        drop(tell.send(Err(error)));
+    }
+    match request {
+        Request::Join { group, tell, .. } => tell_it(tell, error(&group)),
+        Request::Commit { group, tell, .. } => tell_it(tell, error(&group)),
+        Request::Offsets { group, tell, .. } => tell_it(tell, error(&group)),
+        Request::Describe { group, tell } => tell_it(tell, error(&group)),
+        Request::List { tell } => tell_it(tell, error("*")),
+        Request::Committed { tell } => tell_it(tell, error("*")),
+        Request::Delete { group, tell } | Request::DeleteOffsets { group, tell, .. } => tell_it(tell, error(&group)),
+        // Topics are looked at once the groups are read.
+        Request::TopicsChanged { tell } => drop(tell.send(Ok(()))),
+        // Their streams ended when the groups were let go.
+        Request::Report { .. } | Request::Leave { .. } | Request::Disconnected { .. } => {}
+    }
+}
