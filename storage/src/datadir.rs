@@ -97,7 +97,10 @@ impl DataDir {
     /// Locks and opens a data root, or makes one. The clean-shutdown marker is noted and removed (and the directory synced) before
     /// anything else can be written. Folders of partitions whose deletion was cut short are removed.
     pub fn open(files: Arc<dyn Files>, path: &Path, identity: &NewIdentity) -> Result<DataDir, DataDirError> {
-        files.create_dir_all(path).during("create", path)?;
+        if !files::exists(&*files, path).during("look at", path)? {
+            files.create_dir_all(path).during("create", path)?;
+            files.sync_dir(files::parent(path)).during("sync", files::parent(path))?;
+        }
         let lock = match files.lock(&path.join(LOCK)) {
             Ok(lock) => lock,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(DataDirError::Locked(path.into())),
@@ -264,7 +267,8 @@ fn identify(files: &dyn Files, path: &Path, identity: &NewIdentity) -> Result<Me
     Ok(meta)
 }
 
-fn remove_folder(files: &dyn Files, path: &Path) -> Result<(), IoFailure> {
+/// Removes a folder and everything in it.
+pub(crate) fn remove_folder(files: &dyn Files, path: &Path) -> Result<(), IoFailure> {
     for entry in files.list(path).during("list", path)? {
         let path = path.join(&entry.name);
         if entry.is_dir {

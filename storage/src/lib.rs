@@ -11,6 +11,7 @@ pub mod datadir;
 pub mod epochs;
 pub mod error;
 pub mod files;
+pub mod import;
 pub mod index;
 pub mod inspect;
 mod log;

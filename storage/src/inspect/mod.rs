@@ -7,7 +7,7 @@
 
 pub mod dump;
 pub mod repair;
-mod scan;
+pub(crate) mod scan;
 pub mod stats;
 #[cfg(test)]
 mod tests;
