@@ -9,8 +9,10 @@
 //! appended.
 //!
 //! ```text
-//! header  48 bytes:  "HWCRC" 0 0 1 (magic and version) | topic id 16 | u32 partition | i64 base offset | 12 zero bytes (big endian)
-//! entries  8 bytes:  u32 position | u32 CRC-32 (ISO-HDLC) of the header and of every byte of the .log before that position
+//! header  48 bytes:  "HWCRC" 0 0 1 (magic and version) | topic id 16 | u32 partition | i64 base offset | u32 check | 8 zero bytes
+//! entries 12 bytes:  u32 position | u32 CRC-32 (ISO-HDLC) of the header and of every byte of the .log before that position | u32 check
+//! check              CRC-32 of the bytes before it, in the header or in the entry: damage to this file is never taken for
+//!                    damage to the log                                                                         (big endian)
 //! ```
 //!
 //! There is an entry for each 64 KiB of the log; when the segment is sealed or closed, a last one for its end.
@@ -20,7 +22,7 @@ use headwater_proto::TopicId;
 /// Bytes of the header.
 pub const HEADER_BYTES: usize = 48;
 /// Bytes of an entry.
-pub const ENTRY_BYTES: usize = 8;
+pub const ENTRY_BYTES: usize = 12;
 /// Bytes of log between two entries.
 pub const STEP_BYTES: u64 = 64 * 1024;
 
@@ -73,6 +75,8 @@ impl CrcHeader {
         bytes[8..24].copy_from_slice(self.topic_id.as_bytes());
         bytes[24..28].copy_from_slice(&self.partition.to_be_bytes());
         bytes[28..36].copy_from_slice(&self.base_offset.to_be_bytes());
+        let check = crc32fast::hash(&bytes[..36]);
+        bytes[36..40].copy_from_slice(&check.to_be_bytes());
         bytes
     }
 
@@ -84,8 +88,8 @@ impl CrcHeader {
         if bytes[..8] != MAGIC {
             return fault(0, "no checksum file, or of a version that this build does not know");
         }
-        if bytes[36..].iter().any(|byte| *byte != 0) {
-            return fault(36, "reserved bytes are not zero");
+        if bytes[36..40] != crc32fast::hash(&bytes[..36]).to_be_bytes() || bytes[40..].iter().any(|byte| *byte != 0) {
+            return fault(36, "the header does not match its own check");
         }
         let mut topic_id = [0; 16];
         topic_id.copy_from_slice(&bytes[8..24]);
@@ -109,7 +113,10 @@ pub fn decode(bytes: &[u8]) -> Result<CrcFile, CrcFault> {
         let position = (HEADER_BYTES + number * ENTRY_BYTES) as u64;
         let fault = |detail: &str| Err(CrcFault { position, detail: detail.into() });
         let Ok(chunk) = <&[u8; ENTRY_BYTES]>::try_from(chunk) else { return fault("half an entry") };
-        let [a, b, c, d, e, f, g, h] = *chunk;
+        let [a, b, c, d, e, f, g, h, check @ ..] = *chunk;
+        if check != crc32fast::hash(&chunk[..8]).to_be_bytes() {
+            return fault("the entry does not match its own check");
+        }
         let entry = CrcEntry { position: u32::from_be_bytes([a, b, c, d]), crc: u32::from_be_bytes([e, f, g, h]) };
         if entries.last().map_or(0, |last| last.position) >= entry.position {
             return fault("positions do not rise");
@@ -165,8 +172,9 @@ impl RunningCrc {
     /// The entries that became due and were not taken.
     pub fn pending(&self) -> impl Iterator<Item = CrcEntry> + '_ {
         self.pending.chunks_exact(ENTRY_BYTES).filter_map(|chunk| {
-            let (position, crc) = chunk.split_first_chunk::<4>()?;
-            Some(CrcEntry { position: u32::from_be_bytes(*position), crc: u32::from_be_bytes(crc.try_into().ok()?) })
+            let (position, rest) = chunk.split_first_chunk::<4>()?;
+            let (crc, _) = rest.split_first_chunk::<4>()?;
+            Some(CrcEntry { position: u32::from_be_bytes(*position), crc: u32::from_be_bytes(*crc) })
         })
     }
 
@@ -204,8 +212,11 @@ impl RunningCrc {
 }
 
 fn put(entry: CrcEntry, to: &mut Vec<u8>) {
-    to.extend_from_slice(&entry.position.to_be_bytes());
-    to.extend_from_slice(&entry.crc.to_be_bytes());
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&entry.position.to_be_bytes());
+    bytes[4..].copy_from_slice(&entry.crc.to_be_bytes());
+    to.extend_from_slice(&bytes);
+    to.extend_from_slice(&crc32fast::hash(&bytes).to_be_bytes());
 }
 
 #[cfg(test)]
@@ -260,7 +271,7 @@ mod tests {
         let mut whole = RunningCrc::new(&HEADER);
         whole.update(&log);
         assert_eq!(resumed.entry(), whole.entry());
-        assert_eq!(resumed.take().0, HEADER_BYTES as u64 + 16);
+        assert_eq!(resumed.take().0, (HEADER_BYTES + 2 * ENTRY_BYTES) as u64);
     }
 
     #[test]
@@ -271,7 +282,7 @@ mod tests {
         for bit in 0..file.len() * 8 {
             let mut damaged = file.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert_ne!(decode(&damaged), Ok(right.clone()), "bit {bit}");
+            assert!(decode(&damaged).is_err(), "bit {bit}");
         }
         for cut in 0..file.len() {
             assert_ne!(decode(&file[..cut]), Ok(right.clone()));

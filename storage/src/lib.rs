@@ -28,6 +28,7 @@ mod scan;
 mod segment;
 pub mod sim;
 pub mod transactions;
+mod verify;
 
 pub use config::{Cleanup, LogConfig, LogIdentity, OpenHints};
 pub use datadir::{DataDir, DataDirError, NewIdentity, PartitionFolder};

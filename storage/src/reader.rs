@@ -19,6 +19,7 @@ use crate::files::read_exact_at;
 use crate::index::LargestTimestamp;
 use crate::map::Map;
 use crate::segment::{Opened, Segment};
+use crate::verify;
 
 /// A segment in a picture of the log.
 #[derive(Debug, Clone)]
@@ -526,24 +527,26 @@ impl Slice {
         self.range.is_empty()
     }
 
-    /// Whether the bytes are in memory, so that touching them does not block. Takes about a microsecond. Where the system cannot tell,
-    /// the last few megabytes of a segment count as present.
+    /// Whether the bytes are in memory, so that touching them does not block, and were checked since this process began. Takes about a microsecond.
+    /// Where the system cannot tell, the last few megabytes of a segment count as present.
     pub fn is_resident(&self) -> bool {
         const PROBABLY_PRESENT_BYTES: u64 = 4 << 20;
-        // The walk to the next offset begins at the boundary, which was handed out before.
-        self.open
-            .map
-            .is_resident(self.range.clone())
-            .unwrap_or_else(|| self.range.start + PROBABLY_PRESENT_BYTES >= self.segment.published())
+        let present = || {
+            let resident = self.open.map.is_resident(self.range.clone());
+            resident.unwrap_or_else(|| self.range.start + PROBABLY_PRESENT_BYTES >= self.segment.published())
+        };
+        self.segment.verified.contains(&self.range) && present()
     }
 
-    /// Brings the bytes into memory. Blocks; a bad block is an error.
+    /// Brings the bytes into memory and checks them, if this process has not. Blocks. A bad block or a damaged batch is an error:
+    /// nothing of the slice must be served.
     pub fn load(&self) -> Result<(), ReadError> {
         self.open.map.populate(self.range.clone()).during("read", &self.segment.log_path())?;
-        Ok(())
+        verify::verify(&self.segment, &self.open, self.range.clone(), self.boundary)
     }
 
-    /// The bytes, without a copy: a view of the map. Touching them blocks if they are not in memory.
+    /// The bytes, without a copy: a view of the map. Touching them blocks if they are not in memory. They are checked only if
+    /// [`Slice::is_resident`] said so or [`Slice::load`] succeeded.
     pub fn bytes(&self) -> Bytes {
         self.open.map.view(self.range.clone()).unwrap_or_default()
     }

@@ -290,7 +290,7 @@ impl Opening<'_> {
             self.now_ms,
             &mut self.report.rebuilt,
         )
-        .map_err(from_reading)?;
+        .map_err(|error| self.locate(error))?;
         entries.pop();
         let mut recovered = Recovered {
             sealed: entries,
@@ -348,7 +348,7 @@ impl Opening<'_> {
             Checked::Suspect(why) => {
                 tracing::info!(path = %path.display(), why, "reading the segment whole");
                 let rebuilt_before = self.report.rebuilt.len();
-                let scanned = self.scan_segment(base_offset, i64::MAX)?;
+                let scanned = self.scan_segment(base_offset, i64::MAX, next_base)?;
                 if why.contains("index") && self.report.rebuilt.len() == rebuilt_before {
                     self.report.rebuilt.push(path.with_extension(if why.contains("time") {
                         "timeindex"
@@ -369,7 +369,7 @@ impl Opening<'_> {
     fn scan(&mut self, base_offset: i64, later: &[i64]) -> Result<(OpenedSegment, bool), OpenError> {
         let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
         let metadata = self.place.files.metadata(&path).during("look at", &path)?;
-        let scanned = self.scan_segment(base_offset, self.hints.recovery_point)?;
+        let scanned = self.scan_segment(base_offset, self.hints.recovery_point, later.first().copied())?;
         let mut ends_here = false;
         if let Some(fault) = &scanned.fault {
             // Where the next segment goes on exactly here, what follows was reserved, or is stale.
@@ -424,7 +424,12 @@ impl Opening<'_> {
         Ok(())
     }
 
-    fn scan_segment(&mut self, base_offset: i64, recovery_point: i64) -> Result<SegmentScan, OpenError> {
+    fn scan_segment(
+        &mut self,
+        base_offset: i64,
+        recovery_point: i64,
+        next_base: Option<i64>,
+    ) -> Result<SegmentScan, OpenError> {
         let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
         let file = self.place.files.open(&path, OpenMode::Write).during("open", &path)?;
         let crc = RunningCrc::new(&crc_header(self.place.identity, base_offset));
@@ -433,6 +438,8 @@ impl Opening<'_> {
             base_offset,
             // Compaction leaves gaps; nothing else does.
             exact_from: if self.place.config.cleanup.compact { i64::MAX } else { recovery_point },
+            compacted: self.place.config.cleanup.compact,
+            next_base,
             rewrite_from: recovery_point,
         };
         let found = |extension| {
@@ -481,7 +488,7 @@ impl Opening<'_> {
         let mut entries = scanned.entries;
         index.seal(&mut entries);
         segment.rewrite_indexes(entries)?;
-        self.compare_crc(&segment.path(".crc"), &scanned.crc, base_offset)?;
+        self.compare_crc(&segment.path(".crc"), &scanned.crc, base_offset, scanned.flushed)?;
         let mut active = Active {
             segment,
             size: scanned.end,
@@ -498,8 +505,14 @@ impl Opening<'_> {
         Ok(OpenedSegment { active, next_offset: scanned.next_offset })
     }
 
-    /// Reports where a checksum file disagrees with a log of valid batches.
-    fn compare_crc(&mut self, path: &Path, computed: &RunningCrc, base_offset: i64) -> Result<(), OpenError> {
+    /// Reports where a checksum file disagrees with a log of valid batches. `flushed`: bytes that lie below the recovery point.
+    fn compare_crc(
+        &mut self,
+        path: &Path,
+        computed: &RunningCrc,
+        base_offset: i64,
+        flushed: u64,
+    ) -> Result<(), OpenError> {
         let mut report = |position: u64, detail: String| {
             tracing::warn!(path = %path.display(), position, detail, "the checksum file disagrees with valid batches");
             self.report.crc_disagreements.push(CrcDisagreement { path: path.into(), position, detail });
@@ -516,11 +529,36 @@ impl Opening<'_> {
                 let wrong =
                     file.entries.iter().find(|entry| right.get(&entry.position).is_some_and(|crc| *crc != entry.crc));
                 if let Some(entry) = wrong {
-                    report(u64::from(entry.position), "the bytes up to here are others".into());
+                    let position = u64::from(entry.position);
+                    let as_long =
+                        file.entries.last().is_some_and(|last| u64::from(last.position) >= computed.position());
+                    if position <= flushed && as_long {
+                        // Changed in place, in bytes that batch checksums leave out.
+                        let detail =
+                            format!("bytes before here are not those that were written, as {} says", path.display());
+                        let log = path.with_extension("log");
+                        return Err(Corruption { path: log, position, offset: None, detail }.into());
+                    }
+                    report(position, "the bytes up to here are others".into());
                 }
             }
         }
         Ok(())
+    }
+
+    /// A walk over headers that came upon something else than a batch says where; the damage may lie further ahead, in a
+    /// length. A scan finds it.
+    fn locate(&mut self, error: ReadError) -> OpenError {
+        let error = from_reading(error);
+        let OpenError::Corruption(corruption) = &error else { return error };
+        let name = corruption.path.file_name().and_then(|name| name.to_str());
+        let Some((base_offset, ".log")) = name.and_then(parse_segment_file_name) else { return error };
+        match self.scan_segment(base_offset, i64::MAX, None) {
+            Ok(SegmentScan { fault: Some(fault), .. }) if fault.position < corruption.position => {
+                fault.corruption(&corruption.path).into()
+            }
+            _ => error,
+        }
     }
 
     fn remove_later(&self, later: &[i64]) -> Result<(), OpenError> {

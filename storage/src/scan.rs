@@ -16,12 +16,13 @@ use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
 use crate::files::{File, Files, Metadata, OpenMode, read_exact_at};
 use crate::index::{IndexBuilder, IndexBytes, IndexEntry, LargestTimestamp, OffsetEntry, TimeEntry, decode_entries};
 use crate::segment::Segment;
+use crate::verify;
 
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Bytes at a segment's end that may lack index entries before the index counts as incomplete.
-const MOST_UNINDEXED_BYTES: u64 = 1 << 20;
+/// Entries that an offset index may lack at its end before it counts as incomplete.
+const MOST_MISSING_ENTRIES: u32 = 1;
 
 /// What a scan demands of batches.
 #[derive(Debug, Clone, Copy)]
@@ -29,6 +30,10 @@ pub(crate) struct ScanRules {
     pub(crate) base_offset: i64,
     /// From this offset on, no offset may be missing. Before, offsets may only rise.
     pub(crate) exact_from: i64,
+    /// Whether the log is compacted, so that its last batch may follow a gap.
+    pub(crate) compacted: bool,
+    /// Where the next segment begins.
+    pub(crate) next_base: Option<i64>,
     /// Batches that end at or beyond this offset are written again, because nobody knows whether they reached the disk.
     pub(crate) rewrite_from: i64,
 }
@@ -42,6 +47,8 @@ pub(crate) struct SegmentScan {
     /// Where the valid batches end.
     pub(crate) end: u64,
     pub(crate) next_offset: i64,
+    /// Where the batches end that did not have to be written again.
+    pub(crate) flushed: u64,
     pub(crate) batches: u64,
     pub(crate) first_timestamp: Option<i64>,
     pub(crate) index: IndexBuilder,
@@ -90,6 +97,7 @@ pub(crate) fn scan_segment(
         len,
         end: 0,
         next_offset: rules.base_offset,
+        flushed: 0,
         batches: 0,
         first_timestamp: None,
         index,
@@ -100,6 +108,7 @@ pub(crate) fn scan_segment(
     let mut window = Window { file, path, len, bytes: Vec::new(), at: 0 };
     while scan.end < len {
         let expected = scan.next_offset;
+        let ahead = window.offset_ahead(scan.end, expected)?;
         let found = window.batch(scan.end)?;
         let detail = match &found {
             Ok((header, _)) if header.base_offset < expected => {
@@ -108,12 +117,24 @@ pub(crate) fn scan_segment(
             Ok((header, _)) if header.base_offset > expected && expected >= rules.exact_from => {
                 format!("a batch of offset {}, where {expected} is next", header.base_offset)
             }
+            // Base offsets are outside the batch's checksum. Behind a true gap the log goes on; behind a damaged offset it goes back.
+            Ok((header, _))
+                if header.base_offset > expected
+                    && ahead.or(rules.next_base).map_or(!rules.compacted, |next| next < header.next_offset()) =>
+            {
+                format!(
+                    "a batch of offset {}, which the one behind it does not follow; {expected} is next",
+                    header.base_offset
+                )
+            }
             Ok((header, _)) if header.last_offset() - rules.base_offset > i64::from(u32::MAX) => {
                 format!("offset {} is too far from the segment's base", header.last_offset())
             }
             Ok((header, batch)) => {
                 if header.last_offset() >= rules.rewrite_from {
                     file.write_at(scan.end, &[IoSlice::new(batch)]).during("write", path)?;
+                } else {
+                    scan.flushed = scan.end + batch.len() as u64;
                 }
                 on_batch(header);
                 audit.batch(header, scan.end);
@@ -222,6 +243,22 @@ impl Window<'_> {
         Ok(batch::check(bytes).map(|header| (header, bytes)))
     }
 
+    /// Where a batch begins at another offset than `expected`: the base offset of the one behind it, if there is one.
+    fn offset_ahead(&mut self, position: u64, expected: i64) -> Result<Option<i64>, IoFailure> {
+        let Ok(header) = BatchHeader::parse(self.bytes(position, HEADER_BYTES)?) else { return Ok(None) };
+        if header.base_offset == expected {
+            return Ok(None);
+        }
+        let path = self.path;
+        let mut bytes = [0; HEADER_BYTES];
+        let behind = position + header.size() as u64;
+        if behind + HEADER_BYTES as u64 > self.len {
+            return Ok(None);
+        }
+        read_exact_at(self.file, &mut bytes, behind).during("read", path)?;
+        Ok(BatchHeader::parse(&bytes).ok().map(|header| header.base_offset))
+    }
+
     /// How many zero bytes there are from a position on.
     fn zeros_from(&mut self, position: u64) -> Result<u64, IoFailure> {
         let mut at = position;
@@ -321,6 +358,10 @@ pub(crate) fn check_segment(
             return Ok(Checked::Suspect("its checksum file is another segment's"));
         }
         Some(Ok(file)) => match file.entries.last() {
+            // Kafka may have compacted the segment; nothing else makes one shorter.
+            Some(last) if u64::from(last.position) > size && config.cleanup.compact && next_base.is_some() => {
+                return Ok(Checked::Suspect("its checksum file reaches beyond its end"));
+            }
             Some(last) if u64::from(last.position) > size => {
                 let detail = format!("the file ends here, though {} bytes were written", last.position);
                 let (path, offset) = (path_of(".log"), None);
@@ -374,6 +415,7 @@ pub(crate) fn check_segment(
     let mut first_of_walk = true;
     let mut next_offset = base_offset;
     let mut bytes_since_entry = 0;
+    let mut missing = 0;
     let mut largest =
         LargestTimestamp { timestamp: time.timestamp, offset: base_offset + i64::from(time.relative_offset) };
     loop {
@@ -390,7 +432,10 @@ pub(crate) fn check_segment(
         if header.base_offset < next_offset {
             return Ok(Checked::Suspect("its offsets do not rise"));
         }
-        if bytes_since_entry > MOST_UNINDEXED_BYTES {
+        if bytes_since_entry > u64::from(config.index_interval_bytes) * u64::from(missing + 1) {
+            missing += 1;
+        }
+        if missing > MOST_MISSING_ENTRIES {
             return Ok(Checked::Suspect("its offset index ends early"));
         }
         if header.max_timestamp > largest.timestamp {
@@ -418,6 +463,21 @@ pub(crate) fn check_segment(
         Some(largest),
         bytes_since_entry,
     );
+    segment.verified.distrust(size);
+    if next_base.is_none() {
+        // The log goes on behind these bytes, and the checksum of the last step with it: check that now.
+        let boundary = last_offset_entry.map_or(0, |entry| u64::from(entry.position));
+        let from = if crc.is_some() { size / STEP_BYTES * STEP_BYTES } else { boundary };
+        let open = segment.open().map_err(open_error)?;
+        match verify::verify(&segment, &open, from..size, boundary) {
+            Ok(()) if crc.is_some() && segment.verified.ignores_crc() => {
+                return Ok(Checked::Suspect("its checksum file disagrees"));
+            }
+            Ok(()) => segment.verified.distrust(from),
+            Err(ReadError::Corruption(corruption)) => return Err(corruption.into()),
+            Err(error) => return Err(open_error(error)),
+        }
+    }
     Ok(Checked::Complete(Complete { segment, size, next_offset, index: builder, crc, first_timestamp }))
 }
 

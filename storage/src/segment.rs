@@ -19,6 +19,7 @@ use crate::error::{Corruption, During, IoFailure, ReadError, bad_batch};
 use crate::files::{File, Files, OpenMode, read_exact_at};
 use crate::index::{IndexBytes, IndexEntry, OffsetEntry, TimeEntry};
 use crate::map::Map;
+use crate::verify::Verified;
 
 /// The bound on segments that are open at once. An open one costs a file descriptor and a map; one that is closed is opened again when
 /// somebody reads or writes it.
@@ -96,6 +97,7 @@ pub(crate) struct Segment {
     map_bytes: AtomicU64,
     offsets: Mutex<IndexTail>,
     times: Mutex<IndexTail>,
+    pub(crate) verified: Verified,
 }
 
 impl Segment {
@@ -118,7 +120,13 @@ impl Segment {
             map_bytes: AtomicU64::new(0),
             offsets: Mutex::new(IndexTail { in_file: offsets_bytes, bytes: Vec::new() }),
             times: Mutex::new(IndexTail { in_file: times_bytes, bytes: Vec::new() }),
+            verified: Verified::default(),
         })
+    }
+
+    /// The files it lies on.
+    pub(crate) fn files(&self) -> &dyn Files {
+        &*self.files
     }
 
     /// One of its files.

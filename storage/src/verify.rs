@@ -1,0 +1,206 @@
+//! Bad bytes are never served: what was on the disk before this process is checked once before it is handed out.
+//!
+//! Owns: which ranges of a segment were checked, and the check. Refuses: what recovery scanned and what this process appended: that
+//! was checked already. Read next: `segment.rs`.
+//!
+//! Blocks of 64 KiB are compared with the `.crc` file; where there is none (Kafka wrote the segment), batches are checked by their own
+//! checksums. Bytes that differ in a segment which is as long as its `.crc` says were changed in place, and are damage, even where every batch is
+//! valid by itself: its checksum leaves out the first 21 bytes. If the length differs too, Kafka appended or compacted here; then valid
+//! batches are good enough, and the disagreement is reported once.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use headwater_proto::batch::{self, BatchHeader, HEADER_BYTES};
+
+use crate::active::read_crc_file;
+use crate::crcfile::{CrcFile, RunningCrc, STEP_BYTES};
+use crate::error::{Corruption, During, ReadError, bad_batch};
+use crate::files::read_exact_at;
+use crate::index::IndexBuilder;
+use crate::scan::{self, IndexAudit, ScanRules};
+use crate::segment::{Opened, Segment, lock};
+
+/// What of a segment was checked.
+#[derive(Debug, Default)]
+pub(crate) struct Verified {
+    /// Bytes from here on were written or scanned by this process.
+    below: AtomicU64,
+    /// Ranges before that which were checked: start and end, apart from each other.
+    ranges: Mutex<BTreeMap<u64, u64>>,
+    /// The checksum file disagrees with valid batches.
+    ignore_crc: AtomicBool,
+}
+
+impl Verified {
+    /// Nothing before `below` was checked.
+    pub(crate) fn distrust(&self, below: u64) {
+        self.below.store(below, Ordering::Release);
+    }
+
+    /// Whether the checksum file turned out not to be this log's.
+    pub(crate) fn ignores_crc(&self) -> bool {
+        self.ignore_crc.load(Ordering::Relaxed)
+    }
+
+    /// Whether a range was checked.
+    pub(crate) fn contains(&self, range: &Range<u64>) -> bool {
+        let end = range.end.min(self.below.load(Ordering::Acquire));
+        if range.start >= end {
+            return true;
+        }
+        let ranges = lock(&self.ranges);
+        ranges.range(..=range.start).next_back().is_some_and(|(_, known_end)| *known_end >= end)
+    }
+
+    fn insert(&self, range: Range<u64>) {
+        let mut ranges = lock(&self.ranges);
+        let (mut start, mut end) = (range.start, range.end);
+        while let Some((known_start, known_end)) = ranges.range(..=end).next_back().map(|(start, end)| (*start, *end)) {
+            if known_end < start {
+                break;
+            }
+            ranges.remove(&known_start);
+            (start, end) = (start.min(known_start), end.max(known_end));
+        }
+        ranges.insert(start, end);
+    }
+}
+
+/// Checks a range of a segment that is in memory. `boundary` is where a batch begins, at or before the range.
+pub(crate) fn verify(segment: &Arc<Segment>, open: &Opened, range: Range<u64>, boundary: u64) -> Result<(), ReadError> {
+    let verified = &segment.verified;
+    if verified.contains(&range) {
+        return Ok(());
+    }
+    let below = verified.below.load(Ordering::Acquire);
+    if !verified.ignore_crc.load(Ordering::Relaxed)
+        && let Some(file) = crc_file(segment)?
+    {
+        let blocks = range.start / STEP_BYTES * STEP_BYTES..range.end.next_multiple_of(STEP_BYTES).min(below);
+        return match compare(segment, open, &file, blocks.clone(), below)? {
+            None => {
+                verified.insert(blocks);
+                Ok(())
+            }
+            Some(position) => judge(segment, open, &file, position, below),
+        };
+    }
+    let mut at = boundary;
+    let path = segment.log_path();
+    let corrupt = |position, error| ReadError::Corruption(bad_batch(&path, position, None, &error));
+    let mut bytes = Vec::new();
+    while at < range.end.min(below) {
+        let mut header = [0; HEADER_BYTES];
+        read_exact_at(&*open.file, &mut header, at).during("read", &path)?;
+        let header = BatchHeader::parse(&header).map_err(|error| corrupt(at, error))?;
+        bytes.resize(header.size().min(below.saturating_sub(at) as usize), 0);
+        read_exact_at(&*open.file, &mut bytes, at).during("read", &path)?;
+        batch::check(&bytes).map_err(|error| corrupt(at, error))?;
+        at += bytes.len() as u64;
+    }
+    verified.insert(boundary..at);
+    Ok(())
+}
+
+/// The segment's checksum file, if it can be used.
+fn crc_file(segment: &Arc<Segment>) -> Result<Option<CrcFile>, ReadError> {
+    let path = segment.path(".crc");
+    match read_crc_file(segment.files(), &path)? {
+        Some(Ok(file)) if file.header.base_offset == segment.base_offset => Ok(Some(file)),
+        Some(Err(fault)) => {
+            tracing::warn!(path = %path.display(), %fault, "damaged; batches are checked instead");
+            segment.verified.ignore_crc.store(true, Ordering::Relaxed);
+            Ok(None)
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Compares blocks with the checksum file; the position of the first that differs, or that it does not know.
+fn compare(
+    segment: &Arc<Segment>,
+    open: &Opened,
+    file: &CrcFile,
+    blocks: Range<u64>,
+    below: u64,
+) -> Result<Option<u64>, ReadError> {
+    let path = segment.log_path();
+    let mut bytes = vec![0; STEP_BYTES as usize];
+    let mut at = blocks.start;
+    while at < blocks.end {
+        let number = (at / STEP_BYTES) as usize;
+        let end = (at + STEP_BYTES).min(below);
+        let Some(after) = file.entries.get(number).filter(|entry| u64::from(entry.position) == end) else {
+            return Ok(Some(at));
+        };
+        let mut running = match number.checked_sub(1).and_then(|before| file.entries.get(before)) {
+            Some(before) => RunningCrc::resume(*before, number),
+            None => RunningCrc::new(&file.header),
+        };
+        bytes.resize((end - at) as usize, 0);
+        read_exact_at(&*open.file, &mut bytes, at).during("read", &path)?;
+        running.update(&bytes);
+        if running.entry() != *after {
+            return Ok(Some(at));
+        }
+        at = end;
+    }
+    Ok(None)
+}
+
+/// A block differs: damage, if not every batch of the segment is valid and in order, or if nothing but bytes changed.
+fn judge(segment: &Arc<Segment>, open: &Opened, file: &CrcFile, position: u64, below: u64) -> Result<(), ReadError> {
+    let path = segment.log_path();
+    let rules = ScanRules {
+        base_offset: segment.base_offset,
+        exact_from: i64::MAX,
+        compacted: true,
+        next_base: None,
+        rewrite_from: i64::MAX,
+    };
+    // What is built along the way is not needed.
+    let index = IndexBuilder::new(segment.base_offset, u32::MAX);
+    let crc = RunningCrc::new(&file.header);
+    let mut audit = IndexAudit::new(segment.base_offset, None, None);
+    let scanned = scan::scan_segment(&*open.file, &path, rules, index, crc, &mut audit, |_| {})?;
+    if let Some(fault) = scanned.fault.filter(|fault| fault.position < below) {
+        let mut corruption: Corruption = fault.corruption(&path);
+        corruption.detail.push_str(&format!("; the checksum of the 64 KiB at position {position} says so too"));
+        return Err(corruption.into());
+    }
+    // Opening the log made sure that it did not reach beyond the segment's end.
+    if file.entries.last().is_some_and(|last| u64::from(last.position) >= below) {
+        let detail = "the 64 KiB from here on are not those that were written".into();
+        return Err(Corruption { path, position, offset: None, detail }.into());
+    }
+    let crc_path = segment.path(".crc");
+    tracing::warn!(path = %crc_path.display(), position, "the checksum file disagrees with valid batches");
+    segment.verified.ignore_crc.store(true, Ordering::Relaxed);
+    segment.verified.insert(0..below);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Verified;
+
+    #[test]
+    fn checked_ranges_grow_together() {
+        let verified = Verified::default();
+        assert!(verified.contains(&(0..100)));
+        verified.distrust(1000);
+        assert!(verified.contains(&(1000..5000)));
+        assert!(!verified.contains(&(999..5000)));
+        verified.insert(100..200);
+        verified.insert(300..400);
+        assert!(verified.contains(&(100..200)) && verified.contains(&(350..400)) && !verified.contains(&(150..350)));
+        verified.insert(200..300);
+        assert!(verified.contains(&(100..400)));
+        verified.insert(0..1000);
+        assert!(verified.contains(&(0..7000)));
+        assert_eq!(verified.ranges.lock().unwrap().len(), 1);
+    }
+}

@@ -1,0 +1,431 @@
+//! Damage of every kind to every file of a partition: named with file and position, or mended and reported; never served, never a panic.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::*;
+use headwater_proto::TopicId;
+use headwater_proto::batch::BuildOptions;
+use headwater_storage::{
+    BatchOutcome, Corruption, DataDir, DataDirError, Log, LogConfig, LogIdentity, NewIdentity, OpenError, OpenHints,
+    OsFiles, ReadError, RecoveryReport, checkpoint,
+};
+
+/// Segments of two 64 KiB blocks and a bit.
+fn config() -> LogConfig {
+    LogConfig { segment_bytes: 150_000, ..LogConfig::default() }
+}
+
+const BATCHES: i64 = 60;
+const BATCH_VALUE_BYTES: usize = 6000;
+
+/// A log that was closed in good order: three segments, two epochs, a producer.
+fn build(dir: &Path, identity: LogIdentity) -> Vec<(i64, Vec<u8>)> {
+    let files = Arc::new(OsFiles::with_open_limit(64));
+    let (mut log, _) = Log::open(files, dir, identity, config(), OpenHints::default(), NOW).unwrap();
+    for n in 0..BATCHES {
+        let options =
+            BuildOptions { producer_id: 7, producer_epoch: 0, base_sequence: n as i32, ..BuildOptions::default() };
+        let value: Vec<u8> = (0..BATCH_VALUE_BYTES).map(|at| ((at as i64 * (n + 3)) >> 2) as u8).collect();
+        let batch = batch_of(options, NOW + n, &[&value]);
+        assert!(matches!(log.append(&[batch], 1 + (n / 40) as i32, NOW).unwrap()[..], [BatchOutcome::Appended { .. }]));
+    }
+    let everything = all(&log);
+    assert!(log.reader().segment_count() == 3);
+    log.close().unwrap();
+    everything
+}
+
+/// Offsets and values.
+type Rows = Vec<(i64, Vec<u8>)>;
+
+struct Master {
+    _root: tempfile::TempDir,
+    dir: PathBuf,
+    everything: Rows,
+}
+
+impl Master {
+    fn new() -> Master {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("t-0");
+        let everything = build(&dir, identity());
+        Master { _root: root, dir, everything }
+    }
+
+    /// A copy of the folder, in which `spoil` has changed a file.
+    fn spoiled(&self, name: &str, spoil: impl FnOnce(&mut Vec<u8>)) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(&self.dir).unwrap() {
+            let entry = entry.unwrap();
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        }
+        let path = copy.path().join(name);
+        let mut bytes = std::fs::read(&path).unwrap();
+        spoil(&mut bytes);
+        std::fs::write(&path, bytes).unwrap();
+        copy
+    }
+
+    fn files(&self, end: &str) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(&self.dir)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(end))
+            .collect();
+        names.sort();
+        assert!(!names.is_empty(), "{end}");
+        names
+    }
+}
+
+/// Opens and reads everything, as a broker would.
+fn serve(dir: &Path, hints: OpenHints) -> Result<(Rows, RecoveryReport), Corruption> {
+    let files = Arc::new(OsFiles::with_open_limit(64));
+    let (log, report) = match Log::open(files, dir, identity(), config(), hints, NOW) {
+        Ok(opened) => opened,
+        Err(OpenError::Corruption(corruption)) => return Err(corruption),
+        Err(error) => panic!("{error}"),
+    };
+    let reader = log.reader();
+    let mut cursor = reader.seek(reader.log_start_offset()).unwrap();
+    let mut bytes = Vec::new();
+    let corruption = |error| match error {
+        ReadError::Corruption(corruption) => corruption,
+        error => panic!("{error}"),
+    };
+    while let Some(slice) = reader.read(&mut cursor, 20_000, i64::MAX).map_err(corruption)? {
+        if !slice.is_resident() {
+            slice.load().map_err(corruption)?;
+        }
+        bytes.extend_from_slice(&slice.bytes());
+    }
+    let last = log.last_sequence(7).map(|last| (last.sequence, last.offset));
+    assert_eq!(last, Some((BATCHES as i32 - 1, BATCHES - 1)), "{hints:?} {report:?}");
+    let epochs: Vec<(i32, i64)> = log.leader_epochs().entries().iter().map(|e| (e.epoch, e.start_offset)).collect();
+    assert_eq!(epochs, [(1, 0), (2, 40)]);
+    Ok((values(bytes), report))
+}
+
+fn flushed() -> OpenHints {
+    OpenHints { recovery_point: BATCHES, ..OpenHints::default() }
+}
+
+fn closed() -> OpenHints {
+    OpenHints { clean_shutdown: true, recovery_point: BATCHES, ..OpenHints::default() }
+}
+
+fn closed_well(report: &RecoveryReport) -> bool {
+    report.rebuilt.is_empty()
+        && report.crc_disagreements.is_empty()
+        && report.cut.is_none()
+        && report.finished_trims.is_empty()
+}
+
+/// Positions that tell most: every byte of some headers, and some of everything else.
+fn positions(len: usize, header_at: &[usize]) -> Vec<usize> {
+    let mut positions: Vec<usize> = header_at.iter().flat_map(|at| *at..at + 61).collect();
+    positions.extend((0..len).step_by(19_973));
+    positions.push(len - 1);
+    positions.retain(|position| *position < len);
+    positions
+}
+
+#[test]
+fn an_undamaged_log_is_served_without_a_word() {
+    let master = Master::new();
+    for hints in [closed(), flushed(), OpenHints::default()] {
+        let copy = master.spoiled("leader-epoch-checkpoint", |_| {});
+        let (everything, report) = serve(copy.path(), hints).unwrap();
+        assert_eq!(everything, master.everything);
+        assert!(closed_well(&report), "{report:?}");
+    }
+}
+
+#[test]
+fn a_flipped_bit_of_a_log_is_never_served() {
+    let master = Master::new();
+    let batch_bytes = std::fs::read(master.dir.join(&master.files(".log")[0])).unwrap();
+    let size = 12 + u32::from_be_bytes(batch_bytes[8..12].try_into().unwrap()) as usize;
+    for name in master.files(".log") {
+        let len = std::fs::metadata(master.dir.join(&name)).unwrap().len() as usize;
+        for (number, position) in positions(len, &[0, 10 * size]).into_iter().enumerate() {
+            let copy = master.spoiled(&name, |bytes| bytes[position] ^= 1 << (number % 8));
+            let hints = if number % 5 == 0 { flushed() } else { closed() };
+            match serve(copy.path(), hints) {
+                Err(corruption) => {
+                    assert_eq!(corruption.path.file_name().unwrap().to_str().unwrap(), name, "{corruption}");
+                    assert!(corruption.position.abs_diff(position as u64) <= 2 * 65536, "{corruption}: {position}");
+                    assert!(corruption.to_string().contains("headwater segment"), "{corruption}");
+                }
+                Ok((_, report)) => panic!("a flipped bit at {position} of {name} was served: {report:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_log_that_was_cut_or_emptied_is_named() {
+    let master = Master::new();
+    for name in master.files(".log") {
+        let len = std::fs::metadata(master.dir.join(&name)).unwrap().len() as usize;
+        for keep in [0, 1, 61, 6000, 12_200, len / 2, len - 6100, len - 1] {
+            for hints in [closed(), flushed()] {
+                let copy = master.spoiled(&name, |bytes| bytes.truncate(keep));
+                let corruption = serve(copy.path(), hints).unwrap_err();
+                assert_eq!(corruption.path.file_name().unwrap().to_str().unwrap(), name, "{keep}: {corruption}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_segment_that_is_missing_is_noticed() {
+    let master = Master::new();
+    let names = master.files(".log");
+    for name in [&names[2]] {
+        for hints in [closed(), flushed()] {
+            let copy = master.spoiled(name, |_| {});
+            std::fs::remove_file(copy.path().join(name)).unwrap();
+            let corruption = serve(copy.path(), hints).unwrap_err();
+            assert!(corruption.detail.contains("was flushed"), "{corruption}");
+        }
+    }
+}
+
+#[test]
+fn damaged_indexes_are_made_anew_and_lead_nobody_astray() {
+    let master = Master::new();
+    for end in [".index", ".timeindex"] {
+        for name in master.files(end) {
+            let right = std::fs::read(master.dir.join(&name)).unwrap();
+            let spoils: [fn(&mut Vec<u8>); 5] = [
+                |bytes| bytes.clear(),
+                |bytes| bytes.truncate(bytes.len() - 1),
+                |bytes| bytes.extend_from_slice(&[0; 96]),
+                |bytes| bytes.fill(0xff),
+                |bytes| bytes.reverse(),
+            ];
+            for (which, spoil) in spoils.into_iter().enumerate() {
+                let copy = master.spoiled(&name, spoil);
+                for hints in [closed(), flushed()] {
+                    let (everything, _) = serve(copy.path(), hints).unwrap();
+                    assert_eq!(everything, master.everything, "{name} {which}");
+                }
+                if which != 2 {
+                    assert_eq!(std::fs::read(copy.path().join(&name)).unwrap(), right, "{name} {which}");
+                }
+            }
+            for position in (0..right.len()).step_by(7) {
+                let copy = master.spoiled(&name, |bytes| bytes[position] ^= 0x10);
+                let files = Arc::new(OsFiles::default());
+                let (log, _) = Log::open(files, copy.path(), identity(), config(), closed(), NOW).unwrap();
+                let reader = log.reader();
+                for offset in 0..BATCHES {
+                    let mut cursor = reader.seek(offset).unwrap();
+                    let slice = reader.read(&mut cursor, 6200, i64::MAX).unwrap().unwrap();
+                    let header = headwater_proto::batch::BatchHeader::parse(&slice.bytes()).unwrap();
+                    assert_eq!(header.base_offset, offset);
+                    let found = reader.offset_for_timestamp(NOW + offset, i64::MAX).unwrap();
+                    assert_eq!(found.map(|found| found.offset), Some(offset), "{name} {position}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_checksum_files_are_reported_and_made_anew() {
+    let master = Master::new();
+    for name in master.files(".crc") {
+        let right = std::fs::read(master.dir.join(&name)).unwrap();
+        for position in 0..right.len() {
+            let copy = master.spoiled(&name, |bytes| bytes[position] ^= 4);
+            let (everything, report) =
+                serve(copy.path(), if position % 2 == 0 { closed() } else { flushed() }).unwrap();
+            assert_eq!(everything, master.everything);
+            let sealed = name != *master.files(".crc").last().unwrap();
+            if position % 2 == 0 || !sealed {
+                assert_eq!(report.crc_disagreements.len(), 1, "{name} {position}: {report:?}");
+            }
+            assert_eq!(std::fs::read(copy.path().join(&name)).unwrap(), right, "{name} {position}");
+        }
+        let copy = master.spoiled(&name, |bytes| bytes.truncate(50));
+        let (everything, report) = serve(copy.path(), closed()).unwrap();
+        assert_eq!((everything == master.everything, report.crc_disagreements.len()), (true, 1));
+    }
+}
+
+#[test]
+fn damaged_snapshots_and_epochs_are_made_anew() {
+    let master = Master::new();
+    for name in master.files(".snapshot").into_iter().chain(["leader-epoch-checkpoint".into()]) {
+        let len = std::fs::metadata(master.dir.join(&name)).unwrap().len() as usize;
+        for cut in [0, 3, len - 1] {
+            for hints in [closed(), flushed(), OpenHints::default()] {
+                let copy = master.spoiled(&name, |bytes| bytes.truncate(cut));
+                assert_eq!(serve(copy.path(), hints).unwrap().0, master.everything, "{name}");
+            }
+        }
+        let newest = name.starts_with(&format!("{BATCHES:020}"));
+        for position in 0..len {
+            let copy = master.spoiled(&name, |bytes| bytes[position] ^= 0x80);
+            let (everything, report) = serve(copy.path(), closed()).unwrap();
+            assert_eq!(everything, master.everything, "{name}");
+            if newest || name.starts_with("leader") {
+                assert_eq!(report.rebuilt.len(), 1, "{name} {position}: {report:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn damaged_partition_metadata_is_named() {
+    let master = Master::new();
+    for cut in [0, 5, 15, 30] {
+        let copy = master.spoiled("partition.metadata", |bytes| bytes.truncate(cut));
+        let corruption = serve(copy.path(), closed()).unwrap_err();
+        assert!(corruption.path.ends_with("partition.metadata"), "{corruption}");
+    }
+}
+
+#[test]
+fn files_of_another_partition_are_reported() {
+    let master = Master::new();
+    let root = tempfile::tempdir().unwrap();
+    let other = root.path().join("u-3");
+    build(&other, LogIdentity { topic: "u".into(), topic_id: TopicId::from_bytes([3; 16]), partition: 3 });
+    for end in [".log", ".crc"] {
+        for name in master.files(end) {
+            let foreign = std::fs::read(other.join(&name)).unwrap();
+            let copy = master.spoiled(&name, |bytes| *bytes = foreign);
+            match serve(copy.path(), closed()) {
+                // Both logs hold the same bytes, so only the checksums can tell.
+                Ok((everything, report)) => {
+                    assert_eq!(everything, master.everything);
+                    assert_eq!(report.crc_disagreements.len(), usize::from(end == ".crc"), "{name}: {report:?}");
+                }
+                Err(corruption) => panic!("{corruption}"),
+            }
+        }
+    }
+    // A whole folder under another name.
+    std::fs::copy(master.dir.join("partition.metadata"), other.join("partition.metadata")).unwrap();
+    let (everything, report) = serve(&other, closed()).unwrap();
+    assert_eq!((everything == master.everything, report.crc_disagreements.len()), (true, 3));
+    let (_, report) = serve(&other, flushed()).unwrap();
+    assert!(report.crc_disagreements.is_empty(), "they were made anew: {report:?}");
+}
+
+#[test]
+fn a_torn_tail_is_cut_and_damage_further_back_is_not() {
+    let master = Master::new();
+    let last = master.files(".log").pop().unwrap();
+    let base: i64 = last[..20].parse().unwrap();
+    let len = std::fs::metadata(master.dir.join(&last)).unwrap().len() as usize;
+    let count = (BATCHES - base) as usize;
+    let batch = len / count;
+    let unflushed = |recovery_point| {
+        let config = LogConfig { unflushed_limit_bytes: 3 * batch as u64, ..config() };
+        move |dir: &Path| {
+            let hints = OpenHints { recovery_point, ..OpenHints::default() };
+            Log::open(Arc::new(OsFiles::default()), dir, identity(), config.clone(), hints, NOW)
+        }
+    };
+    for back in 1..count {
+        let copy = master.spoiled(&last, |bytes| bytes[len - back * batch + 500] ^= 1);
+        let opened = unflushed(base)(copy.path());
+        // The damaged batch and those behind it may be one torn write, if together they are within the limit.
+        if back <= 3 {
+            let (log, report) = opened.unwrap();
+            let cut = report.cut.unwrap();
+            assert_eq!((cut.position as usize, cut.bytes as usize), (len - back * batch, back * batch));
+            assert_eq!((log.log_end_offset(), cut.next_offset), (BATCHES - back as i64, BATCHES - back as i64));
+            assert_eq!(all(&log), master.everything[..(BATCHES - back as i64) as usize]);
+        } else {
+            let Err(OpenError::Corruption(corruption)) = opened else { panic!("{back} was cut") };
+            assert_eq!(corruption.position as usize, len - back * batch);
+            assert!(corruption.detail.contains("a valid batch follows"), "{corruption}");
+        }
+        // Below the recovery point nothing is torn.
+        let Err(OpenError::Corruption(_)) = unflushed(BATCHES - back as i64 + 1)(copy.path()) else { continue };
+        let copy = master.spoiled(&last, |bytes| bytes[len - back * batch + 500] ^= 1);
+        assert!(matches!(unflushed(BATCHES)(copy.path()), Err(OpenError::Corruption(_))));
+    }
+    for garbage in [1usize, 60, 61, 5000] {
+        let copy = master.spoiled(&last, |bytes| bytes.extend((0..garbage).map(|n| (n * 31 + 1) as u8)));
+        let (log, report) = unflushed(BATCHES)(copy.path()).unwrap();
+        assert_eq!(report.cut.map(|cut| cut.bytes), Some(garbage as u64));
+        assert_eq!(all(&log), master.everything);
+    }
+}
+
+#[test]
+fn reserved_zeros_are_trimmed_wherever_they_are() {
+    let master = Master::new();
+    for name in master.files(".log") {
+        for hints in [closed(), flushed(), OpenHints::default()] {
+            let copy = master.spoiled(&name, |bytes| bytes.resize(bytes.len() + 70_000, 0));
+            let (everything, report) = serve(copy.path(), hints).unwrap();
+            assert_eq!(everything, master.everything);
+            assert_eq!(report.cut, None);
+            let last = name == *master.files(".log").last().unwrap();
+            if hints.clean_shutdown || last {
+                assert_eq!(report.finished_trims.len(), 1, "{name} {hints:?}: {report:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_data_root_says_what_is_wrong_with_it() {
+    let root = tempfile::tempdir().unwrap();
+    let path = root.path().join("data");
+    let files: Arc<dyn headwater_storage::Files> = Arc::new(OsFiles::default());
+    let us = NewIdentity { cluster_id: "c".into(), broker_id: 4, directory_id: "d".into() };
+    let open = |us: &NewIdentity| DataDir::open(files.clone(), &path, us);
+    let data_dir = open(&us).unwrap();
+    assert!(!data_dir.was_clean());
+    assert!(matches!(open(&us), Err(DataDirError::Locked(_))));
+    let offsets = [(("t".to_owned(), 0), 17)].into_iter().collect();
+    data_dir.write_recovery_points(&offsets).unwrap();
+    data_dir.write_log_start_offsets(&offsets).unwrap();
+    std::fs::create_dir(path.join("t-0")).unwrap();
+    std::fs::create_dir(path.join("no-partition")).unwrap();
+    assert_eq!(data_dir.partitions().unwrap().len(), 1);
+    data_dir.close_clean().unwrap();
+    let data_dir = open(&us).unwrap();
+    assert_eq!(data_dir.hints("t", 0), OpenHints { clean_shutdown: true, recovery_point: 17, log_start_offset: 17 });
+    assert_eq!(data_dir.hints("t", 1), OpenHints { clean_shutdown: true, recovery_point: 0, log_start_offset: 0 });
+    data_dir.remove_partition("t", 0, TopicId::from_bytes([1; 16])).unwrap();
+    data_dir.remove_partition("t", 0, TopicId::from_bytes([1; 16])).unwrap();
+    assert!(data_dir.partitions().unwrap().is_empty());
+    drop(data_dir);
+    assert!(!open(&us).unwrap().was_clean(), "the marker counts once");
+    assert!(matches!(
+        open(&NewIdentity { broker_id: 5, ..us.clone() }),
+        Err(DataDirError::OtherBroker { found: 4, .. })
+    ));
+    std::fs::write(path.join(checkpoint::RECOVERY_POINTS), "0\n1\nt 0 x\n").unwrap();
+    let data_dir = open(&us).unwrap();
+    assert_eq!((data_dir.faults().len(), data_dir.hints("t", 0).recovery_point), (1, 0));
+    assert!(data_dir.faults()[0].to_string().contains("line 3"), "{}", data_dir.faults()[0]);
+    drop(data_dir);
+    let meta = std::fs::read_to_string(path.join("meta.properties")).unwrap();
+    let with = |text: &str| {
+        std::fs::write(path.join("meta.properties"), text).unwrap();
+        open(&us).unwrap_err()
+    };
+    assert!(matches!(
+        with(&meta.replace("headwater.format=1", "headwater.format=9")),
+        DataDirError::Newer { found: 9, .. }
+    ));
+    assert!(matches!(with(&meta.replace("headwater.format=1", "")), DataDirError::Kafka(_)));
+    assert!(matches!(with("nonsense"), DataDirError::Damaged(_)));
+    assert!(matches!(with(""), DataDirError::Damaged(_)));
+    std::fs::remove_file(path.join("meta.properties")).unwrap();
+    std::fs::create_dir(path.join("t-0")).unwrap();
+    assert!(matches!(open(&us), Err(DataDirError::Unidentified(_))));
+}
