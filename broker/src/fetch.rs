@@ -20,7 +20,7 @@ use crate::stream::{Frames, StreamError, send_frame};
 use bytes::Bytes;
 use headwater_proto::frame;
 use headwater_proto::wire::{FetchCredit, FetchData, FetchOpened, OpenFetch};
-use headwater_proto::{ErrorCode, wire};
+use headwater_proto::{ErrorCode, ResetCode, wire};
 use headwater_storage::{Cursor, LogReader, ReadError, Slice};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -155,6 +155,12 @@ pub(crate) async fn serve(
         sent_to: open.offset,
     };
     tokio::select! {
+        biased;
+        () = session.shared.shutdown.cancelled() => {
+            // A frame may be half written: nothing more makes sense behind it.
+            let _ = send.reset(ResetCode::ShuttingDown.number().into());
+            Ok(())
+        }
         granted = grants(&mut frames, &credit) => granted,
         ended = sending.run(send, open.offset) => {
             let (error, offsets) = match ended {
@@ -302,20 +308,15 @@ impl Sending<'_> {
 
     /// Waits until the watermarks move. False: `at_most` went by.
     async fn changed(&mut self, at_most: Option<Duration>) -> Result<bool, End> {
-        let changed = async {
-            tokio::select! {
-                biased;
-                () = self.session.shared.shutdown.cancelled() => Err(End::Partition(PartitionError::ShuttingDown)),
-                changed = self.watermarks.changed() => match changed {
-                    Ok(()) => Ok(true),
-                    Err(_) => Err(End::Partition(PartitionError::ShuttingDown)),
-                },
-            }
-        };
-        match at_most {
+        let changed = self.watermarks.changed();
+        let changed = match at_most {
             None => changed.await,
-            Some(at_most) => tokio::time::timeout(at_most, changed).await.unwrap_or(Ok(false)),
-        }
+            Some(at_most) => match tokio::time::timeout(at_most, changed).await {
+                Ok(changed) => changed,
+                Err(_) => return Ok(false),
+            },
+        };
+        changed.map(|()| true).map_err(|_| End::Partition(PartitionError::ShuttingDown))
     }
 
     async fn send_slice(&mut self, send: &mut quinn::SendStream, slice: Slice, cold: bool) -> Result<(), End> {

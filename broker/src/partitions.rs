@@ -38,6 +38,8 @@ pub(crate) struct Partitions {
     /// Only one change at a time.
     applying: tokio::sync::Mutex<()>,
     written: Mutex<Checkpoints>,
+    /// The offsets that `written` was made of.
+    seen: Mutex<HashMap<Key, Offsets>>,
 }
 
 /// What the checkpoint files hold.
@@ -70,6 +72,7 @@ impl Partitions {
             open: Mutex::default(),
             applying: tokio::sync::Mutex::default(),
             written: Mutex::default(),
+            seen: Mutex::default(),
         }
     }
 
@@ -191,8 +194,25 @@ impl Partitions {
         PartitionHandle::start(&assigned, log, &self.context)
     }
 
+    /// Partitions that found no room for their first files are tried again.
+    async fn reopen_where_the_disk_was_full(&self) {
+        let _one_at_a_time = self.applying.lock().await;
+        let is_full = |handle: &PartitionHandle| matches!(handle.ended(), Some(PartitionError::DiskFull(_)));
+        let mut again = Vec::new();
+        for handle in self.all().into_iter().filter(is_full) {
+            handle.delete().await;
+            again.push(handle.assigned());
+        }
+        self.open_all(again).await;
+    }
+
     /// Writes down how far each log is flushed, where it begins, and its high watermark, where that changed.
     pub(crate) async fn checkpoint(&self) -> Result<(), IoFailure> {
+        // Most of the time, and with most partitions, nothing changed: that must cost next to nothing.
+        let offsets: HashMap<Key, Offsets> = self.open().iter().map(|(key, handle)| (*key, handle.offsets())).collect();
+        if *self.seen.lock().unwrap_or_else(PoisonError::into_inner) == offsets {
+            return Ok(());
+        }
         let mut now = Checkpoints::default();
         for handle in self.all() {
             let Offsets { log_start, high_watermark, flushed, .. } = handle.offsets();
@@ -223,6 +243,7 @@ impl Partitions {
             })
             .await?;
         *self.written.lock().unwrap_or_else(PoisonError::into_inner) = written;
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = offsets;
         Ok(())
     }
 
@@ -230,6 +251,7 @@ impl Partitions {
     pub(crate) async fn keep_checkpoints(&self, interval: Duration, shutdown: CancellationToken) {
         let mut failing = false;
         while !paused(interval, &shutdown).await {
+            self.reopen_where_the_disk_was_full().await;
             match self.checkpoint().await {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {

@@ -224,9 +224,10 @@ async fn serve_stream(session: Arc<Session>, mut send: quinn::SendStream, recv: 
     let shared = &session.shared;
     let mut frames = frames(shared, recv);
     let first = Duration::from_millis(shared.config.first_frame_timeout_ms);
-    let opened = match timeout(first, frames.message()).await {
-        Ok(opened) => opened,
-        Err(_) => Err(StreamError::Deadline("the first frame")),
+    let opened = tokio::select! {
+        biased;
+        opened = timeout(first, frames.message()) => opened.unwrap_or(Err(StreamError::Deadline("the first frame"))),
+        () = shared.shutdown.cancelled() => return,
     };
     let stream = match opened {
         Ok(Some(Open { stream: Some(stream) })) => stream,

@@ -181,6 +181,8 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
         .await?
     };
 
+    let endpoint = quic::endpoint(&config, socket, tls.certificates, tls.key, &secret)?;
+
     let (journal, mut state) = open_journal(&data_dir, &pool, &cluster_id).await?;
     let advertised = config.advertised_listener.clone().unwrap_or_else(|| tls::reachable(listen).to_string());
     let journal = register(journal, &mut state, &config, advertised, &pool).await?;
@@ -201,6 +203,8 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
     tracing::info!(partitions = total, milliseconds = began.elapsed().as_millis(), "partitions opened");
 
     let shutdown = CancellationToken::new();
+    // Whatever was begun ends again if the rest fails.
+    let begun = shutdown.clone().drop_guard();
     let tasks = TaskTracker::new();
     let carry_out = {
         let partitions = Arc::clone(&partitions);
@@ -213,7 +217,6 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
     tasks.spawn(metadata_task);
     let groups = Groups::start(&config, metadata.clone(), Arc::clone(&partitions), pool.clone()).await?;
 
-    let endpoint = quic::endpoint(&config, socket, tls.certificates, tls.key, &secret)?;
     let profile = match &tls.ca_pem {
         None => None,
         Some(_) => {
@@ -259,6 +262,7 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
     });
     tasks.spawn(admin::serve(Arc::clone(&shared), listener));
     tasks.spawn(server::accept(Arc::clone(&shared), endpoint.clone()));
+    begun.disarm();
     shared.ready.store(true, Ordering::Release);
     tracing::info!(%listen, %admin, cluster_id = shared.cluster_id, data = %root.display(), "serving");
     Ok(Broker { shared, endpoint, tasks, ca_pem: tls.ca_pem, profile })

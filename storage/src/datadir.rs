@@ -97,10 +97,7 @@ impl DataDir {
     /// Locks and opens a data root, or makes one. The clean-shutdown marker is noted and removed (and the directory synced) before
     /// anything else can be written. Folders of partitions whose deletion was cut short are removed.
     pub fn open(files: Arc<dyn Files>, path: &Path, identity: &NewIdentity) -> Result<DataDir, DataDirError> {
-        if !files::exists(&*files, path).during("look at", path)? {
-            files.create_dir_all(path).during("create", path)?;
-            files.sync_dir(files::parent(path)).during("sync", files::parent(path))?;
-        }
+        create_root(&*files, path)?;
         let lock = match files.lock(&path.join(LOCK)) {
             Ok(lock) => lock,
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(DataDirError::Locked(path.into())),
@@ -265,6 +262,26 @@ fn identify(files: &dyn Files, path: &Path, identity: &NewIdentity) -> Result<Me
         return Err(DataDirError::OtherBroker { path: path.into(), found, expected });
     }
     Ok(meta)
+}
+
+/// Creates the folder and those above it. What is acknowledged later rests on their names too, so those are made durable.
+fn create_root(files: &dyn Files, path: &Path) -> Result<(), IoFailure> {
+    let mut missing = Vec::new();
+    for folder in path.ancestors().filter(|folder| !folder.as_os_str().is_empty()) {
+        if files::exists(files, folder).during("look for", folder)? {
+            break;
+        }
+        missing.push(folder);
+    }
+    files.create_dir_all(path).during("create", path)?;
+    for folder in missing {
+        let parent = match folder.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        files.sync_dir(parent).during("sync", parent)?;
+    }
+    Ok(())
 }
 
 /// Removes a folder and everything in it.

@@ -177,6 +177,17 @@ impl PartitionHandle {
         self.shared.partition
     }
 
+    /// What the partition is, as it is now.
+    pub(crate) fn assigned(&self) -> AssignedPartition {
+        AssignedPartition {
+            topic: Arc::clone(self.topic()),
+            topic_id: self.topic_id(),
+            partition: self.partition(),
+            leader_epoch: self.leader_epoch(),
+            config: self.config(),
+        }
+    }
+
     /// The epoch in which this broker leads the partition.
     pub fn leader_epoch(&self) -> i32 {
         self.shared.leader_epoch.load(Ordering::Acquire)

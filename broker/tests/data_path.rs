@@ -1,0 +1,485 @@
+//! Produce, acknowledge, fetch: over real QUIC and real files.
+
+mod harness;
+
+use harness::*;
+use headwater_proto::ErrorCode;
+use headwater_proto::batch::{BuildOptions, Codec};
+use headwater_proto::wire::{self, Acks, Durability, call, call_response};
+
+fn code(error: Option<&wire::Error>) -> ErrorCode {
+    ErrorCode::from_number(error.expect("an error").code)
+}
+
+#[tokio::test]
+async fn what_is_produced_is_fetched_in_order_with_its_offsets() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let (mut produce, opened) = client.produce(open_produce(&topic, 0)).await;
+    assert_eq!((opened.error, opened.last_sequence, opened.max_message_bytes), (None, -1, 1_048_588));
+    produce.request(&batch(&[b"a", b"b"])).await;
+    produce.request(&[batch(&[b"c"]), batch(&[b"d", b"e"])].concat()).await;
+    let first = produce.answer().await;
+    assert_eq!((first.request_id, first.error.clone(), first.durability()), (1, None, Durability::Flushed));
+    let second = produce.answer().await;
+    assert_eq!(second.batches.iter().map(|ack| ack.base_offset).collect::<Vec<_>>(), [2, 3]);
+    let (mut fetch, opened) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    assert_eq!((opened.error, opened.log_start_offset, opened.high_watermark), (None, 0, 5));
+    let expected: Vec<_> = (0..).zip([b"a", b"b", b"c", b"d", b"e"].map(|v| bytes::Bytes::from_static(v))).collect();
+    assert_eq!(fetch.read_to(5).await, expected);
+    // From the middle of a batch: the whole batch comes.
+    let (mut fetch, _) = client.fetch(open_fetch(&topic, 0, 4)).await;
+    assert_eq!(fetch.read_to(5).await, expected[3..]);
+    assert!(broker.shutdown().await, "clean");
+}
+
+#[tokio::test]
+async fn a_reader_at_the_tail_is_pushed_what_arrives() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let (mut fetch, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    for n in 0..10i64 {
+        produce.request(&batch(&[b"x"])).await;
+        let (header, payload) = fetch.data().await;
+        assert_eq!((header.next_offset, values(&payload)[0].0), (n + 1, n));
+    }
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_acknowledgement_tells_the_level_that_the_table_gives() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    for (durability, all) in [("flushed", Durability::Flushed), ("replicated", Durability::Replicated)] {
+        let topic = client.create_topic(durability, 1, &[("durability", durability)]).await;
+        for (acks, expected) in [(Acks::All, all), (Acks::Leader, Durability::Written)] {
+            let open = wire::OpenProduce { acks: acks.into(), ..open_produce(&topic, 0) };
+            let (mut produce, _) = client.produce(open).await;
+            produce.request(&batch(&[b"x"])).await;
+            assert_eq!(produce.answer().await.durability(), expected, "{durability} {acks:?}");
+        }
+        let open = wire::OpenProduce { acks: Acks::None.into(), ..open_produce(&topic, 0) };
+        let (mut produce, _) = client.produce(open).await;
+        let sent = batch(&[b"x"]);
+        produce.request(&sent).await;
+        let response = produce.response().await.unwrap();
+        assert_eq!((response.request_id, response.error.is_none()), (0, true), "acks=0: only credit comes back");
+        assert!(response.credit_bytes >= sent.len() as u64);
+    }
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn nothing_is_served_before_hello() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect_silently(&broker).await;
+    let answer = client.call(call::Request::Metadata(wire::Metadata::default())).await;
+    let call_response::Response::Error(error) = answer else { panic!("{answer:?}") };
+    assert_eq!(code(Some(&error)), ErrorCode::InvalidRequest);
+    within("the end of the connection", client.connection.closed()).await;
+    // And a client that says hello later on another connection is served.
+    Client::connect(&broker).await;
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn strangers_are_told_why_they_are_not_let_in() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    for (hello, expected) in [
+        (wire::Hello { min_version: 7, max_version: 9, ..hello() }, ErrorCode::UnsupportedVersion),
+        (wire::Hello { cluster_id: "another".into(), ..hello() }, ErrorCode::WrongCluster),
+        (wire::Hello { client_id: "x".repeat(1000), ..hello() }, ErrorCode::LimitExceeded),
+    ] {
+        let client = Client::connect_silently(&broker).await;
+        let call_response::Response::Error(error) = client.call(call::Request::Hello(hello)).await else { panic!() };
+        assert_eq!(code(Some(&error)), expected);
+        within("the end of the connection", client.connection.closed()).await;
+    }
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_batch_that_is_too_large_is_named_and_everything_after_it_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[("max.message.bytes", "1000")]).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    produce.request(&batch(&[b"fits"])).await;
+    produce.request(&batch(&[&[b'x'; 200_000]])).await;
+    produce.request(&batch(&[b"fits too"])).await;
+    assert_eq!(produce.answer().await.error, None);
+    let error = produce.answer().await.error;
+    assert_eq!(code(error.as_ref()), ErrorCode::MessageTooLarge);
+    assert!(error.unwrap().message.contains("max.message.bytes"));
+    let error = produce.answer().await.error.unwrap();
+    assert_eq!((code(Some(&error)), error.retryable), (ErrorCode::EarlierAppendFailed, true));
+    // Opened again, the stream goes on.
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    produce.request(&batch(&[b"fits too"])).await;
+    assert_eq!(produce.answer().await.batches[0].base_offset, 1);
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn damaged_and_absurd_batches_are_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let good = batch(&[b"value"]);
+    let mut flipped = good.to_vec();
+    *flipped.last_mut().unwrap() ^= 1;
+    let truncated = good.slice(..good.len() - 3);
+    for (payload, expected) in [
+        (flipped.as_slice(), ErrorCode::CorruptBatch),
+        (&truncated, ErrorCode::CorruptBatch),
+        (&[], ErrorCode::InvalidRequest),
+    ] {
+        let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+        produce.request(payload).await;
+        assert_eq!(code(produce.answer().await.error.as_ref()), expected);
+    }
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    produce.request(&good).await;
+    assert_eq!(produce.answer().await.batches[0].base_offset, 0, "nothing of the refused was appended");
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn every_codec_is_walked_and_kept_as_it_came() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    let mut sent = Vec::new();
+    for codec in [Codec::None, Codec::Gzip, Codec::Snappy, Codec::Lz4, Codec::Zstd] {
+        let bytes = batch_with(BuildOptions { codec, ..BuildOptions::default() }, &[codec.name().as_bytes()]);
+        produce.request(&bytes).await;
+        assert_eq!(produce.answer().await.error, None, "{}", codec.name());
+        sent.push(codec.name());
+    }
+    let (mut fetch, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    let got = fetch.read_to(5).await;
+    assert_eq!(
+        got.iter().map(|(_, v)| v.as_ref()).collect::<Vec<_>>(),
+        sent.iter().map(|s| s.as_bytes()).collect::<Vec<_>>()
+    );
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_retried_batch_is_acknowledged_with_its_first_offset() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let numbered = |sequence| {
+        let options =
+            BuildOptions { producer_id: 7, producer_epoch: 0, base_sequence: sequence, ..BuildOptions::default() };
+        batch_with(options, &[b"x"])
+    };
+    let open = wire::OpenProduce { producer_id: 7, producer_epoch: 0, ..open_produce(&topic, 0) };
+    let (mut produce, _) = client.produce(open.clone()).await;
+    for sequence in 0..3 {
+        produce.request(&numbered(sequence)).await;
+        assert!(!produce.answer().await.batches[0].duplicate);
+    }
+    // Another connection: it learns how far the producer got, and tries the last one again.
+    let client = Client::connect(&broker).await;
+    let (mut produce, opened) = client.produce(open.clone()).await;
+    assert_eq!((opened.last_sequence, opened.last_offset, opened.last_producer_epoch), (2, 2, 0));
+    produce.request(&numbered(2)).await;
+    let ack = produce.answer().await.batches[0];
+    assert_eq!((ack.base_offset, ack.duplicate), (2, true));
+    produce.request(&numbered(9)).await;
+    assert_eq!(code(produce.answer().await.error.as_ref()), ErrorCode::OutOfOrderSequence);
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_batch_larger_than_the_credit_goes_through_in_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 2, &[("max.message.bytes", "67108864")]).await;
+    let (mut produce, opened) = client.produce(open_produce(&topic, 0)).await;
+    let value = vec![7u8; 24 << 20];
+    assert!(opened.credit_bytes < value.len() as u64);
+    // Two of them on one connection at once take turns.
+    let mut open = open_produce(&topic, 1);
+    open.partition = 1;
+    let (mut other, _) = client.produce(open).await;
+    let bytes = batch(&[&value]);
+    let header = wire::ProduceRequest { request_id: 1, partition: 1 };
+    tokio::join!(produce.request(&bytes), other.request_as(header, &bytes));
+    for produce in [&mut produce, &mut other] {
+        assert_eq!(produce.answer().await.error, None);
+        produce.requests = 1;
+    }
+    produce.request(&batch(&[b"small"])).await;
+    assert_eq!(produce.answer().await.batches[0].base_offset, 1);
+    let (mut fetch, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    let got = fetch.read_to(2).await;
+    assert_eq!((got[0].1.len(), &got[1].1[..]), (24 << 20, &b"small"[..]));
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_client_that_ignores_its_credit_harms_only_its_stream() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let (produce, opened) = client.produce(open_produce(&topic, 0)).await;
+    let Produce { mut send, mut frames, .. } = produce;
+    let value = vec![7; 900_000];
+    let sent = batch(&[&value]);
+    let many = 20 * opened.credit_bytes / sent.len() as u64;
+    // All at once, whatever was granted. The broker may refuse it or slow it down; it does not buffer it.
+    let flood = async {
+        for request_id in 1..=many {
+            let header = wire::ProduceRequest { request_id, partition: 0 };
+            let header = headwater_proto::frame::encode(&header, sent.len());
+            if send.write_chunk(header).await.is_err() || send.write_chunk(sent.clone()).await.is_err() {
+                return;
+            }
+        }
+        drop(send.finish());
+    };
+    let drain = async { while let Ok(Some(_)) = frames.try_next().await {} };
+    let other = async {
+        let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+        for _ in 0..20 {
+            produce.request(&batch(&[b"x"])).await;
+            assert_eq!(produce.answer().await.error, None);
+        }
+    };
+    within("the end of the flood", async { tokio::join!(flood, drain, other) }).await;
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_frame_beyond_the_limits_is_refused_before_its_bytes_arrive() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    // A first frame that claims 4 GiB.
+    let (mut send, recv) = client.connection.open_bi().await.unwrap();
+    send.write_all(&[0xff; 8]).await.unwrap();
+    let mut frames = FrameReader::<wire::CallResponse>::new(recv);
+    let Some(call_response::Response::Error(error)) = frames.next().await.unwrap().0.response else { panic!() };
+    assert_eq!(code(Some(&error)), ErrorCode::LimitExceeded);
+    // A produce frame that claims more than any batch may have.
+    let topic = client.create_topic("t", 1, &[]).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    produce.send.write_all(&[0, 0, 0, 1, 0xff, 0, 0, 0]).await.unwrap();
+    assert_eq!(code(produce.answer().await.error.as_ref()), ErrorCode::LimitExceeded);
+    assert!(produce.frames.next().await.is_none());
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_says_nothing_useful_is_ended() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start_with(dir.path(), &["first.frame.timeout.ms=300", "frame.timeout.ms=300"]).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    // Half a first frame.
+    let (mut send, recv) = client.connection.open_bi().await.unwrap();
+    send.write_all(&[0, 0]).await.unwrap();
+    let mut frames = FrameReader::<wire::CallResponse>::new(recv);
+    let Some(call_response::Response::Error(error)) = frames.next().await.unwrap().0.response else { panic!() };
+    assert_eq!(code(Some(&error)), ErrorCode::TimedOut);
+    // An Open of no kind.
+    let (mut send, recv) = client.connection.open_bi().await.unwrap();
+    send.write_all(&[0; 8]).await.unwrap();
+    let mut frames = FrameReader::<wire::CallResponse>::new(recv);
+    let Some(call_response::Response::Error(error)) = frames.next().await.unwrap().0.response else { panic!() };
+    assert_eq!(code(Some(&error)), ErrorCode::InvalidRequest);
+    // Half a produce frame.
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    produce.send.write_all(&[0, 0, 0, 4]).await.unwrap();
+    assert_eq!(code(produce.answer().await.error.as_ref()), ErrorCode::TimedOut);
+    // An idle produce stream is none of that: it may live on for ever.
+    let (mut idle, _) = client.produce(open_produce(&topic, 0)).await;
+    let (mut half, _) = client.produce(open_produce(&topic, 0)).await;
+    half.send.write_all(&[0]).await.unwrap();
+    half.answer().await;
+    idle.request(&batch(&[b"x"])).await;
+    assert_eq!(idle.answer().await.error, None);
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_connection_lost_in_the_middle_of_a_frame_leaves_nothing_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    produce.request(&batch(&[b"kept"])).await;
+    produce.answer().await;
+    let lost = batch(&[b"lost", b"with", b"its", b"connection"]);
+    let header = wire::ProduceRequest { request_id: 2, partition: 0 };
+    produce.send.write_chunk(headwater_proto::frame::encode(&header, lost.len())).await.unwrap();
+    produce.send.write_all(&lost[..lost.len() - 1]).await.unwrap();
+    client.connection.close(0u32.into(), b"gone");
+    let client = Client::connect(&broker).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    produce.request(&batch(&[b"next"])).await;
+    assert_eq!(produce.answer().await.batches[0].base_offset, 1);
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn readers_outside_the_log_are_told_what_it_holds() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    produce.request(&batch(&[b"a", b"b", b"c"])).await;
+    produce.answer().await;
+    for offset in [-1, 4, i64::MAX] {
+        let (_, opened) = client.fetch(open_fetch(&topic, 0, offset)).await;
+        let error = opened.error.unwrap();
+        assert_eq!(code(Some(&error)), ErrorCode::OffsetOutOfRange, "{offset}");
+        assert_eq!((error.log_start_offset, error.end_offset), (0, 3));
+    }
+    // A reader that saw records of an epoch which this log never had.
+    let open = wire::OpenFetch { position_leader_epoch: 99, ..open_fetch(&topic, 0, 3) };
+    let (_, opened) = client.fetch(open).await;
+    assert_eq!(code(opened.error.as_ref()), ErrorCode::LogTruncated);
+    let open = wire::OpenFetch { leader_epoch: 99, ..open_fetch(&topic, 0, 3) };
+    let (_, opened) = client.fetch(open).await;
+    assert_eq!(code(opened.error.as_ref()), ErrorCode::UnknownLeaderEpoch);
+    let (_, opened) = client.fetch(open_fetch(&topic, 9, 0)).await;
+    assert_eq!(code(opened.error.as_ref()), ErrorCode::UnknownPartition);
+    let (_, opened) = client.fetch(open_fetch(&vec![9; 16].into(), 0, 0)).await;
+    assert_eq!(code(opened.error.as_ref()), ErrorCode::UnknownTopicId);
+    let (_, opened) = client.fetch(open_fetch(&vec![9; 3].into(), 0, 0)).await;
+    assert_eq!(code(opened.error.as_ref()), ErrorCode::InvalidRequest);
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_reader_waits_for_as_many_bytes_as_it_asked_for_or_for_its_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let one = batch(&[b"x"]);
+    let min_bytes = u32::try_from(3 * one.len()).unwrap();
+    let open = wire::OpenFetch { min_bytes, max_wait_ms: 3_600_000, ..open_fetch(&topic, 0, 0) };
+    let (mut patient, _) = client.fetch(open).await;
+    let open = wire::OpenFetch { min_bytes, max_wait_ms: 1, ..open_fetch(&topic, 0, 0) };
+    let (mut hasty, _) = client.fetch(open).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    produce.request(&one).await;
+    produce.answer().await;
+    assert_eq!(hasty.data().await.0.next_offset, 1);
+    for _ in 0..2 {
+        produce.request(&one).await;
+        produce.answer().await;
+    }
+    let mut got = 0;
+    while got < min_bytes as usize {
+        let (header, payload) = patient.data().await;
+        assert_eq!(header.high_watermark, 3, "nothing was sent before there was enough");
+        got += payload.len();
+    }
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn readers_of_a_deleted_topic_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    let (mut fetch, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    client.call(call::Request::DeleteTopic(wire::DeleteTopic { name: "t".into() })).await;
+    let (last, _) = fetch.data().await;
+    assert_eq!(code(last.error.as_ref()), ErrorCode::UnknownTopicId);
+    assert!(fetch.frames.next().await.is_none());
+    produce.request(&batch(&[b"x"])).await;
+    assert_eq!(code(produce.answer().await.error.as_ref()), ErrorCode::UnknownTopicId);
+    assert!(!dir.path().join("t-0").exists());
+    // Made again, it is another topic, and empty.
+    let again = client.create_topic("t", 1, &[]).await;
+    assert_ne!(topic, again);
+    let (_, opened) = client.fetch(open_fetch(&again, 0, 0)).await;
+    assert_eq!((opened.error, opened.high_watermark), (None, 0));
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_restart_keeps_everything_and_ends_every_leader_epoch() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let (mut produce, before) = client.produce(open_produce(&topic, 0)).await;
+    produce.request(&batch(&[b"a"])).await;
+    produce.answer().await;
+    assert!(broker.shutdown().await);
+    assert!(dir.path().join(".kafka_cleanshutdown").exists());
+    let broker = start(dir.path()).await;
+    assert!(!dir.path().join(".kafka_cleanshutdown").exists());
+    let client = Client::connect(&broker).await;
+    let stale = wire::OpenProduce { leader_epoch: before.leader_epoch, ..open_produce(&topic, 0) };
+    let (_, opened) = client.produce(stale).await;
+    let error = opened.error.unwrap();
+    assert_eq!((code(Some(&error)), error.retryable), (ErrorCode::NotLeader, true));
+    assert_eq!(error.leader.unwrap().leader_epoch, before.leader_epoch + 1);
+    let (mut fetch, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    assert_eq!(fetch.read_to(1).await.len(), 1);
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn what_was_received_is_acknowledged_before_the_broker_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    for _ in 0..50 {
+        produce.request(&batch(&[b"x"])).await;
+    }
+    produce.answer().await;
+    let (clean, acknowledged) = tokio::join!(broker.shutdown(), async {
+        let mut acknowledged = 1;
+        while let Ok(Some((response, _))) = within("the end", produce.frames.try_next()).await {
+            acknowledged += u32::from(response.error.is_none() && response.request_id > 0);
+        }
+        acknowledged
+    });
+    assert!(clean);
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let (_, opened) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    assert_eq!(opened.high_watermark, i64::from(acknowledged));
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_second_broker_is_kept_out_of_the_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let refused = headwater_broker::Broker::start(config(dir.path())).await.unwrap_err();
+    assert!(refused.to_string().contains("in use"), "{refused}");
+    broker.shutdown().await;
+    start(dir.path()).await.shutdown().await;
+}
