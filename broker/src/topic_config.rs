@@ -550,7 +550,8 @@ impl TopicConfig {
             min_compaction_lag_ms: unsigned("min.compaction.lag.ms")?,
             max_compaction_lag_ms: unsigned("max.compaction.lag.ms")?,
             min_cleanable_dirty_ratio: text("min.cleanable.dirty.ratio")?.parse().unwrap_or(0.5),
-            max_message_bytes: small("max.message.bytes")?,
+            // A segment holds at least one batch.
+            max_message_bytes: small("max.message.bytes")?.min(small("segment.bytes")?),
             message_timestamp_type: match text("message.timestamp.type")?.as_str() {
                 "LogAppendTime" => TimestampSource::LogAppend,
                 _ => TimestampSource::Create,

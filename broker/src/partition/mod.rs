@@ -219,8 +219,7 @@ impl PartitionHandle {
     ) -> Result<oneshot::Receiver<AppendResult>, PartitionError> {
         self.check_served()?;
         let config = self.shared.config.load();
-        // A segment holds at least one batch.
-        let limit = config.max_message_bytes.min(config.segment_bytes) as usize;
+        let limit = config.max_message_bytes as usize;
         if let Some(batch) = batches.iter().find(|batch| batch.bytes.len() > limit) {
             return Err(PartitionError::TooLarge { bytes: batch.bytes.len(), limit });
         }
