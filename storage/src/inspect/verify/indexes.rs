@@ -153,7 +153,9 @@ impl OffsetIndexCheck {
                 findings.fault(&self.file, at, offset, FaultKind::Index, detail);
             }
         }
-        if self.missing && log_end > 0 {
+        if self.missing && log_end > 0 && unfinished {
+            findings.note(&self.file, 0, None, FaultKind::Index, "is not there yet: the segment is being written");
+        } else if self.missing && log_end > 0 {
             findings.fault(&self.file, 0, None, FaultKind::Index, "is missing");
         } else if let Some(position) = self.sparse_at.filter(|_| whole && !unfinished) {
             let detail = format!("has no entry for more than {SPARSE_BYTES} bytes before {position}");
