@@ -19,7 +19,7 @@ use crate::spec::ResetTarget;
 pub(crate) use bench::{BenchArgs, Direction, Durability, Mode, NUMBER_BYTES};
 pub(crate) use data::{AcksArg, CodecArg, ConsumeArgs, ProduceArgs, ReplayArgs};
 pub(crate) use groups::{DeleteOffsetsArgs, GroupCommand, ResetArgs};
-pub(crate) use server::{BrokerArgs, ConfigCommand, Decode, DumpArgs, RepairArgs, SegmentCommand, UpArgs};
+pub(crate) use server::{BrokerArgs, ConfigCommand, Decode, DumpArgs, ImportArgs, RepairArgs, SegmentCommand, UpArgs};
 pub(crate) use topics::TopicCommand;
 
 /// Record streams that are kept: a partitioned, append-only log over QUIC.
@@ -101,6 +101,8 @@ pub(crate) enum Command {
     /// Shows or checks broker configuration files.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Copies what Kafka wrote into a broker's folder, while that broker is not running.
+    Import(ImportArgs),
     /// Creates, shows, changes and deletes topics.
     #[command(subcommand)]
     Topic(TopicCommand),
@@ -144,6 +146,7 @@ mod tests {
     fn every_form_of_the_surface_is_understood() {
         for line in [
             "up --data d --listen 127.0.0.1:0 --admin 127.0.0.1:0 -c log.retention.check.interval.ms=500 -c a=b --json",
+            "import --data d dirs --topic a --topic b -c retention.ms=1",
             "broker --config f",
             "config example",
             "config check f",

@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod consume;
 pub(crate) mod demo;
 pub(crate) mod group;
+pub(crate) mod import;
 pub(crate) mod produce;
 pub(crate) mod replay;
 pub(crate) mod segment;

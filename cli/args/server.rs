@@ -1,4 +1,4 @@
-//! `headwater up`, `broker`, `config` and `segment ...`: what runs without asking a broker.
+//! `headwater up`, `broker`, `config`, `import` and `segment ...`: what runs without asking a broker.
 
 use crate::spec::Setting;
 use clap::{ArgGroup, Args, Subcommand, ValueEnum};
@@ -37,6 +37,22 @@ pub(crate) enum ConfigCommand {
         /// The configuration file.
         file: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ImportArgs {
+    /// The broker's folder; made if it is not there. No broker may run on it.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+    /// One of Kafka's log directories.
+    #[arg(value_name = "KAFKA_LOG_DIR")]
+    pub(crate) source: PathBuf,
+    /// Only this topic; may be given several times.
+    #[arg(long, value_name = "TOPIC")]
+    pub(crate) topic: Vec<String>,
+    /// A setting of the imported topics. Their retention is unlimited unless it is set here.
+    #[arg(short, long = "config", value_name = "KEY=VALUE")]
+    pub(crate) config: Vec<Setting>,
 }
 
 #[derive(Debug, Subcommand)]

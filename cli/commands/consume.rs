@@ -168,8 +168,12 @@ async fn pump(
             batch = consumer.next_batch() => match batch {
                 None => return Ok(Ended::Done),
                 Some(batch) => {
-                    if !printer.print(Work::Batch(batch.map_err(explain)?)).await {
-                        return Ok(Ended::Done);
+                    let printing = printer.print(Work::Batch(batch.map_err(explain)?));
+                    tokio::select! {
+                        biased;
+                        // Whoever reads the output may have stopped to.
+                        () = &mut end => return Ok(Ended::Asked),
+                        more = printing => if !more { return Ok(Ended::Done) },
                     }
                 }
             }

@@ -1,0 +1,194 @@
+//! `headwater consume`, alone.
+
+use crate::harness::{Broker, Running, eventually};
+use serde_json::Value;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::process::Stdio;
+
+/// Three partitions with ten records each, one second apart; values `partition-offset`.
+fn filled() -> Broker {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t", "-p", "3"]).ok();
+    for partition in 0..3 {
+        let lines: String = (0..10).map(|n| format!("{{\"at\":{},\"v\":\"{partition}-{n}\"}}\n", n * 1000)).collect();
+        let number = partition.to_string();
+        broker.run_with(&["produce", "t", "--partition", &number, "--timestamp-field", "at"], lines).ok();
+    }
+    broker
+}
+
+fn offsets(records: &[Value], partition: u32) -> Vec<i64> {
+    let of = records.iter().filter(|record| record["partition"] == partition);
+    of.map(|record| record["offset"].as_i64().expect("a number")).collect()
+}
+
+fn range(from: i64, until: i64) -> Vec<i64> {
+    (from..until).collect()
+}
+
+#[test]
+fn every_beginning_and_every_end() {
+    let broker = filled();
+    for (from, until, expected) in [
+        ("earliest", "end", range(0, 10)),
+        ("latest", "end", vec![]),
+        ("offset:4", "end", range(4, 10)),
+        ("offset:10", "end", vec![]),
+        ("offset:4", "offset:6", range(4, 6)),
+        ("time:3000", "end", range(3, 10)),
+        ("time:3001", "offset:6", range(4, 6)),
+        ("time:1970-01-01T00:00:03Z", "time:5000", range(3, 5)),
+        ("earliest", "-1h", range(0, 10)),
+        ("-1h", "end", vec![]),
+        ("-100000d", "end", range(0, 10)),
+    ] {
+        let records = broker.json(&["consume", "t", "--from", from, "--until", until]);
+        for partition in 0..3 {
+            assert_eq!(offsets(&records, partition), expected, "from {from} until {until}, partition {partition}");
+        }
+    }
+    assert_eq!(broker.json(&["consume", "t", "--no-follow"]).len(), 30, "earliest when not told");
+    assert_eq!(broker.json(&["consume", "t", "--no-follow", "--until", "offset:99"]).len(), 30);
+    assert_eq!(broker.json(&["consume", "t", "--no-follow", "--until", "time:2999-01-01"]).len(), 30);
+    let some = broker.json(&["consume", "t", "--partition", "2", "--partition", "0", "--no-follow"]);
+    assert_eq!((offsets(&some, 0).len(), offsets(&some, 1).len(), offsets(&some, 2).len()), (10, 0, 10));
+    assert_eq!(broker.json(&["consume", "t", "--count", "7"]).len(), 7);
+    assert_eq!(broker.json(&["consume", "t", "--count", "700", "--until", "end"]).len(), 30);
+}
+
+#[test]
+fn text_formats_and_json() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    broker
+        .run_with(&["produce", "t", "--key-separator", ":", "--header", "h=1", "--header", "i=2"], "k:value\n:\n")
+        .ok();
+    assert_eq!(
+        broker.run(&["consume", "t", "--no-follow"]).ok().text(),
+        "value\n\n",
+        "the values, a line each, and nothing else"
+    );
+    let format = "%t\\t%p\\t%o\\t%k\\t%v\\t%h\\t%s\\t100%%\\n";
+    assert_eq!(
+        broker.run(&["consume", "t", "--no-follow", "-f", format]).ok().text(),
+        "t\t0\t0\tk\tvalue\th=1,i=2\t5\t100%\nt\t0\t1\t\t\th=1,i=2\t0\t100%\n"
+    );
+    let stamps = broker.run(&["consume", "t", "--no-follow", "-f", "%T "]).ok().text();
+    assert!(
+        stamps.split_whitespace().all(|stamp| stamp.parse::<i64>().is_ok_and(|ms| ms > 1_600_000_000_000)),
+        "{stamps}"
+    );
+    let record = &broker.records("t")[0];
+    let keys: Vec<&str> = record.as_object().expect("an object").keys().map(String::as_str).collect();
+    let mut expected = ["topic", "partition", "offset", "timestamp", "timestamp_type", "key", "value", "headers"];
+    expected.sort_unstable();
+    assert_eq!(keys, expected);
+}
+
+#[test]
+fn what_cannot_be_consumed_is_said() {
+    let broker = filled();
+    let range = broker.run(&["consume", "t", "--partition", "0", "--from", "offset:11", "--until", "end"]).fails(1);
+    assert!(range.stderr.contains("offset 11") && range.stderr.contains("out of range"), "{}", range.stderr);
+    let partition = broker.run(&["consume", "t", "--partition", "3"]).fails(1);
+    assert!(partition.stderr.contains("partition 3"), "{}", partition.stderr);
+    let topic = broker.run(&["consume", "nosuch"]).fails(1);
+    assert!(topic.stderr.contains("nosuch"), "{}", topic.stderr);
+    broker.run(&["topic", "delete-records", "t", "--partition", "0", "--before", "5"]).ok();
+    broker.run(&["consume", "t", "--partition", "0", "--from", "offset:4", "--no-follow"]).fails(1);
+    assert_eq!(broker.json(&["consume", "t", "--partition", "0", "--no-follow"]).len(), 5);
+}
+
+#[test]
+fn new_records_appear_at_once_and_a_signal_ends_it_well() {
+    let broker = filled();
+    let mut tail = Running::start(broker.command(&["consume", "t", "--from", "latest"]));
+    // Whether the consumer has its place is seen by what it prints: nothing that was there before.
+    eventually("a record that came after the consumer", || {
+        broker.run_with(&["produce", "t"], "new\n").ok();
+        (!tail.lines().is_empty()).then_some(())
+    });
+    assert!(tail.lines().iter().all(|line| line == "new"), "{:?}", tail.lines());
+    assert!(tail.terminate().success());
+}
+
+#[test]
+fn an_end_in_the_future_is_waited_for() {
+    let broker = filled();
+    let end = std::time::SystemTime::now() + std::time::Duration::from_secs(3);
+    let end_ms = end.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
+    let until = format!("time:{end_ms}");
+    let mut tail = Running::start(broker.command(&["consume", "t", "--partition", "0", "--until", &until]));
+    let after = format!("{{\"at\":{end_ms},\"v\":\"after\"}}\n{{\"at\":0,\"v\":\"behind it\"}}\n");
+    broker.run_with(&["produce", "t", "--partition", "0", "--timestamp-field", "at"], after).ok();
+    assert!(tail.wait().success());
+    assert!(std::time::SystemTime::now() >= end, "it ended early");
+    let lines = eventually("all that was printed", || Some(tail.lines()).filter(|lines| lines.len() >= 10));
+    assert_eq!(lines.len(), 10, "{lines:?}");
+}
+
+#[test]
+fn a_closed_pipe_is_a_clean_end() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    broker.run_with(&["produce", "t"], "line\n".repeat(100_000)).ok();
+    for arguments in [
+        &["consume", "t"][..],
+        &["consume", "t", "--group", "g"],
+        &["replay", "t", "--from", "earliest"],
+        &["topic", "list"],
+    ] {
+        let mut child =
+            broker.command(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("it starts");
+        let mut out = BufReader::new(child.stdout.take().expect("piped"));
+        out.read_line(&mut String::new()).expect("a line");
+        drop(out);
+        let mut said = String::new();
+        child.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
+        assert!(child.wait().expect("it ends").success(), "{arguments:?}: {said}");
+        assert_eq!(said, "", "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_reader_who_stops_reading_stops_only_this_command() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    broker.run_with(&["produce", "t"], format!("{}\n", "x".repeat(999)).repeat(30_000)).ok();
+    let mut stalled = broker.command(&["consume", "t"]).stdout(Stdio::piped()).spawn().expect("it starts");
+    let mut out = stalled.stdout.take().expect("piped");
+    out.read_exact(&mut [0; 1]).expect("it prints");
+    assert_eq!(broker.run(&["consume", "t", "--no-follow"]).ok().lines().len(), 30_000);
+    crate::harness::signal(stalled.id(), "TERM");
+    let status = eventually("it ends although nobody reads", || stalled.try_wait().expect("it can be asked"));
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn a_tail_outlives_a_restart_of_its_broker() {
+    let mut broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    let tail = Running::start(broker.command(&["consume", "t"]));
+    broker.run_with(&["produce", "t"], "before\n").ok();
+    eventually("the first record", || (tail.lines() == ["before"]).then_some(()));
+    broker.kill();
+    broker.revive();
+    broker.run_with(&["produce", "t"], "after\n").ok();
+    eventually("the second record", || (tail.lines() == ["before", "after"]).then_some(()));
+}
+
+/// Feeding by hand: a record is on its way when its line is complete, not when a buffer is full.
+#[test]
+fn a_pipe_from_produce_to_consume_has_no_delay() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    let mut producer = Running::start(broker.command(&["produce", "t"]));
+    let tail = Running::start(broker.command(&["consume", "t"]));
+    let mut input = producer.stdin();
+    for n in 0..5 {
+        writeln!(input, "{n}").expect("it reads");
+        eventually("the line on the other side", || (tail.lines().len() == n + 1).then_some(()));
+    }
+    drop(input);
+    assert!(producer.wait().success());
+}

@@ -1,0 +1,224 @@
+//! `headwater group`, and `headwater consume --group`.
+
+use crate::harness::{Answer, Broker, Running, eventually};
+use serde_json::{Value, json};
+
+/// A topic `t` with two partitions of ten records each, one second apart.
+fn filled() -> Broker {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t", "-p", "2"]).ok();
+    for partition in ["0", "1"] {
+        let lines: String = (0..10).map(|n| format!("{{\"at\":{}}}\n", n * 1000)).collect();
+        broker.run_with(&["produce", "t", "--partition", partition, "--timestamp-field", "at"], lines).ok();
+    }
+    broker
+}
+
+fn committed(broker: &Broker, group: &str) -> Vec<(u64, Option<i64>)> {
+    let offsets = broker.object(&["group", "describe", group])["offsets"].as_array().expect("offsets").clone();
+    let mut found: Vec<(u64, Option<i64>)> =
+        offsets.iter().map(|o| (o["partition"].as_u64().expect("a number"), o["committed"].as_i64())).collect();
+    found.sort_unstable();
+    found
+}
+
+fn members(broker: &Broker, group: &str) -> Vec<Value> {
+    let answer: Answer = broker.run(&["group", "describe", group, "--json"]);
+    if answer.status.success() { answer.object()["members"].as_array().expect("members").clone() } else { Vec::new() }
+}
+
+fn partitions(member: &Value) -> usize {
+    member["partitions"].as_array().expect("partitions").len()
+}
+
+#[test]
+fn what_was_printed_is_what_is_committed() {
+    let broker = filled();
+    let first = broker.json(&["consume", "t", "--group", "g", "--count", "7"]);
+    let rest = broker.json(&["consume", "t", "--group", "g", "--until", "end"]);
+    assert_eq!((first.len(), rest.len()), (7, 13));
+    let mut all: Vec<(u64, i64)> = first
+        .iter()
+        .chain(&rest)
+        .map(|r| (r["partition"].as_u64().expect("a number"), r["offset"].as_i64().expect("a number")))
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    assert_eq!(all.len(), 20, "nothing missing, nothing twice");
+    let group = broker.object(&["group", "describe", "g"]);
+    assert_eq!(group["members"], json!([]), "a command that ended has left");
+    let lag: i64 =
+        group["offsets"].as_array().expect("offsets").iter().map(|o| o["lag"].as_i64().expect("a number")).sum();
+    assert_eq!(lag, 0);
+    assert!(broker.json(&["consume", "t", "--group", "g", "--until", "end"]).is_empty());
+    assert_eq!(
+        broker.json(&["consume", "t", "--group", "late", "--from", "time:8000", "--until", "end"]).len(),
+        4,
+        "--from counts where nothing is committed"
+    );
+}
+
+#[test]
+fn a_group_is_listed_described_and_deleted() {
+    let broker = filled();
+    broker.run(&["consume", "t", "--group", "g", "--until", "end", "--quiet"]).ok();
+    let listed = broker.json(&["group", "list"]);
+    assert_eq!(listed, [json!({"group": "g", "state": listed[0]["state"], "members": 0})]);
+    let text = broker.run(&["group", "describe", "g"]).ok().text();
+    assert!(text.starts_with("group g, ") && text.contains("lag 0"), "{text}");
+    broker.run(&["group", "delete-offsets", "g", "--topic", "t:0"]).ok();
+    assert_eq!(
+        committed(&broker, "g").into_iter().filter(|(_, offset)| offset.is_some()).collect::<Vec<_>>(),
+        [(1, Some(10))]
+    );
+    broker.run(&["group", "delete-offsets", "g", "--topic", "t"]).ok();
+    assert!(committed(&broker, "g").iter().all(|(_, offset)| offset.is_none()));
+    broker.run(&["consume", "t", "--group", "h", "--count", "1"]).ok();
+    broker.run(&["group", "delete", "h"]).ok();
+    broker.run(&["group", "describe", "h"]).fails(1);
+    broker.run(&["group", "members", "h"]).fails(1);
+    broker.run(&["group", "delete", "h"]).fails(1);
+    assert!(broker.json(&["group", "list"]).iter().all(|group| group["group"] != "h"));
+}
+
+#[test]
+fn reset_shows_first_and_moves_only_when_told() {
+    let broker = filled();
+    broker.run(&["consume", "t", "--group", "g", "--until", "end"]).ok();
+    let reset = |to: &str, more: &[&str]| {
+        broker.run(&[&["group", "reset", "g", "--topic", "t", "--to", to][..], more].concat()).ok()
+    };
+    let dry = reset("earliest", &[]);
+    assert!(dry.stderr.contains("--execute"), "{}", dry.stderr);
+    assert_eq!(committed(&broker, "g"), [(0, Some(10)), (1, Some(10))]);
+    for (to, expected) in [
+        ("earliest", 0),
+        ("latest", 10),
+        ("offset:4", 4),
+        ("current", 4),
+        ("shift:3", 7),
+        ("shift:-2", 5),
+        ("shift:-99", 0),
+        ("offset:99", 10),
+        ("time:1970-01-01T00:00:03Z", 3),
+        ("time:3001", 4),
+        ("time:99999", 10),
+        ("duration:1h", 10),
+        ("duration:100000d", 0),
+    ] {
+        reset(to, &["--execute"]);
+        assert_eq!(committed(&broker, "g"), [(0, Some(expected)), (1, Some(expected))], "--to {to}");
+    }
+    broker.run(&["group", "reset", "g", "--topic", "t:1", "--to", "offset:6", "--execute"]).ok();
+    assert_eq!(committed(&broker, "g"), [(0, Some(0)), (1, Some(6))], "only the partition that was named");
+
+    let plan = reset("offset:2", &["--export"]).text();
+    assert_eq!(plan, "t,0,2\nt,1,2\n");
+    std::fs::write(broker.folder().join("plan.csv"), "t,0,8\nt,1,9\n").expect("written");
+    broker.run(&["group", "reset", "g", "--to", "file:plan.csv", "--execute"]).ok();
+    assert_eq!(committed(&broker, "g"), [(0, Some(8)), (1, Some(9))]);
+    let line = broker.json(&["group", "reset", "g", "--topic", "t:0", "--to", "shift:1"]);
+    assert_eq!(
+        line,
+        [json!({"group": "g", "topic": "t", "partition": 0, "committed": 8, "offset": 9, "executed": false})]
+    );
+
+    broker.run(&["group", "reset", "new", "--topic", "t", "--to", "offset:5", "--execute"]).ok();
+    assert_eq!(
+        committed(&broker, "new"),
+        [(0, Some(5)), (1, Some(5))],
+        "a group may be prepared before its first member"
+    );
+}
+
+#[test]
+fn what_cannot_be_reset_is_said() {
+    let broker = filled();
+    let consumer = Running::start(broker.command(&["consume", "t", "--group", "busy"]));
+    eventually("a member", || members(&broker, "busy").first().filter(|member| partitions(member) == 2).map(|_| ()));
+    let busy = broker.run(&["group", "reset", "busy", "--topic", "t", "--to", "earliest", "--execute"]).fails(1);
+    assert!(busy.stderr.contains("members"), "{}", busy.stderr);
+    broker.run(&["group", "delete", "busy"]).fails(1);
+    drop(consumer);
+    for arguments in [
+        &["group", "reset", "g", "--topic", "nosuch", "--to", "earliest"][..],
+        &["group", "reset", "g", "--topic", "t:9", "--to", "earliest"],
+        &["group", "reset", "g", "--topic", "t", "--to", "shift:1"],
+        &["group", "reset", "g", "--to", "file:nowhere.csv"],
+    ] {
+        broker.run(arguments).fails(1);
+    }
+    std::fs::write(broker.folder().join("bad.csv"), "t,zero,8\n").expect("written");
+    let bad = broker.run(&["group", "reset", "g", "--to", "file:bad.csv"]).fails(1);
+    assert!(bad.stderr.contains("bad.csv") && bad.stderr.contains("line 1"), "{}", bad.stderr);
+}
+
+#[test]
+fn two_members_share_and_one_takes_over() {
+    let broker = filled();
+    let consume = |more: &[&str]| {
+        let arguments = [&["consume", "t", "--group", "g", "--json", "--session-timeout", "6s"][..], more].concat();
+        Running::start(broker.command(&arguments))
+    };
+    let mut one = consume(&[]);
+    let two = consume(&["--assignor", "uniform"]);
+    eventually("a partition each", || {
+        let members = members(&broker, "g");
+        (members.len() == 2 && members.iter().all(|member| partitions(member) == 1)).then_some(())
+    });
+    let text = broker.run(&["group", "members", "g"]).ok().text();
+    assert!(text.contains("t:0") && text.contains("t:1"), "{text}");
+    let listed = broker.json(&["group", "members", "g"]);
+    assert_eq!(listed.len(), 2);
+    for key in ["member_id", "client_host"] {
+        assert!(listed[0][key].as_str().is_some_and(|text| !text.is_empty()), "{key}: {}", listed[0]);
+    }
+    assert!(listed[0]["instance_id"].is_null());
+    eventually("all twenty records", || (one.lines().len() + two.lines().len() == 20).then_some(()));
+    eventually("their commit", || (committed(&broker, "g") == [(0, Some(10)), (1, Some(10))]).then_some(()));
+    one.kill();
+    broker.run_with(&["produce", "t", "--partition", "0"], "after\n").ok();
+    broker.run_with(&["produce", "t", "--partition", "1"], "after\n").ok();
+    eventually("the survivor has both partitions", || {
+        let after = two.json().iter().filter(|record| record["value"] == "after").count();
+        (after + one.json().iter().filter(|record| record["value"] == "after").count() == 2).then_some(())
+    });
+    let mut seen: Vec<(u64, i64)> = one
+        .json()
+        .iter()
+        .chain(&two.json())
+        .map(|r| (r["partition"].as_u64().expect("a number"), r["offset"].as_i64().expect("a number")))
+        .collect();
+    let count = seen.len();
+    seen.sort_unstable();
+    seen.dedup();
+    assert_eq!((seen.len(), count), (22, 22), "no gap, and nothing that was committed came again");
+}
+
+#[test]
+fn a_member_that_is_asked_to_end_commits_and_leaves() {
+    let broker = filled();
+    let mut member = Running::start(broker.command(&["consume", "t", "--group", "g"]));
+    eventually("all records", || (member.lines().len() == 20).then_some(()));
+    assert!(member.terminate().success());
+    assert_eq!(committed(&broker, "g"), [(0, Some(10)), (1, Some(10))]);
+    assert!(members(&broker, "g").is_empty());
+}
+
+#[test]
+fn a_static_member_returns_to_its_partitions() {
+    let broker = filled();
+    let start = |id: &str| Running::start(broker.command(&["consume", "t", "--group", "g", "--instance-id", id]));
+    let mut one = start("one");
+    let _two = start("two");
+    let owned = |id: &str| {
+        let members = members(&broker, "g");
+        let member = members.iter().find(|member| member["instance_id"] == id)?.clone();
+        (partitions(&member) == 1).then(|| member["partitions"].clone())
+    };
+    let (before, other) = eventually("a partition each", || owned("one").zip(owned("two")));
+    one.kill();
+    let _again = start("one");
+    eventually("the same partition again", || (owned("one") == Some(before.clone())).then_some(()));
+    assert_eq!(owned("two"), Some(other), "nobody else noticed");
+}

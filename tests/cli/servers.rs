@@ -1,0 +1,122 @@
+//! `headwater up`, `broker` and `config`.
+
+use crate::harness::{Broker, Running, eventually, headwater, run};
+use serde_json::Value;
+use std::io::{Read, Write};
+
+fn get(address: &str, path: &str) -> String {
+    let mut connection = std::net::TcpStream::connect(address).expect("the admin port answers");
+    write!(connection, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n").expect("it reads");
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).expect("it answers");
+    answer
+}
+
+#[test]
+fn up_says_where_it_is_and_serves_its_admin_port() {
+    let broker = Broker::start(&[]);
+    assert!(broker.profile().ends_with("client.toml") && broker.profile().exists());
+    assert!(!broker.listen().ends_with(":0") && !broker.admin().ends_with(":0"));
+    for path in ["/health", "/ready"] {
+        assert!(get(broker.admin(), path).starts_with("HTTP/1.1 200"), "{path}");
+    }
+    assert!(get(broker.admin(), "/metrics").contains("headwater_"));
+}
+
+#[test]
+fn up_is_pleasant_without_json_and_ends_well() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = headwater();
+    command.current_dir(folder.path()).args(["up", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    let mut broker = Running::start(command);
+    let line = eventually("the first line", || broker.lines().first().cloned());
+    assert!(line.contains("headwater-data"), "{line}");
+    let listed =
+        headwater().current_dir(folder.path()).env_remove("HEADWATER_PROFILE").args(["topic", "list"]).output();
+    assert!(listed.expect("it runs").status.success(), "commands in the same folder find the broker");
+    assert!(broker.terminate().success());
+}
+
+#[test]
+fn a_folder_has_one_broker() {
+    let broker = Broker::start(&[]);
+    let data = broker.data();
+    let second =
+        run(&["up", "--data", data.to_str().expect("text"), "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .fails(1);
+    assert!(second.stderr.contains("data"), "{}", second.stderr);
+    broker.run(&["topic", "list"]).ok();
+}
+
+#[test]
+fn settings_of_up_are_checked_by_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    for (setting, named) in [
+        ("log.retention.check.interval.mss=1", "log.retention.check.interval.mss"),
+        ("log.segment.bytes=few", "log.segment.bytes"),
+    ] {
+        let answer =
+            run(&["up", "--data", data.to_str().expect("text"), "--listen", "127.0.0.1:0", "-c", setting]).fails(1);
+        assert!(answer.stderr.contains(named), "{}", answer.stderr);
+    }
+    let open = run(&["up", "--data", data.to_str().expect("text"), "--listen", "0.0.0.0:0"]).fails(1);
+    assert!(open.stderr.contains("insecure"), "{}", open.stderr);
+    run(&["up", "--data", data.to_str().expect("text"), "--listen", "nonsense"]).fails(1);
+    run(&["up", "-c", "novalue"]).fails(2);
+}
+
+#[test]
+fn a_broker_starts_from_its_configuration_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("broker.toml");
+    let data = folder.path().join("kept");
+    let text = format!(
+        "data.dir = {data:?}\nlisten = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\nlog.retention.ms = 12345\n"
+    );
+    std::fs::write(&file, text).expect("written");
+    let file = file.to_str().expect("text");
+    run(&["config", "check", file]).ok();
+    let mut command = headwater();
+    command.args(["broker", "--config", file, "--json"]);
+    let mut broker = Running::start(command);
+    let line = eventually("the first line", || broker.lines().first().cloned());
+    let ready: Value = serde_json::from_str(&line).expect("JSON");
+    assert_eq!(ready["ready"], true, "{line}");
+    let profile = ready["profile"].as_str().expect("text");
+    run(&["--profile", profile, "topic", "create", "t"]).ok();
+    let described = run(&["--profile", profile, "topic", "describe", "t", "--json"]).ok().object();
+    let retention = described["config"]
+        .as_array()
+        .expect("settings")
+        .iter()
+        .find(|entry| entry["name"] == "retention.ms")
+        .expect("it is there")
+        .clone();
+    assert_eq!((&retention["value"], &retention["source"]), (&"12345".into(), &"broker".into()));
+    assert!(broker.terminate().success());
+}
+
+#[test]
+fn configuration_is_shown_and_checked() {
+    let example = run(&["config", "example"]).ok().text();
+    assert!(example.contains("log.retention.check.interval.ms") && example.contains("listen"), "{example}");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("broker.toml");
+    let path = file.to_str().expect("text");
+    std::fs::write(&file, &example).expect("written");
+    run(&["config", "check", path]).ok();
+    assert_eq!(run(&["config", "check", path, "--json"]).ok().object()["valid"], true);
+    for (text, named) in [
+        ("log.retention.mss = 1", "log.retention.mss"),
+        ("listen = \"0.0.0.0:9392\"", "insecure"),
+        ("listen =", "broker.toml"),
+    ] {
+        std::fs::write(&file, text).expect("written");
+        let answer = run(&["config", "check", path]).fails(1);
+        assert!(answer.stderr.contains(named), "{text}: {}", answer.stderr);
+        run(&["broker", "--config", path]).fails(1);
+    }
+    run(&["config", "check", "nowhere.toml"]).fails(1);
+    run(&["broker"]).fails(2);
+}

@@ -1,0 +1,102 @@
+//! What needs no broker, and what no broker can be found for.
+
+use crate::harness::{Broker, headwater, run};
+
+#[test]
+fn help_and_version_are_answers() {
+    assert!(run(&["--version"]).ok().text().starts_with("headwater "));
+    let help = run(&["--help"]).ok().text();
+    for word in [
+        "up", "import", "broker", "config", "topic", "produce", "consume", "group", "replay", "segment", "bench",
+        "demo",
+    ] {
+        assert!(help.contains(word), "{word} is missing:\n{help}");
+    }
+}
+
+#[test]
+fn misuse_exits_with_2() {
+    for line in
+        ["", "bogus", "topic bogus", "consume", "consume t --from yesterday", "replay t", "group reset g --to earliest"]
+    {
+        let arguments: Vec<&str> = line.split_whitespace().collect();
+        run(&arguments).fails(2);
+    }
+}
+
+#[test]
+fn completions_are_scripts_of_their_shell() {
+    for (shell, word) in [
+        ("bash", "_headwater"),
+        ("zsh", "#compdef headwater"),
+        ("fish", "complete -c headwater"),
+        ("powershell", "Register-ArgumentCompleter"),
+        ("elvish", "edit:completion"),
+    ] {
+        assert!(run(&["completions", shell]).ok().text().contains(word), "{shell}");
+    }
+    run(&["completions", "tcsh"]).fails(2);
+}
+
+#[test]
+fn without_a_profile_the_error_says_what_to_do() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = headwater();
+    command.current_dir(folder.path()).env_remove("HEADWATER_PROFILE");
+    let output = command.args(["topic", "list"]).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("headwater up") && said.contains("--profile"), "{said}");
+}
+
+#[test]
+fn an_address_where_no_broker_is_fails() {
+    run(&["topic", "list", "--broker", "127.0.0.1:9"]).fails(1);
+    let broker = Broker::start(&[]);
+    // A port that was free a moment ago, and the right certificates: only the broker is missing.
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    let address = socket.local_addr().expect("an address").to_string();
+    let answer = broker.run(&["topic", "list", "--broker", &address]).fails(1);
+    assert!(answer.stderr.contains(&address), "{}", answer.stderr);
+}
+
+#[test]
+fn the_profile_is_found_by_flag_by_environment_and_by_folder() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "list"]).ok();
+
+    let listed =
+        headwater().args(["topic", "list"]).env("HEADWATER_PROFILE", broker.profile()).output().expect("it runs");
+    assert!(listed.status.success());
+
+    let elsewhere = tempfile::tempdir().expect("a folder");
+    let folder = elsewhere.path().join("headwater-data");
+    std::fs::create_dir(&folder).expect("a folder");
+    for file in ["client.toml", "ca.pem"] {
+        std::fs::copy(broker.data().join(file), folder.join(file)).expect(file);
+    }
+    let mut command = headwater();
+    command.current_dir(elsewhere.path()).env_remove("HEADWATER_PROFILE");
+    assert!(command.args(["topic", "list"]).output().expect("it runs").status.success());
+
+    let ca = broker.data().join("ca.pem");
+    let mut command = headwater();
+    command.current_dir(std::env::temp_dir()).env_remove("HEADWATER_PROFILE");
+    let listed =
+        command.args(["topic", "list", "--broker", broker.listen(), "--ca"]).arg(&ca).output().expect("it runs");
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+
+    let missing = broker.folder().join("nowhere.toml");
+    let answer = crate::harness::run(&["topic", "list", "--profile", missing.to_str().expect("text")]).fails(1);
+    assert!(answer.stderr.contains("nowhere.toml"), "{}", answer.stderr);
+}
+
+#[test]
+fn logs_go_to_standard_error_in_the_form_asked_for() {
+    let broker = Broker::start(&[]);
+    let answer = broker.run(&["topic", "list", "--log", "trace", "--log-format", "json"]).ok();
+    let line = answer.stderr.lines().next().expect("a line of log");
+    assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
+    broker.run(&["topic", "list", "--log", "=="]).fails(1);
+    assert_eq!(broker.run(&["topic", "list"]).ok().stderr, "", "nothing to say by default");
+}
