@@ -209,8 +209,10 @@ pub(crate) struct Connections {
 #[derive(Default)]
 struct Known {
     cluster_id: String,
-    /// Where a broker was reached, or else where it says it is.
-    addresses: HashMap<i32, String>,
+    /// Where a broker was reached.
+    reached: HashMap<i32, String>,
+    /// Where it says it is.
+    advertised: HashMap<i32, String>,
     closed: bool,
 }
 
@@ -265,7 +267,7 @@ impl Connections {
                 let link = slot.get(self, addresses.clone()).await?;
                 if link.broker_id != broker_id {
                     link.close();
-                    lock(&self.known).addresses.remove(&broker_id);
+                    lock(&self.known).reached.remove(&broker_id);
                     return Err(Error::refused(
                         ErrorCode::NotLeader,
                         format!("{} is broker {} and not {broker_id}", link.address, link.broker_id),
@@ -283,20 +285,27 @@ impl Connections {
         }
     }
 
-    /// Remembers where brokers say they are, unless they were reached elsewhere.
+    /// Remembers where brokers say they are.
     pub(crate) fn learn_brokers(&self, brokers: &[wire::BrokerNode]) {
-        let mut known = lock(&self.known);
-        for broker in brokers {
-            known.addresses.entry(broker.broker_id).or_insert_with(|| broker.address.clone());
-        }
+        let advertised = brokers.iter().filter(|broker| !broker.address.is_empty());
+        lock(&self.known).advertised.extend(advertised.map(|broker| (broker.broker_id, broker.address.clone())));
     }
 
+    /// Where a broker may be: where it was reached before, then where it says it is.
     fn addresses_of(&self, broker_id: i32) -> Result<Vec<String>, Error> {
         let known = lock(&self.known);
-        let address = known.addresses.get(&broker_id).ok_or_else(|| {
-            Error::refused(ErrorCode::NotLeader, format!("the address of broker {broker_id} is not known yet"))
-        })?;
-        Ok(vec![address.clone()])
+        let mut addresses: Vec<String> = [&known.reached, &known.advertised]
+            .into_iter()
+            .filter_map(|known| known.get(&broker_id).cloned())
+            .collect();
+        addresses.dedup();
+        if addresses.is_empty() {
+            return Err(Error::Connect {
+                address: format!("broker {broker_id}"),
+                reason: "its address is not known yet".into(),
+            });
+        }
+        Ok(addresses)
     }
 
     /// One call on the control connection, repeated while that can help and cannot do harm, until the request's time is up.
@@ -448,7 +457,7 @@ impl Connections {
             return Err(Error::Closed);
         }
         known.cluster_id = hello.cluster_id;
-        known.addresses.insert(hello.broker_id, address.into());
+        known.reached.insert(hello.broker_id, address.into());
         tracing::debug!(address, broker_id = hello.broker_id, ?role, "connected");
         Ok(Arc::new(link))
     }

@@ -186,6 +186,7 @@ impl ConsumerBuilder {
             state: state.clone(),
             on_out_of_range: self.on_out_of_range,
             background: self.background,
+            subscribed: !self.topics.is_empty(),
         });
         let readers = Arc::new(Readers { context, prefetch_bytes: self.prefetch_bytes as u64 });
         let committer = self.group.clone().map(|group| Committer::new(self.connections.clone(), group));

@@ -36,6 +36,8 @@ pub(crate) struct Context {
     pub(crate) on_out_of_range: OutOfRange,
     /// Yields to readers at the tail.
     pub(crate) background: bool,
+    /// A group decides what is read: where a topic is deleted, it takes the partitions away.
+    pub(crate) subscribed: bool,
 }
 
 /// One partition's reading.
@@ -84,6 +86,9 @@ impl Fetch {
             }
             match self.decide(stop).await {
                 Ok(()) => {}
+                Err(error) if self.context.subscribed && is_gone(&error) => {
+                    return tracing::warn!(partition = %self.cell.at, %error, "no longer read");
+                }
                 Err(error) => return self.push(Item::Error(error)),
             }
             backoff.pause().await;
@@ -179,7 +184,11 @@ impl Fetch {
             *doubted = Some(info.at);
             return Err(Stop::Refused(wire::Error::new(ErrorCode::NotLeader, "the partition has no leader").into()));
         };
-        let lease = context.connections.lease(leader.leader, self.prefetch_bytes).await.map_err(lost)?;
+        let lease = context.connections.lease(leader.leader, self.prefetch_bytes).await.map_err(|error| {
+            // Whoever led cannot be reached; another may lead by now.
+            *doubted = matches!(error, Error::Connect { .. }).then_some(info.at);
+            lost(error)
+        })?;
         // What the connection had left may be less than was wanted.
         credit.set_limit(lease.credit);
         let request = wire::OpenFetch {
@@ -279,6 +288,11 @@ impl Fetch {
         let TopicPartition { topic, partition } = self.cell.at.clone();
         Stop::Fatal(ConsumeError::Corrupt { topic, partition, offset: self.next.offset, reason: reason.to_string() })
     }
+}
+
+/// Whether a topic or partition does not exist (any more).
+pub(crate) fn is_gone(error: &ConsumeError) -> bool {
+    matches!(error.code(), Some(ErrorCode::UnknownTopic | ErrorCode::UnknownTopicId | ErrorCode::UnknownPartition))
 }
 
 /// Whether a refusal says that what is known of the topic is wrong.

@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::RebalanceFn;
 use super::commit::Committer;
+use super::fetch::is_gone;
 use super::readers::Readers;
 use super::record::StartFrom;
 use super::state::{Cell, State};
@@ -83,6 +85,8 @@ pub(crate) struct Member {
 struct Job {
     partitions: Vec<TopicPartition>,
     letting_go: bool,
+    /// The application has been told: it must be carried through.
+    told: Arc<AtomicBool>,
     work: BoxFuture<'static, Result<(), ConsumeError>>,
 }
 
@@ -290,6 +294,15 @@ impl Member {
         if assignment.is_empty() {
             self.state.assignment_known();
         }
+        // What is being taken on may be gone again before it could begin.
+        let overtaken = |job: &mut Job| {
+            !job.told.load(Ordering::Acquire) && !job.partitions.iter().all(|at| assignment.contains_key(at))
+        };
+        if let Some(job) = self.job.take_if(overtaken) {
+            job.partitions.iter().for_each(|at| {
+                self.owned.remove(at);
+            });
+        }
         self.assignment = Some(assignment);
         Ok(())
     }
@@ -301,7 +314,8 @@ impl Member {
         let let_go: Vec<TopicPartition> = self.owned.iter().filter_map(surplus).collect();
         if !let_go.is_empty() {
             let work = self.let_go(let_go.clone()).boxed();
-            self.job = Some(Job { partitions: let_go, letting_go: true, work });
+            let told = Arc::new(AtomicBool::new(true));
+            self.job = Some(Job { partitions: let_go, letting_go: true, told, work });
             return;
         }
         let new: Vec<(TopicPartition, TopicId)> = assignment
@@ -313,7 +327,9 @@ impl Member {
             // From now on it is reported as this member's.
             self.owned.extend(new.iter().cloned());
             let partitions = new.iter().map(|(at, _)| at.clone()).collect();
-            self.job = Some(Job { partitions, letting_go: false, work: self.take_on(new).boxed() });
+            let told = Arc::new(AtomicBool::new(false));
+            let work = self.take_on(new, told.clone()).boxed();
+            self.job = Some(Job { partitions, letting_go: false, told, work });
         }
     }
 
@@ -361,7 +377,11 @@ impl Member {
     }
 
     /// Finds where to begin, and begins to read.
-    fn take_on(&self, new: Vec<(TopicPartition, TopicId)>) -> impl Future<Output = Result<(), ConsumeError>> + use<> {
+    fn take_on(
+        &self,
+        new: Vec<(TopicPartition, TopicId)>,
+        told: Arc<AtomicBool>,
+    ) -> impl Future<Output = Result<(), ConsumeError>> + use<> {
         let (readers, committer) = (self.readers.clone(), self.committer.clone());
         let callback = self.settings.on_rebalance.clone();
         let start = self.settings.start;
@@ -370,14 +390,15 @@ impl Member {
             let starts = loop {
                 match readers.starts(Some(&committer), new.clone(), |_| start).await {
                     Ok(starts) => break starts,
-                    // Fenced meanwhile: the stream will say so.
-                    Err(error) if error.retryable() || fenced(&error) => {
+                    // Fenced meanwhile, or the topic deleted: the stream will say so.
+                    Err(error) if error.retryable() || fenced(&error) || is_gone(&error) => {
                         tracing::debug!(group = &**committer.group(), %error, "no start yet");
                         backoff.pause().await;
                     }
                     Err(error) => return Err(error),
                 }
             };
+            told.store(true, Ordering::Release);
             if let Some(callback) = callback {
                 callback(Rebalance::Assigned(new.iter().map(|(at, _)| at.clone()).collect())).await;
             }

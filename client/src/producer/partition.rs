@@ -144,13 +144,16 @@ pub(crate) struct Sender {
     backoff: Backoff,
     /// The producer id is used up.
     needs_identity: bool,
+    /// Whoever led could not be reached; another may lead by now.
+    doubts_leader: bool,
 }
 
 impl Sender {
     pub(crate) fn new(shared: Arc<Shared>, partition: Arc<Partition>, identity: Option<Identity>) -> Sender {
         let window = Window::new(identity, shared.max_in_flight);
         let backoff = Backoff::new(&shared.connections.config);
-        Sender { shared, partition, window, building: FuturesOrdered::new(), backoff, needs_identity: false }
+        let building = FuturesOrdered::new();
+        Sender { shared, partition, window, building, backoff, needs_identity: false, doubts_leader: false }
     }
 
     /// Runs until the producer is closed or the topic is gone; then everything left fails.
@@ -258,8 +261,10 @@ impl Sender {
         }
     }
 
+    /// When the oldest record without an outcome fails.
     fn expires_at(&self) -> Instant {
-        let queued = lock(&self.partition.batcher).expires_at();
+        // What is being built stands before what is queued, and is soon in the window.
+        let queued = if self.building.is_empty() { lock(&self.partition.batcher).expires_at() } else { None };
         [self.window.expires_at(), queued].into_iter().flatten().min().unwrap_or_else(|| Instant::now() + FAR)
     }
 
@@ -273,7 +278,10 @@ impl Sender {
             sent,
         };
         self.window.expire(now, timed_out);
-        let expired = lock(&self.partition.batcher).expire(now);
+        let expired = match self.building.is_empty() {
+            true => lock(&self.partition.batcher).expire(now),
+            false => Vec::new(),
+        };
         for filling in expired {
             self.fail(&filling.completion, filling.charge, timed_out(&filling.completion, false));
         }
@@ -294,13 +302,16 @@ impl Sender {
         let (shared, partition) = (self.shared.clone(), self.partition.clone());
         let identity = self.window.identity();
         let timeout = shared.connections.config.request_timeout;
+        let doubts_leader = self.doubts_leader;
         let opening = async {
-            match tokio::time::timeout(timeout, open_stream(&shared, &partition, identity)).await {
+            match tokio::time::timeout(timeout, open_stream(&shared, &partition, identity, doubts_leader)).await {
                 Ok(result) => result,
                 Err(_) => Err(NoStream::Later(Error::TimedOut { what: "opening a produce stream", after: timeout })),
             }
         };
-        let (stream, opened) = self.expiring(opening).await?;
+        let opened = self.expiring(opening).await;
+        self.doubts_leader = matches!(opened, Err(NoStream::Later(Error::Connect { .. })));
+        let (stream, opened) = opened?;
         let last = (opened.last_sequence >= 0).then_some((opened.last_producer_epoch, opened.last_sequence));
         self.window.reopened(last);
         if opened.max_message_bytes > 0 {
@@ -404,7 +415,7 @@ impl Sender {
     }
 
     fn admit(&mut self, rest: Pending, batch: Result<Bytes, BatchError>) {
-        let error = match batch {
+        let failure = match batch {
             Ok(batch) => {
                 let batcher = lock(&self.partition.batcher);
                 if batch.len() <= batcher.max_message_bytes() {
@@ -419,7 +430,8 @@ impl Sender {
                 refusal: wire::Error::new(ErrorCode::InvalidRecord, error.to_string()).into(),
             },
         };
-        self.fail(&rest.completion, rest.charge, error);
+        self.window.admit_failed(failure, rest.completion, rest.expires_at, rest.charge);
+        self.give_back();
     }
 
     /// An answer.
@@ -480,6 +492,7 @@ async fn open_stream(
     shared: &Shared,
     partition: &Partition,
     identity: Option<Identity>,
+    mut doubts_leader: bool,
 ) -> Result<(Stream, wire::ProduceOpened), NoStream> {
     let later = |error: Error| if error.retryable() { NoStream::Later(error) } else { NoStream::Refused(error.into()) };
     let name = &partition.topic.name;
@@ -494,6 +507,9 @@ async fn open_stream(
     let mut info = shared.metadata.topic(name).await.map_err(unknown_topic)?;
     let mut asked_anew = false;
     loop {
+        if std::mem::take(&mut doubts_leader) {
+            info = shared.metadata.newer_than(name, Some(info.at)).await.map_err(unknown_topic)?;
+        }
         if info.id != partition.topic.id {
             return Err(gone(format!("topic {name:?} was deleted and created anew")));
         }
@@ -541,7 +557,7 @@ async fn open_stream(
         );
         if stale && !asked_anew {
             asked_anew = true;
-            info = shared.metadata.newer_than(name, Some(info.at)).await.map_err(unknown_topic)?;
+            doubts_leader = true;
             continue;
         }
         return Err(match refusal.code {

@@ -4,6 +4,7 @@
 //! clocks, and batches that were never sent (see [`super::batcher`]). Read next: [`super::partition`], which drives it.
 //!
 //! What must always hold:
+//! * Outcomes are told in the order in which the batches came.
 //! * Sequences in the window follow one another without a gap, and the window's last one is followed by `next_sequence`.
 //! * A batch that a broker may have is sent again with the same sequence until its outcome is known, even after its
 //!   records were failed by the delivery timeout: leaving it out would leave a gap, and numbering those behind it anew
@@ -48,6 +49,8 @@ pub(crate) struct Sent {
     tried: bool,
     /// The broker said that its log holds it; only its offset is still to be told.
     in_log: bool,
+    /// It is not sent, since it cannot be written: it stands here so that outcomes come in order.
+    failure: Option<ProduceError>,
 }
 
 /// What to do after a refusal.
@@ -125,12 +128,37 @@ impl Window {
             base_sequence,
             tried: false,
             in_log: false,
+            failure: None,
         });
+    }
+
+    /// Takes in a batch that cannot be sent. It fails once everything before it has its outcome.
+    pub(crate) fn admit_failed(
+        &mut self,
+        failure: ProduceError,
+        completion: Arc<Completion>,
+        expires_at: Instant,
+        charge: usize,
+    ) {
+        self.admit(Bytes::new(), 0, completion, expires_at, charge);
+        if let Some(last) = self.in_flight.back_mut() {
+            last.failure = Some(failure);
+        }
+        self.fail_oldest();
+    }
+
+    /// Tells the failures that nothing stands before.
+    fn fail_oldest(&mut self) {
+        while let Some(failure) = self.in_flight.front_mut().and_then(|oldest| oldest.failure.take()) {
+            if let Some(failed) = self.in_flight.pop_front() {
+                self.finish(failed, |_| Err(failure));
+            }
+        }
     }
 
     /// The next batch to be sent on the current stream, under its number there.
     pub(crate) fn next_to_send(&mut self) -> Option<(u64, Bytes)> {
-        let unsent = self.in_flight.iter_mut().find(|sent| sent.request_id == 0)?;
+        let unsent = self.in_flight.iter_mut().find(|sent| sent.request_id == 0 && sent.failure.is_none())?;
         self.last_request_id += 1;
         unsent.request_id = self.last_request_id;
         unsent.tried = true;
@@ -156,6 +184,7 @@ impl Window {
     pub(crate) fn acknowledged(&mut self, request_id: u64, written: Written) -> Result<(), WrongAnswer> {
         let sent = self.take_oldest(request_id)?;
         self.finish(sent, |_| Ok(written));
+        self.fail_oldest();
         Ok(())
     }
 
@@ -183,6 +212,7 @@ impl Window {
             code => {
                 let sent = self.take_oldest(request_id)?;
                 self.finish(sent, |completion| Err(refused(completion, refusal)));
+                self.fail_oldest();
                 if code == ErrorCode::InvalidProducerEpoch { Next::NewIdentity } else { self.renew() }
             }
         })
@@ -256,6 +286,7 @@ impl Window {
             if idempotent {
                 self.renumber(first, sequence);
             }
+            self.fail_oldest();
         }
     }
 

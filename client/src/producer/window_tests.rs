@@ -106,6 +106,26 @@ fn a_timed_out_batch_that_a_broker_may_have_keeps_its_place_and_one_that_was_nev
 }
 
 #[test]
+fn a_batch_that_cannot_be_sent_fails_in_its_turn_and_leaves_no_gap() {
+    let far = Instant::now() + Duration::from_secs(60);
+    let mut window = Window::new(Some(IDENTITY), 5);
+    let first = admit(&mut window, 1, 3, far);
+    let hopeless = Completion::new("t".into(), 0);
+    window.admit_failed(ProduceError::BufferFull, hopeless.clone(), far, 10);
+    let last = admit(&mut window, 2, 2, far);
+    let sent: Vec<u64> = std::iter::from_fn(|| window.next_to_send()).map(|(id, _)| id).collect();
+    assert_eq!(sent, [1, 2]);
+    assert_eq!(outcome(&hopeless), None, "the first one has no outcome yet");
+    window.acknowledged(1, written(0)).unwrap();
+    assert!(outcome(&first).is_some() && outcome(&hopeless).is_some_and(|o| o.is_err()) && outcome(&last).is_none());
+    assert_eq!(sequences(&window), [(0, 3)]);
+    window.acknowledged(2, written(3)).unwrap();
+    window.admit_failed(ProduceError::BufferFull, Completion::new("t".into(), 0), far, 10);
+    assert!(window.is_empty(), "with nothing before it, it fails at once");
+    assert_eq!(window.take_freed(), 40);
+}
+
+#[test]
 fn a_refusal_of_what_the_log_holds_already_is_no_failure() {
     let far = Instant::now() + Duration::from_secs(60);
     let mut window = Window::new(Some(IDENTITY), 5);
@@ -185,6 +205,8 @@ impl Broker {
 enum Step {
     /// A batch of so many records comes; one in sixteen is refused by the broker.
     Send(i32, bool),
+    /// A batch comes that cannot be sent.
+    Hopeless,
     /// So many frames reach the broker.
     Arrive(usize),
     /// So many answers reach the client.
@@ -200,6 +222,7 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (1i32..4, proptest::bool::weighted(0.06)).prop_map(|(n, poison)| Step::Send(n, poison)),
+        1 => Just(Step::Hopeless),
         6 => (1usize..4).prop_map(Step::Arrive),
         6 => (1usize..4).prop_map(Step::Answer),
         2 => (0usize..4).prop_map(Step::Lose),
@@ -233,7 +256,13 @@ proptest! {
                     let completion = admit(&mut window, value, records, now + Duration::from_secs(10));
                     batches.push((value, records, completion));
                 }
-                Step::Send(..) => {}
+                Step::Hopeless if window.room() > 0 => {
+                    let completion = Completion::new("t".into(), 0);
+                    let expires_at = now + Duration::from_secs(10);
+                    window.admit_failed(ProduceError::BufferFull, completion.clone(), expires_at, 10);
+                    batches.push((batches.len() as u32, 0, completion));
+                }
+                Step::Send(..) | Step::Hopeless => {}
                 Step::Arrive(n) => for _ in 0..n {
                     let Some((id, bytes)) = wire_up.pop_front() else { break };
                     let result = if failed_stream { Err(ErrorCode::EarlierAppendFailed) } else {
@@ -276,6 +305,8 @@ proptest! {
                 Step::Forget => {}
             }
             while let Some(sent) = window.next_to_send() { wire_up.push_back(sent) }
+            let told: Vec<bool> = batches.iter().map(|(_, _, completion)| outcome(completion).is_some()).collect();
+            prop_assert!(told.is_sorted_by(|a, b| a >= b), "outcomes out of order: {told:?}");
         }
         prop_assert!(window.is_empty(), "everything is answered in the end: {window:?}");
         prop_assert_eq!(window.take_freed(), batches.len() * 10);

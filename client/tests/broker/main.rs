@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +11,7 @@ use futures::StreamExt;
 use headwater_broker::{Broker, config::BrokerConfig};
 use headwater_client::{
     Acks, Client, ClientConfig, Codec, ConsumedRecord, Consumer, Durability, ErrorCode, NewTopic, OffsetAt,
-    OffsetQuery, ProducerRecord, StartFrom, TopicPartition,
+    OffsetQuery, ProducerRecord, Rebalance, StartFrom, TopicPartition,
 };
 use tempfile::TempDir;
 
@@ -286,6 +288,94 @@ async fn a_group_resumes_exactly_where_it_closed() {
         assert!(seen.insert((record.partition, record.offset)), "read twice: {record:?}");
     }
     assert_eq!(seen.len(), 900);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_keep_their_partitions_and_their_progress_over_a_restart() {
+    let (mut node, client) = Node::with_topic(2).await;
+    let producer = within("build", client.producer().build()).await.unwrap();
+    let lost = Arc::new(AtomicUsize::new(0));
+    let member = async || {
+        let lost = lost.clone();
+        let builder = client.consumer().group("g").topics(["flights"]).auto_commit(None);
+        let builder = builder.on_rebalance(move |event| {
+            let lost = lost.clone();
+            async move {
+                if let Rebalance::Lost(_) = event {
+                    lost.fetch_add(1, Ordering::SeqCst);
+                }
+            }
+        });
+        within("build", builder.build()).await.unwrap()
+    };
+    let (mut one, mut two) = (member().await, member().await);
+    within("shares", async {
+        while one.assignment().len() != 1 || two.assignment().len() != 1 {
+            tokio::select! {
+                Some(_) = one.next() => panic!("nothing was produced"),
+                Some(_) = two.next() => panic!("nothing was produced"),
+                () = tokio::time::sleep(Duration::from_millis(10)) => {}
+            }
+        }
+    })
+    .await;
+    let shares = (one.assignment(), two.assignment());
+    let mut seen = BTreeSet::new();
+    for round in 0..3 {
+        for i in 0..50 {
+            drop(producer.send(record(format!("{round} {i}")).partition(i % 2)).await.unwrap());
+        }
+        within("flush", producer.flush()).await;
+        for _ in 0..50 {
+            let record = within("a record", async {
+                tokio::select! {
+                    Some(record) = one.next() => record.unwrap(),
+                    Some(record) = two.next() => record.unwrap(),
+                }
+            });
+            let record = record.await;
+            assert!(seen.insert((record.partition, record.offset)), "read twice: {record:?}");
+        }
+        node.restart().await;
+        within("commit", one.commit()).await.unwrap();
+        within("commit", two.commit()).await.unwrap();
+    }
+    assert_eq!((one.assignment(), two.assignment()), shares);
+    assert_eq!(lost.load(Ordering::SeqCst), 0, "a restart fences nobody");
+    let group = within("describe", client.admin().describe_group("g")).await.unwrap();
+    assert_eq!(group.offsets.iter().map(|o| o.lag.unwrap()).sum::<i64>(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_static_member_comes_back_to_its_partitions_and_nobody_else_is_disturbed() {
+    let (_node, client) = Node::with_topic(2).await;
+    let events = Arc::new(AtomicUsize::new(0));
+    let count = events.clone();
+    let builder = client.consumer().group("g").topics(["flights"]).on_rebalance(move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        async {}
+    });
+    let mut other = within("build", builder.build()).await.unwrap();
+    let till = async || {
+        let builder = client.consumer().group("g").topics(["flights"]).instance_id("till-7");
+        within("build", builder.build()).await.unwrap()
+    };
+    let mut first = till().await;
+    within("shares", async {
+        while first.assignment().len() != 1 || other.assignment().len() != 1 {
+            tokio::select! {
+                Some(_) = first.next() => panic!("nothing was produced"),
+                Some(_) = other.next() => panic!("nothing was produced"),
+                () = tokio::time::sleep(Duration::from_millis(10)) => {}
+            }
+        }
+    })
+    .await;
+    let before = (first.assignment(), events.load(Ordering::SeqCst));
+    within("close", first.close()).await.unwrap();
+    let mut second = till().await;
+    let again = within("assignment", second.assigned()).await.unwrap();
+    assert_eq!((again, events.load(Ordering::SeqCst)), before);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
