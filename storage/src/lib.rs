@@ -5,6 +5,7 @@
 
 mod active;
 pub mod checkpoint;
+mod compaction;
 pub mod config;
 pub mod crcfile;
 pub mod datadir;
@@ -30,6 +31,7 @@ pub mod sim;
 pub mod transactions;
 mod verify;
 
+pub use compaction::{CompactionError, CompactionPlan, CompactionResult, CompactionStats};
 pub use config::{Cleanup, LogConfig, LogIdentity, OpenHints};
 pub use datadir::{DataDir, DataDirError, NewIdentity, PartitionFolder};
 pub use error::{AppendError, Corruption, FullDisk, IoFailure, LogError, OpenError, OutOfRange, Poisoned, ReadError};

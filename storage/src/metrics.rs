@@ -22,6 +22,10 @@ pub const CUT_BYTES: &str = "headwater_storage_cut_bytes_total";
 pub const DISK_FULL: &str = "headwater_storage_disk_full_total";
 /// Counter: logs poisoned by a failed write or sync.
 pub const POISONED: &str = "headwater_storage_poisoned_total";
+/// Counter: compactions that were installed.
+pub const COMPACTIONS: &str = "headwater_storage_compactions_total";
+/// Counter: bytes that compaction removed.
+pub const COMPACTED_BYTES: &str = "headwater_storage_compacted_bytes_total";
 
 /// Describes every metric to the recorder that is installed.
 pub fn describe() {
@@ -36,4 +40,6 @@ pub fn describe() {
     describe_counter!(CUT_BYTES, Unit::Bytes, "Bytes of torn tails that recovery cut");
     describe_counter!(DISK_FULL, Unit::Count, "Appends refused because the disk was full");
     describe_counter!(POISONED, Unit::Count, "Logs poisoned by a failed write or sync");
+    describe_counter!(COMPACTIONS, Unit::Count, "Compactions installed");
+    describe_counter!(COMPACTED_BYTES, Unit::Bytes, "Bytes removed by compaction");
 }

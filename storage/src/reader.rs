@@ -207,7 +207,24 @@ impl LogReader {
 
     /// A cursor at the batch that holds this offset, or at the first one after it. May block.
     pub fn seek(&self, offset: i64) -> Result<Cursor, ReadError> {
-        let view = self.view.load_full();
+        self.with_view(|view| self.seek_in(view, offset))
+    }
+
+    /// Does something with the newest picture; again, where a segment of it was replaced meanwhile.
+    fn with_view<T>(&self, mut act: impl FnMut(&View) -> Result<T, ReadError>) -> Result<T, ReadError> {
+        let mut view = self.view.load_full();
+        loop {
+            let result = act(&view);
+            let replaced = matches!(result, Err(ReadError::Closed)) && !view.closed;
+            let newest = self.view.load_full();
+            if !replaced || Arc::ptr_eq(&view, &newest) {
+                return result;
+            }
+            view = newest;
+        }
+    }
+
+    fn seek_in(&self, view: &View, offset: i64) -> Result<Cursor, ReadError> {
         if view.closed {
             return Err(ReadError::Closed);
         }
@@ -251,7 +268,19 @@ impl LogReader {
     /// Does not touch the bytes of the slice, which may not be in memory: see [`Slice::is_resident`]. Near the end of the log it
     /// takes a fraction of a microsecond; a `below` far from the end is searched for once, which may block.
     pub fn read(&self, cursor: &mut Cursor, max_bytes: usize, below: i64) -> Result<Option<Slice>, ReadError> {
-        let view = self.view.load();
+        match self.read_in(&self.view.load(), cursor, max_bytes, below) {
+            Err(ReadError::Closed) => self.with_view(|view| self.read_in(view, cursor, max_bytes, below)),
+            result => result,
+        }
+    }
+
+    fn read_in(
+        &self,
+        view: &View,
+        cursor: &mut Cursor,
+        max_bytes: usize,
+        below: i64,
+    ) -> Result<Option<Slice>, ReadError> {
         if view.closed {
             return Err(ReadError::Closed);
         }
@@ -262,7 +291,7 @@ impl LogReader {
             if !here(cursor.number) {
                 let number = view.number_of(cursor.segment.base_offset);
                 if !here(number) {
-                    return self.read_departed(&view, cursor, max_bytes, below);
+                    return self.read_departed(view, cursor, max_bytes, below);
                 }
                 cursor.number = number;
             }
@@ -275,7 +304,7 @@ impl LogReader {
                 }
             }
             let size = view.size(number);
-            let limit = limit(&view, cursor, below)?;
+            let limit = limit(view, cursor, below)?;
             if cursor.position < limit {
                 let open = match cursor.held.take() {
                     Some(open) if open.map.published() >= limit => open,
@@ -364,80 +393,86 @@ impl LogReader {
 
     /// The first record, in the order of offsets, whose timestamp is at least `timestamp`, among the records below `below`. May block.
     pub fn offset_for_timestamp(&self, timestamp: i64, below: i64) -> Result<Option<TimestampOffset>, ReadError> {
-        let view = self.view.load_full();
-        for number in 0..view.segments.len() {
-            let Some(entry) = view.segments.get(number) else { break };
-            if view.next_base(number) <= view.log_start
-                || view.largest(number).is_none_or(|largest| largest.timestamp < timestamp)
-            {
-                continue;
-            }
-            let start = entry.segment.position_before_timestamp(timestamp)?;
-            let mut headers = entry.segment.headers(start)?.until(view.size(number));
-            while let Some((position, header)) = headers.next()? {
-                if header.base_offset >= below {
-                    return Ok(None);
-                }
-                if header.max_timestamp < timestamp || header.last_offset() < view.log_start {
-                    continue;
-                }
-                let found = find_record(&entry.segment, position, &header, |record_timestamp, offset| {
-                    record_timestamp >= timestamp && offset >= view.log_start && offset < below
-                })?;
-                if found.is_some() {
-                    return Ok(found);
-                }
-            }
-        }
-        Ok(None)
+        self.with_view(|view| offset_for_timestamp(view, timestamp, below))
     }
 
     /// The first record that has the largest timestamp of all below `below`. May block.
     pub fn offset_for_max_timestamp(&self, below: i64) -> Result<Option<TimestampOffset>, ReadError> {
-        let view = self.view.load_full();
-        let mut best: Option<TimestampOffset> = None;
-        for number in 0..view.segments.len() {
-            let Some(entry) = view.segments.get(number) else { break };
-            let Some(largest) = view.largest(number) else { continue };
-            if view.next_base(number) <= view.log_start
-                || best.is_some_and(|best| best.timestamp >= largest.timestamp)
-                || entry.base_offset() >= below
-            {
+        self.with_view(|view| offset_for_max_timestamp(view, below))
+    }
+}
+
+fn offset_for_timestamp(view: &View, timestamp: i64, below: i64) -> Result<Option<TimestampOffset>, ReadError> {
+    for number in 0..view.segments.len() {
+        let Some(entry) = view.segments.get(number) else { break };
+        if view.next_base(number) <= view.log_start
+            || view.largest(number).is_none_or(|largest| largest.timestamp < timestamp)
+        {
+            continue;
+        }
+        let start = entry.segment.position_before_timestamp(timestamp)?;
+        let mut headers = entry.segment.headers(start)?.until(view.size(number));
+        while let Some((position, header)) = headers.next()? {
+            if header.base_offset >= below {
+                return Ok(None);
+            }
+            if header.max_timestamp < timestamp || header.last_offset() < view.log_start {
                 continue;
             }
-            // What the index promises may be cut off at either end of what may be read; then everything there is looked at.
-            let whole = entry.base_offset() >= view.log_start && below >= view.next_base(number);
-            let start = match whole {
-                true => entry.segment.position_before_timestamp(largest.timestamp)?,
-                false => entry.segment.position_before(view.log_start)?,
-            };
-            let mut headers = entry.segment.headers(start)?.until(view.size(number));
-            while let Some((position, header)) = headers.next()? {
-                if header.base_offset >= below {
-                    break;
-                }
-                let seen = best.map_or(i64::MIN, |best| best.timestamp);
-                if header.max_timestamp <= seen || header.last_offset() < view.log_start {
-                    continue;
-                }
-                // A batch at the log's start may have its largest timestamp in the part that is gone.
-                let wanted = if header.base_offset >= view.log_start { header.max_timestamp } else { seen + 1 };
-                let mut in_batch: Option<TimestampOffset> = None;
-                find_record(&entry.segment, position, &header, |timestamp, offset| {
-                    let larger = in_batch.is_none_or(|largest| timestamp > largest.timestamp);
-                    if timestamp >= wanted && offset >= view.log_start && larger {
-                        in_batch = Some(TimestampOffset { offset, timestamp, leader_epoch: header.leader_epoch });
-                    }
-                    false
-                })?;
-                best = in_batch.or(best);
-                if whole && header.max_timestamp == largest.timestamp {
-                    break;
-                }
+            let found = find_record(&entry.segment, position, &header, |record_timestamp, offset| {
+                record_timestamp >= timestamp && offset >= view.log_start && offset < below
+            })?;
+            if found.is_some() {
+                return Ok(found);
             }
         }
-        Ok(best)
     }
+    Ok(None)
+}
+
+fn offset_for_max_timestamp(view: &View, below: i64) -> Result<Option<TimestampOffset>, ReadError> {
+    let mut best: Option<TimestampOffset> = None;
+    for number in 0..view.segments.len() {
+        let Some(entry) = view.segments.get(number) else { break };
+        let Some(largest) = view.largest(number) else { continue };
+        if view.next_base(number) <= view.log_start
+            || best.is_some_and(|best| best.timestamp >= largest.timestamp)
+            || entry.base_offset() >= below
+        {
+            continue;
+        }
+        // What the index promises may be cut off at either end of what may be read; then everything there is looked at.
+        let whole = entry.base_offset() >= view.log_start && below >= view.next_base(number);
+        let start = match whole {
+            true => entry.segment.position_before_timestamp(largest.timestamp)?,
+            false => entry.segment.position_before(view.log_start)?,
+        };
+        let mut headers = entry.segment.headers(start)?.until(view.size(number));
+        while let Some((position, header)) = headers.next()? {
+            if header.base_offset >= below {
+                break;
+            }
+            let seen = best.map_or(i64::MIN, |best| best.timestamp);
+            if header.max_timestamp <= seen || header.last_offset() < view.log_start {
+                continue;
+            }
+            // A batch at the log's start may have its largest timestamp in the part that is gone.
+            let wanted = if header.base_offset >= view.log_start { header.max_timestamp } else { seen + 1 };
+            let mut in_batch: Option<TimestampOffset> = None;
+            find_record(&entry.segment, position, &header, |timestamp, offset| {
+                let larger = in_batch.is_none_or(|largest| timestamp > largest.timestamp);
+                if timestamp >= wanted && offset >= view.log_start && larger {
+                    in_batch = Some(TimestampOffset { offset, timestamp, leader_epoch: header.leader_epoch });
+                }
+                false
+            })?;
+            best = in_batch.or(best);
+            if whole && header.max_timestamp == largest.timestamp {
+                break;
+            }
+        }
+    }
+    Ok(best)
 }
 
 /// Where reading below `below` ends in the cursor's segment, which is part of the view.

@@ -22,6 +22,7 @@ use headwater_proto::batch::{BatchHeader, Records, control};
 
 use crate::active::{Active, Place, crc_header, read_crc_file};
 use crate::checkpoint::{self, CheckpointError, parse_segment_file_name, segment_file_name};
+use crate::compaction::swap;
 use crate::config::OpenHints;
 use crate::crcfile::RunningCrc;
 use crate::epochs::{self, LeaderEpochs};
@@ -134,8 +135,11 @@ pub(crate) fn recover(
 }
 
 impl Opening<'_> {
-    /// Removes what an interrupted operation left behind.
+    /// Finishes or undoes what was interrupted, and removes what it left behind.
     fn tidy(&mut self) -> Result<(), OpenError> {
+        for path in swap::finish_or_undo(&**self.place.files, self.place.dir)? {
+            tracing::info!(path = %path.display(), "finished putting a compacted segment in its place");
+        }
         for entry in self.place.files.list(self.place.dir).during("list", self.place.dir)? {
             let leftover = [".tmp", crate::retention::DELETED, ".cleaned"].iter().any(|end| entry.name.ends_with(end));
             if leftover && !entry.is_dir {

@@ -2,7 +2,7 @@
 //!
 //! Owns: the files of one segment while repair or compaction make it. Refuses: offsets (batches keep theirs) and names (the files carry a
 //! suffix until whoever made them puts them in place). Nothing of it counts before [`SegmentWriter::finish`], which syncs every file; the
-//! caller syncs the directory. Read next: `inspect/repair.rs`.
+//! caller syncs the directory. Read next: `compaction/swap.rs`.
 
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::checkpoint::segment_file_name;
 use crate::crcfile::{CrcHeader, RunningCrc};
 use crate::error::{During, IoFailure};
 use crate::files::{File, Files, OpenMode};
-use crate::index::{IndexBuilder, IndexBytes};
+use crate::index::{IndexBuilder, IndexBytes, LargestTimestamp};
 use crate::transactions::{self, AbortedTransaction};
 
 /// Written at once.
@@ -36,6 +36,19 @@ pub(crate) struct SegmentWriter {
     /// `None` where it is not known whose segment it is.
     crc: Option<(CrcHeader, RunningCrc)>,
     aborted: Vec<u8>,
+}
+
+/// What was written.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SegmentSummary {
+    pub(crate) base_offset: i64,
+    /// Bytes of the `.log`.
+    pub(crate) size: u64,
+    /// Bytes of the offset index.
+    pub(crate) offsets_bytes: u64,
+    /// Bytes of the time index.
+    pub(crate) times_bytes: u64,
+    pub(crate) largest: Option<LargestTimestamp>,
 }
 
 impl SegmentWriter {
@@ -81,15 +94,15 @@ impl SegmentWriter {
         self.aborted.extend_from_slice(&transaction.encode());
     }
 
-    /// Completes the segment's files and syncs each of them.
-    pub(crate) fn finish(mut self) -> Result<(), IoFailure> {
+    /// Completes the segment's files and syncs each of them. An empty transaction index is written only if asked for.
+    pub(crate) fn finish(mut self, with_empty_transactions: bool) -> Result<SegmentSummary, IoFailure> {
         self.write_out()?;
         let path = self.path(".log");
         self.log.sync_all().during("sync", &path)?;
         self.index.seal(&mut self.entries);
         self.write_file(".index", &self.entries.offsets)?;
         self.write_file(".timeindex", &self.entries.times)?;
-        if !self.aborted.is_empty() {
+        if !self.aborted.is_empty() || with_empty_transactions {
             self.write_file(transactions::EXTENSION, &self.aborted)?;
         }
         if let Some((header, mut crc)) = self.crc.take() {
@@ -98,7 +111,13 @@ impl SegmentWriter {
             bytes.extend_from_slice(&crc.last_entry());
             self.write_file(".crc", &bytes)?;
         }
-        Ok(())
+        Ok(SegmentSummary {
+            base_offset: self.base_offset,
+            size: self.size,
+            offsets_bytes: self.entries.offsets.len() as u64,
+            times_bytes: self.entries.times.len() as u64,
+            largest: self.index.largest(),
+        })
     }
 
     fn path(&self, extension: &str) -> PathBuf {

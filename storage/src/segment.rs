@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use headwater_proto::batch::{BatchHeader, HEADER_BYTES};
 
 use crate::checkpoint::segment_file_name;
+use crate::compaction::swap::SWAP;
 use crate::error::{Corruption, During, IoFailure, ReadError, bad_batch};
 use crate::files::{File, Files, OpenMode, read_exact_at};
 use crate::index::{IndexBytes, IndexEntry, OffsetEntry, TimeEntry};
@@ -92,6 +93,8 @@ pub(crate) struct Segment {
     pub(crate) base_offset: i64,
     slot: Mutex<Slot>,
     used: AtomicBool,
+    /// Its `.log` may still have the name that it had when compaction wrote it.
+    swapping: AtomicBool,
     published: AtomicU64,
     /// How far a map reaches at least, so that a growing segment is mapped once.
     map_bytes: AtomicU64,
@@ -116,6 +119,7 @@ impl Segment {
             base_offset,
             slot: Mutex::new(Slot::Closed),
             used: AtomicBool::new(false),
+            swapping: AtomicBool::new(false),
             published: AtomicU64::new(size),
             map_bytes: AtomicU64::new(0),
             offsets: Mutex::new(IndexTail { in_file: offsets_bytes, bytes: Vec::new() }),
@@ -173,7 +177,7 @@ impl Segment {
                 Slot::Closed => {}
             }
             let path = self.log_path();
-            let file = self.files.open(&path, OpenMode::Write).during("open", &path)?;
+            let file = self.open_file(&path).during("open", &path)?;
             let published = self.published();
             let len = published.max(self.map_bytes.load(Ordering::Relaxed)).max(1);
             let map = Arc::clone(&file).map(&path, len).during("map", &path)?;
@@ -184,6 +188,22 @@ impl Segment {
         };
         self.files.open_limit().opened(self);
         Ok(open)
+    }
+
+    fn open_file(&self, path: &Path) -> std::io::Result<Arc<dyn File>> {
+        if self.swapping.load(Ordering::Acquire) {
+            match self.files.open(&self.path(&format!(".log{SWAP}")), OpenMode::Write) {
+                // It has its final name by now.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                opened => return opened,
+            }
+        }
+        self.files.open(path, OpenMode::Write)
+    }
+
+    /// Whether its `.log` is to be looked for under the name that it has before it takes another's place.
+    pub(crate) fn read_swap_file(&self, swapping: bool) {
+        self.swapping.store(swapping, Ordering::Release);
     }
 
     fn close(&self) {
@@ -214,6 +234,15 @@ impl Segment {
         if !entries.times.is_empty() {
             lock(&self.times).bytes.extend_from_slice(&entries.times);
         }
+    }
+
+    /// Bytes of the offset index and of the time index.
+    pub(crate) fn index_sizes(&self) -> (u64, u64) {
+        let size = |tail: &Mutex<IndexTail>| {
+            let tail = lock(tail);
+            tail.in_file + tail.bytes.len() as u64
+        };
+        (size(&self.offsets), size(&self.times))
     }
 
     /// Bytes of index entries that are not in their files.

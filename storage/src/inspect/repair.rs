@@ -296,7 +296,7 @@ impl<'a> Repair<'a> {
                 writer.append(&header, &bytes).map_err(failed)?;
                 self.keep(&header, &[], &aborted);
             }
-            writer.finish().map_err(failed)?;
+            writer.finish(false).map_err(failed)?;
         }
         Ok(())
     }
