@@ -105,6 +105,19 @@ impl Map {
         }
     }
 
+    /// Copies published bytes from a position on. False if they reach beyond the published end.
+    pub(crate) fn copy(&self, position: u64, to: &mut [u8]) -> bool {
+        let range = position..position.saturating_add(to.len() as u64);
+        if range.end > self.published.load(Ordering::Acquire) {
+            return false;
+        }
+        match &self.memory {
+            Memory::Mapped { .. } => to.copy_from_slice(self.bytes(range)),
+            Memory::Copied => return read_exact_at(&*self.file, to, position).is_ok(),
+        }
+        true
+    }
+
     /// Whether a published range is in memory, so that touching it will not block. `None` if the system cannot tell.
     pub(crate) fn is_resident(&self, range: Range<u64>) -> Option<bool> {
         self.file.is_resident(range.start, range.end.saturating_sub(range.start))

@@ -510,10 +510,11 @@ fn limit(view: &View, cursor: &mut Cursor, below: i64) -> Result<u64, ReadError>
 /// A header that is in memory.
 fn header_in(map: &Arc<Map>, segment: &Segment, position: u64) -> Result<BatchHeader, ReadError> {
     let path = || segment.log_path();
-    let Some(bytes) = map.view(position..position + HEADER_BYTES as u64) else {
+    let mut bytes = [0; HEADER_BYTES];
+    if !map.copy(position, &mut bytes) {
         let detail = "the segment ends here, within a batch".into();
         return Err(ReadError::Corruption(Corruption { path: path(), position, offset: None, detail }));
-    };
+    }
     BatchHeader::parse(&bytes).map_err(|error| ReadError::Corruption(bad_batch(&path(), position, None, &error)))
 }
 

@@ -154,3 +154,81 @@ fn offsets_outside_the_log_are_named() {
         assert_eq!((error.offset, error.log_start, error.log_end), (offset, 1000, 1005));
     }
 }
+
+/// Descriptors of this process that lead into a folder.
+#[cfg(target_os = "linux")]
+fn descriptors_into(dir: &std::path::Path) -> usize {
+    std::fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok())
+        .filter(|target| target.starts_with(dir))
+        .count()
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn many_logs_share_few_open_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let files: std::sync::Arc<dyn headwater_storage::Files> =
+        std::sync::Arc::new(headwater_storage::OsFiles::with_open_limit(8));
+    let mut logs: Vec<headwater_storage::Log> = (0..100)
+        .map(|n| {
+            let dir = dir.path().join(format!("t-{n}"));
+            headwater_storage::Log::open(files.clone(), &dir, identity(), small(), OpenHints::default(), NOW).unwrap().0
+        })
+        .collect();
+    let mut expected = Vec::new();
+    let mut cursors: Vec<_> = logs.iter().map(|log| log.reader().seek(0).unwrap()).collect();
+    for _ in 0..3 {
+        for log in &mut logs {
+            expected = fill(log, 20);
+            log.flush().unwrap();
+        }
+        for (log, cursor) in logs.iter().zip(&mut cursors) {
+            let reader = log.reader();
+            assert_eq!(values(bytes_from(&reader, cursor, 1 << 20, i64::MAX)), expected);
+            assert!(descriptors_into(dir.path()) <= 9, "{}", descriptors_into(dir.path()));
+        }
+    }
+    for log in logs {
+        assert_eq!(all(&log).len(), 60);
+        log.close().unwrap();
+    }
+}
+
+#[test]
+fn readers_on_other_threads_see_only_whole_flushed_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(&dir.path().join("t-0"), &small(), OpenHints::default());
+    let total = 300;
+    let threads: Vec<_> = (0..3)
+        .map(|n| {
+            let reader = log.reader();
+            std::thread::spawn(move || {
+                let mut cursor = reader.seek(0).unwrap();
+                let mut seen = Vec::new();
+                let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+                while !values_reach(&seen, total) {
+                    assert!(std::time::Instant::now() < deadline, "reader {n} saw {} bytes", seen.len());
+                    match reader.read(&mut cursor, 97 + n * 1000, reader.flushed_offset()).unwrap() {
+                        Some(slice) => seen.extend_from_slice(&slice.bytes()),
+                        None => std::thread::yield_now(),
+                    }
+                }
+                values(seen)
+            })
+        })
+        .collect();
+    let mut expected = Vec::new();
+    for _ in 0..total / 10 {
+        expected.extend(fill(&mut log, 10));
+        log.flush().unwrap();
+    }
+    for thread in threads {
+        assert_eq!(thread.join().unwrap(), expected);
+    }
+}
+
+fn values_reach(bytes: &[u8], total: usize) -> bool {
+    batch::Batches::new(bytes).filter(Result::is_ok).count() == total
+}
