@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
-use headwater_broker::{Broker, config::BrokerConfig};
+use headwater_broker::{Broker, StartError, config::BrokerConfig};
 use headwater_client::{
     Acks, Client, ClientConfig, Codec, ConsumedRecord, Consumer, Durability, ErrorCode, NewTopic, OffsetAt,
     OffsetQuery, ProducerRecord, Rebalance, StartFrom, TopicPartition,
@@ -49,7 +49,19 @@ impl Node {
             io_threads: 2,
             ..BrokerConfig::default()
         };
-        within("start", Broker::start(config)).await.unwrap()
+        // The port of a broker that just stopped is free once its last packets are out, unless somebody took it meanwhile.
+        within("the port", async {
+            loop {
+                match Broker::start(config.clone()).await {
+                    Ok(broker) => return broker,
+                    Err(StartError::Listen { error, .. }) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                        tokio::time::sleep(Duration::from_millis(20)).await;
+                    }
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        })
+        .await
     }
 
     /// Stops it, and starts it again on the same port.
