@@ -310,7 +310,11 @@ impl LogReader {
                     Some(open) if open.map.published() >= limit => open,
                     _ => cursor.segment.open()?,
                 };
-                cursor.follow(&open)?;
+                // What was handed out may not have been loaded yet; then the boundary stays behind until it is.
+                let handed_out = cursor.boundary..cursor.position;
+                if !handed_out.is_empty() && open.map.is_resident(handed_out) != Some(false) {
+                    cursor.follow(&open)?;
+                }
                 // A map shows what was published when the picture was made, or more.
                 let end = limit.min(cursor.position + max_bytes as u64).min(open.map.published());
                 let range = cursor.position..end.max(cursor.position);
