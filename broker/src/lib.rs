@@ -17,6 +17,7 @@
 
 mod admin;
 mod call;
+mod cleaner;
 mod clock;
 pub mod config;
 mod credit;

@@ -122,6 +122,7 @@ impl Partitions {
 
     async fn remove(&self, handle: PartitionHandle) {
         handle.delete().await;
+        drop(handle.compacting().lock().await);
         let Some(data_dir) = self.data_dir() else { return };
         let (topic, partition, id) = (Arc::clone(handle.topic()), handle.partition(), handle.topic_id());
         let removed = self.context.pool.run_long(move || data_dir.remove_partition(&topic, partition, id)).await;
@@ -319,7 +320,15 @@ impl Partitions {
         closed.inspect_err(|error| tracing::error!(%error, "the clean-shutdown marker cannot be written")).is_ok()
     }
 
-    fn data_dir(&self) -> Option<Arc<DataDir>> {
+    /// The recovery point of a partition as it stands on the disk; -1 if there is none yet.
+    pub(crate) fn recovery_point(&self, handle: &PartitionHandle) -> i64 {
+        let key = (handle.topic().to_string(), handle.partition());
+        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        written.recovery_points.get(&key).copied().unwrap_or(-1)
+    }
+
+    /// The data folder, until it is closed.
+    pub(crate) fn data_dir(&self) -> Option<Arc<DataDir>> {
         self.data_dir.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

@@ -5,6 +5,7 @@
 //! and acknowledge what was received, close the logs in parallel, and write the clean-shutdown marker last, unless a
 //! partition is fenced. Refuses: signals and logging, which are the command's. Read next: [`crate::server`].
 
+use crate::cleaner::Cleaner;
 use crate::clock::now_ms;
 use crate::config::BrokerConfig;
 use crate::error::StartError;
@@ -254,6 +255,16 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
     let partitions = Arc::clone(&shared.partitions);
     let stop = shutdown.clone();
     tasks.spawn(async move { partitions.enforce_retention(intervals.1, stop).await });
+    if shared.config.cleaner_enabled {
+        let cleaner = Cleaner {
+            partitions: Arc::clone(&shared.partitions),
+            pool: shared.pool.clone(),
+            memory_bytes: usize::try_from(shared.config.cleaner_memory_bytes).unwrap_or(usize::MAX),
+            backoff: Duration::from_millis(shared.config.cleaner_backoff_ms),
+            shutdown: shutdown.clone(),
+        };
+        tasks.spawn(cleaner.run());
+    }
     let metrics = Arc::clone(&shared.metrics);
     tasks.spawn(async move {
         while timeout(METRICS_UPKEEP, shutdown.cancelled()).await.is_err() {

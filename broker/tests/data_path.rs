@@ -483,3 +483,82 @@ async fn a_second_broker_is_kept_out_of_the_folder() {
     broker.shutdown().await;
     start(dir.path()).await.shutdown().await;
 }
+
+#[tokio::test]
+async fn a_compacted_topic_keeps_the_last_value_of_every_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start_with(dir.path(), &["log.cleaner.backoff.ms=20"]).await;
+    let client = Client::connect(&broker).await;
+    let config = [("cleanup.policy", "compact"), ("segment.bytes", "4096"), ("min.cleanable.dirty.ratio", "0.01")];
+    let topic = client.create_topic("t", 1, &config).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    produce.request(&batch(&[b"a record without a key"])).await;
+    assert_eq!(code(produce.answer().await.error.as_ref()), ErrorCode::InvalidRecord);
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    for n in 0..300 {
+        let mut builder = headwater_proto::batch::BatchBuilder::new(BuildOptions::default());
+        builder.append(1_700_000_000_000, Some(format!("key {}", n % 3).as_bytes()), Some(&[b'x'; 100]), &[]);
+        produce.request(&builder.build().unwrap()).await;
+        assert_eq!(produce.answer().await.error, None);
+    }
+    // Offsets stay; what is left of the sealed segments is a record or so of each key.
+    let fewer = async {
+        loop {
+            let (mut fetch, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
+            let left = fetch.read_to(300).await;
+            if left.len() < 60 {
+                break left;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let left = within("compaction", fewer).await;
+    assert_eq!(left.last().unwrap().0, 299);
+    assert!(left.windows(2).all(|pair| pair[0].0 < pair[1].0));
+    assert!(broker.shutdown().await);
+    // What the cleaner did is good on the disk too.
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let (mut fetch, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    assert!(fetch.read_to(300).await.len() <= left.len());
+    broker.shutdown().await;
+}
+
+#[tokio::test]
+async fn the_admin_port_tells_how_the_broker_is() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    produce.request(&batch(&[b"x", b"y"])).await;
+    produce.answer().await;
+    produce.request(b"nonsense").await;
+    produce.answer().await;
+    let get = async |path: &str| {
+        let mut http = tokio::net::TcpStream::connect(broker.admin_addr()).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        http.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        within("an answer", http.read_to_string(&mut answer)).await.unwrap();
+        answer
+    };
+    assert!(get("/health").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/ready").await.starts_with("HTTP/1.1 200"));
+    assert!(get("/nothing").await.starts_with("HTTP/1.1 404"));
+    let metrics = get("/metrics").await;
+    for sample in [
+        "headwater_produce_records_total 2",
+        "headwater_partition_high_watermark{topic=\"t\",partition=\"0\"} 2",
+        "headwater_rejected_total{code=\"corrupt_batch\"} 1",
+        "headwater_connections 1",
+        "headwater_streams{kind=\"produce\"} 1",
+        "headwater_flush_seconds_count",
+        "headwater_request_seconds_count{call=\"create_topic\"} 1",
+        "headwater_process_cpu_seconds_total",
+    ] {
+        assert!(metrics.contains(sample), "{sample} is missing in\n{metrics}");
+    }
+    broker.shutdown().await;
+}

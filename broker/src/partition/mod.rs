@@ -82,6 +82,8 @@ struct PartitionShared {
     /// Bytes that may wait in the mailbox and behind it.
     admission: Arc<Semaphore>,
     admission_bytes: u32,
+    /// Held while the log's segments are compacted.
+    compacting: tokio::sync::Mutex<()>,
 }
 
 /// How an append is answered; the bytes it took of the budget are free again when this is dropped.
@@ -152,6 +154,7 @@ impl PartitionHandle {
             mailbox,
             admission: Arc::new(Semaphore::new(context.append_queue_bytes as usize)),
             admission_bytes: context.append_queue_bytes,
+            compacting: tokio::sync::Mutex::default(),
         });
         let limits = GroupLimits {
             group_bytes: context.group_bytes,
@@ -312,6 +315,11 @@ impl PartitionHandle {
         // A partition that ended is not served already.
         drop(self.send(Message::Fence(reason.to_string())));
         fenced(reason)
+    }
+
+    /// Held while the log's segments are compacted; the folder is not given to another log meanwhile.
+    pub(crate) fn compacting(&self) -> &tokio::sync::Mutex<()> {
+        &self.shared.compacting
     }
 
     /// Runs `work` with the write half, on the I/O pool, before the appends that wait.

@@ -1,0 +1,112 @@
+//! Compaction of the logs of topics with `cleanup.policy=compact`: one log after another, on one thread of the I/O pool.
+//!
+//! Planning and putting the new segments in place need the log's write half for a moment; the work between them needs
+//! none, so appends and readers go on. How far each log is clean stands in Kafka's `cleaner-offset-checkpoint`.
+//! Owns: when, and that checkpoint. Refuses: what stays of a log (storage decides). Read next: `storage/src/compaction/`.
+
+use crate::clock::now_ms;
+use crate::error::PartitionError;
+use crate::partition::PartitionHandle;
+use crate::partitions::Partitions;
+use crate::pool::Pool;
+use headwater_storage::checkpoint::{self, CLEANER_OFFSETS, PartitionOffsets};
+use headwater_storage::{CompactionError, CompactionStats, DataDir, Log};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) struct Cleaner {
+    pub(crate) partitions: Arc<Partitions>,
+    pub(crate) pool: Pool,
+    /// Memory for keys.
+    pub(crate) memory_bytes: usize,
+    /// Time between two looks at all logs.
+    pub(crate) backoff: Duration,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl Cleaner {
+    /// Compacts what is worth it, until the broker shuts down.
+    pub(crate) async fn run(self) {
+        let mut cleaned = self.read_checkpoint().await;
+        while tokio::time::timeout(self.backoff, self.shutdown.cancelled()).await.is_err() {
+            for handle in self.partitions.all() {
+                if !handle.config().cleanup_compact || handle.ended().is_some() {
+                    continue;
+                }
+                let key = (handle.topic().to_string(), handle.partition());
+                match self.compact(&handle, cleaned.get(&key).copied()).await {
+                    Ok(None) => {}
+                    Ok(Some((until, stats))) => {
+                        tracing::info!(topic = %handle.topic(), partition = handle.partition(), until, ?stats, "log compacted");
+                        cleaned.insert(key, until);
+                        self.write_checkpoint(&mut cleaned).await;
+                    }
+                    Err(PartitionError::Deleted | PartitionError::ShuttingDown) => {}
+                    Err(error) => tracing::warn!(
+                        topic = %handle.topic(), partition = handle.partition(), %error, "compaction failed and is tried again"
+                    ),
+                }
+                if self.shutdown.is_cancelled() {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Compacts one log if it is worth it. Returns up to where it is clean.
+    async fn compact(
+        &self,
+        handle: &PartitionHandle,
+        cleaned_until: Option<i64>,
+    ) -> Result<Option<(i64, CompactionStats)>, PartitionError> {
+        // Whoever deletes the partition waits for this, so that nothing writes into the folder of its successor.
+        let _compacting = handle.compacting().lock().await;
+        let high_watermark = handle.offsets().high_watermark;
+        let plan = handle.with_log(move |log| log.plan_compaction(now_ms(), high_watermark, cleaned_until)).await?;
+        let Some(plan) = plan else { return Ok(None) };
+        let (memory_bytes, stop, watched) = (self.memory_bytes, self.shutdown.clone(), handle.clone());
+        let cancelled = move || stop.is_cancelled() || watched.ended().is_some();
+        let result = match self.pool.run_long(move || plan.run(memory_bytes, &cancelled)).await {
+            Ok(result) => result,
+            Err(CompactionError::Cancelled | CompactionError::Departed) => return Ok(None),
+            Err(CompactionError::Corruption(damage)) => return Err(handle.fence(&damage)),
+            Err(error) => return Err(PartitionError::Internal(error.to_string().into())),
+        };
+        let (until, stats) = (result.cleaned_until(), result.stats());
+        // Segments are replaced only below the recovery point that stands on the disk.
+        let written = self.partitions.checkpoint().await;
+        let recovery_point = self.partitions.recovery_point(handle);
+        if written.is_err() || recovery_point < until {
+            let discard = move |log: &mut Log| {
+                log.discard_compaction(result);
+                Ok(())
+            };
+            return handle.with_log(discard).await.map(|()| None);
+        }
+        let until = handle.with_log(move |log| log.install(result, recovery_point)).await?;
+        Ok(Some((until, stats)))
+    }
+
+    async fn read_checkpoint(&self) -> PartitionOffsets {
+        let Some(data_dir) = self.partitions.data_dir() else { return PartitionOffsets::new() };
+        let read =
+            self.pool.run(move || checkpoint::read_offsets(&**data_dir.files(), data_dir.path(), CLEANER_OFFSETS));
+        read.await.unwrap_or_else(|error| {
+            tracing::warn!(%error, "the cleaner's checkpoint is damaged; logs are compacted from their beginnings");
+            PartitionOffsets::new()
+        })
+    }
+
+    async fn write_checkpoint(&self, cleaned: &mut PartitionOffsets) {
+        let Some(data_dir): Option<Arc<DataDir>> = self.partitions.data_dir() else { return };
+        let here: std::collections::BTreeSet<(String, u32)> =
+            self.partitions.all().iter().map(|handle| (handle.topic().to_string(), handle.partition())).collect();
+        cleaned.retain(|key, _| here.contains(key));
+        let offsets = cleaned.clone();
+        let write = move || checkpoint::write_offsets(&**data_dir.files(), data_dir.path(), CLEANER_OFFSETS, &offsets);
+        if let Err(error) = self.pool.run(write).await {
+            tracing::warn!(%error, "the cleaner's checkpoint cannot be written; some work is done again");
+        }
+    }
+}
