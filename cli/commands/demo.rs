@@ -347,7 +347,7 @@ impl Report<'_> {
         print(format!(
             "\nEverything held, in {:.1} s. The same by hand:\n\n  \
              headwater up                                              # a broker, in a terminal of its own\n  \
-             headwater produce flights --create -p 6 --json-key tail --timestamp-field ts --file flights.jsonl\n  \
+             headwater produce flights --create -p 6 --json-key tail --timestamp-field ts --file cli/data/flights-week.jsonl\n  \
              headwater consume flights --group arrivals                # twice, and kill one of them\n  \
              headwater replay flights --from time:{} --until time:{}\n  \
              headwater segment verify headwater-data/flights-0\n",

@@ -107,7 +107,8 @@ fn text(stats: &Stats) -> String {
         }
     }
     if let (Some(records), Some(log)) = (stats.rates.records_per_s, stats.rates.bytes_per_s) {
-        line("rate", format!("{records:.1} records/s, {}/s by their times", bytes(log as u64)));
+        let digits = if records < 1.0 { 4 } else { 1 };
+        line("rate", format!("{records:.digits$} records/s, {log:.digits$} B/s by their times"));
     }
     for (title, histogram) in [
         ("batch size (bytes)", &stats.batch_sizes),
