@@ -3,7 +3,7 @@
 //! Owns: `--speed` and `--rate`. The first record sets the origin: its timestamp is the moment at which the replay
 //! begins, and a record that lies later by some span is due later by that span divided by the factor. A record that is
 //! earlier than one before it is due at once. Refuses: sleeping, clocks, and the order of records
-//! ([`crate::merge`] decides it). Read next: `commands/replay.rs`, which waits.
+//! (`commands/replay.rs` decides that, and waits).
 
 use anyhow::{Result, bail};
 use std::str::FromStr;

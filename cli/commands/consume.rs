@@ -185,14 +185,13 @@ async fn pump(
 pub(crate) fn explain(error: ConsumeError) -> anyhow::Error {
     let advice = match &error {
         ConsumeError::OffsetOutOfRange { .. } => {
-            "the records there are gone or not there yet; choose another place with --from, or move the group with \
-             `headwater group reset`"
+            "choose another place with --from, or move the group with `headwater group reset`"
         }
-        ConsumeError::LogTruncated { .. } => "records that were read before are lost; look at the broker's log",
-        ConsumeError::Corrupt { .. } => "what arrived is damaged; `headwater segment verify` checks the broker's files",
+        ConsumeError::LogTruncated { .. } => "look at the broker's log: records that were read before are lost",
+        ConsumeError::Corrupt { .. } => "check the broker's files with `headwater segment verify`",
         _ => return anyhow::Error::new(error),
     };
-    anyhow::Error::new(error).context(advice)
+    anyhow::anyhow!("{error}. What to do: {advice}")
 }
 
 /// How long until a moment.
