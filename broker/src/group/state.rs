@@ -8,7 +8,7 @@
 //! Updates and reports cross on the way, so a report without a partition says nothing while the member may not have
 //! heard that it was given it. Therefore a partition is taken back only once a report named it (`confirmed`).
 //!
-//! Invariants ([`Group::check`]): no partition is in two members' `assigned` or `revoking`; `revoking` and `confirmed`
+//! Invariants (`Group::check`): no partition is in two members' `assigned` or `revoking`; `revoking` and `confirmed`
 //! partitions of a member were assigned to it; a member's epoch is at most the group's; nothing falls back.
 //!
 //! Owns: decisions. Refuses: clocks, streams, the log (a driver performs the [`Effect`]s, and makes none visible before
