@@ -52,7 +52,7 @@ pub struct Metadata {
 ///
 /// What it promises about a crash is what POSIX and ext4 promise: the bytes of a file are durable once
 /// [`File::sync_data`] returned, a name (made, renamed or removed) once [`Files::sync_dir`] returned, a rename is atomic,
-/// and nothing else is certain.
+/// the changes to one directory reach the disk in their order, and nothing else is certain.
 pub trait Files: Debug + Send + Sync + 'static {
     /// Opens a file.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>>;

@@ -3,8 +3,8 @@
 //! Owns: [`SimFiles`], an implementation of the seam in [`crate::files`] for tests and simulations. Everything it does follows from its
 //! seed and the order of the calls. Refuses: time (callers set the clock) and speed. Read next: `sim/disk.rs` for what a crash may leave.
 //!
-//! * [`SimFiles::crash`] is a power failure: the disk as it comes back, each unsynced page kept, lost or torn between sectors, each unsynced length and
-//!   name kept or lost. [`SimFiles::restart`] is the end of a process: nothing is lost, but handles, maps and locks are gone.
+//! * [`SimFiles::crash`] is a power failure: the disk as it comes back, each unsynced page kept, lost or torn between sectors, each unsynced length
+//!   kept or lost, and of each directory's unsynced changes those up to one of them. [`SimFiles::restart`] is the end of a process: nothing is lost, but handles, maps and locks are gone.
 //! * [`SimFiles::power_off_after`] lets the power fail within any operation: run something, count [`SimFiles::operations`], then
 //!   run it again with a power failure in each of them.
 //! * [`SimFiles::fail`] and [`SimFiles::set_capacity`] make operations fail, as bad and as full disks do. After a sync that failed, the

@@ -267,13 +267,18 @@ impl NameChange {
 /// An operation on names that is on the disk whole or not at all: a rename changes two.
 pub(super) type NameOperation = Vec<NameChange>;
 
-/// The operations of a journal that are on the disk after the power failed: all up to one, as a file system with a journal does
-/// it, or any of them, which is all that is promised.
+/// The operations of a journal that are on the disk after the power failed: of each directory, all up to one.
 pub(super) fn surviving(journal: &[NameOperation], random: &mut Random) -> Vec<NameOperation> {
-    if random.coin() {
-        let count = random.below(journal.len() + 1);
-        journal.iter().take(count).cloned().collect()
-    } else {
-        journal.iter().filter(|_| random.coin()).cloned().collect()
-    }
+    let mut left: BTreeMap<u64, usize> = BTreeMap::new();
+    journal.iter().flatten().for_each(|change| *left.entry(change.dir).or_default() += 1);
+    left.values_mut().for_each(|count| *count = random.below(*count + 1));
+    let mut survives = |operation: &&NameOperation| {
+        let dirs: BTreeSet<u64> = operation.iter().map(|change| change.dir).collect();
+        let survives = dirs.iter().all(|dir| left.get(dir).is_some_and(|left| *left > 0));
+        for dir in dirs {
+            left.entry(dir).and_modify(|left| *left = if survives { *left - 1 } else { 0 });
+        }
+        survives
+    };
+    journal.iter().filter(|operation| survives(operation)).cloned().collect()
 }

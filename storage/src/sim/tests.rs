@@ -214,7 +214,7 @@ fn the_same_seed_leaves_the_same_disk() {
         contents(&files.crash(), FILE)
     };
     assert_eq!(left(7), left(7));
-    assert_ne!(left(7), left(11));
+    assert!((0..10).map(left).collect::<HashSet<_>>().len() > 4);
 }
 
 #[test]
