@@ -92,6 +92,8 @@ pub(crate) struct Segment {
     dir: Arc<Path>,
     pub(crate) base_offset: i64,
     slot: Mutex<Slot>,
+    /// Maps that were let go of here while a reader held them.
+    released: Mutex<Vec<Weak<Map>>>,
     used: AtomicBool,
     /// Its `.log` may still have the name that it had when compaction wrote it.
     swapping: AtomicBool,
@@ -118,6 +120,7 @@ impl Segment {
             dir,
             base_offset,
             slot: Mutex::new(Slot::Closed),
+            released: Mutex::new(Vec::new()),
             used: AtomicBool::new(false),
             swapping: AtomicBool::new(false),
             published: AtomicU64::new(size),
@@ -159,7 +162,7 @@ impl Segment {
         self.published.fetch_max(end, Ordering::Release);
         if let Slot::Open(open) = &*slot {
             if open.map.len() < end {
-                *slot = Slot::Closed;
+                self.release(&mut slot);
             } else {
                 open.map.publish(end);
             }
@@ -207,8 +210,16 @@ impl Segment {
     }
 
     fn close(&self) {
-        let mut slot = lock(&self.slot);
-        if let Slot::Open(_) = &*slot {
+        self.release(&mut lock(&self.slot));
+    }
+
+    fn release(&self, slot: &mut Slot) {
+        if let Slot::Open(open) = &*slot {
+            let mut released = lock(&self.released);
+            released.retain(|map| map.strong_count() > 0);
+            if Arc::strong_count(&open.map) > 1 {
+                released.push(Arc::downgrade(&open.map));
+            }
             *slot = Slot::Closed;
         }
     }
@@ -216,14 +227,11 @@ impl Segment {
     /// Ends the segment: it is never opened again. True if nobody holds its map, so that its file may be written anew.
     pub(crate) fn retire(&self) -> bool {
         let mut slot = lock(&self.slot);
-        // New holders come out of the slot, under this lock, or are cloned from existing ones: a count of one is final.
-        let alone = match &*slot {
-            Slot::Open(open) => Arc::strong_count(&open.map) == 1,
-            Slot::Closed => true,
-            Slot::Retired => false,
-        };
+        // New holders come out of the slot, under this lock, or are cloned from existing ones: once there is none, there never is.
+        let retired = matches!(*slot, Slot::Retired);
+        self.release(&mut slot);
         *slot = Slot::Retired;
-        alone
+        !retired && lock(&self.released).iter().all(|map| map.strong_count() == 0)
     }
 
     /// Adds entries to the indexes. They reach the files with [`Segment::spill`].
