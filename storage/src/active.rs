@@ -104,12 +104,18 @@ impl Active {
         if needed > 0
             && let Err(error) = active.reserve(needed, config)
         {
-            active.segment.retire();
-            // The refusal is the answer; a leftover empty segment is taken up by the next open.
-            let _ = files.remove_file(&path);
+            active.discard(&**files, dir)?;
             return Err(error);
         }
         Ok(active)
+    }
+
+    /// Removes a segment without batches, durably.
+    pub(crate) fn discard(&self, files: &dyn Files, dir: &Path) -> Result<(), IoFailure> {
+        self.segment.retire();
+        let path = self.segment.log_path();
+        files.remove_file(&path).during("remove", &path)?;
+        files.sync_dir(dir).during("sync", dir)
     }
 
     /// Makes sure that `more` bytes beyond the end (and a zeroed header behind them) have space. Nothing is changed when there is none.
@@ -204,19 +210,29 @@ impl Active {
     /// Completes the segment's files as Kafka would leave them, durably: nothing is reserved beyond the end, and both indexes
     /// and the checksums are complete.
     pub(crate) fn seal(&mut self, files: &dyn Files, identity: &LogIdentity) -> Result<(), IoFailure> {
+        self.trim()?;
+        self.complete(files, identity)
+    }
+
+    /// Makes every batch durable, and gives back the space that is reserved beyond the end.
+    pub(crate) fn trim(&mut self) -> Result<(), IoFailure> {
         let path = self.segment.log_path();
-        let mut entries = IndexBytes::default();
-        self.index.seal(&mut entries);
-        self.segment.index(&entries);
         let file = match self.segment.open() {
             Ok(open) => open.file,
             Err(ReadError::Io(failure)) => return Err(failure),
             Err(error) => return Err(IoFailure::new("open", &path, std::io::Error::other(error.to_string()))),
         };
         file.set_len(self.size).during("trim", &path)?;
-        file.sync_all().during("sync", &path)?;
         self.reserved = self.size;
         self.recycled = false;
+        file.sync_all().during("sync", &path)
+    }
+
+    /// Completes what is made from the log: both indexes and the checksums.
+    pub(crate) fn complete(&mut self, files: &dyn Files, identity: &LogIdentity) -> Result<(), IoFailure> {
+        let mut entries = IndexBytes::default();
+        self.index.seal(&mut entries);
+        self.segment.index(&entries);
         self.segment.spill(true)?;
         self.write_crc(files, identity, true)
     }

@@ -79,6 +79,8 @@ pub struct Log {
     pub(crate) unflushed_bytes: u64,
     pub(crate) poisoned: Option<Poisoned>,
     pub(crate) recycled: Vec<Recycled>,
+    /// Sealed segments whose indexes and checksums found no room.
+    incomplete: Vec<Active>,
     /// What readers see of the segments; made anew when their list changes.
     pub(crate) segments: Arc<[SegmentEntry]>,
     pub(crate) view: Arc<ArcSwap<View>>,
@@ -148,9 +150,12 @@ impl Log {
             unflushed_bytes: 0,
             poisoned: None,
             recycled: Vec::new(),
+            incomplete: Vec::new(),
             segments: Arc::new([]),
             view: Arc::new(ArcSwap::from_pointee(view)),
         };
+        // Recovery reads them from the batches beyond the recovery point, which may move on now.
+        log.write_epochs()?;
         log.relist();
         Ok((log, report))
     }
@@ -318,9 +323,10 @@ impl Log {
     pub fn close(mut self) -> Result<(), LogError> {
         self.check_poisoned()?;
         self.flush_active()?;
-        let sealed = self.active.seal(&*self.files, &self.identity);
+        let sealed = self.active.seal(&*self.files, &self.identity).and_then(|()| self.complete_sealed());
         self.or_poison(sealed)?;
-        self.write_snapshot()?;
+        self.write_snapshot(self.next_offset, &self.producers)?;
+        self.write_epochs()?;
         for recycled in self.recycled.drain(..) {
             files::remove_if_exists(&*self.files, &recycled.path).during("remove", &recycled.path)?;
         }
@@ -483,7 +489,11 @@ impl Log {
         for run in runs {
             match run.start {
                 RunStart::Continue => {}
-                RunStart::Flush => self.flush_active()?,
+                RunStart::Flush => match self.flush_active() {
+                    // The batches are durable; the flushed offset stays behind them until there is room for their epochs.
+                    Err(LogError::FullDisk(full)) => tracing::warn!(%full, "leader epochs could not be written"),
+                    result => result?,
+                },
                 RunStart::Roll => {
                     if let Some(active) = begun.next() {
                         self.roll_to(active)?;
@@ -543,30 +553,69 @@ impl Log {
         }
     }
 
-    /// Removes a segment that was begun and is not needed.
-    fn discard(&self, unused: &Active) {
-        unused.segment.retire();
-        let path = unused.segment.log_path();
-        if let Err(error) = self.files.remove_file(&path) {
-            tracing::warn!(path = %path.display(), %error, "an empty segment could not be removed");
+    /// Removes a segment that was begun and is not needed, for good: the log may go on beyond its base offset in the one before.
+    fn discard(&mut self, unused: &Active) {
+        let removed = unused.discard(&*self.files, &self.dir);
+        if let Err(failure) = removed {
+            self.poison(format!("an empty segment could not be removed: {failure}"));
         }
     }
 
     /// Seals the segment that is written; the log goes on in this one. Afterwards everything before it is durable.
     fn roll_to(&mut self, begun: Active) -> Result<(), LogError> {
-        let sealed = self.active.seal(&*self.files, &self.identity);
-        self.or_poison(sealed)?;
-        let recorded = self.write_snapshot().and_then(|()| self.write_epochs());
-        self.or_poison(recorded)?;
-        let synced = self.files.sync_dir(&self.dir).during("sync", &self.dir);
-        self.or_poison(synced)?;
+        let sealed = self.seal_active();
+        let complete = match self.or_poison(sealed) {
+            Ok(complete) => complete,
+            Err(error) => {
+                self.discard(&begun);
+                return Err(error);
+            }
+        };
         self.active.segment.publish(self.active.size);
         self.sealed.push(self.active.entry());
-        self.active = begun;
-        self.flushed = self.next_offset;
+        let sealed = std::mem::replace(&mut self.active, begun);
+        if !complete {
+            self.incomplete.push(sealed);
+        }
         self.unflushed_bytes = 0;
+        if !self.epochs_changed {
+            self.flushed = self.next_offset;
+        }
         self.relist();
         metrics::counter!(names::SEGMENTS_ROLLED).increment(1);
+        Ok(())
+    }
+
+    /// Makes the active segment durable, and complete if there is room for its indexes: they are made from the log, and a group of
+    /// which a part is written must not fail for want of room.
+    fn seal_active(&mut self) -> Result<bool, IoFailure> {
+        self.active.trim()?;
+        let mut complete = true;
+        let mut unless_full = |result: Result<(), IoFailure>| match result {
+            Err(failure) if files::is_full(&failure.error) => {
+                tracing::warn!(%failure, "a segment is sealed without it");
+                complete = false;
+                Ok(())
+            }
+            result => result,
+        };
+        unless_full(self.active.complete(&*self.files, &self.identity))?;
+        unless_full(self.complete_sealed())?;
+        unless_full(self.write_snapshot(self.next_offset, &self.producers))?;
+        unless_full(self.write_epochs())?;
+        self.files.sync_dir(&self.dir).during("sync", &self.dir)?;
+        Ok(complete)
+    }
+
+    /// Writes the indexes and checksums of sealed segments for which there was no room before.
+    fn complete_sealed(&mut self) -> Result<(), IoFailure> {
+        while let Some(mut incomplete) = self.incomplete.pop() {
+            let exists = self.sealed.iter().any(|entry| Arc::ptr_eq(&entry.segment, &incomplete.segment));
+            if exists && let Err(failure) = incomplete.complete(&*self.files, &self.identity) {
+                self.incomplete.push(incomplete);
+                return Err(failure);
+            }
+        }
         Ok(())
     }
 
@@ -615,9 +664,9 @@ impl Log {
             self.poison(failure.to_string());
             return Err(LogError::Io(failure));
         }
+        self.unflushed_bytes = 0;
         self.write_epochs()?;
         self.flushed = self.next_offset;
-        self.unflushed_bytes = 0;
         metrics::histogram!(names::FLUSH_SECONDS).record(began.elapsed());
         Ok(())
     }
@@ -633,16 +682,21 @@ impl Log {
         Ok(())
     }
 
-    /// Writes what is known of producers at the log's end.
-    pub(crate) fn write_snapshot(&mut self) -> Result<(), IoFailure> {
-        let path = self.dir.join(segment_file_name(self.next_offset, producers::EXTENSION));
-        let bytes = producers::encode_snapshot(&self.producers.snapshot());
+    /// Writes what is known of producers at an offset.
+    pub(crate) fn write_snapshot(&self, offset: i64, producers: &ProducerState) -> Result<(), IoFailure> {
+        let path = self.dir.join(segment_file_name(offset, producers::EXTENSION));
+        let bytes = producers::encode_snapshot(&producers.snapshot());
         let write = || {
             let file = self.files.open(&path, OpenMode::Create)?;
             file.write_at(0, &[std::io::IoSlice::new(&bytes)])?;
             file.sync_all()
         };
-        write().during("write", &path)
+        let written = write().during("write", &path);
+        if written.is_err() {
+            // Half a snapshot is of no use to anybody; that it cannot be removed either changes nothing.
+            let _ = self.files.remove_file(&path);
+        }
+        written
     }
 
     /// Shows readers the list of segments anew, and everything else.

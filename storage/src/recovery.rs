@@ -24,7 +24,7 @@ use crate::active::{Active, Place, crc_header, read_crc_file};
 use crate::checkpoint::{self, CheckpointError, parse_segment_file_name, segment_file_name};
 use crate::compaction::swap;
 use crate::config::OpenHints;
-use crate::crcfile::RunningCrc;
+use crate::crcfile::{self, RunningCrc};
 use crate::epochs::{self, LeaderEpochs};
 use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
 use crate::files::{self, Files, OpenMode, parent, read_exact_at};
@@ -237,6 +237,10 @@ impl Opening<'_> {
     }
 
     fn segments(&mut self, bases: &[i64], epochs_known: bool) -> Result<Recovered, OpenError> {
+        // Those that end before the log start were deleted, or were about to be.
+        let departed = bases.windows(2).take_while(|pair| pair[1] <= self.hints.log_start_offset).count();
+        let (departed, bases) = bases.split_at(departed);
+        departed.iter().try_for_each(|base_offset| self.remove_segment(*base_offset))?;
         // The first segment of which something may not have been flushed.
         let first_scanned = match self.hints.clean_shutdown {
             true => bases.len(),
@@ -247,14 +251,13 @@ impl Opening<'_> {
         let mut next_offset = bases.first().copied().unwrap_or(0);
         let mut number = 0;
         while let Some(base_offset) = bases.get(number).copied() {
-            let next_base = bases.get(number + 1).copied();
             if base_offset < next_offset {
                 let detail = format!("it begins before offset {next_offset}, where the segment before it ends");
                 let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
                 return Err(Corruption { path, position: 0, offset: Some(base_offset), detail }.into());
             }
             let opened = if number < first_scanned {
-                self.check(base_offset, next_base)?
+                self.check(base_offset, bases.get(number + 1..).unwrap_or_default())?
             } else {
                 let later = bases.get(number + 1..).unwrap_or_default();
                 let (opened, ends_here) = self.scan(base_offset, later)?;
@@ -273,7 +276,7 @@ impl Opening<'_> {
         let Some(mut active) = active else {
             return Err(OpenError::Misuse("a log without a segment".into()));
         };
-        if next_offset < self.hints.recovery_point {
+        if next_offset < self.hints.recovery_point && self.hints.log_start_offset < self.hints.recovery_point {
             let detail = format!(
                 "the log ends at offset {next_offset}, though everything before {} was flushed",
                 self.hints.recovery_point
@@ -314,6 +317,9 @@ impl Opening<'_> {
         active.segment.expect_bytes(u64::from(self.place.config.segment_bytes));
         recovered.active = active;
         if !self.hints.clean_shutdown {
+            if let Some(newest) = snapshot_offsets(&**self.place.files, self.place.dir)?.last() {
+                self.sync_file(*newest, producers::EXTENSION)?;
+            }
             self.place.files.sync_dir(self.place.dir).during("sync", self.place.dir)?;
         }
         Ok(recovered)
@@ -323,16 +329,31 @@ impl Opening<'_> {
     fn restart_at(&mut self, recovered: &mut Recovered, log_start: i64) -> Result<(), OpenError> {
         let active = Active::begin(self.place, log_start, None, 0, self.now_ms)?;
         let old = std::mem::replace(&mut recovered.active, active);
-        recovered.sealed.push(old.entry());
         recovered.next_offset = log_start;
         self.place.files.sync_dir(self.place.dir).during("sync", self.place.dir)?;
+        for entry in recovered.sealed.drain(..).chain([old.entry()]) {
+            self.remove_segment(entry.base_offset())?;
+        }
         Ok(())
     }
 
+    /// The end of a process may have come between the write of a file and its sync.
+    fn sync_file(&self, base_offset: i64, extension: &str) -> Result<(), OpenError> {
+        let path = self.place.dir.join(segment_file_name(base_offset, extension));
+        match self.place.files.open(&path, OpenMode::Write).and_then(|file| file.sync_all()) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
+            result => Ok(result.during("sync", &path)?),
+        }
+    }
+
     /// A segment that was complete when it was last written: its ends are looked at, not what lies between.
-    fn check(&mut self, base_offset: i64, next_base: Option<i64>) -> Result<OpenedSegment, OpenError> {
+    fn check(&mut self, base_offset: i64, later: &[i64]) -> Result<OpenedSegment, OpenError> {
+        let next_base = later.first().copied();
         let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
         let metadata = self.place.files.metadata(&path).during("look at", &path)?;
+        if !self.hints.clean_shutdown && next_base.is_some_and(|next| next >= self.hints.recovery_point) {
+            [".index", ".timeindex", ".crc"].iter().try_for_each(|extension| self.sync_file(base_offset, extension))?;
+        }
         match scan::check_segment(self.place, base_offset, metadata, next_base)? {
             Checked::Complete(complete) => {
                 let active = Active {
@@ -351,6 +372,7 @@ impl Opening<'_> {
             }
             Checked::Suspect(why) => {
                 tracing::info!(path = %path.display(), why, "reading the segment whole");
+
                 let rebuilt_before = self.report.rebuilt.len();
                 let scanned = self.scan_segment(base_offset, i64::MAX, next_base)?;
                 if why.contains("index") && self.report.rebuilt.len() == rebuilt_before {
@@ -364,7 +386,9 @@ impl Opening<'_> {
                 if let Some(fault) = scanned.fault.as_ref().filter(|_| !zeros_follow) {
                     return Err(fault.corruption(&path).into());
                 }
-                self.adopt(scanned, metadata.modified_ms)
+                // A crash while the next segment was begun leaves the last one's derived files unfinished.
+                let torn = !self.hints.clean_shutdown && self.first_written(later)?.is_none();
+                self.adopt(scanned, metadata.modified_ms, torn)
             }
         }
     }
@@ -375,6 +399,18 @@ impl Opening<'_> {
         let metadata = self.place.files.metadata(&path).during("look at", &path)?;
         let scanned = self.scan_segment(base_offset, self.hints.recovery_point, later.first().copied())?;
         let mut ends_here = false;
+        let end = scanned.next_offset;
+        if scanned.fault.is_none() && later.first().is_some_and(|next| *next != end) {
+            match self.first_written(later)? {
+                // Segments were begun for a group whose beginning was never written here.
+                None => ends_here = true,
+                Some(_) if self.place.config.cleanup.compact || end < self.hints.recovery_point => {}
+                Some(goes_on) => {
+                    let detail = format!("it ends before offset {end}; {} goes on behind it", goes_on.display());
+                    return Err(Corruption { path, position: scanned.end, offset: Some(end), detail }.into());
+                }
+            }
+        }
         if let Some(fault) = &scanned.fault {
             // Where the next segment goes on exactly here, what follows was reserved, or is stale.
             let continued = later.first() == Some(&fault.expected_offset);
@@ -396,7 +432,7 @@ impl Opening<'_> {
                 });
             }
         }
-        Ok((self.adopt(scanned, metadata.modified_ms)?, ends_here))
+        Ok((self.adopt(scanned, metadata.modified_ms, true)?, ends_here))
     }
 
     /// Whether an invalid batch can be a torn write; if not, it is corruption.
@@ -414,18 +450,25 @@ impl Opening<'_> {
             return Err(corruption.into());
         }
         // A segment is flushed before the next one is written.
-        for base_offset in later {
-            let path_of_later = self.place.dir.join(segment_file_name(*base_offset, ".log"));
-            let file = self.place.files.open(&path_of_later, OpenMode::Read).during("open", &path_of_later)?;
-            let len = file.len().during("look at", &path_of_later)?;
-            if scan::batch_at(&*file, &path_of_later, 0, len)?.is_some_and(|header| header.base_offset >= *base_offset)
-            {
-                let mut corruption = fault.corruption(path);
-                corruption.detail.push_str(&format!("; {} goes on behind it", path_of_later.display()));
-                return Err(corruption.into());
-            }
+        if let Some(goes_on) = self.first_written(later)? {
+            let mut corruption = fault.corruption(path);
+            corruption.detail.push_str(&format!("; {} goes on behind it", goes_on.display()));
+            return Err(corruption.into());
         }
         Ok(())
+    }
+
+    /// The first of these segments that begins with a batch of its own.
+    fn first_written(&self, bases: &[i64]) -> Result<Option<PathBuf>, OpenError> {
+        for base_offset in bases {
+            let path = self.place.dir.join(segment_file_name(*base_offset, ".log"));
+            let file = self.place.files.open(&path, OpenMode::Read).during("open", &path)?;
+            let len = file.len().during("look at", &path)?;
+            if scan::batch_at(&*file, &path, 0, len)?.is_some_and(|header| header.base_offset >= *base_offset) {
+                return Ok(Some(path));
+            }
+        }
+        Ok(None)
     }
 
     fn scan_segment(
@@ -475,7 +518,8 @@ impl Opening<'_> {
     }
 
     /// Takes a scanned segment as it is: cut to its valid batches, its derived files made from them, everything synced.
-    fn adopt(&mut self, scanned: SegmentScan, modified_ms: i64) -> Result<OpenedSegment, OpenError> {
+    /// `torn` if the crash may have come while its files were written.
+    fn adopt(&mut self, scanned: SegmentScan, modified_ms: i64, torn: bool) -> Result<OpenedSegment, OpenError> {
         let base_offset = scanned.base_offset;
         let segment =
             Segment::new(Arc::clone(self.place.files), Arc::clone(self.place.dir), base_offset, scanned.end, 0, 0);
@@ -492,7 +536,7 @@ impl Opening<'_> {
         let mut entries = scanned.entries;
         index.seal(&mut entries);
         segment.rewrite_indexes(entries)?;
-        self.compare_crc(&segment.path(".crc"), &scanned.crc, base_offset, scanned.flushed)?;
+        self.compare_crc(&segment.path(".crc"), &scanned.crc, base_offset, scanned.flushed, torn)?;
         let mut active = Active {
             segment,
             size: scanned.end,
@@ -509,6 +553,14 @@ impl Opening<'_> {
         Ok(OpenedSegment { active, next_offset: scanned.next_offset })
     }
 
+    /// Whether a checksum file may be what a crash left of a write: short, or with zeros where an entry should be.
+    fn looks_torn(&self, path: &Path) -> Result<bool, OpenError> {
+        let bytes = files::read(&**self.place.files, path, 1 << 20).during("read", path)?;
+        let entry_bytes = crcfile::ENTRY_BYTES;
+        let is_short = bytes.len() < crcfile::HEADER_BYTES || !bytes.len().is_multiple_of(entry_bytes);
+        Ok(is_short || bytes.chunks(entry_bytes).any(|entry| entry.iter().all(|byte| *byte == 0)))
+    }
+
     /// Reports where a checksum file disagrees with a log of valid batches. `flushed`: bytes that lie below the recovery point.
     fn compare_crc(
         &mut self,
@@ -516,13 +568,17 @@ impl Opening<'_> {
         computed: &RunningCrc,
         base_offset: i64,
         flushed: u64,
+        torn: bool,
     ) -> Result<(), OpenError> {
+        let found = read_crc_file(&**self.place.files, path)?;
+        let torn = torn && matches!(found, Some(Err(_))) && self.looks_torn(path)?;
         let mut report = |position: u64, detail: String| {
             tracing::warn!(path = %path.display(), position, detail, "the checksum file disagrees with valid batches");
             self.report.crc_disagreements.push(CrcDisagreement { path: path.into(), position, detail });
         };
-        match read_crc_file(&**self.place.files, path)? {
+        match found {
             None => {}
+            Some(Err(_)) if torn => {}
             Some(Err(fault)) => report(0, fault.to_string()),
             Some(Ok(file)) if file.header != crc_header(self.place.identity, base_offset) => {
                 report(0, format!("it was written for {:?}", file.header));
@@ -566,11 +622,13 @@ impl Opening<'_> {
     }
 
     fn remove_later(&self, later: &[i64]) -> Result<(), OpenError> {
-        for base_offset in later.iter().rev() {
-            for extension in [".log", ".index", ".timeindex", ".crc", ".txnindex"] {
-                let path = self.place.dir.join(segment_file_name(*base_offset, extension));
-                files::remove_if_exists(&**self.place.files, &path).during("remove", &path)?;
-            }
+        later.iter().rev().try_for_each(|base_offset| self.remove_segment(*base_offset))
+    }
+
+    fn remove_segment(&self, base_offset: i64) -> Result<(), OpenError> {
+        for extension in [".log", ".index", ".timeindex", ".crc", ".txnindex"] {
+            let path = self.place.dir.join(segment_file_name(base_offset, extension));
+            files::remove_if_exists(&**self.place.files, &path).during("remove", &path)?;
         }
         Ok(())
     }
@@ -670,6 +728,27 @@ pub(crate) fn replay_producers(
             state.refill(&near_the_end);
         }
     }
+    Ok(state)
+}
+
+/// What is known of producers at `to`, where a segment begins: the newest snapshot before it that can be read, and the headers after that.
+pub(crate) fn producers_at(
+    files: &dyn Files,
+    dir: &Path,
+    entries: &[SegmentEntry],
+    to: i64,
+    now_ms: i64,
+) -> Result<ProducerState, ReadError> {
+    let (mut from, mut state) = (i64::MIN, ProducerState::default());
+    for offset in snapshot_offsets(files, dir)?.into_iter().rev().filter(|offset| *offset <= to) {
+        let path = dir.join(segment_file_name(offset, producers::EXTENSION));
+        let bytes = files::read(files, &path, 1 << 30).during("read", &path)?;
+        if let Ok(entries) = producers::decode_snapshot(&bytes) {
+            (from, state) = (offset, ProducerState::from_snapshot(&entries, now_ms));
+            break;
+        }
+    }
+    replay(entries, from, to, now_ms, &mut state)?;
     Ok(state)
 }
 

@@ -184,6 +184,7 @@ impl Log {
 
     /// Removes the first `count` sealed segments. Readers see a log without them before their files go.
     fn delete_first(&mut self, count: usize, now_ms: i64) -> Result<(), LogError> {
+        let owed = self.producers_owed(count, now_ms)?;
         let deleted: Vec<SegmentEntry> = self.sealed.drain(..count).collect();
         if std::sync::Arc::make_mut(&mut self.epochs).start_at(self.log_start) {
             self.epochs_changed = true;
@@ -194,9 +195,36 @@ impl Log {
         }
         metrics::counter!(names::SEGMENTS_DELETED).increment(count as u64);
         if count > 0 {
+            if let Some((base_offset, producers)) = owed {
+                self.give_up_recycled();
+                match self.write_snapshot(base_offset, &producers) {
+                    Err(failure) if files::is_full(&failure.error) => {
+                        tracing::warn!(%failure, "what deleted segments knew of producers is in memory only");
+                    }
+                    result => result?,
+                }
+            }
             self.write_epochs()?;
         }
         Ok(())
+    }
+
+    /// What is known of producers where the log will begin, if no snapshot says it, because there was no room for one, and there is
+    /// none now: the deletion makes some.
+    fn producers_owed(&mut self, count: usize, now_ms: i64) -> Result<Option<(i64, ProducerState)>, LogError> {
+        let Some(last) = count.checked_sub(1) else { return Ok(None) };
+        let base_offset = self.end_of_sealed(last);
+        let path = self.dir.join(segment_file_name(base_offset, producers::EXTENSION));
+        if files::exists(&*self.files, &path).during("look at", &path)? {
+            return Ok(None);
+        }
+        let producers = recovery::producers_at(&*self.files, &self.dir, &self.sealed, base_offset, now_ms)
+            .map_err(|error| reading(error, &path))?;
+        match self.write_snapshot(base_offset, &producers) {
+            Ok(()) => Ok(None),
+            Err(failure) if files::is_full(&failure.error) => Ok(Some((base_offset, producers))),
+            Err(failure) => Err(failure.into()),
+        }
     }
 
     fn delete(&mut self, entry: &SegmentEntry, now_ms: i64) -> Result<(), IoFailure> {

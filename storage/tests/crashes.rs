@@ -1,0 +1,214 @@
+//! What the model (`model.rs`) found, told one by one: crashes, full disks and failing ones, on a simulated disk.
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{NOW, batch_of, identity, one, values};
+use headwater_proto::batch::BuildOptions;
+use headwater_storage::sim::{Fault, Operation};
+use headwater_storage::{AppendError, Files, Log, LogConfig, LogReader, OpenHints, RecoveryReport, SimFiles};
+
+const DIR: &str = "/data/t-0";
+
+fn disk(seed: u64) -> Arc<SimFiles> {
+    let files = SimFiles::new(seed);
+    files.create_dir_all(Path::new(DIR)).unwrap();
+    files.sync_dir(Path::new("/data")).unwrap();
+    files.sync_dir(Path::new("/")).unwrap();
+    files
+}
+
+fn hints(recovery_point: i64, log_start_offset: i64) -> OpenHints {
+    OpenHints { clean_shutdown: false, recovery_point, log_start_offset }
+}
+
+fn open(files: &Arc<SimFiles>, config: &LogConfig, hints: OpenHints) -> (Log, RecoveryReport) {
+    Log::open(Arc::clone(files) as Arc<dyn Files>, Path::new(DIR), identity(), config.clone(), hints, NOW).unwrap()
+}
+
+fn small_segments() -> LogConfig {
+    LogConfig { segment_bytes: 1_000, ..LogConfig::default() }
+}
+
+fn offsets(reader: &LogReader) -> Vec<i64> {
+    let mut cursor = reader.seek(reader.log_start_offset()).unwrap();
+    values(common::bytes_from(reader, &mut cursor, 1 << 20, i64::MAX)).into_iter().map(|(offset, _)| offset).collect()
+}
+
+/// A group that rolls takes the space for all of its segments before anything is written, so the later ones exist while the batches of the
+/// first are still in the page cache. When the power failed there, recovery took the empty segment for the end of the log, and the
+/// log had a hole that nobody had written.
+#[test]
+fn a_segment_that_was_begun_for_a_lost_group_leaves_no_hole() {
+    let group: Vec<_> = (0..4).map(|n| one(&[n; 400], NOW)).collect();
+    let mut lost = 0;
+    for (seed, operations) in (0..20).flat_map(|seed| (0..25).map(move |operations| (seed, operations))) {
+        let files = disk(seed);
+        let (mut log, _) = open(&files, &small_segments(), hints(0, 0));
+        log.append(&[one(b"first", NOW)], 0, NOW).unwrap();
+        log.flush().unwrap();
+        files.power_off_after(operations);
+        let _ = log.append(&group, 0, NOW);
+        let (log, _) = open(&files.crash(), &small_segments(), hints(1, 0));
+        let end = log.log_end_offset();
+        assert_eq!(offsets(&log.reader()), (0..end).collect::<Vec<_>>(), "seed {seed}, {operations} operations");
+        lost += usize::from(end < 5);
+    }
+    assert!(lost > 0);
+}
+
+/// The same segments are removed again when a later part of the group finds no room. The removal was not synced: after a power
+/// failure while the log was being closed the empty segment was back, in the middle of what was written since, and the log did not open.
+#[test]
+fn a_segment_that_was_given_up_does_not_come_back() {
+    for (seed, operations) in (0..10).flat_map(|seed| (0..12).map(move |operations| (seed, operations))) {
+        let files = disk(seed);
+        let (mut log, _) = open(&files, &small_segments(), hints(0, 0));
+        log.append(&[one(&[0; 400], NOW)], 0, NOW).unwrap();
+        log.flush().unwrap();
+        files.set_capacity(Some(files.used_bytes() + 4_096));
+        let group: Vec<_> = (0..6).map(|n| one(&[n; 900], NOW)).collect();
+        assert!(matches!(log.append(&group, 0, NOW), Err(AppendError::FullDisk(_))));
+        log.append(&[one(b"x", NOW), one(b"y", NOW)], 0, NOW).unwrap();
+        log.flush().unwrap();
+        files.set_capacity(None);
+        files.power_off_after(operations);
+        let _ = log.close();
+        let (log, _) = open(&files.crash(), &small_segments(), hints(3, 0));
+        assert_eq!(offsets(&log.reader()), [0, 1, 2], "seed {seed}, {operations} operations");
+    }
+}
+
+/// Rolling writes indexes, checksums, a snapshot and leader epochs, none of which has space reserved. With the first batches of a
+/// group written and the disk full, that failed, and the log was fenced, though nothing was wrong with it but want of room.
+#[test]
+fn a_full_disk_refuses_appends_and_never_poisons_the_log() {
+    for left in (0..20).map(|pages| pages * 4_096) {
+        let files = disk(left);
+        let (mut log, _) = open(&files, &small_segments(), hints(0, 0));
+        log.append(&[one(b"first", NOW)], 0, NOW).unwrap();
+        files.set_capacity(Some(files.used_bytes() + left));
+        let mut appended = 1;
+        for n in 0..60 {
+            match log.append(&[one(&[n; 300], NOW), one(&[n; 300], NOW)], i32::from(n) / 10, NOW) {
+                Ok(_) => appended += 2,
+                Err(error) => assert!(error.retryable(), "{error}"),
+            }
+        }
+        assert!(!log.is_poisoned());
+        assert_eq!(offsets(&log.reader()), (0..appended).collect::<Vec<_>>());
+        files.set_capacity(None);
+        log.append(&[one(b"last", NOW)], 9, NOW).unwrap();
+        assert_eq!(log.flush().unwrap(), appended + 1);
+        log.close().unwrap();
+        let (log, report) =
+            open(&files.crash(), &small_segments(), OpenHints { clean_shutdown: true, ..hints(appended + 1, 0) });
+        assert!(report.rebuilt.is_empty(), "{report:?}");
+        assert_eq!(offsets(&log.reader()), (0..=appended).collect::<Vec<_>>());
+    }
+}
+
+/// Recovery reads leader epochs from the batches beyond the recovery point, and kept them in memory until the next append was
+/// flushed. A log that was closed before that forgot who had written those batches.
+#[test]
+fn leader_epochs_survive_a_crash_and_a_quiet_day() {
+    for seed in 0..10 {
+        let files = disk(seed);
+        let (mut log, _) = open(&files, &LogConfig::default(), hints(0, 0));
+        log.append(&[one(b"a", NOW)], 3, NOW).unwrap();
+        log.flush().unwrap();
+        log.append(&[one(b"b", NOW)], 5, NOW).unwrap();
+        drop(log);
+        let files = files.restart();
+        let (log, _) = open(&files, &LogConfig::default(), hints(0, 0));
+        log.close().unwrap();
+        let clean = OpenHints { clean_shutdown: true, ..hints(2, 0) };
+        let (log, _) = open(&files.crash(), &LogConfig::default(), clean);
+        assert_eq!((log.reader().epoch_at(0), log.reader().epoch_at(1)), (Some(3), Some(5)), "seed {seed}");
+    }
+}
+
+/// A deleted segment's file becomes a new segment's once nobody holds its map. A segment that had been closed, because too
+/// many were open, counted as held by nobody, while a reader had a slice of it: the bytes changed under the reader.
+#[test]
+fn a_file_is_not_recycled_under_a_reader_whose_segment_was_closed() {
+    let config = LogConfig { recycled_segments: 2, ..small_segments() };
+    let files = SimFiles::with_open_limit(0, 1);
+    files.create_dir_all(Path::new(DIR)).unwrap();
+    let (mut log, _) = open(&files, &config, hints(0, 0));
+    (0..6).for_each(|n| drop(log.append(&[one(&[n; 700], NOW)], 0, NOW).unwrap()));
+    log.flush().unwrap();
+    let reader = log.reader();
+    let slice = reader.read(&mut reader.seek(0).unwrap(), 1 << 20, 6).unwrap().unwrap();
+    let before = slice.bytes();
+    assert!(!before.is_empty());
+    // Reading elsewhere closes the slice's segment.
+    reader.read(&mut reader.seek(4).unwrap(), 1 << 20, 6).unwrap().unwrap();
+    log.delete_records(5, 6, NOW).unwrap();
+    (0..6).for_each(|n| drop(log.append(&[one(&[n + 100; 700], NOW)], 0, NOW).unwrap()));
+    assert_eq!(slice.bytes(), before);
+}
+
+/// A follower that is told to begin again elsewhere throws its log away, the newest segment first. A crash in between left a
+/// log that ended before its recovery point, which was taken for damage, though the log start lay beyond all of it.
+#[test]
+fn a_log_that_was_being_thrown_away_opens_where_it_was_to_begin() {
+    for (seed, operations) in (0..10).flat_map(|seed| (0..30).map(move |operations| (seed, operations))) {
+        let files = disk(seed);
+        let (mut log, _) = open(&files, &small_segments(), hints(0, 0));
+        (0..5).for_each(|n| drop(log.append(&[one(&[n; 700], NOW)], 0, NOW).unwrap()));
+        log.flush().unwrap();
+        files.power_off_after(operations);
+        let _ = log.truncate_and_restart_at(100, NOW);
+        let files = files.crash();
+        let (mut log, _) = open(&files, &small_segments(), hints(5, 100));
+        assert_eq!((log.log_start_offset(), log.log_end_offset()), (100, 100), "seed {seed}, {operations} operations");
+        log.append(&[one(b"on", NOW)], 0, NOW).unwrap();
+        log.flush().unwrap();
+        let (log, _) = open(&files.crash(), &small_segments(), hints(5, 100));
+        assert_eq!(offsets(&log.reader()), [100], "seed {seed}, {operations} operations");
+    }
+}
+
+/// The snapshot at a roll found no room; then retention deleted the segments before it, and a crash took with the memory all
+/// that was known of their producers.
+#[test]
+fn producers_survive_the_deletion_of_their_batches_on_a_full_disk() {
+    let config = small_segments();
+    let files = disk(0);
+    let (mut log, _) = open(&files, &config, hints(0, 0));
+    let options = BuildOptions { producer_id: 7, producer_epoch: 0, base_sequence: 0, ..BuildOptions::default() };
+    log.append(&[batch_of(options, NOW, &[&[1; 700]])], 0, NOW).unwrap();
+    log.flush().unwrap();
+    files.fail(Fault::new(Operation::Write).on(".snapshot").times(1).full());
+    (1..4).for_each(|n| drop(log.append(&[one(&[n; 700], NOW)], 0, NOW).unwrap()));
+    log.flush().unwrap();
+    log.delete_records(1, 4, NOW).unwrap();
+    let (mut log, _) = open(&files.crash(), &config, hints(0, 1));
+    assert_eq!(log.last_sequence(7).map(|last| last.sequence), Some(0));
+    log.truncate(1, NOW).unwrap();
+    assert_eq!(log.last_sequence(7).map(|last| last.sequence), Some(0));
+}
+
+/// A process that was killed between the write and the sync of a snapshot left it in the page cache, whole to see. The next one
+/// believed it, and rested on it when the power failed.
+#[test]
+fn what_a_killed_process_left_unsynced_is_synced_before_it_is_relied_on() {
+    for (seed, operations) in (0..10).flat_map(|seed| (0..30).map(move |operations| (seed, operations))) {
+        let files = disk(seed);
+        let (mut log, _) = open(&files, &small_segments(), hints(0, 0));
+        log.append(&[one(&[1; 700], NOW)], 0, NOW).unwrap();
+        let flushed = log.flush().unwrap();
+        files.power_off_after(operations);
+        let _ = log.append(&[one(&[2; 700], NOW)], 0, NOW);
+        let files = files.restart();
+        let (log, _) = open(&files, &small_segments(), hints(flushed, 0));
+        let end = log.log_end_offset();
+        log.close().unwrap();
+        let clean = OpenHints { clean_shutdown: true, ..hints(end, 0) };
+        let (_, report) = open(&files.crash(), &small_segments(), clean);
+        assert!(report.rebuilt.is_empty(), "seed {seed}, {operations} operations: {report:?}");
+    }
+}
