@@ -10,6 +10,7 @@ use crate::quic::QuicError;
 use crate::tls::TlsError;
 use headwater_proto::batch::BatchError;
 use headwater_proto::{ErrorCode, wire};
+use headwater_storage::checkpoint::CheckpointError;
 use headwater_storage::{DataDirError, IoFailure, SequenceError};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -171,6 +172,12 @@ pub enum StartError {
     /// The metadata do not take this broker.
     #[error(transparent)]
     Metadata(Refusal),
+    /// The list of what an import left.
+    #[error(transparent)]
+    Manifest(#[from] CheckpointError),
+    /// What an import left cannot be taken over.
+    #[error("the import cannot be taken over: {0}")]
+    Import(String),
     /// The offsets topic cannot be made or served.
     #[error("the groups cannot be served: {0}")]
     Groups(String),

@@ -24,6 +24,7 @@ mod credit;
 pub mod error;
 mod fetch;
 pub mod group;
+mod import;
 mod member;
 pub mod metadata;
 mod metrics;

@@ -20,10 +20,11 @@ use crate::pool::Pool;
 use crate::server::Connections;
 use crate::shared::Shared;
 use crate::topic_config::{TopicConfig, TopicDefaults};
-use crate::{admin, quic, runtime, server, tls};
+use crate::{admin, import, quic, runtime, server, tls};
 use headwater_proto::{ResetCode, TopicId};
+use headwater_storage::import::{self as storage_import, Manifest};
 use headwater_storage::{DataDir, Files, NewIdentity, OsFiles};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -184,9 +185,21 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
 
     let endpoint = quic::endpoint(&config, socket, tls.certificates, tls.key, &secret)?;
 
-    let (journal, mut state) = open_journal(&data_dir, &pool, &cluster_id).await?;
     let advertised = config.advertised_listener.clone().unwrap_or_else(|| tls::reachable(listen).to_string());
-    let journal = register(journal, &mut state, &config, advertised, &pool).await?;
+    let (manifest, mut journal, mut state) = open_journal(&data_dir, &pool, &cluster_id).await?;
+    // A registration raises every leader epoch, so that a consumer which is ahead of what was kept is told so.
+    let mut commands = vec![register(&config, advertised)];
+    if let Some(manifest) = &manifest {
+        let broker_id = i32::try_from(config.broker_id).unwrap_or(i32::MAX);
+        commands.push(import::topics_command(manifest, broker_id, now_ms(), &config.topic_defaults)?);
+    }
+    for command in commands {
+        let index = state.index() + 1;
+        state.apply(index, &command).map_err(StartError::Metadata)?;
+        let keep = move || (journal.append(index, &command, true), journal);
+        let (kept, back) = pool.run(keep).await;
+        (journal, ()) = (back, kept?);
+    }
 
     let threads = runtime::io_threads(&config);
     let partitions =
@@ -217,6 +230,12 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
     let (metadata, metadata_task) = MetadataHandle::new(journal, state, pool.clone(), carry_out, shutdown.clone());
     tasks.spawn(metadata_task);
     let groups = Groups::start(&config, metadata.clone(), Arc::clone(&partitions), pool.clone()).await?;
+    if let Some(manifest) = manifest {
+        import::take_over_offsets(&manifest, &metadata.state(), &groups).await?;
+        let root = root.clone();
+        pool.run(move || storage_import::taken_over(&*files, &root)).await?;
+        tracing::info!(topics = manifest.topics.len(), offsets = manifest.offsets.len(), "import taken over");
+    }
 
     let profile = match &tls.ca_pem {
         None => None,
@@ -284,50 +303,36 @@ fn new_id() -> String {
     TopicId::from_bytes(*uuid::Uuid::new_v4().as_bytes()).to_string()
 }
 
+/// What an import left, the journal, and the state that it holds.
 async fn open_journal(
     data_dir: &Arc<DataDir>,
     pool: &Pool,
     cluster_id: &str,
-) -> Result<(Journal, MetadataState), StartError> {
+) -> Result<(Option<Manifest>, Journal, MetadataState), StartError> {
     let (data_dir, cluster_id) = (Arc::clone(data_dir), cluster_id.to_owned());
     pool.run(move || {
-        let has_partitions = !data_dir.partitions()?.is_empty();
+        let manifest = storage_import::take(&**data_dir.files(), data_dir.path())?;
+        let imported: HashSet<&str> =
+            manifest.iter().flat_map(|manifest| &manifest.topics).map(|topic| topic.name.as_str()).collect();
+        let has_partitions = data_dir.partitions()?.iter().any(|folder| !imported.contains(folder.topic.as_str()));
         let opened = Journal::open(Arc::clone(data_dir.files()), data_dir.path(), &cluster_id, has_partitions)?;
         if opened.torn_bytes > 0 {
             tracing::info!(bytes = opened.torn_bytes, "the journal's torn last frame was cut");
         }
-        Ok((opened.journal, opened.state))
+        Ok((manifest, opened.journal, opened.state))
     })
     .await
 }
 
-/// Registers this incarnation: every leader epoch goes up, so that a consumer which is ahead of what was kept is told so.
-async fn register(
-    mut journal: Journal,
-    state: &mut MetadataState,
-    config: &BrokerConfig,
-    address: String,
-    pool: &Pool,
-) -> Result<Journal, StartError> {
-    let command = Command {
-        command: Some(command::Command::RegisterBroker(RegisterBroker {
-            broker_id: i32::try_from(config.broker_id).unwrap_or(i32::MAX),
-            incarnation: uuid::Uuid::new_v4().as_bytes().to_vec().into(),
-            address,
-            rack: String::new(),
-            registered_ms: now_ms(),
-        })),
-    };
-    let index = state.index() + 1;
-    state.apply(index, &command).map_err(StartError::Metadata)?;
-    let (journal, kept) = pool
-        .run(move || {
-            let kept = journal.append(index, &command, true);
-            (journal, kept)
-        })
-        .await;
-    kept?;
-    Ok(journal)
+fn register(config: &BrokerConfig, address: String) -> Command {
+    command::Command::RegisterBroker(RegisterBroker {
+        broker_id: i32::try_from(config.broker_id).unwrap_or(i32::MAX),
+        incarnation: uuid::Uuid::new_v4().as_bytes().to_vec().into(),
+        address,
+        rack: String::new(),
+        registered_ms: now_ms(),
+    })
+    .into()
 }
 
 /// What a state of the metadata assigns to this broker. Settings are resolved once for each state of a topic.

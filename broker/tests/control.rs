@@ -8,9 +8,11 @@ use headwater_broker::{Broker, StartError};
 use headwater_proto::batch::{BatchBuilder, BuildOptions};
 use headwater_proto::wire::{self, MemberUpdate, call::Request, call_response::Response, open};
 use headwater_proto::{ErrorCode, frame};
-use headwater_storage::DataDirError;
-use std::collections::BTreeSet;
+use headwater_storage::import::{self, ImportOptions, import};
+use headwater_storage::{DataDirError, Files, NewIdentity, OsFiles};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A member of a group: says what it is told to, and remembers what it was told.
@@ -531,5 +533,54 @@ async fn membership_streams_that_make_no_sense_are_refused_by_name() {
         assert_eq!(member.hear().await, None);
     }
     assert_eq!(describe_group(&client, "g").await.map(|_| ()), Err(ErrorCode::GroupNotFound));
+    stop(broker).await;
+}
+
+#[tokio::test]
+async fn an_import_becomes_topics_offsets_and_producer_ids_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let files: Arc<dyn Files> = Arc::new(OsFiles::new());
+    let options = ImportOptions {
+        source: Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/kafka-logs/dirs"),
+        data_dir: data.clone(),
+        identity: NewIdentity { cluster_id: "imported".into(), broker_id: 1, directory_id: "directory".into() },
+        topics: Vec::new(),
+        config: BTreeMap::new(),
+    };
+    let report = import(&files, &options, &|_| ()).expect("imported");
+    let manifest = data.join(import::FILE_NAME);
+    let left = std::fs::read(&manifest).expect("left for the broker");
+
+    let mut broker = start(&data).await;
+    let mut epochs = Vec::new();
+    for round in 0..3i64 {
+        assert!(!manifest.exists(), "taken over");
+        let client = Client::connect(&broker).await;
+        for topic in &report.topics {
+            let described = describe(&client, &topic.name).await;
+            assert_eq!(described.partitions[0].log_end_offset, topic.log_end_offsets[0], "{}", topic.name);
+            let config = described.config.iter().find(|entry| entry.name == "retention.ms").expect("shown");
+            assert_eq!((config.value.as_str(), config.source.as_str()), ("-1", "topic"));
+        }
+        epochs.push(describe(&client, "epochs").await.partitions[0].leader_epoch);
+        // What the group commits here is better than what Kafka knew.
+        assert_eq!(committed(&client, "billing").await, [("codecs".into(), 0, 7 + round), ("shapes".into(), 0, 380)]);
+        assert_eq!(committed(&client, "search").await, [("codecs".into(), 0, 7), ("shapes".into(), 0, 380)]);
+        assert_eq!(commit(&client, "billing", None, vec![entry("codecs", 0, 8 + round)]).await, Ok(vec![0]));
+        let Response::AllocateProducerId(id) =
+            client.call(Request::AllocateProducerId(wire::AllocateProducerId {})).await
+        else {
+            panic!("no id");
+        };
+        assert!(id.producer_id >= report.producer_ids_from);
+        stop(broker).await;
+        if round == 0 {
+            // As if the broker had been stopped just before it removed the manifest.
+            std::fs::write(&manifest, &left).expect("written");
+        }
+        broker = start(&data).await;
+    }
+    assert!(epochs.is_sorted() && epochs.first() < epochs.last(), "{epochs:?}");
     stop(broker).await;
 }

@@ -168,6 +168,19 @@ impl Groups {
         ask(self.shard(group)?, |tell| Request::DeleteOffsets { group: name, topic, partitions, tell }).await
     }
 
+    /// Takes over what a group of Kafka committed, where this broker's group committed nothing.
+    ///
+    /// # Errors
+    /// [`GroupError`] if it could not be kept.
+    pub(crate) async fn take_over(
+        &self,
+        group: &str,
+        offsets: Vec<(String, u32, Committed)>,
+    ) -> Result<(), GroupError> {
+        let name = group.to_owned();
+        ask(self.shard(group)?, |tell| Request::TakeOver { group: name, offsets, tell }).await
+    }
+
     /// Returns once every group has taken note of the newest metadata, and what became of it is kept.
     ///
     /// # Errors

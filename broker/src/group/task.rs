@@ -92,6 +92,7 @@ pub(super) enum Request {
     Committed { tell: Tell<Vec<(String, String, u32, i64)>> },
     Delete { group: String, tell: Tell<()> },
     DeleteOffsets { group: String, topic: String, partitions: Vec<u32>, tell: Tell<()> },
+    TakeOver { group: String, offsets: Vec<(String, u32, Committed)>, tell: Tell<()> },
     TopicsChanged { tell: Tell<()> },
 }
 
@@ -300,6 +301,10 @@ impl Shard {
             }
             Request::DeleteOffsets { group, topic, partitions, tell } => {
                 let done = self.with(&group, |g| g.delete_offsets(&topic, &partitions));
+                self.answer(done, tell, || ());
+            }
+            Request::TakeOver { group, offsets, tell } => {
+                let done = self.with(&group, |g| Ok(g.take_over(now, offsets)));
                 self.answer(done, tell, || ());
             }
             Request::TopicsChanged { tell } => {
@@ -629,7 +634,9 @@ fn refuse(request: Request, error: impl Fn(&str) -> GroupError) {
         Request::Describe { group, tell } => tell_it(tell, error(&group)),
         Request::List { tell } => tell_it(tell, error("*")),
         Request::Committed { tell } => tell_it(tell, error("*")),
-        Request::Delete { group, tell } | Request::DeleteOffsets { group, tell, .. } => tell_it(tell, error(&group)),
+        Request::Delete { group, tell }
+        | Request::DeleteOffsets { group, tell, .. }
+        | Request::TakeOver { group, tell, .. } => tell_it(tell, error(&group)),
         // Topics are looked at once the groups are read.
         Request::TopicsChanged { tell } => drop(tell.send(Ok(()))),
         // Their streams ended when the groups were let go.

@@ -3,6 +3,7 @@
 //! Owns: the rules and the sentence of each refusal. Refuses: knowing which topics exist, except for collisions.
 
 use headwater_proto::limits::MAX_TOPIC_NAME_BYTES;
+use std::borrow::Cow;
 
 /// The internal topic that holds what consumer groups commit, and the groups themselves.
 pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
@@ -55,8 +56,8 @@ pub fn check(name: &str, internal: bool) -> Result<(), NameError> {
 }
 
 /// What two names must not share: Kafka's metric names turn '.' into '_', so it refuses topics that differ only there.
-pub fn collision_key(name: &str) -> String {
-    name.replace('.', "_")
+pub fn collision_key(name: &str) -> Cow<'_, str> {
+    if name.contains('.') { name.replace('.', "_").into() } else { name.into() }
 }
 
 #[cfg(test)]

@@ -24,7 +24,6 @@ pub struct MetadataState {
     brokers: BTreeMap<i32, command::Broker>,
     topics: BTreeMap<String, Arc<Topic>>,
     names: HashMap<TopicId, String>,
-    collisions: HashMap<String, String>,
     next_producer_id: i64,
 }
 
@@ -166,7 +165,6 @@ impl MetadataState {
             brokers: BTreeMap::new(),
             topics: BTreeMap::new(),
             names: HashMap::new(),
-            collisions: HashMap::new(),
             next_producer_id: 0,
         }
     }
@@ -294,6 +292,11 @@ impl MetadataState {
     fn create(&mut self, create: &command::CreateTopic) -> Result<Outcome, Refusal> {
         let topic = new_topic(create, |_| 0)?;
         self.admit(&topic)?;
+        // Topics that were imported may differ so little; those that are made here may not.
+        let key = name::collision_key(&topic.name);
+        if let Some(with) = self.topics.keys().find(|name| name::collision_key(name) == key) {
+            return Err(Refusal::Collision { name: topic.name, with: with.clone() });
+        }
         let id = topic.id;
         self.insert(topic);
         Ok(Outcome::TopicCreated(id))
@@ -333,7 +336,6 @@ impl MetadataState {
         let id = topic_id(&delete.topic_id)?;
         let name = self.names.remove(&id).ok_or(Refusal::UnknownTopicId(id))?;
         self.topics.remove(&name);
-        self.collisions.remove(&name::collision_key(&name));
         Ok(Outcome::TopicDeleted(id))
     }
 
@@ -370,9 +372,6 @@ impl MetadataState {
         name::check(&topic.name, topic.internal)?;
         if self.topics.contains_key(&topic.name) {
             return Err(Refusal::TopicExists(topic.name.clone()));
-        }
-        if let Some(with) = self.collisions.get(&name::collision_key(&topic.name)) {
-            return Err(Refusal::Collision { name: topic.name.clone(), with: with.clone() });
         }
         if topic.id == TopicId::ZERO || self.names.contains_key(&topic.id) {
             return Err(Refusal::IdTaken(topic.id));
@@ -417,7 +416,6 @@ impl MetadataState {
 
     fn insert(&mut self, topic: Topic) {
         self.names.insert(topic.id, topic.name.clone());
-        self.collisions.insert(name::collision_key(&topic.name), topic.name.clone());
         self.topics.insert(topic.name.clone(), Arc::new(topic));
     }
 
