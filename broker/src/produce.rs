@@ -127,6 +127,10 @@ pub(crate) async fn serve(
 
 fn admit(session: &Session, open: &OpenProduce) -> Result<PartitionHandle, wire::Error> {
     let partition = session.shared.partition(&open.topic_id, open.partition)?;
+    if session.shared.metadata.state().topic_by_id(&partition.topic_id()).is_some_and(|topic| topic.internal) {
+        let why = format!("topic {} belongs to the broker: nobody else writes to it", partition.topic());
+        return Err(wire::Error::new(ErrorCode::InvalidTopic, why));
+    }
     let current = partition.leader_epoch();
     match open.leader_epoch {
         -1 => {}

@@ -351,16 +351,24 @@ impl Assignments {
         }
     }
 
+    /// A topic's settings. They were legal when they were made; where the broker's are not what they were then, and the two
+    /// contradict each other, the topic's own count alone, and nothing is deleted that they do not say.
+    fn resolve(&self, topic: &Topic) -> TopicConfig {
+        TopicConfig::resolve(&topic.config, &self.defaults).unwrap_or_else(|error| {
+            tracing::error!(topic = topic.name, %error, "the topic's settings contradict the broker's, which do not count for it");
+            let alone = TopicConfig::resolve(&topic.config, &TopicDefaults::new());
+            let unlimited = || TopicConfig { retention_ms: None, retention_bytes: None, ..TopicConfig::default() };
+            alone.unwrap_or_else(|_| unlimited())
+        })
+    }
+
     fn of(&mut self, state: &MetadataState) -> Vec<AssignedPartition> {
         let before = std::mem::take(&mut self.resolved);
         let mut assigned = Vec::new();
         for topic in state.topics() {
             let config = match before.get(&topic.id) {
                 Some((same, config)) if same.config == topic.config => Arc::clone(config),
-                _ => Arc::new(TopicConfig::resolve(&topic.config, &self.defaults).unwrap_or_else(|error| {
-                    tracing::error!(topic = topic.name, %error, "the topic's settings contradict the broker's; defaults are used");
-                    TopicConfig::default()
-                })),
+                _ => Arc::new(self.resolve(topic)),
             };
             let name: Arc<str> = topic.name.as_str().into();
             for (number, partition) in topic.partitions.iter().enumerate() {

@@ -8,6 +8,7 @@ use headwater_broker::{Broker, StartError};
 use headwater_proto::batch::{BatchBuilder, BuildOptions};
 use headwater_proto::wire::{self, MemberUpdate, call::Request, call_response::Response, open};
 use headwater_proto::{ErrorCode, frame};
+use headwater_storage::SimFiles;
 use headwater_storage::import::{self, ImportOptions, import};
 use headwater_storage::{DataDirError, Files, NewIdentity, OsFiles};
 use std::collections::{BTreeMap, BTreeSet};
@@ -515,6 +516,29 @@ async fn ten_members_join_at_once_and_share_evenly_and_new_partitions_are_assign
 }
 
 #[tokio::test]
+async fn nobody_but_the_broker_writes_to_the_offsets_topic() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let described = describe(&client, "__consumer_offsets").await;
+    assert_eq!((described.internal, described.partitions.len()), (true, 16));
+    let (_, opened) = client.produce(open_produce(&described.topic_id, 0)).await;
+    assert_eq!(opened.error.map(|error| error.code), Some(ErrorCode::InvalidTopic.number()));
+    let name = || "__consumer_offsets".to_owned();
+    let config = vec![change("cleanup.policy", Some("delete"))];
+    for request in [
+        Request::DeleteTopic(wire::DeleteTopic { name: name() }),
+        Request::AlterTopic(wire::AlterTopic { name: name(), config, validate_only: false }),
+        Request::DeleteRecords(wire::DeleteRecords { topic: name(), partition: 0, before_offset: -1 }),
+        Request::CreateTopic(wire::CreateTopic { name: name(), ..Default::default() }),
+    ] {
+        let (code, why) = refusal(&client, request).await;
+        assert_eq!(code, ErrorCode::InvalidTopic, "{why}");
+    }
+    stop(broker).await;
+}
+
+#[tokio::test]
 async fn membership_streams_that_make_no_sense_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let broker = start(dir.path()).await;
@@ -533,6 +557,59 @@ async fn membership_streams_that_make_no_sense_are_refused_by_name() {
         assert_eq!(member.hear().await, None);
     }
     assert_eq!(describe_group(&client, "g").await.map(|_| ()), Err(ErrorCode::GroupNotFound));
+    stop(broker).await;
+}
+
+#[tokio::test]
+async fn commits_on_a_full_disk_are_refused_and_count_again_once_there_is_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SimFiles::with_open_limit(11, 1000);
+    let config = || {
+        let mut config = harness::config(dir.path());
+        config.set_pair("offsets.topic.num.partitions=2").unwrap();
+        config
+    };
+    let broker = within("start", Broker::start_on(config(), disk.clone())).await.unwrap();
+    let client = Client::connect(&broker).await;
+    client.create_topic("t", 3, &[]).await;
+    let mut member = Member::join(&client, "g", "m", &["t"]).await;
+    member.take_until(|partitions| partitions.len() == 3).await;
+    disk.set_capacity(Some(disk.used_bytes()));
+    let long = |partition, offset| wire::OffsetEntry { metadata: "x".repeat(4096), ..entry("t", partition, offset) };
+    let mut kept = 0;
+    let refused = loop {
+        match commit(&client, "g", Some(&member), vec![long(0, kept + 1)]).await {
+            Ok(results) => assert_eq!(results, [0]),
+            Err(code) => break code,
+        }
+        kept += 1;
+    };
+    assert_eq!(refused, ErrorCode::DiskFull);
+    assert!(refused.retryable() && kept > 0);
+    // What was refused is not seen; members open their streams again and go on with what they have.
+    let (code, why) = member.error().await;
+    assert_eq!(code, ErrorCode::DiskFull, "{why}");
+    let seen = async |client: &Client| loop {
+        let fetch = wire::FetchOffsets { group: "g".into(), ..Default::default() };
+        match client.call(Request::FetchOffsets(fetch)).await {
+            Response::FetchOffsets(found) => break found.offsets.into_iter().map(|o| o.offset).collect::<Vec<_>>(),
+            // The groups are being read.
+            Response::Error(error) => assert!(error.retryable, "{error:?}"),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(within("the offsets", seen(&client)).await, [kept]);
+    let again =
+        wire::OpenMember { member_epoch: member.epoch, owned: member.owned.clone(), ..open_member("g", "m", &["t"]) };
+    let mut member = Member::open(&client, again).await;
+    assert_eq!(member.take().await.len(), 3);
+    disk.set_capacity(None);
+    assert_eq!(commit(&client, "g", Some(&member), vec![long(0, kept + 9)]).await, Ok(vec![0]));
+    stop(broker).await;
+
+    let broker = within("start", Broker::start_on(config(), disk.restart())).await.unwrap();
+    let client = Client::connect(&broker).await;
+    assert_eq!(within("the offsets", seen(&client)).await, [kept + 9]);
     stop(broker).await;
 }
 
