@@ -379,7 +379,7 @@ impl Producer {
 
     /// Bytes of the buffer that a record takes.
     fn charge(&self, record: &ProducerRecord) -> Result<u32, ProduceError> {
-        let bytes = parts(record, 0).bound();
+        let bytes = parts(record, || 0).bound();
         match u32::try_from(bytes) {
             Ok(charge) if bytes <= self.inner.buffer_bytes => Ok(charge),
             _ => Err(ProduceError::LargerThanBuffer { bytes, limit: self.inner.buffer_bytes }),
@@ -418,8 +418,7 @@ impl Producer {
 
     /// Adds a record to its partition's batch. `None`: the topic is gone (or the producer closed), and no record was added.
     fn append(&self, topic: &Topic, record: &ProducerRecord, charge: usize) -> Option<Result<Delivery, ProduceError>> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-        let parts = parts(record, i64::try_from(now).unwrap_or(i64::MAX));
+        let parts = parts(record, now_ms);
         let place = self.place(topic, record, charge);
         let Some(partition) = topic.partitions.get(place as usize) else {
             return Some(Err(ProduceError::UnknownPartition {
@@ -430,12 +429,13 @@ impl Producer {
         };
         let (appended, closed) = {
             let mut batcher = lock(&partition.batcher);
-            (batcher.append(parts, charge, Instant::now()), batcher.is_closed())
+            (batcher.append(parts, charge, Instant::now), batcher.is_closed())
         };
         match appended {
             Ok((delivery, notable)) => {
                 if notable {
                     partition.wake.notify_one();
+                    self.refresh_if_old(topic);
                 }
                 Some(Ok(delivery))
             }
@@ -464,10 +464,7 @@ impl Producer {
     /// The record's topic, as it is known; asked where it is not, or where it had fewer partitions than the record names.
     async fn topic(&self, record: &ProducerRecord) -> Result<Arc<Topic>, ProduceError> {
         let known = match self.inner.topics.load().get(&record.topic) {
-            Some(topic) if knows(topic, record) => {
-                self.refresh_if_old(topic);
-                return Ok(topic.clone());
-            }
+            Some(topic) if knows(topic, record) => return Ok(topic.clone()),
             known => known.map(|topic| topic.info.at),
         };
         if self.inner.shared.closed.is_cancelled() {
@@ -477,18 +474,25 @@ impl Producer {
     }
 
     /// New partitions of a topic are noticed in time, without holding anybody up.
-    fn refresh_if_old(&self, topic: &Arc<Topic>) {
+    fn refresh_if_old(&self, topic: &Topic) {
         let age = self.inner.shared.connections.config.metadata_max_age;
+        // `try_send` works outside of a runtime too; then it is left to somebody else.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         if topic.info.at.elapsed() > age && !topic.refreshing.swap(true, Ordering::Relaxed) {
             let inner = Arc::downgrade(&self.inner);
             let (name, at) = (topic.info.name.clone(), topic.info.at);
-            tokio::spawn(async move {
+            runtime.spawn(async move {
                 if let Some(inner) = inner.upgrade() {
+                    // What is known stays in use where nobody answers, and is asked anew later.
                     let _ = inner.learn(&name, Some(at)).await;
+                    if let Some(topic) = inner.topics.load().get(&name) {
+                        topic.refreshing.store(false, Ordering::Relaxed);
+                    }
                 }
             });
         }
     }
+
     /// Forgets a topic whose partitions take no more records.
     async fn retire(&self, gone: &Arc<Topic>) {
         let mut names = self.inner.adding.lock().await;
@@ -555,9 +559,14 @@ impl Inner {
     }
 }
 
-fn parts(record: &ProducerRecord, now_ms: i64) -> Parts<'_> {
+fn now_ms() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+fn parts(record: &ProducerRecord, now_ms: impl FnOnce() -> i64) -> Parts<'_> {
     Parts {
-        timestamp_ms: record.timestamp_ms.unwrap_or(now_ms),
+        timestamp_ms: record.timestamp_ms.unwrap_or_else(now_ms),
         key: record.key.as_ref(),
         value: record.value.as_ref(),
         headers: &record.headers,

@@ -342,3 +342,34 @@ async fn a_topic_that_was_created_anew_takes_later_records_and_fails_earlier_one
     stream.acknowledge(1, 0, false).await;
     assert_eq!(within("an acknowledgement", second).await.unwrap().offset, 0);
 }
+
+#[tokio::test]
+async fn new_partitions_are_used_once_the_metadata_is_old() {
+    let peer = Peer::start(1).await;
+    let config = headwater_client::ClientConfig { metadata_max_age: Duration::ZERO, ..peer.config() };
+    let client = within("connect", headwater_client::Client::connect(config)).await.unwrap();
+    let producer = within("build", client.producer().batch_bytes(1).build()).await.unwrap();
+    let value = || ProducerRecord::new(TOPIC, Bytes::from_static(b"x"));
+    assert_eq!(producer.send(value()).await.unwrap().partition(), 0);
+    peer.answer(|request| match request {
+        wire::call::Request::Metadata(_) => {
+            let partition =
+                |partition| wire::PartitionMetadata { partition, leader: 1, leader_epoch: 3, ..Default::default() };
+            let topic = wire::TopicMetadata {
+                name: TOPIC.into(),
+                topic_id: TOPIC_ID.to_wire(),
+                partitions: (0..4).map(partition).collect(),
+                ..Default::default()
+            };
+            let answer = wire::MetadataResponse { topics: vec![topic], ..Default::default() };
+            Some(wire::call_response::Response::Metadata(answer))
+        }
+        _ => None,
+    });
+    within("another partition", async {
+        while producer.send(value()).await.unwrap().partition() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
