@@ -27,7 +27,8 @@ pub struct ClientConfig {
     /// What the broker calls this client in its log, metrics and group descriptions.
     pub client_id: String,
     /// Bytes of UDP payload in a packet. `None`: found out, from 1,200 up to 6,500. `Some(n)`: `n` at once and never
-    /// more, for paths known to carry it (loopback, jumbo frames); on a path that does not, nothing large arrives.
+    /// more, for paths known to carry it (loopback, jumbo frames); on a path that does not, nothing large arrives. Above
+    /// 6,550 bytes segmentation offload is off, which costs more than the larger packets gain.
     pub mtu: Option<u16>,
     /// How long [`crate::Client::connect`], and each later attempt to connect, may take.
     pub connect_timeout: Duration,

@@ -20,6 +20,8 @@ use headwater_proto::limits::ALPN;
 
 /// Largest packet that discovery tries, in bytes of UDP payload: ten of them fit one segmented send of 64 KiB.
 pub const MTU_UPPER_BOUND: u16 = 6_500;
+/// Ten segments of more than this do not fit one send: the system refuses it, and packets fall back to 1,200 bytes.
+const MTU_WITH_OFFLOAD: u16 = 65_507 / 10;
 /// Bytes a broker may have on the way to this client, on one connection.
 pub const RECEIVE_WINDOW_BYTES: u32 = 80 << 20;
 /// Bytes of fetch credit this client ever has outstanding on one connection: below the receive window by more than
@@ -52,7 +54,7 @@ pub fn transport(mtu: Option<u16>) -> TransportConfig {
         .send_window(SEND_WINDOW_BYTES)
         .max_concurrent_uni_streams(VarInt::from_u32(0))
         .datagram_receive_buffer_size(None)
-        .enable_segmentation_offload(true)
+        .enable_segmentation_offload(mtu.unwrap_or(MTU_UPPER_BOUND) <= MTU_WITH_OFFLOAD)
         .congestion_controller_factory(Arc::new(congestion))
         .mtu_discovery_config(Some(discovery));
     if let Some(mtu) = mtu {
@@ -128,4 +130,5 @@ fn provider() -> CryptoProvider {
     provider
 }
 
+const _: () = assert!(MTU_UPPER_BOUND <= MTU_WITH_OFFLOAD);
 const _: () = assert!(FETCH_CREDIT_BYTES < RECEIVE_WINDOW_BYTES as u64);
