@@ -15,7 +15,7 @@ use headwater_proto::batch::{BatchHeader, HEADER_BYTES};
 use crate::config::{LogConfig, LogIdentity};
 use crate::crcfile::{self, CrcHeader, RunningCrc};
 use crate::error::{During, FullDisk, IoFailure, LogError, ReadError};
-use crate::files::{Files, OpenMode, is_full};
+use crate::files::{File, Files, OpenMode, is_full};
 use crate::index::{IndexBuilder, IndexBytes};
 use crate::reader::{RecentEnds, SegmentEntry};
 use crate::segment::Segment;
@@ -55,6 +55,8 @@ pub(crate) struct Active {
     /// Stale bytes lie beyond the end.
     pub(crate) recycled: bool,
     pub(crate) recent: RecentEnds,
+    /// The file, from a write until it is synced: a handle that is opened anew might not be told of a write that failed meanwhile.
+    pub(crate) unflushed: Option<Arc<dyn File>>,
 }
 
 /// A group of batches ready to be written one after another: patched headers, and what follows them.
@@ -99,6 +101,7 @@ impl Active {
             last_append_ms: now_ms,
             recycled: recycled.is_some(),
             recent: RecentEnds::default(),
+            unflushed: None,
         };
         active.segment.expect_bytes(u64::from(config.segment_bytes));
         if needed > 0
@@ -147,11 +150,7 @@ impl Active {
     /// Writes a group at the end. The space must be reserved. On an error nobody knows what the file holds.
     pub(crate) fn write(&mut self, group: &Prepared) -> Result<u64, IoFailure> {
         let path = self.segment.log_path();
-        let open = match self.segment.open() {
-            Ok(open) => open,
-            Err(ReadError::Io(failure)) => return Err(failure),
-            Err(error) => return Err(IoFailure::new("open", &path, std::io::Error::other(error.to_string()))),
-        };
+        let file = self.file()?;
         let mut parts = Vec::with_capacity(group.headers.len() * 2 + 1);
         let mut bytes = 0;
         for ((header, encoded), body) in group.headers.iter().zip(&group.bodies) {
@@ -162,7 +161,9 @@ impl Active {
         if self.recycled {
             parts.push(IoSlice::new(&[0; HEADER_BYTES]));
         }
-        open.file.write_at(self.size, &parts).during("write", &path)?;
+        let written = file.write_at(self.size, &parts).during("write", &path);
+        self.unflushed = Some(file);
+        written?;
         if let Some(crc) = &mut self.crc {
             for ((_, encoded), body) in group.headers.iter().zip(&group.bodies) {
                 crc.update(encoded);
@@ -217,15 +218,33 @@ impl Active {
     /// Makes every batch durable, and gives back the space that is reserved beyond the end.
     pub(crate) fn trim(&mut self) -> Result<(), IoFailure> {
         let path = self.segment.log_path();
-        let file = match self.segment.open() {
-            Ok(open) => open.file,
-            Err(ReadError::Io(failure)) => return Err(failure),
-            Err(error) => return Err(IoFailure::new("open", &path, std::io::Error::other(error.to_string()))),
-        };
+        let file = self.file()?;
         file.set_len(self.size).during("trim", &path)?;
         self.reserved = self.size;
         self.recycled = false;
-        file.sync_all().during("sync", &path)
+        file.sync_all().during("sync", &path)?;
+        self.unflushed = None;
+        Ok(())
+    }
+
+    /// Makes every batch durable.
+    pub(crate) fn sync(&mut self) -> Result<(), IoFailure> {
+        self.file()?.sync_data().during("sync", &self.segment.log_path())?;
+        self.unflushed = None;
+        Ok(())
+    }
+
+    fn file(&self) -> Result<Arc<dyn File>, IoFailure> {
+        if let Some(file) = &self.unflushed {
+            return Ok(Arc::clone(file));
+        }
+        match self.segment.open() {
+            Ok(open) => Ok(open.file),
+            Err(ReadError::Io(failure)) => Err(failure),
+            Err(error) => {
+                Err(IoFailure::new("open", &self.segment.log_path(), std::io::Error::other(error.to_string())))
+            }
+        }
     }
 
     /// Completes what is made from the log: both indexes and the checksums.

@@ -4,8 +4,8 @@
 //! see. Refuses: deciding about durability (it says what is flushed, the broker says who waits for that), and any use by two threads.
 //! Every method may block. Read next: `active.rs` for the write itself, `recovery.rs` for opening, `retention.rs` for deleting.
 //!
-//! Always: `log_start <= flushed`... is not promised, but `log_start <= next_offset` and `flushed <= next_offset` are; epochs never
-//! fall; at most `unflushed_limit_bytes` lie between `flushed` and the end; after a failed write or sync nothing is written at all.
+//! Always: `log_start <= next_offset` and `flushed <= next_offset`; epochs never fall; at most `unflushed_limit_bytes` lie between
+//! `flushed` and the end; after a failed write or sync nothing is written at all.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -654,12 +654,7 @@ impl Log {
             return Ok(());
         }
         let began = Instant::now();
-        let path = self.active.segment.log_path();
-        let synced = match self.active.segment.open() {
-            Ok(open) => open.file.sync_data().during("sync", &path),
-            Err(error) => Err(IoFailure::new("sync", &path, std::io::Error::other(error.to_string()))),
-        };
-        if let Err(failure) = synced {
+        if let Err(failure) = self.active.sync() {
             // Full or not: after a failed sync the pages may count as clean without being on the disk.
             self.poison(failure.to_string());
             return Err(LogError::Io(failure));

@@ -367,6 +367,7 @@ impl Opening<'_> {
                     last_append_ms: metadata.modified_ms,
                     recycled: false,
                     recent: RecentEnds::default(),
+                    unflushed: None,
                 };
                 Ok(OpenedSegment { active, next_offset: complete.next_offset })
             }
@@ -548,6 +549,7 @@ impl Opening<'_> {
             last_append_ms: modified_ms,
             recycled: false,
             recent: RecentEnds::default(),
+            unflushed: None,
         };
         active.seal(&**self.place.files, self.place.identity)?;
         Ok(OpenedSegment { active, next_offset: scanned.next_offset })

@@ -327,6 +327,7 @@ impl Log {
             last_append_ms: entry.last_append_ms,
             recycled: false,
             recent: RecentEnds::default(),
+            unflushed: None,
         })
     }
 

@@ -23,7 +23,7 @@ use crate::map::Map;
 use crate::verify::Verified;
 
 /// The bound on segments that are open at once. An open one costs a file descriptor and a map; one that is closed is opened again when
-/// somebody reads or writes it.
+/// somebody reads or writes it. What somebody holds beyond it stays open: a file until it is synced, a map until its slices are gone.
 #[derive(Debug)]
 pub struct OpenLimit {
     most: usize,
