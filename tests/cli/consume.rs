@@ -177,6 +177,22 @@ fn a_tail_outlives_a_restart_of_its_broker() {
     eventually("the second record", || (tail.lines() == ["before", "after"]).then_some(()));
 }
 
+#[test]
+fn the_end_is_found_behind_what_compaction_left() {
+    let broker = Broker::start(&["log.cleaner.backoff.ms=200"]);
+    let settings =
+        ["cleanup.policy=compact", "segment.bytes=65536", "min.cleanable.dirty.ratio=0.01", "delete.retention.ms=0"];
+    let mut create = vec!["topic", "create", "t"];
+    settings.iter().for_each(|setting| create.extend(["-c", setting]));
+    broker.run(&create).ok();
+    let input: String = (0..3000).map(|n| format!("k{}:{}-{n}\n", n % 3, "v".repeat(100))).collect();
+    broker.run_with(&["produce", "t", "--key-separator", ":"], input).ok();
+    let left = eventually("compaction", || Some(broker.records("t")).filter(|left| left.len() < 2000));
+    assert_eq!(left.last().expect("a record")["offset"], 2999, "the last record is kept");
+    let end = broker.run(&["consume", "t", "--from", "offset:1", "--until", "offset:2", "--json"]).ok();
+    assert!(end.json().iter().all(|record| record["offset"] == 1), "an end among compacted offsets is an end");
+}
+
 /// Feeding by hand: a record is on its way when its line is complete, not when a buffer is full.
 #[test]
 fn a_pipe_from_produce_to_consume_has_no_delay() {

@@ -1,6 +1,6 @@
-//! `headwater up`, `broker` and `config`.
+//! `headwater up`, `broker`, `config` and `import`.
 
-use crate::harness::{Broker, Running, eventually, headwater, run};
+use crate::harness::{Broker, Running, eventually, headwater, kafka_logs, run};
 use serde_json::Value;
 use std::io::{Read, Write};
 
@@ -119,4 +119,42 @@ fn configuration_is_shown_and_checked() {
     }
     run(&["config", "check", "nowhere.toml"]).fails(1);
     run(&["broker"]).fails(2);
+}
+#[test]
+fn what_kafka_wrote_is_imported() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let source = kafka_logs().join("dirs");
+    let (data_text, source) = (data.to_str().expect("text").to_owned(), source.to_str().expect("text").to_owned());
+    let report = run(&[
+        "import",
+        "--data",
+        &data_text,
+        &source,
+        "--topic",
+        "shapes",
+        "--topic",
+        "codecs",
+        "-c",
+        "retention.ms=86400000000",
+        "--json",
+    ])
+    .ok();
+    assert!(!report.json().is_empty());
+    let broker = Broker::start_in(folder, &[]);
+    let mut names: Vec<String> = broker
+        .json(&["topic", "list"])
+        .iter()
+        .filter(|t| t["internal"] == false)
+        .map(|t| t["name"].as_str().expect("text").to_owned())
+        .collect();
+    names.sort_unstable();
+    assert_eq!(names, ["codecs", "shapes"]);
+    assert_eq!(broker.records("codecs").len(), 120);
+    let settings = broker.object(&["topic", "describe", "codecs"])["config"].as_array().expect("settings").clone();
+    let retention = settings.iter().find(|entry| entry["name"] == "retention.ms").expect("it is there");
+    assert_eq!(retention["value"], "86400000000");
+    let running = run(&["import", "--data", &data_text, &source]).fails(1);
+    assert!(running.stderr.contains("data"), "a running broker's folder is not touched: {}", running.stderr);
+    run(&["import", "--data", &data_text, "/nowhere"]).fails(1);
 }
