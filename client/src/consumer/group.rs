@@ -236,10 +236,10 @@ impl Member {
                             let heartbeat = self.heartbeat(Some(topics));
                             write_message(&mut send, &heartbeat, &address).await.map_err(End::Lost)
                         }
-                        None => Err(part(self.goodbye(), &mut send, &mut updates, &address).await),
+                        None => Err(self.leave_group(&mut send, &mut updates, &address).await),
                     }
                 }
-                () = self.leave.cancelled() => Err(part(self.goodbye(), &mut send, &mut updates, &address).await),
+                () = self.leave.cancelled() => Err(self.leave_group(&mut send, &mut updates, &address).await),
             };
             if let Err(end) = result {
                 break end;
@@ -331,6 +331,31 @@ impl Member {
             let work = self.take_on(new, told.clone()).boxed();
             self.job = Some(Job { partitions, letting_go: false, told, work });
         }
+    }
+
+    /// Lets go of everything, so that the application hears of it before anybody else is given it; then the goodbye.
+    async fn leave_group(
+        &mut self,
+        send: &mut SendStream,
+        updates: &mut FrameReader<wire::MemberUpdate>,
+        address: &str,
+    ) -> End {
+        if let Some(mut job) = self.job.take() {
+            let told = job.told.load(Ordering::Acquire);
+            // What the application is in the middle of is carried through.
+            if told && tokio::time::timeout(LEAVE_TIMEOUT, &mut job.work).await.is_err() {
+                tracing::debug!(group = &**self.committer.group(), "the last rebalance did not end in time");
+            }
+            if job.letting_go || !told {
+                self.owned.retain(|at, _| !job.partitions.contains(at));
+            }
+        }
+        let goodbye = self.goodbye();
+        let let_go: Vec<TopicPartition> = std::mem::take(&mut self.owned).into_keys().collect();
+        if let Some(callback) = self.settings.on_rebalance.clone().filter(|_| !let_go.is_empty()) {
+            callback(Rebalance::Revoked(let_go, self.committer.clone())).await;
+        }
+        part(goodbye, send, updates, address).await
     }
 
     fn finish_job(&mut self, done: Result<(), ConsumeError>) -> Result<(), ConsumeError> {
