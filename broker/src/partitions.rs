@@ -172,7 +172,8 @@ impl Partitions {
         let log = match opened {
             Ok((log, report)) => {
                 self.context.metrics.recovered_bytes.increment(report.scanned_bytes);
-                if !report.clean {
+                // A new log has nothing to recover.
+                if !report.clean && report.scanned_bytes > 0 {
                     tracing::info!(topic = %assigned.topic, partition = assigned.partition, ?report, "partition recovered");
                 }
                 Ok(log)

@@ -107,6 +107,12 @@ impl CrcCheck {
             outcome.push((start, *entry, chunk));
             previous = *entry;
         }
+        let last = self.decoded.entries.last().map_or(0, |entry| u64::from(entry.position));
+        if closed && last < log_end {
+            let detail = format!("ends at byte {last} of the log's {log_end}: nothing vouches for the rest");
+            let position = (crcfile::HEADER_BYTES + self.decoded.entries.len() * crcfile::ENTRY_BYTES) as u64;
+            findings.note(&self.file, position, None, FaultKind::Crc, detail);
+        }
         let unchanged_length =
             closed && self.decoded.entries.last().is_some_and(|last| u64::from(last.position) == log_end);
         for (index, (start, entry, chunk)) in outcome.iter().enumerate() {
