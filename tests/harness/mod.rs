@@ -3,7 +3,7 @@
 //! Owns: starting, killing and restarting a broker, running commands against it, waiting with a deadline.
 //! Refuses: fixed ports, sleeping in place of waiting, and leaving a process behind. Read next: any `tests/*/main.rs`.
 
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses a part of it")]
+#![allow(dead_code, unreachable_pub, missing_docs, reason = "each test binary uses a part of it")]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -161,6 +161,11 @@ impl Broker {
     /// Starts a broker in a folder that may hold `data/` already.
     #[track_caller]
     pub fn start_in(folder: tempfile::TempDir, config: &[&str]) -> Broker {
+        Broker::try_start_in(folder, config).unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// As [`Broker::start_in`]; the broker's own words where it does not start.
+    pub fn try_start_in(folder: tempfile::TempDir, config: &[&str]) -> Result<Broker, String> {
         let mut broker = Broker {
             folder,
             config: config.iter().map(|c| c.to_string()).collect(),
@@ -169,8 +174,7 @@ impl Broker {
             admin: String::new(),
             profile: PathBuf::new(),
         };
-        broker.revive();
-        broker
+        broker.try_revive().map(|()| broker)
     }
 
     /// Starts the broker again after [`Broker::kill`] or [`Broker::stop`], on the port it had.
