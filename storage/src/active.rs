@@ -210,19 +210,20 @@ impl Active {
 
     /// Completes the segment's files as Kafka would leave them, durably: nothing is reserved beyond the end, and both indexes
     /// and the checksums are complete.
-    pub(crate) fn seal(&mut self, files: &dyn Files, identity: &LogIdentity) -> Result<(), IoFailure> {
+    pub(crate) fn seal(&mut self, files: &dyn Files, identity: &LogIdentity) -> Result<(), LogError> {
         self.trim()?;
-        self.complete(files, identity)
+        Ok(self.complete(files, identity)?)
     }
 
-    /// Makes every batch durable, and gives back the space that is reserved beyond the end.
-    pub(crate) fn trim(&mut self) -> Result<(), IoFailure> {
+    /// Makes every batch durable, and gives back the space that is reserved beyond the end. A sync that failed is [`LogError::Io`], even for want of
+    /// room: the pages may count as clean afterwards without being on the disk.
+    pub(crate) fn trim(&mut self) -> Result<(), LogError> {
         let path = self.segment.log_path();
         let file = self.file()?;
         file.set_len(self.size).during("trim", &path)?;
         self.reserved = self.size;
         self.recycled = false;
-        file.sync_all().during("sync", &path)?;
+        file.sync_all().during("sync", &path).map_err(LogError::Io)?;
         self.unflushed = None;
         Ok(())
     }

@@ -323,7 +323,7 @@ impl Log {
     pub fn close(mut self) -> Result<(), LogError> {
         self.check_poisoned()?;
         self.flush_active()?;
-        let sealed = self.active.seal(&*self.files, &self.identity).and_then(|()| self.complete_sealed());
+        let sealed = self.active.seal(&*self.files, &self.identity).and_then(|()| Ok(self.complete_sealed()?));
         self.or_poison(sealed)?;
         self.write_snapshot(self.next_offset, &self.producers)?;
         self.write_epochs()?;
@@ -363,13 +363,11 @@ impl Log {
     }
 
     /// Passes a result on; a failure (but for a lack of room) poisons the log.
-    pub(crate) fn or_poison<T>(&mut self, result: Result<T, IoFailure>) -> Result<T, LogError> {
-        result.map_err(|failure| {
-            let error = LogError::from(failure);
+    pub(crate) fn or_poison<T>(&mut self, result: Result<T, LogError>) -> Result<T, LogError> {
+        result.inspect_err(|error| {
             if !matches!(error, LogError::FullDisk(_)) {
                 self.poison(error.to_string());
             }
-            error
         })
     }
 
@@ -588,7 +586,7 @@ impl Log {
 
     /// Makes the active segment durable, and complete if there is room for its indexes: they are made from the log, and a group of
     /// which a part is written must not fail for want of room.
-    fn seal_active(&mut self) -> Result<bool, IoFailure> {
+    fn seal_active(&mut self) -> Result<bool, LogError> {
         self.active.trim()?;
         let mut complete = true;
         let mut unless_full = |result: Result<(), IoFailure>| match result {

@@ -212,3 +212,20 @@ fn what_a_killed_process_left_unsynced_is_synced_before_it_is_relied_on() {
         assert!(report.rebuilt.is_empty(), "seed {seed}, {operations} operations: {report:?}");
     }
 }
+
+/// A sealed segment is synced once and never again. Where that sync failed for want of room, the error was taken for a refusal that
+/// changed nothing: the log stayed in service, the next flush found nothing to do about the segment, and reported as flushed what the
+/// kernel had dropped. A power failure then took records that were acknowledged as flushed.
+#[test]
+fn a_sync_that_fails_for_want_of_room_when_a_segment_is_sealed_is_never_made_up_for() {
+    let files = disk(1);
+    let (mut log, _) = open(&files, &small_segments(), OpenHints::default());
+    log.append(&[one(&[7; 100], NOW)], 1, NOW).unwrap();
+    files.fail(Fault::new(Operation::Sync).on(".log").full());
+    let refused = (0..100).find_map(|_| log.append(&[one(&[7; 100], NOW)], 1, NOW).err()).unwrap();
+    assert!(!refused.retryable(), "{refused}");
+    assert!(log.is_poisoned());
+    files.heal();
+    assert!(log.flush().is_err() && log.append(&[one(b"x", NOW)], 1, NOW).is_err());
+    assert_eq!(log.flushed_offset(), 0);
+}
