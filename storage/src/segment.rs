@@ -224,6 +224,11 @@ impl Segment {
         }
     }
 
+    /// Whether the segment was ended: what now has its files' names may be another's.
+    pub(crate) fn is_retired(&self) -> bool {
+        matches!(*lock(&self.slot), Slot::Retired)
+    }
+
     /// Ends the segment: it is never opened again. True if nobody holds its map, so that its file may be written anew.
     pub(crate) fn retire(&self) -> bool {
         let mut slot = lock(&self.slot);
@@ -412,21 +417,15 @@ impl Segment {
     /// The headers of the batches from a position on, which must be where one begins.
     pub(crate) fn headers(self: &Arc<Segment>, position: u64) -> Result<Headers, ReadError> {
         let (buffer, buffer_at) = (Vec::new(), 0);
-        Ok(Headers {
-            file: self.open()?.file,
-            path: self.log_path(),
-            position,
-            end: self.published(),
-            buffer,
-            buffer_at,
-        })
+        Ok(Headers { open: self.open()?, path: self.log_path(), position, end: self.published(), buffer, buffer_at })
     }
 }
 
 /// Walks the headers of a segment's batches. Reads through the file, so that a bad block is an error.
 #[derive(Debug)]
 pub(crate) struct Headers {
-    file: Arc<dyn File>,
+    /// Its map too, which is what retention looks at before it gives the file to another segment.
+    open: Opened,
     path: PathBuf,
     position: u64,
     end: u64,
@@ -454,7 +453,7 @@ impl Headers {
         let wanted = (self.end - position).min(HEADER_BYTES as u64);
         if position < self.buffer_at || position + wanted > self.buffer_at + self.buffer.len() as u64 {
             self.buffer.resize((self.end - position).min(READ_AHEAD_BYTES) as usize, 0);
-            let n = self.file.read_at(&mut self.buffer, position).during("read", &self.path)?;
+            let n = self.open.file.read_at(&mut self.buffer, position).during("read", &self.path)?;
             self.buffer.truncate(n);
             self.buffer_at = position;
         }
@@ -469,5 +468,32 @@ impl Headers {
         }
         self.position += header.size() as u64;
         Ok(Some((position, header)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    //! A walk over headers used to hold the `.log` without its map, and the map is what [`Segment::retire`] counts. So retention, which
+    //! may run between two headers, took the segment for nobody's and wrote its file anew under the reader.
+
+    use std::io::IoSlice;
+
+    use super::*;
+    use crate::sim::SimFiles;
+
+    #[test]
+    fn a_walk_over_headers_keeps_the_file_from_being_written_anew() {
+        let (files, dir) = (SimFiles::new(1), Path::new("/t-0"));
+        files.create_dir_all(dir).unwrap();
+        let segment = || Segment::new(Arc::clone(&files) as Arc<dyn Files>, Arc::from(dir), 0, 100, 0, 0);
+        let file = files.open(&segment().log_path(), OpenMode::CreateNew).unwrap();
+        file.write_at(0, &[IoSlice::new(&[7; 100])]).unwrap();
+        let read = segment();
+        let headers = read.headers(0).unwrap();
+        assert!(!read.retire(), "somebody reads it");
+        drop(headers);
+        let unread = segment();
+        drop(unread.headers(0).unwrap());
+        assert!(unread.retire());
     }
 }

@@ -6,7 +6,8 @@
 //! Blocks of 64 KiB are compared with the `.crc` file; where there is none (Kafka wrote the segment), batches are checked by their own
 //! checksums. Bytes that differ in a segment which is as long as its `.crc` says were changed in place, and are damage, even where every batch is
 //! valid by itself: its checksum leaves out the first 21 bytes. If the length differs too, Kafka appended or compacted here; then valid
-//! batches are good enough, and the disagreement is reported once.
+//! batches are good enough, and the disagreement is reported once. So they are for whoever still reads a segment that compaction replaced: the
+//! `.crc` of that name is its successor's.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -78,6 +79,8 @@ pub(crate) fn verify(segment: &Arc<Segment>, open: &Opened, range: Range<u64>, b
     let below = verified.below.load(Ordering::Acquire);
     if !verified.ignore_crc.load(Ordering::Relaxed)
         && let Some(file) = crc_file(segment)?
+        // Asked after the file was read: a segment is ended before its names are another's.
+        && !segment.is_retired()
     {
         let blocks = range.start / STEP_BYTES * STEP_BYTES..range.end.next_multiple_of(STEP_BYTES).min(below);
         return match compare(segment, open, &file, blocks.clone(), below)? {

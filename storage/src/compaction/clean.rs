@@ -10,7 +10,6 @@
 //! stay, and count for nothing either.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use headwater_proto::batch::{self, BatchError, BatchHeader, Record, Records, rebuild};
@@ -18,9 +17,10 @@ use headwater_proto::batch::{self, BatchError, BatchHeader, Record, Records, reb
 use super::keys::LastOffsets;
 use super::{CompactionError, CompactionPlan, CompactionStats};
 use crate::error::{Corruption, During, IoFailure};
-use crate::files::{self, File};
+use crate::files;
 use crate::reader::SegmentEntry;
 use crate::rewrite::SegmentWriter;
+use crate::segment::Opened;
 use crate::transactions::{self, AbortedTransaction};
 
 /// Read at once.
@@ -199,7 +199,8 @@ fn retain(
 /// Reads the batches of a segment one after another and checks them.
 struct BatchReader<'a> {
     entry: &'a SegmentEntry,
-    file: Arc<dyn File>,
+    /// Its map too: as long as somebody holds that, retention gives the file to no other segment.
+    open: Opened,
     position: u64,
     chunk: Bytes,
     chunk_at: u64,
@@ -207,8 +208,8 @@ struct BatchReader<'a> {
 
 impl<'a> BatchReader<'a> {
     fn new(entry: &'a SegmentEntry) -> Result<BatchReader<'a>, CompactionError> {
-        let file = entry.segment.open()?.file;
-        Ok(BatchReader { entry, file, position: 0, chunk: Bytes::new(), chunk_at: 0 })
+        let open = entry.segment.open()?;
+        Ok(BatchReader { entry, open, position: 0, chunk: Bytes::new(), chunk_at: 0 })
     }
 
     fn next(&mut self, cancelled: &dyn Fn() -> bool) -> Result<Option<(BatchHeader, Bytes)>, CompactionError> {
@@ -237,7 +238,7 @@ impl<'a> BatchReader<'a> {
         let start = (self.position - self.chunk_at) as usize;
         if start + size > self.chunk.len() {
             let mut chunk = vec![0; size.max(CHUNK_BYTES).min((self.entry.size - self.position) as usize)];
-            files::read_exact_at(&*self.file, &mut chunk, self.position)
+            files::read_exact_at(&*self.open.file, &mut chunk, self.position)
                 .during("read", &self.entry.segment.log_path())?;
             (self.chunk, self.chunk_at) = (chunk.into(), self.position);
             return Ok(self.chunk.slice(..size));

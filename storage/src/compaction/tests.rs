@@ -447,3 +447,68 @@ fn aborted_transactions_supersede_nothing_and_open_ones_stay() {
     let report = inspect::verify(&Target::open(files, &dir).unwrap(), &|_| ()).unwrap();
     assert_eq!(report.faults, []);
 }
+
+/// Small segments of different keys, which compaction makes one of without taking a record.
+fn distinct(log: &mut Log) {
+    for key in 0..40 {
+        append(log, batch_of(&[(key, Some(key)), (key + 40, Some(key))], Codec::None, None));
+    }
+    log.flush().unwrap();
+    assert!(log.reader().segment_count() > 3);
+}
+
+/// Compaction held the `.log` that it was reading without its map, and the map is what retention looks at: delete-records in the
+/// middle of a compaction let the next segment be written into the file, and compaction fenced the log for what it found there.
+#[test]
+fn a_segment_that_is_deleted_while_it_is_compacted_is_not_written_anew() {
+    let (_, files) = sim(1);
+    let config = LogConfig { recycled_segments: 1, ..config() };
+    let mut log = open(&files, config, OpenHints::default());
+    distinct(&mut log);
+    let end = log.log_end_offset();
+    let plan = log.plan_compaction(NOW, end, None).unwrap().unwrap();
+    let log = std::cell::RefCell::new(log);
+    let asked = std::cell::Cell::new(false);
+    // Asked between opening the first segment and reading it.
+    let meanwhile = || {
+        if !asked.replace(true) {
+            let mut log = log.borrow_mut();
+            log.delete_records(end, end, NOW).unwrap();
+            for key in 0..20 {
+                let larger: Vec<(u8, Option<u8>)> = (0..7).map(|n| (key * 7 + n, Some(n))).collect();
+                append(&mut log, batch_of(&larger, Codec::None, None));
+            }
+        }
+        false
+    };
+    let compacted = plan.run(1 << 20, &meanwhile);
+    assert!(matches!(compacted, Err(CompactionError::Departed)), "the first segment is read as it was: {compacted:?}");
+    let log = log.into_inner();
+    assert_eq!(records(&log.reader()).len(), 140);
+    log.close().unwrap();
+    verify(&files);
+}
+
+/// A fetch may hold bytes of a segment that were not checked yet while compaction puts another in its place. They were compared with
+/// the `.crc` of that name, which is the other's by then, and a healthy partition was fenced.
+#[test]
+fn bytes_of_a_replaced_segment_are_not_compared_with_the_checksums_of_its_successor() {
+    let (_, files) = sim(1);
+    let mut log = open(&files, config(), OpenHints::default());
+    distinct(&mut log);
+    let end = log.log_end_offset();
+    log.roll(NOW).unwrap();
+    log.close().unwrap();
+    let hints = OpenHints { clean_shutdown: true, recovery_point: end, log_start_offset: 0 };
+    let mut log = open(&files, LogConfig { segment_bytes: 1 << 20, ..config() }, hints);
+    let reader = log.reader();
+    let mut cursor = reader.seek(0).unwrap();
+    let held = reader.read(&mut cursor, 1 << 20, i64::MAX).unwrap().unwrap();
+    assert!(!held.is_resident(), "it is still to be checked");
+    let before = log.reader().segment_count();
+    compact(&mut log, NOW, None, 1 << 20).unwrap();
+    assert!(log.reader().segment_count() < before);
+    held.load().unwrap();
+    assert!(held.is_resident());
+    assert_eq!(records(&log.reader()).len(), 80);
+}
