@@ -157,6 +157,9 @@ impl Expected {
 
     /// Cuts everything from `to` on. What was cut is returned.
     pub(crate) fn truncate(&mut self, to: i64, now_ms: i64) -> Vec<Kept> {
+        if to >= self.end {
+            return Vec::new();
+        }
         let first = self.batches.partition_point(|batch| batch.header.last_offset() < to);
         let cut = self.batches.split_off(first);
         self.end = to;
