@@ -214,3 +214,20 @@ async fn a_damaged_partition_is_fenced_with_its_file_named_and_the_others_are_se
     assert_eq!(produced(&client, &well, b"x").await.batches[0].base_offset, 3);
     assert!(!broker.shutdown().await);
 }
+
+/// Before the recovery point may pass a leader epoch, a small file says so. When there was no room for that file the partition was
+/// fenced until the next start, though its log was well.
+#[tokio::test]
+async fn a_flush_without_room_for_the_leader_epochs_is_tried_again_and_then_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(5);
+    let broker = start_on(dir.path(), &files, &[]).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    files.fail(Fault::new(Operation::Write).on("leader-epoch-checkpoint").full().times(1));
+    let done = produced(&client, &topic, b"kept").await;
+    assert_eq!((done.error.clone(), done.durability()), (None, Durability::Flushed));
+    let (mut reader, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    assert_eq!(&reader.read_to(1).await[0].1[..], b"kept");
+    assert!(broker.shutdown().await);
+}

@@ -30,6 +30,9 @@ use headwater_storage::{BatchOutcome, NewBatch};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+/// How long after a flush that found no room the next is tried, in milliseconds.
+const RETRY_FLUSH_MS: i64 = 1000;
+
 /// What an append came to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct AppendDone {
@@ -119,6 +122,8 @@ pub(crate) struct PartitionState<R, W> {
     parked: VecDeque<Parked<R>>,
     unflushed_bytes: usize,
     unflushed_since_ms: Option<i64>,
+    /// When a flush is tried again for which there was no room.
+    retry_flush_ms: Option<i64>,
     /// Why nothing more is taken.
     ended: Option<PartitionError>,
     effects: Vec<Effect<R>>,
@@ -147,6 +152,7 @@ impl<R, W> PartitionState<R, W> {
             parked: VecDeque::new(),
             unflushed_bytes: 0,
             unflushed_since_ms: None,
+            retry_flush_ms: None,
             ended: None,
             effects: Vec::new(),
         }
@@ -174,8 +180,9 @@ impl<R, W> PartitionState<R, W> {
     }
 
     /// What to do next, if the write half is here and there is something to do. Whoever takes a job reports back with
-    /// [`written`](Self::written) or [`refused`](Self::refused) (a commit), [`flushed`](Self::flushed) (a flush, and a
-    /// commit that flushes) and, at last, [`returned`](Self::returned).
+    /// [`written`](Self::written) or [`refused`](Self::refused) (a commit), [`flushed`](Self::flushed) or
+    /// [`flush_postponed`](Self::flush_postponed) (a flush, and a commit that flushes) and, at last,
+    /// [`returned`](Self::returned).
     pub(crate) fn next_job(&mut self, now_ms: i64) -> Option<Job<W>> {
         if self.busy {
             return None;
@@ -214,6 +221,9 @@ impl<R, W> PartitionState<R, W> {
     /// When a flush is due, if nothing else causes one before.
     pub(crate) fn flush_deadline_ms(&self) -> Option<i64> {
         let since = self.unflushed_since_ms?;
+        if self.retry_flush_ms.is_some() {
+            return self.retry_flush_ms;
+        }
         Some(since.saturating_add(i64::try_from(self.flush_interval_ms).unwrap_or(i64::MAX)))
     }
 
@@ -260,8 +270,15 @@ impl<R, W> PartitionState<R, W> {
         if self.offsets.flushed == self.offsets.log_end {
             self.unflushed_since_ms = None;
             self.unflushed_bytes = 0;
+            self.retry_flush_ms = None;
         }
         self.advance();
+    }
+
+    /// There was no room for what a flush writes beside the log. What is parked stays so, and the flush is tried again in a
+    /// while. Whether this is the first time.
+    pub(crate) fn flush_postponed(&mut self, now_ms: i64) -> bool {
+        self.retry_flush_ms.replace(now_ms.saturating_add(RETRY_FLUSH_MS)).is_none()
     }
 
     /// The write half is back, with where the log begins now.
@@ -298,9 +315,10 @@ impl<R, W> PartitionState<R, W> {
         self.busy
     }
 
-    /// Whether nothing waits, is being written, or is parked.
+    /// Whether nothing waits, is being written, or is parked (but for a flush for which there is no room).
     pub(crate) fn is_idle(&self) -> bool {
-        !self.busy && self.waiting.is_empty() && self.work.is_empty() && self.parked.is_empty()
+        let parked = !self.parked.is_empty() && self.retry_flush_ms.is_none();
+        !self.busy && self.waiting.is_empty() && self.work.is_empty() && !parked
     }
 
     pub(crate) fn offsets(&self) -> Offsets {

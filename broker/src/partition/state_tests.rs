@@ -340,3 +340,25 @@ proptest! {
         prop_assert_eq!(take(&mut state, &log, &asked), asked.len());
     }
 }
+
+/// A flush for which there was no room fenced its partition, though the log was well and the next one would have done.
+#[test]
+fn what_is_parked_outlasts_a_flush_that_found_no_room_and_the_flush_is_tried_again() {
+    let mut state = state(Flushed);
+    append(&mut state, 1, Acks::All, 10);
+    commit(&mut state, 0);
+    state.written(vec![appended(0)], 1, 10, 0);
+    assert!(state.flush_postponed(50));
+    state.returned(0);
+    assert!(answers(&mut state).is_empty() && state.offsets().high_watermark == 0);
+    assert!(state.next_job(1049).is_none());
+    assert!(matches!(state.next_job(1050), Some(Job::Flush)));
+    assert!(!state.flush_postponed(1060));
+    state.returned(0);
+    assert!(state.is_idle(), "a disk that stays full does not keep the log from being closed");
+    assert!(matches!(state.next_job(2060), Some(Job::Flush)));
+    state.flushed(1);
+    state.returned(0);
+    assert_eq!(levels(&mut state), [(1, Durability::Flushed)]);
+    assert_eq!(state.flush_deadline_ms(), None);
+}

@@ -23,11 +23,21 @@ enum Report {
         log: Box<Log>,
         written: Option<Written>,
         refused: Option<PartitionError>,
-        flushed: Option<i64>,
+        flushed: Flushed,
         failed: Option<String>,
     },
     /// The job panicked and took the write half with it.
     Lost,
+}
+
+/// What became of the flush of a job.
+enum Flushed {
+    /// It had none.
+    Not,
+    /// Everything below this offset is on stable storage.
+    To(i64),
+    /// There was no room for what goes beside the log, or too many files were open; the log is well.
+    Postponed(String),
 }
 
 struct Written {
@@ -162,8 +172,15 @@ impl Task {
                 if let Some(why) = refused {
                     self.state.refused(&why);
                 }
-                if let Some(offset) = flushed {
-                    self.state.flushed(offset);
+                match flushed {
+                    Flushed::Not => {}
+                    Flushed::To(offset) => self.state.flushed(offset),
+                    Flushed::Postponed(why) => {
+                        if self.state.flush_postponed(now) {
+                            let (topic, partition) = (&self.shared.topic, self.shared.partition);
+                            tracing::warn!(%topic, partition, why, "a flush waits, and its acknowledgements with it");
+                        }
+                    }
                 }
                 self.state.returned(log.log_start_offset());
                 match failed {
@@ -297,22 +314,22 @@ impl Task {
 
 /// One job on the I/O pool.
 fn run(job: Job<Work>, mut log: Box<Log>, reports: &mpsc::UnboundedSender<Report>, metrics: &Metrics) -> Report {
-    let (mut written, mut refused, mut flushed, mut failed) = (None, None, None, None);
+    let (mut written, mut refused, mut flushed, mut failed) = (None, None, Flushed::Not, None);
     match job {
         Job::Commit { batches, bytes, leader_epoch, flush, tell_written } => {
             match append(&mut log, batches, bytes, leader_epoch, metrics) {
                 Ok(done) if tell_written => drop(reports.send(Report::Written(done))),
                 Ok(done) => written = Some(done),
                 Err(error) => match error {
+                    error if log.is_poisoned() => {
+                        refused = Some(fenced(&error));
+                        failed = Some(error.to_string());
+                    }
                     AppendError::FullDisk(full) => refused = Some(PartitionError::DiskFull(full.to_string().into())),
                     AppendError::TooLarge { size, limit } => {
                         refused = Some(PartitionError::TooLarge { bytes: size, limit });
                     }
                     AppendError::OldEpoch { given, .. } => refused = Some(PartitionError::NotLeader(given)),
-                    error if log.is_poisoned() => {
-                        refused = Some(fenced(&error));
-                        failed = Some(error.to_string());
-                    }
                     error => refused = Some(PartitionError::Internal(error.to_string().into())),
                 },
             }
@@ -326,7 +343,7 @@ fn run(job: Job<Work>, mut log: Box<Log>, reports: &mpsc::UnboundedSender<Report
             if log.is_poisoned() {
                 failed = Some("writing to the log failed; the reason was given where it was asked for".to_owned());
             } else {
-                flushed = Some(log.flushed_offset());
+                flushed = Flushed::To(log.flushed_offset());
             }
         }
     }
@@ -350,13 +367,14 @@ fn append(
     Ok(Written { outcomes, log_end: log.log_end_offset(), bytes })
 }
 
-fn flush(log: &mut Log, metrics: &Metrics, flushed: &mut Option<i64>, failed: &mut Option<String>) {
+fn flush(log: &mut Log, metrics: &Metrics, flushed: &mut Flushed, failed: &mut Option<String>) {
     let began = Instant::now();
     match log.flush() {
         Ok(offset) => {
             metrics.flush_seconds.record(began.elapsed());
-            *flushed = Some(offset);
+            *flushed = Flushed::To(offset);
         }
+        Err(error) if error.retryable() && !log.is_poisoned() => *flushed = Flushed::Postponed(error.to_string()),
         Err(error) => *failed = Some(error.to_string()),
     }
 }
