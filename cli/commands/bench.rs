@@ -15,12 +15,12 @@ mod raw;
 
 use anyhow::{Context, Result};
 use hdrhistogram::Histogram;
-use headwater_client::{Admin, Client, ErrorCode, NewTopic};
+use headwater_client::{Admin, Client, ClientConfig, ErrorCode, NewTopic};
 use serde::Serialize;
 use std::time::Duration;
 
 use crate::args::{BenchArgs, Durability, Global, Mode};
-use crate::connect::{client_config, connect_with};
+use crate::connect::connect_with;
 use crate::output::{number, print, print_json};
 
 /// Runs a mode.
@@ -152,11 +152,15 @@ impl Latencies {
 
 /// Connects with the packets that were asked for.
 async fn connect(global: &Global, args: &BenchArgs) -> Result<Client> {
-    let mut config = client_config(global)?;
+    connect_with(client_config(global, args)?).await
+}
+
+fn client_config(global: &Global, args: &BenchArgs) -> Result<ClientConfig> {
+    let mut config = crate::connect::client_config(global)?;
     if args.mtu.is_some() {
         config.mtu = args.mtu;
     }
-    connect_with(config).await
+    Ok(config)
 }
 
 /// The topic of a run.

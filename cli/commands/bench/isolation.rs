@@ -1,21 +1,25 @@
 //! `headwater bench isolation`: many partitions read over one connection, some of them never read.
 //!
 //! The readers begin together and stop when the first of them has read its whole partition; their shares are what each
-//! read until then. Calls to the broker go on meanwhile, at even distances.
+//! read until then. Calls to the broker go on meanwhile, at even distances, from a thread of their own: what they tell is how
+//! fast the broker answers, not how busy the readers' thread is.
 
-use anyhow::{Context, Result};
-use headwater_client::{Admin, Client, Consumer, OffsetAt, OffsetQuery, ProducerRecord, StartFrom, TopicPartition};
+use anyhow::{Context, Result, anyhow};
+use headwater_client::{
+    Client, ClientConfig, Consumer, OffsetAt, OffsetQuery, ProducerRecord, StartFrom, TopicPartition,
+};
 use serde::Serialize;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::data::Values;
 use super::load::producer;
-use super::{Latencies, Topic, connect};
+use super::{Latencies, Topic, client_config, connect};
 use crate::args::{BenchArgs, Global};
-use crate::connect::block_on;
+use crate::connect::{block_on, connect_with};
 use crate::output::{Unit, plural, print, print_json, progress};
 
 /// Bytes of each partition when nothing else is said.
@@ -103,9 +107,15 @@ async fn measure(global: &Global, args: &BenchArgs, client: &Client, topic: &Top
     for partition in stalled..topic.partitions {
         readers.push((open(&reading, topic, partition).await?, first_done.clone()));
     }
+    let (connected, ready) = oneshot::channel();
+    let calls = {
+        let (config, topic, done) = (client_config(global, args)?, topic.name.clone(), first_done.clone());
+        std::thread::spawn(move || block_on(call(config, topic, connected, done)))
+    };
+    // An error is told when the thread is joined.
+    let _ = ready.await;
     let began = Instant::now();
     let readers: Vec<_> = readers.into_iter().map(|(reader, done)| tokio::spawn(read(reader, done))).collect();
-    let calls = tokio::spawn(call(reading.admin(), topic.name.clone(), first_done.clone()));
     let ended = tokio::time::timeout(DEADLINE, first_done.cancelled()).await;
     let seconds = began.elapsed().as_secs_f64();
     first_done.cancel();
@@ -113,7 +123,8 @@ async fn measure(global: &Global, args: &BenchArgs, client: &Client, topic: &Top
     for reader in readers {
         shares.push(reader.await.context("a reader failed")??);
     }
-    let (latencies, calls) = calls.await.context("the calls failed")??;
+    let calls = tokio::task::spawn_blocking(move || calls.join()).await?;
+    let (latencies, calls) = calls.map_err(|_| anyhow!("the thread that calls panicked"))??;
     drop(never_read);
     reading.close().await;
     ended.with_context(|| format!("no reader came to its end within {DEADLINE:?}"))?;
@@ -198,7 +209,16 @@ async fn read(mut reader: Consumer, first_done: CancellationToken) -> Result<(u6
 }
 
 /// Calls at even distances, each on its own, so that a slow one delays no other.
-async fn call(admin: Admin, topic: String, done: CancellationToken) -> Result<(Latencies, u64)> {
+async fn call(
+    config: ClientConfig,
+    topic: String,
+    connected: oneshot::Sender<()>,
+    done: CancellationToken,
+) -> Result<(Latencies, u64)> {
+    let client = connect_with(config).await?;
+    let admin = client.admin();
+    // Nobody waits any more if the readers failed.
+    let _ = connected.send(());
     let mut calls = JoinSet::new();
     let mut due = tokio::time::interval(CALL_INTERVAL);
     while !done.is_cancelled() {
@@ -215,5 +235,6 @@ async fn call(admin: Admin, topic: String, done: CancellationToken) -> Result<(L
         latencies.record(call.context("a call failed")?.context("a call failed")?);
         count += 1;
     }
+    client.close().await;
     Ok((latencies, count))
 }
