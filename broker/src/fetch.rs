@@ -259,6 +259,8 @@ impl Sending<'_> {
         // Read and not yet sent: it is less than the reader waits for.
         let mut gathered: Vec<Slice> = Vec::new();
         let mut gathered_bytes = 0;
+        // When the reader has waited long enough for the first of them.
+        let mut due: Option<tokio::time::Instant> = None;
         let mut chunk = FRAME_BYTES;
         loop {
             self.credit.until(|credit| credit > gathered_bytes).await;
@@ -271,21 +273,19 @@ impl Sending<'_> {
                 Some(slice) => {
                     gathered_bytes += slice.len() as u64;
                     gathered.push(slice);
+                    due = due.or_else(|| Some(tokio::time::Instant::now() + self.max_wait));
                     if gathered_bytes < enough {
                         continue;
                     }
                 }
-                None if gathered.is_empty() => {
-                    self.changed(None).await?;
-                    continue;
-                }
                 None => {
-                    if self.changed(Some(self.max_wait)).await? {
+                    if self.changed(due).await? {
                         continue;
                     }
                 }
             }
             gathered_bytes = 0;
+            due = None;
             for slice in gathered.drain(..) {
                 let cold = !slice.is_resident();
                 chunk = if cold { COLD_FRAME_BYTES } else { FRAME_BYTES };
@@ -306,17 +306,21 @@ impl Sending<'_> {
         self.reader.read(cursor, bytes, high_watermark).map_err(|error| self.read_error(error))
     }
 
-    /// Waits until the watermarks move. False: `at_most` went by.
-    async fn changed(&mut self, at_most: Option<Duration>) -> Result<bool, End> {
-        let changed = self.watermarks.changed();
-        let changed = match at_most {
-            None => changed.await,
-            Some(at_most) => match tokio::time::timeout(at_most, changed).await {
-                Ok(changed) => changed,
-                Err(_) => return Ok(false),
-            },
+    /// Waits until the watermarks move. False: it is `due` all the same, however often they moved.
+    async fn changed(&mut self, due: Option<tokio::time::Instant>) -> Result<bool, End> {
+        let overdue = async {
+            match due {
+                Some(due) => tokio::time::sleep_until(due).await,
+                None => std::future::pending().await,
+            }
         };
-        changed.map(|()| true).map_err(|_| End::Partition(PartitionError::ShuttingDown))
+        tokio::select! {
+            biased;
+            () = overdue => Ok(false),
+            changed = self.watermarks.changed() => {
+                changed.map(|()| true).map_err(|_| End::Partition(PartitionError::ShuttingDown))
+            }
+        }
     }
 
     async fn send_slice(&mut self, send: &mut quinn::SendStream, slice: Slice, cold: bool) -> Result<(), End> {

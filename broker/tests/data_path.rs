@@ -401,6 +401,36 @@ async fn a_reader_waits_for_as_many_bytes_as_it_asked_for_or_for_its_time() {
     broker.shutdown().await;
 }
 
+/// `max_wait_ms` once began anew with every append: a topic with a record every few milliseconds kept its readers waiting
+/// until their `min_bytes` were there, which may be never.
+#[tokio::test]
+async fn a_reader_waits_no_longer_because_more_keeps_coming() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[("durability", "replicated")]).await;
+    // More than can come within the deadline of this test.
+    let open =
+        wire::OpenFetch { min_bytes: 64 << 20, credit_bytes: 64 << 20, max_wait_ms: 1000, ..open_fetch(&topic, 0, 0) };
+    let (mut fetch, _) = client.fetch(open).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    let one = batch(&[b"x"]);
+    let endless = async {
+        loop {
+            produce.request(&one).await;
+            assert_eq!(produce.answer().await.error, None);
+        }
+    };
+    tokio::select! {
+        () = endless => unreachable!("appends go on"),
+        (header, payload) = fetch.data() => {
+            assert_eq!(header.error, None);
+            assert!(!payload.is_empty(), "sent for its time, not its bytes");
+        }
+    }
+    broker.shutdown().await;
+}
+
 #[tokio::test]
 async fn readers_of_a_deleted_topic_are_told() {
     let dir = tempfile::tempdir().unwrap();
