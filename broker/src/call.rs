@@ -24,14 +24,16 @@ use headwater_proto::{ErrorCode, TopicId};
 use headwater_storage::ReadError;
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
-/// Offsets that one call looks up at the same time.
-const LOOKUPS_AT_ONCE: usize = 16;
+/// Offsets that one connection looks up in its logs at the same time: each may walk through a batch of
+/// `MAX_DECOMPRESSED_BATCH_BYTES`.
+pub(crate) const LOOKUPS_AT_ONCE: usize = 4;
 
 type Answer = Result<Response, wire::Error>;
 
-/// Answers a call.
-pub(crate) async fn answer(shared: &Arc<Shared>, call: wire::Call) -> CallResponse {
+/// Answers a call. `lookups`: of the connection's [`LOOKUPS_AT_ONCE`], those that are free.
+pub(crate) async fn answer(shared: &Arc<Shared>, lookups: &Arc<Semaphore>, call: wire::Call) -> CallResponse {
     let answer = match call.request {
         None | Some(Request::Hello(_)) => {
             Err(wire::Error::new(ErrorCode::InvalidRequest, "a call that this broker does not know"))
@@ -44,7 +46,7 @@ pub(crate) async fn answer(shared: &Arc<Shared>, call: wire::Call) -> CallRespon
         Some(Request::AddPartitions(request)) => add_partitions(shared, request).await,
         Some(Request::DeleteTopic(request)) => delete_topic(shared, request).await,
         Some(Request::DeleteRecords(request)) => delete_records(shared, request).await,
-        Some(Request::ListOffsets(request)) => Ok(list_offsets(shared, request).await),
+        Some(Request::ListOffsets(request)) => Ok(list_offsets(shared, lookups, request).await),
         Some(Request::AllocateProducerId(_)) => allocate_producer_id(shared).await,
         Some(Request::CommitOffsets(request)) => commit_offsets(shared, request).await,
         Some(Request::FetchOffsets(request)) => fetch_offsets(shared, request).await,
@@ -295,14 +297,14 @@ async fn delete_records(shared: &Shared, request: wire::DeleteRecords) -> Answer
 
 // ---------------------------------------------------------------- offsets of logs
 
-async fn list_offsets(shared: &Arc<Shared>, request: wire::ListOffsets) -> Response {
+async fn list_offsets(shared: &Shared, lookups: &Arc<Semaphore>, request: wire::ListOffsets) -> Response {
     // Looking for a timestamp reads the log: so many at once, as a person or a consumer of many partitions asks for.
-    let lookups = request.queries.into_iter().map(|query| list_offset(shared, query));
-    let answers = stream::iter(lookups).buffered(LOOKUPS_AT_ONCE).collect().await;
+    let answers = request.queries.into_iter().map(|query| list_offset(shared, lookups, query));
+    let answers = stream::iter(answers).buffered(LOOKUPS_AT_ONCE).collect().await;
     Response::ListOffsets(wire::ListOffsetsResponse { answers })
 }
 
-async fn list_offset(shared: &Arc<Shared>, query: wire::OffsetQuery) -> wire::OffsetAnswer {
+async fn list_offset(shared: &Shared, lookups: &Arc<Semaphore>, query: wire::OffsetQuery) -> wire::OffsetAnswer {
     let mut answer = wire::OffsetAnswer {
         topic: query.topic,
         partition: query.partition,
@@ -311,13 +313,18 @@ async fn list_offset(shared: &Arc<Shared>, query: wire::OffsetQuery) -> wire::Of
         leader_epoch: -1,
         ..wire::OffsetAnswer::default()
     };
-    if let Err(error) = look_up(shared, query.at, &mut answer).await {
+    if let Err(error) = look_up(shared, lookups, query.at, &mut answer).await {
         answer.error = Some(error);
     }
     answer
 }
 
-async fn look_up(shared: &Arc<Shared>, at: Option<At>, answer: &mut wire::OffsetAnswer) -> Result<(), wire::Error> {
+async fn look_up(
+    shared: &Shared,
+    lookups: &Arc<Semaphore>,
+    at: Option<At>,
+    answer: &mut wire::OffsetAnswer,
+) -> Result<(), wire::Error> {
     let partition = partition_of(shared, &answer.topic, answer.partition)?;
     let reader = partition.reader().map_err(|error| error.to_wire())?;
     let offsets = partition.offsets();
@@ -345,10 +352,10 @@ async fn look_up(shared: &Arc<Shared>, at: Option<At>, answer: &mut wire::Offset
             return Ok(());
         }
         Some(At::TimestampMs(timestamp)) => {
-            shared.pool.run(move || reader.offset_for_timestamp(timestamp, end)).await.map_err(failed)?
+            walk_log(shared, lookups, move || reader.offset_for_timestamp(timestamp, end)).await?.map_err(failed)?
         }
         Some(At::MaxTimestamp(_)) => {
-            shared.pool.run(move || reader.offset_for_max_timestamp(end)).await.map_err(failed)?
+            walk_log(shared, lookups, move || reader.offset_for_max_timestamp(end)).await?.map_err(failed)?
         }
     };
     if let Some(found) = found {
@@ -357,6 +364,21 @@ async fn look_up(shared: &Arc<Shared>, at: Option<At>, answer: &mut wire::Offset
         answer.leader_epoch = found.leader_epoch;
     }
     Ok(())
+}
+
+/// Runs a lookup where commits do not wait for it. Its turn lasts as long as the work, even where the call is given up.
+async fn walk_log<T: Send + 'static>(
+    shared: &Shared,
+    lookups: &Arc<Semaphore>,
+    lookup: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, wire::Error> {
+    let turn = Arc::clone(lookups).acquire_owned().await.map_err(|_| PartitionError::ShuttingDown.to_wire())?;
+    let job = move || {
+        let found = lookup();
+        drop(turn);
+        found
+    };
+    Ok(shared.pool.run_long(job).await)
 }
 
 // ---------------------------------------------------------------- producers

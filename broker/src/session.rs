@@ -52,6 +52,8 @@ pub(crate) struct Session {
     pub(crate) peer: Peer,
     /// Loans are given to one stream of a connection at a time.
     pub(crate) loan_turn: Arc<Semaphore>,
+    /// Lookups in logs that this connection may begin: its calls share them.
+    lookups: Arc<Semaphore>,
     credit: Mutex<ConnectionCredit>,
 }
 
@@ -102,6 +104,7 @@ async fn serve_connection(shared: Arc<Shared>, connection: quinn::Connection, ha
         connection: connection.clone(),
         peer,
         loan_turn: Arc::new(Semaphore::new(1)),
+        lookups: Arc::new(Semaphore::new(call::LOOKUPS_AT_ONCE)),
         credit: Mutex::new(ConnectionCredit::new(PRODUCE_CREDIT)),
     });
     let ended = CancellationToken::new();
@@ -294,7 +297,7 @@ async fn answer(session: &Session, call: wire::Call) -> CallResponse {
             refused(wire::Error::new(ErrorCode::InvalidRequest, "hello is said once, as the first call"))
         }
         None => refused(wire::Error::new(ErrorCode::InvalidRequest, "a call that this broker does not know")),
-        Some(_) => match timeout(Duration::from_millis(limit), call::answer(shared, call)).await {
+        Some(_) => match timeout(Duration::from_millis(limit), call::answer(shared, &session.lookups, call)).await {
             Ok(answer) => answer,
             Err(_) => refused(wire::Error::new(
                 ErrorCode::TimedOut,

@@ -3,9 +3,9 @@
 mod harness;
 
 use bytes::Bytes;
-use harness::{Client, FrameReader, open_produce, start, start_with, within};
+use harness::{Client, FrameReader, batch, open_produce, start, start_with, within};
 use headwater_broker::{Broker, StartError};
-use headwater_proto::batch::{BatchBuilder, BuildOptions};
+use headwater_proto::batch::{BatchBuilder, BuildOptions, Codec};
 use headwater_proto::wire::{self, MemberUpdate, call::Request, call_response::Response, open};
 use headwater_proto::{ErrorCode, frame};
 use headwater_storage::SimFiles;
@@ -321,6 +321,44 @@ async fn offsets_are_found_by_place_and_time() {
     assert_eq!(deleted.log_start_offset, 2);
     let beyond = wire::DeleteRecords { topic: "t".into(), partition: 0, before_offset: 9 };
     assert_eq!(refusal(&client, Request::DeleteRecords(beyond)).await.0, ErrorCode::OffsetOutOfRange);
+    stop(broker).await;
+}
+
+/// A lookup by time may have to unpack a whole batch. As prompt work of the I/O pool, a client that asked for many of them
+/// stood in front of everybody's commits, on every thread.
+#[tokio::test]
+async fn lookups_in_large_batches_leave_threads_for_commits() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start_with(dir.path(), &["num.io.threads=2"]).await;
+    let client = Client::connect(&broker).await;
+    let large = client.create_topic("large", 1, &[]).await;
+    let small = client.create_topic("small", 1, &[("durability", "replicated")]).await;
+    let value = vec![0u8; 1 << 20];
+    let options = BuildOptions { codec: Codec::Zstd, ..BuildOptions::default() };
+    let (mut packed, _) = client.produce(open_produce(&large, 0)).await;
+    let mut builder = BatchBuilder::new(options);
+    (0..48).for_each(|n| _ = builder.append(1_700_000_000_000 + n, None, Some(&value), &[]));
+    packed.request(&builder.build().unwrap()).await;
+    assert_eq!(packed.answer().await.error, None);
+
+    let last = wire::offset_query::At::TimestampMs(1_700_000_000_047);
+    let query = wire::OffsetQuery { topic: "large".into(), partition: 0, at: Some(last) };
+    let queries = vec![query; 48];
+    let asking = Client::connect(&broker).await;
+    let (mut produce, _) = client.produce(open_produce(&small, 0)).await;
+    let commits = async {
+        for _ in 0..48 {
+            produce.request(&batch(&[b"x"])).await;
+            assert_eq!(produce.answer().await.error, None);
+        }
+    };
+    tokio::select! {
+        Response::ListOffsets(found) = asking.call(Request::ListOffsets(wire::ListOffsets { queries })) => {
+            assert!(found.answers.iter().all(|answer| answer.offset == 47), "{found:?}");
+            panic!("the commits waited for the lookups");
+        }
+        () = commits => {}
+    }
     stop(broker).await;
 }
 
