@@ -8,9 +8,9 @@ use crate::metadata::MetadataState;
 use crate::metrics::Counted;
 use crate::session::Peer;
 use crate::shared::Shared;
-use crate::stream::{Frames, StreamError, send_frame};
+use crate::stream::{Frames, StreamError, write_within};
 use headwater_proto::wire::{MemberHeartbeat, MemberUpdate, OpenMember, TopicPartitions};
-use headwater_proto::{ErrorCode, TopicId, wire};
+use headwater_proto::{ErrorCode, TopicId, frame, wire};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -163,8 +163,5 @@ fn refusal(error: wire::Error) -> MemberUpdate {
 
 async fn tell(shared: &Shared, send: &mut quinn::SendStream, update: &MemberUpdate) -> Result<(), StreamError> {
     let limit = Duration::from_millis(shared.config.frame_timeout_ms);
-    match timeout(limit, send_frame(send, update)).await {
-        Ok(sent) => sent,
-        Err(_) => Err(StreamError::Deadline("the reading of an update")),
-    }
+    write_within(send, frame::encode(update, 0), limit, "an update").await
 }

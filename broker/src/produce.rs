@@ -20,7 +20,7 @@ use crate::partition::PartitionHandle;
 use crate::partition::state::{AppendDone, AppendResult};
 use crate::quic::LOAN_PART_BYTES;
 use crate::session::Session;
-use crate::stream::{Frames, StreamError, send_frame};
+use crate::stream::{Frames, StreamError, send_frame, write_within};
 use crate::topic_config::{TimestampSource, TopicConfig};
 use bytes::{BufMut, Bytes, BytesMut};
 use headwater_proto::batch::{BatchHeader, Batches, Codec, LENGTH_PREFIX_BYTES, WalkRules, walk};
@@ -30,8 +30,9 @@ use headwater_proto::wire::{Acks, BatchAck, OpenProduce, ProduceOpened, ProduceR
 use headwater_proto::{ErrorCode, wire};
 use headwater_storage::{BatchOutcome, NewBatch};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::time::timeout;
 
 /// Largest header of a produce frame, in bytes: two small numbers, and room for fields to come.
 const MAX_HEADER_BYTES: usize = 4 << 10;
@@ -79,6 +80,9 @@ struct Stream<'a> {
     credited: Notify,
 }
 
+    /// How long the client may leave an answer unread, and a large frame waits for memory: what waits here may hold
+    /// memory that others wait for.
+    patience: Duration,
 /// Serves the stream until the client finishes it, an error, or the broker's shutdown.
 pub(crate) async fn serve(
     session: &Session,
@@ -118,8 +122,9 @@ pub(crate) async fn serve(
         last_producer_epoch: last.map_or(-1, |last| i32::from(last.epoch)),
     };
     let account = Mutex::new(Account { credit, grant: 0, failed: false });
-    let stream = Stream { session, partition, acks, account, credited: Notify::new() };
-    send_frame(send, &opened).await?;
+    let patience = Duration::from_millis(session.shared.config.frame_timeout_ms);
+    let stream = Stream { session, partition, acks, account, credited: Notify::new(), patience };
+    write_within(send, frame::encode(&opened, 0), patience, "the answer to the opening").await?;
     let (tell, told) = mpsc::channel(MAX_PENDING);
     // The reader ends first; then the writer answers what is pending, and ends.
     tokio::try_join!(stream.read(frames, tell), stream.write(send, told)).map(|_| ())
@@ -183,10 +188,15 @@ impl Stream<'_> {
         let mut last_request = 0;
         let mut arriving: Option<Arriving> = None;
         loop {
-            if let Some(frame) = &mut arriving
-                && self.lend(frame).await?
-            {
-                frames.restart_deadline();
+            if let Some(frame) = &mut arriving {
+                let lent = tokio::select! {
+                    biased;
+                    () = self.session.shared.shutdown.cancelled() => return Ok(()),
+                    lent = self.lend(frame) => lent?,
+                };
+                if lent {
+                    frames.restart_deadline();
+                }
             }
             let event = tokio::select! {
                 biased;
@@ -298,7 +308,9 @@ impl Stream<'_> {
             let closed = |_| StreamError::Refused(ErrorCode::ShuttingDown, "the broker is shutting down".into());
             let permits = u32::try_from(shortfall).unwrap_or(u32::MAX).min(self.session.shared.config.loan_bytes);
             let turn = self.session.loan_turn.clone().acquire_owned().await.map_err(closed)?;
-            let memory = self.session.shared.loans.clone().acquire_many_owned(permits).await.map_err(closed)?;
+            // Whoever has its turn holds it no longer than its own deadlines permit; memory is everybody's.
+            let memory = timeout(self.patience, self.session.shared.loans.clone().acquire_many_owned(permits)).await;
+            let memory = memory.map_err(|_| StreamError::Deadline("memory for a large frame"))?.map_err(closed)?;
             frame.loan = vec![turn, memory];
         }
         {
@@ -370,7 +382,7 @@ impl Stream<'_> {
                 () = credited, if self.account().grant == 0 => continue,
                 () = std::future::ready(()), if self.account().grant > 0 => {
                     self.grant(&mut out);
-                    send.write_chunk(out.split().freeze()).await?;
+                    write_within(send, out.split().freeze(), self.patience, "an acknowledgement").await?;
                     continue;
                 }
             };
@@ -382,7 +394,7 @@ impl Stream<'_> {
             }
             self.grant(&mut out);
             if !out.is_empty() {
-                send.write_chunk(out.split().freeze()).await?;
+                write_within(send, out.split().freeze(), self.patience, "an acknowledgement").await?;
             }
         }
         Ok(())

@@ -8,7 +8,7 @@
 use crate::credit::ConnectionCredit;
 use crate::quic::{FETCH_CREDIT_BYTES, PRODUCE_CREDIT};
 use crate::shared::Shared;
-use crate::stream::{Frames, StreamError, send_frame};
+use crate::stream::{Frames, StreamError, send_frame, write_within};
 use crate::{call, fetch, member, produce};
 use bytes::Bytes;
 use headwater_proto::frame;
@@ -355,7 +355,8 @@ async fn refuse(
     let code = error.reset_code();
     if let Some(told) = error.to_wire() {
         session.shared.metrics.rejected(ErrorCode::from_number(told.code));
-        if send.write_chunk(last(told)).await.is_ok() {
+        let limit = Duration::from_millis(session.shared.config.frame_timeout_ms);
+        if write_within(send, last(told), limit, "an error").await.is_ok() {
             return finish(send);
         }
     }

@@ -8,7 +8,7 @@ use headwater_proto::frame::{self, FrameDecoder, FrameError, FrameEvent};
 use headwater_proto::{ErrorCode, ResetCode, wire};
 use prost::Message;
 use std::time::Duration;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 /// Why a stream ended before its time.
 #[derive(Debug, thiserror::Error)]
@@ -19,6 +19,8 @@ pub(crate) enum StreamError {
     EndedInFrame,
     #[error("{0} did not arrive in time")]
     Deadline(&'static str),
+    #[error("{0} was not read in time")]
+    Unread(&'static str),
     #[error("{1}")]
     Refused(ErrorCode, String),
     #[error("reading: {0}")]
@@ -40,7 +42,7 @@ impl StreamError {
                 ResetCode::Limit
             }
             StreamError::Frame(_) | StreamError::EndedInFrame => ResetCode::Protocol,
-            StreamError::Deadline(_) => ResetCode::Deadline,
+            StreamError::Deadline(_) | StreamError::Unread(_) => ResetCode::Deadline,
             StreamError::Refused(ErrorCode::ShuttingDown, _) => ResetCode::ShuttingDown,
             StreamError::Refused(ErrorCode::LimitExceeded | ErrorCode::CreditExceeded, _) => ResetCode::Limit,
             StreamError::Refused(..) => ResetCode::Protocol,
@@ -57,7 +59,8 @@ impl StreamError {
             StreamError::Frame(_) | StreamError::EndedInFrame => ErrorCode::InvalidRequest,
             StreamError::Deadline(_) => ErrorCode::TimedOut,
             StreamError::Refused(code, _) => *code,
-            StreamError::Read(_) | StreamError::Write(_) => return None,
+            // Half a frame may be on its way; and who did not read that does not read this.
+            StreamError::Read(_) | StreamError::Write(_) | StreamError::Unread(_) => return None,
         };
         Some(wire::Error::new(code, self.to_string()))
     }
@@ -166,4 +169,20 @@ impl<M: Message + Default> Frames<M> {
 /// When the stream or the connection ended.
 pub(crate) async fn send_frame<M: Message>(send: &mut quinn::SendStream, header: &M) -> Result<(), StreamError> {
     Ok(send.write_chunk(frame::encode(header, 0)).await?)
+}
+
+/// Writes whole frames to a peer that has `limit` to make room for them. `what`: what they are to it.
+///
+/// # Errors
+/// When the stream or the connection ended, or the peer made no room; part of a frame may then have been sent.
+pub(crate) async fn write_within(
+    send: &mut quinn::SendStream,
+    frames: Bytes,
+    limit: Duration,
+    what: &'static str,
+) -> Result<(), StreamError> {
+    match timeout(limit, send.write_chunk(frames)).await {
+        Ok(written) => Ok(written?),
+        Err(_) => Err(StreamError::Unread(what)),
+    }
 }

@@ -3,10 +3,10 @@
 mod harness;
 
 use harness::*;
-use headwater_proto::ErrorCode;
 use headwater_proto::batch::{BuildOptions, Codec};
 use headwater_proto::wire::{self, Acks, Durability, call, call_response};
 
+use headwater_proto::{ErrorCode, frame};
 fn code(error: Option<&wire::Error>) -> ErrorCode {
     ErrorCode::from_number(error.expect("an error").code)
 }
@@ -278,6 +278,33 @@ async fn a_frame_beyond_the_limits_is_refused_before_its_bytes_arrive() {
     send.write_all(&[0xff; 8]).await.unwrap();
     let mut frames = FrameReader::<wire::CallResponse>::new(recv);
     let Some(call_response::Response::Error(error)) = frames.next().await.unwrap().0.response else { panic!() };
+/// A client that reads nothing after `ProduceOpened` leaves the broker's answers unwritten, and behind them stood its large
+/// batch with the memory it was lent: a few such clients, kept alive by pings, took all of `loan.bytes`, and everybody
+/// else's large batches waited for ever.
+#[tokio::test]
+async fn a_client_that_reads_no_answer_gives_back_what_it_was_lent() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start_with(dir.path(), &["frame.timeout.ms=1000", "loan.bytes=67108864"]).await;
+    let client = Client::connect(&broker).await;
+    let config = [("max.message.bytes", "67108864"), ("durability", "replicated")];
+    let topic = client.create_topic("t", 2, &config).await;
+    let bytes = batch(&[&vec![7u8; 40 << 20]]);
+    let deaf = Client::connect_with_window(&broker, 16).await;
+    deaf.greet().await;
+    let (mut unread, opened) = deaf.produce(open_produce(&topic, 0)).await;
+    assert_eq!(opened.error, None);
+    let header = wire::ProduceRequest { request_id: 1, partition: 0 };
+    unread.send.write_chunk(frame::encode(&header, bytes.len())).await.unwrap();
+    // What a frame lacks is lent as it arrives: the client need not read of it. It may be stopped before it is through.
+    drop(within("the batch that is not read of", unread.send.write_all(&bytes)).await);
+
+    let (mut produce, _) = client.produce(open_produce(&topic, 1)).await;
+    produce.request_as(wire::ProduceRequest { request_id: 1, partition: 1 }, &bytes).await;
+    assert_eq!(produce.answer().await.error, None);
+    assert!(within("the end of the stream", unread.send.stopped()).await.is_ok());
+    broker.shutdown().await;
+}
+
     assert_eq!(code(Some(&error)), ErrorCode::LimitExceeded);
     // A produce frame that claims more than any batch may have.
     let topic = client.create_topic("t", 1, &[]).await;

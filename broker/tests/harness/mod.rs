@@ -47,6 +47,11 @@ pub struct Client {
 impl Client {
     /// Past the handshake, before hello.
     pub async fn connect_silently(broker: &Broker) -> Client {
+        Client::connect_with_window(broker, 16 << 20).await
+    }
+
+    /// As [`Client::connect_silently`]: a stream takes in `stream_window` bytes that were not read yet.
+    pub async fn connect_with_window(broker: &Broker, stream_window: u32) -> Client {
         let mut roots = rustls::RootCertStore::empty();
         let ca = rustls_pki_types::CertificateDer::from_pem_slice(broker.ca_pem().unwrap().as_bytes()).unwrap();
         roots.add(ca).unwrap();
@@ -62,7 +67,7 @@ impl Client {
         let mut discovery = quinn::MtuDiscoveryConfig::default();
         discovery.upper_bound(6500);
         transport
-            .stream_receive_window((16u32 << 20).into())
+            .stream_receive_window(stream_window.into())
             .receive_window((128u32 << 20).into())
             .send_window(256 << 20)
             .mtu_discovery_config(Some(discovery))
@@ -79,9 +84,13 @@ impl Client {
 
     pub async fn connect(broker: &Broker) -> Client {
         let client = Client::connect_silently(broker).await;
-        let answer = client.call(call::Request::Hello(hello())).await;
-        assert!(matches!(answer, call_response::Response::Hello(_)), "{answer:?}");
+        client.greet().await;
         client
+    }
+
+    pub async fn greet(&self) {
+        let answer = self.call(call::Request::Hello(hello())).await;
+        assert!(matches!(answer, call_response::Response::Hello(_)), "{answer:?}");
     }
 
     pub async fn open(&self, stream: open::Stream) -> Stream {
@@ -103,6 +112,13 @@ impl Client {
         let create = wire::CreateTopic { name: name.into(), partitions, config, ..Default::default() };
         match self.call(call::Request::CreateTopic(create)).await {
             call_response::Response::CreateTopic(created) => created.topic_id,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub async fn allocate_producer_id(&self) -> i64 {
+        match self.call(call::Request::AllocateProducerId(wire::AllocateProducerId {})).await {
+            call_response::Response::AllocateProducerId(allocated) => allocated.producer_id,
             other => panic!("{other:?}"),
         }
     }
