@@ -45,6 +45,14 @@ pub enum PartitionError {
     /// The batch is not well formed.
     #[error("{0}")]
     Batch(#[from] BatchError),
+    /// The batch is another producer's than the one that opened the stream.
+    #[error("a batch of producer id {batch}, where the stream was opened by {stream}")]
+    ForeignProducerId {
+        /// The batch's.
+        batch: i64,
+        /// The stream's; -1: not idempotent.
+        stream: i64,
+    },
     /// A record's timestamp is outside what the topic takes.
     #[error("timestamp {timestamp_ms} is more than {key} = {limit_ms} away from the broker's clock, {now_ms}")]
     Timestamp {
@@ -104,10 +112,12 @@ impl PartitionError {
                 SequenceError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequence,
                 SequenceError::UnknownProducer { .. } => ErrorCode::UnknownProducerId,
                 SequenceError::DuplicateTooOld { .. } => ErrorCode::DuplicateSequence,
+                SequenceError::TooManyProducers { .. } => ErrorCode::LimitExceeded,
             },
             PartitionError::TooLarge { .. } => ErrorCode::MessageTooLarge,
             PartitionError::TooManyBatches { .. } => ErrorCode::LimitExceeded,
             PartitionError::Batch(error) => error.code(),
+            PartitionError::ForeignProducerId { .. } => ErrorCode::InvalidRequest,
             PartitionError::Timestamp { .. } => ErrorCode::InvalidTimestamp,
             PartitionError::NotLeader(_) => ErrorCode::NotLeader,
             PartitionError::Deleted => ErrorCode::UnknownTopicId,

@@ -23,7 +23,7 @@ use crate::session::Session;
 use crate::stream::{Frames, StreamError, send_frame, write_within};
 use crate::topic_config::{TimestampSource, TopicConfig};
 use bytes::{BufMut, Bytes, BytesMut};
-use headwater_proto::batch::{BatchHeader, Batches, Codec, LENGTH_PREFIX_BYTES, WalkRules, walk};
+use headwater_proto::batch::{BatchHeader, Batches, Codec, LENGTH_PREFIX_BYTES, NO_PRODUCER_ID, WalkRules, walk};
 use headwater_proto::frame::{self, FrameEvent};
 use headwater_proto::limits::MAX_FRAME_PAYLOAD_BYTES;
 use headwater_proto::wire::{Acks, BatchAck, OpenProduce, ProduceOpened, ProduceRequest, ProduceResponse};
@@ -74,15 +74,17 @@ struct Account {
 struct Stream<'a> {
     session: &'a Session,
     partition: PartitionHandle,
+    /// The only one whose batches are taken, besides batches that are nobody's; -1: not idempotent.
+    producer_id: i64,
     acks: Acks,
     account: Mutex<Account>,
     /// Credit was released or lent.
     credited: Notify,
-}
-
     /// How long the client may leave an answer unread, and a large frame waits for memory: what waits here may hold
     /// memory that others wait for.
     patience: Duration,
+}
+
 /// Serves the stream until the client finishes it, an error, or the broker's shutdown.
 pub(crate) async fn serve(
     session: &Session,
@@ -123,7 +125,8 @@ pub(crate) async fn serve(
     };
     let account = Mutex::new(Account { credit, grant: 0, failed: false });
     let patience = Duration::from_millis(session.shared.config.frame_timeout_ms);
-    let stream = Stream { session, partition, acks, account, credited: Notify::new(), patience };
+    let stream =
+        Stream { session, partition, producer_id: open.producer_id, acks, account, credited: Notify::new(), patience };
     write_within(send, frame::encode(&opened, 0), patience, "the answer to the opening").await?;
     let (tell, told) = mpsc::channel(MAX_PENDING);
     // The reader ends first; then the writer answers what is pending, and ends.
@@ -155,6 +158,12 @@ fn admit(session: &Session, open: &OpenProduce) -> Result<PartitionHandle, wire:
             ));
         }
         _ => {}
+    }
+    // Ids are given out from a counter that never falls, and that an import raises above every id in the logs it brings.
+    let given_out = session.shared.metadata.state().next_producer_id();
+    if !(NO_PRODUCER_ID..given_out).contains(&open.producer_id) {
+        let why = format!("producer id {} was never given out: ask for one", open.producer_id);
+        return Err(wire::Error::new(ErrorCode::InvalidRequest, why));
     }
     match partition.ended() {
         None => Ok(partition),
@@ -348,10 +357,11 @@ impl Stream<'_> {
 
     async fn hand_over(&self, payload: Bytes) -> Result<oneshot::Receiver<AppendResult>, PartitionError> {
         let config = self.partition.config();
+        let producer_id = self.producer_id;
         let batches = if is_quick(&payload) {
-            check(&payload, &config, now_ms())?
+            check(&payload, producer_id, &config, now_ms())?
         } else {
-            self.session.shared.pool.run(move || check(&payload, &config, now_ms())).await?
+            self.session.shared.pool.run(move || check(&payload, producer_id, &config, now_ms())).await?
         };
         self.partition.enqueue(batches, self.acks).await
     }
@@ -519,8 +529,13 @@ fn is_quick(payload: &[u8]) -> bool {
         })
 }
 
-/// Takes a payload apart into batches and checks each to the last byte.
-fn check(payload: &Bytes, config: &TopicConfig, now_ms: i64) -> Result<Vec<NewBatch>, PartitionError> {
+/// Takes a payload apart into batches of this producer, and checks each to the last byte.
+fn check(
+    payload: &Bytes,
+    producer_id: i64,
+    config: &TopicConfig,
+    now_ms: i64,
+) -> Result<Vec<NewBatch>, PartitionError> {
     let limit = config.max_message_bytes as usize;
     let rules = WalkRules { require_keys: config.cleanup_compact, ..WalkRules::default() };
     let mut batches = Vec::new();
@@ -531,6 +546,9 @@ fn check(payload: &Bytes, config: &TopicConfig, now_ms: i64) -> Result<Vec<NewBa
         }
         if bytes.len() > limit {
             return Err(PartitionError::TooLarge { bytes: bytes.len(), limit });
+        }
+        if ![NO_PRODUCER_ID, producer_id].contains(&header.producer_id) {
+            return Err(PartitionError::ForeignProducerId { batch: header.producer_id, stream: producer_id });
         }
         let walked = walk(bytes, rules)?;
         if config.message_timestamp_type == TimestampSource::Create {

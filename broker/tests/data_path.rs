@@ -2,13 +2,20 @@
 
 mod harness;
 
+use bytes::Bytes;
 use harness::*;
 use headwater_proto::batch::{BuildOptions, Codec};
 use headwater_proto::wire::{self, Acks, Durability, call, call_response};
-
 use headwater_proto::{ErrorCode, frame};
+
 fn code(error: Option<&wire::Error>) -> ErrorCode {
     ErrorCode::from_number(error.expect("an error").code)
+}
+
+/// A batch of one record under a producer's id.
+fn numbered(producer_id: i64, producer_epoch: i16, base_sequence: i32) -> Bytes {
+    let options = BuildOptions { producer_id, producer_epoch, base_sequence, ..BuildOptions::default() };
+    batch_with(options, &[b"x"])
 }
 
 #[tokio::test]
@@ -183,12 +190,9 @@ async fn a_retried_batch_is_acknowledged_with_its_first_offset() {
     let broker = start(dir.path()).await;
     let client = Client::connect(&broker).await;
     let topic = client.create_topic("t", 1, &[]).await;
-    let numbered = |sequence| {
-        let options =
-            BuildOptions { producer_id: 7, producer_epoch: 0, base_sequence: sequence, ..BuildOptions::default() };
-        batch_with(options, &[b"x"])
-    };
-    let open = wire::OpenProduce { producer_id: 7, producer_epoch: 0, ..open_produce(&topic, 0) };
+    let producer_id = client.allocate_producer_id().await;
+    let numbered = |sequence| numbered(producer_id, 0, sequence);
+    let open = wire::OpenProduce { producer_id, producer_epoch: 0, ..open_produce(&topic, 0) };
     let (mut produce, _) = client.produce(open.clone()).await;
     for sequence in 0..3 {
         produce.request(&numbered(sequence)).await;
@@ -203,6 +207,46 @@ async fn a_retried_batch_is_acknowledged_with_its_first_offset() {
     assert_eq!((ack.base_offset, ack.duplicate), (2, true));
     produce.request(&numbered(9)).await;
     assert_eq!(code(produce.answer().await.error.as_ref()), ErrorCode::OutOfOrderSequence);
+    broker.shutdown().await;
+}
+
+/// Batches were once taken under whatever producer id they bore: each fresh id was remembered, without bound; and one batch
+/// with somebody else's id, under the largest epoch, fenced that producer for good.
+#[tokio::test]
+async fn a_batch_under_another_producer_id_is_refused_and_harms_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let (owner, other) = (client.allocate_producer_id().await, client.allocate_producer_id().await);
+    let open = |producer_id| wire::OpenProduce { producer_id, producer_epoch: 0, ..open_produce(&topic, 0) };
+    let (mut produce, _) = client.produce(open(owner)).await;
+    produce.request(&numbered(owner, 0, 0)).await;
+    assert_eq!(produce.answer().await.error, None);
+
+    for stream in [-1, other] {
+        let (mut foreign, opened) = client.produce(open(stream)).await;
+        assert_eq!(opened.error, None);
+        foreign.request(&numbered(owner, i16::MAX, 0)).await;
+        assert_eq!(code(foreign.answer().await.error.as_ref()), ErrorCode::InvalidRequest);
+    }
+    for never_given_out in [-2, owner + 1_000_000, i64::MAX] {
+        let (_, opened) = client.produce(open(never_given_out)).await;
+        assert_eq!(code(opened.error.as_ref()), ErrorCode::InvalidRequest, "{never_given_out}");
+    }
+    produce.request(&numbered(owner, 0, 1)).await;
+    assert_eq!(produce.answer().await.error, None);
+    broker.shutdown().await;
+
+    // Ids that were given out stay good, whether or not the broker that gave them out still runs.
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    for (producer_id, sequence, duplicate) in [(owner, 1, true), (other, 0, false)] {
+        let (mut produce, opened) = client.produce(open(producer_id)).await;
+        assert_eq!(opened.error, None);
+        produce.request(&numbered(producer_id, 0, sequence)).await;
+        assert_eq!(produce.answer().await.batches[0].duplicate, duplicate);
+    }
     broker.shutdown().await;
 }
 
@@ -231,6 +275,33 @@ async fn a_batch_larger_than_the_credit_goes_through_in_parts() {
     let (mut fetch, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
     let got = fetch.read_to(2).await;
     assert_eq!((got[0].1.len(), &got[1].1[..]), (24 << 20, &b"small"[..]));
+    broker.shutdown().await;
+}
+
+/// A client that reads nothing after `ProduceOpened` leaves the broker's answers unwritten, and behind them stood its large
+/// batch with the memory it was lent: a few such clients, kept alive by pings, took all of `loan.bytes`, and everybody
+/// else's large batches waited for ever.
+#[tokio::test]
+async fn a_client_that_reads_no_answer_gives_back_what_it_was_lent() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start_with(dir.path(), &["frame.timeout.ms=1000", "loan.bytes=67108864"]).await;
+    let client = Client::connect(&broker).await;
+    let config = [("max.message.bytes", "67108864"), ("durability", "replicated")];
+    let topic = client.create_topic("t", 2, &config).await;
+    let bytes = batch(&[&vec![7u8; 40 << 20]]);
+    let deaf = Client::connect_with_window(&broker, 16).await;
+    deaf.greet().await;
+    let (mut unread, opened) = deaf.produce(open_produce(&topic, 0)).await;
+    assert_eq!(opened.error, None);
+    let header = wire::ProduceRequest { request_id: 1, partition: 0 };
+    unread.send.write_chunk(frame::encode(&header, bytes.len())).await.unwrap();
+    // What a frame lacks is lent as it arrives: the client need not read of it. It may be stopped before it is through.
+    drop(within("the batch that is not read of", unread.send.write_all(&bytes)).await);
+
+    let (mut produce, _) = client.produce(open_produce(&topic, 1)).await;
+    produce.request_as(wire::ProduceRequest { request_id: 1, partition: 1 }, &bytes).await;
+    assert_eq!(produce.answer().await.error, None);
+    assert!(within("the end of the stream", unread.send.stopped()).await.is_ok());
     broker.shutdown().await;
 }
 
@@ -278,33 +349,6 @@ async fn a_frame_beyond_the_limits_is_refused_before_its_bytes_arrive() {
     send.write_all(&[0xff; 8]).await.unwrap();
     let mut frames = FrameReader::<wire::CallResponse>::new(recv);
     let Some(call_response::Response::Error(error)) = frames.next().await.unwrap().0.response else { panic!() };
-/// A client that reads nothing after `ProduceOpened` leaves the broker's answers unwritten, and behind them stood its large
-/// batch with the memory it was lent: a few such clients, kept alive by pings, took all of `loan.bytes`, and everybody
-/// else's large batches waited for ever.
-#[tokio::test]
-async fn a_client_that_reads_no_answer_gives_back_what_it_was_lent() {
-    let dir = tempfile::tempdir().unwrap();
-    let broker = start_with(dir.path(), &["frame.timeout.ms=1000", "loan.bytes=67108864"]).await;
-    let client = Client::connect(&broker).await;
-    let config = [("max.message.bytes", "67108864"), ("durability", "replicated")];
-    let topic = client.create_topic("t", 2, &config).await;
-    let bytes = batch(&[&vec![7u8; 40 << 20]]);
-    let deaf = Client::connect_with_window(&broker, 16).await;
-    deaf.greet().await;
-    let (mut unread, opened) = deaf.produce(open_produce(&topic, 0)).await;
-    assert_eq!(opened.error, None);
-    let header = wire::ProduceRequest { request_id: 1, partition: 0 };
-    unread.send.write_chunk(frame::encode(&header, bytes.len())).await.unwrap();
-    // What a frame lacks is lent as it arrives: the client need not read of it. It may be stopped before it is through.
-    drop(within("the batch that is not read of", unread.send.write_all(&bytes)).await);
-
-    let (mut produce, _) = client.produce(open_produce(&topic, 1)).await;
-    produce.request_as(wire::ProduceRequest { request_id: 1, partition: 1 }, &bytes).await;
-    assert_eq!(produce.answer().await.error, None);
-    assert!(within("the end of the stream", unread.send.stopped()).await.is_ok());
-    broker.shutdown().await;
-}
-
     assert_eq!(code(Some(&error)), ErrorCode::LimitExceeded);
     // A produce frame that claims more than any batch may have.
     let topic = client.create_topic("t", 1, &[]).await;

@@ -17,6 +17,10 @@ use std::collections::HashMap;
 use headwater_proto::batch::{BatchHeader, NO_PRODUCER_ID, NO_SEQUENCE};
 use headwater_proto::limits::MAX_IN_FLIGHT_BATCHES;
 
+/// Most producers that a log takes in: a client that writes each batch under another id fills no more memory and snapshots
+/// than these. They are forgotten after `producer.id.expiration.ms`.
+pub const MAX_PRODUCERS: usize = 1 << 18;
+
 /// Extension of a snapshot file.
 pub const EXTENSION: &str = ".snapshot";
 
@@ -132,6 +136,12 @@ pub enum SequenceError {
         /// First sequence of the oldest batch that is remembered.
         oldest_known: i32,
     },
+    /// As many producers are known as a log remembers.
+    #[error("{limit} idempotent producers wrote here lately: no other is taken before one of them is forgotten")]
+    TooManyProducers {
+        /// How many there may be.
+        limit: usize,
+    },
 }
 
 impl SequenceError {
@@ -195,6 +205,9 @@ impl Staged<'_> {
         let given = header.base_sequence;
         match known {
             None if given != 0 => return Err(SequenceError::UnknownProducer { given }),
+            None if self.state.producers.len() + self.touched.len() >= MAX_PRODUCERS => {
+                return Err(SequenceError::TooManyProducers { limit: MAX_PRODUCERS });
+            }
             None => {}
             Some(producer) => match header.producer_epoch.cmp(&producer.epoch) {
                 Ordering::Less => {
@@ -507,6 +520,20 @@ mod tests {
             base_sequence: sequence,
             record_count: records,
         }
+    }
+
+    /// Every id was once remembered: one client with a fresh id in each batch filled the memory, and the snapshots.
+    #[test]
+    fn a_log_takes_no_more_producers_than_it_remembers() {
+        let mut state = ProducerState::default();
+        let limit = MAX_PRODUCERS as i64;
+        (0..limit - 1).for_each(|id| state.replay(&batch(id, 0, 0, 1, id), None, 0));
+        assert_eq!(append(&mut state, &batch(limit, 0, 0, 1, limit)), Ok(Admission::Append));
+        let refused = Err(SequenceError::TooManyProducers { limit: MAX_PRODUCERS });
+        assert_eq!(append(&mut state, &batch(limit + 1, 0, 0, 1, limit + 1)), refused);
+        assert_eq!(append(&mut state, &batch(7, 0, 1, 1, limit + 1)), Ok(Admission::Append), "those known go on");
+        assert_eq!(state.expire(1000, 1000), MAX_PRODUCERS);
+        assert_eq!(append(&mut state, &batch(limit + 1, 0, 0, 1, limit + 2)), Ok(Admission::Append));
     }
 
     fn append(state: &mut ProducerState, header: &BatchHeader) -> Result<Admission, SequenceError> {
