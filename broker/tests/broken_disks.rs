@@ -5,6 +5,8 @@ mod harness;
 use harness::*;
 use headwater_broker::Broker;
 use headwater_proto::ErrorCode;
+use headwater_proto::wire::call::Request;
+use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, Acks, Durability};
 use headwater_storage::sim::{Fault, Operation, SimFiles};
 use std::path::Path;
@@ -80,6 +82,33 @@ async fn a_full_disk_refuses_appends_by_name_until_there_is_room() {
     let done = produced(&client, &topic, &big).await;
     assert_eq!((done.error, done.batches[0].base_offset), (None, 1));
     assert!(broker.shutdown().await);
+}
+
+/// The shards of the groups once kept the handles that they were started with, though those of partitions which found
+/// no room for their first files are replaced when there is some: commits were refused until the next start.
+#[tokio::test]
+async fn groups_are_served_once_a_full_disk_has_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(3);
+    files.fail(Fault::new(Operation::Reserve).on("__consumer_offsets-").full());
+    let broker = start_on(dir.path(), &files, &[]).await;
+    let client = Client::connect(&broker).await;
+    client.create_topic("t", 1, &[]).await;
+    let commit = || {
+        let entry = wire::OffsetEntry { topic: "t".into(), partition: 0, offset: 0, ..Default::default() };
+        let commit = wire::CommitOffsets { group: "g".into(), offsets: vec![entry], ..Default::default() };
+        client.call(Request::CommitOffsets(commit))
+    };
+    let refused = commit().await;
+    assert!(matches!(refused, Response::Error(_)), "{refused:?}");
+    files.heal();
+    within("a commit", async {
+        while !matches!(commit().await, Response::CommitOffsets(_)) {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    broker.shutdown().await;
 }
 
 #[tokio::test]

@@ -66,8 +66,13 @@ impl Groups {
     ) -> Result<Groups, StartError> {
         let topic = offsets_topic(config, &metadata).await?;
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        let context =
-            GroupContext { settings: config.groups.clone(), metadata: metadata.clone(), pool, stop: stop.clone() };
+        let context = GroupContext {
+            settings: config.groups.clone(),
+            metadata: metadata.clone(),
+            pool,
+            logs: Arc::clone(&partitions),
+            stop: stop.clone(),
+        };
         let mut shards = Vec::with_capacity(topic.partitions.len());
         for (number, _) in (0u32..).zip(&topic.partitions) {
             let Some(partition) = partitions.get(&topic.id, number) else {

@@ -25,6 +25,7 @@ use headwater_proto::batch::{BatchBuilder, BatchHeader, BuildOptions};
 use headwater_proto::wire::Acks;
 use headwater_storage::NewBatch;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -138,6 +139,7 @@ pub(crate) struct GroupContext {
     pub(crate) settings: GroupSettings,
     pub(crate) metadata: MetadataHandle,
     pub(crate) pool: Pool,
+    pub(crate) logs: Arc<crate::partitions::Partitions>,
     /// Tells the tasks to end.
     pub(crate) stop: CancellationToken,
 }
@@ -533,6 +535,10 @@ impl Shard {
         self.groups.clear();
         self.deadlines.clear();
         self.deadline_of.clear();
+        // A partition that could not be opened, because the disk was full, has been opened again meanwhile.
+        if let Some(partition) = self.context.logs.get(&self.partition.topic_id(), self.partition.partition()) {
+            self.partition = partition;
+        }
         let read = load::read(self.partition.clone(), self.context.pool.clone(), RELOAD_AFTER);
         self.loading = Some(read.boxed());
     }
