@@ -9,8 +9,7 @@ use crate::error::PartitionError;
 use crate::partition::PartitionHandle;
 use crate::partitions::Partitions;
 use crate::pool::Pool;
-use headwater_storage::checkpoint::{self, CLEANER_OFFSETS, PartitionOffsets};
-use headwater_storage::{CompactionError, CompactionStats, DataDir, Log};
+use headwater_storage::{CompactionError, CompactionStats, Log};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio_util::sync::CancellationToken;
@@ -28,19 +27,15 @@ pub(crate) struct Cleaner {
 impl Cleaner {
     /// Compacts what is worth it, until the broker shuts down.
     pub(crate) async fn run(self) {
-        let mut cleaned = self.read_checkpoint().await;
         while tokio::time::timeout(self.backoff, self.shutdown.cancelled()).await.is_err() {
             for handle in self.partitions.all() {
                 if !handle.config().cleanup_compact || handle.ended().is_some() {
                     continue;
                 }
-                let key = (handle.topic().to_string(), handle.partition());
-                match self.compact(&handle, cleaned.get(&key).copied()).await {
+                match self.compact(&handle).await {
                     Ok(None) => {}
                     Ok(Some((until, stats))) => {
                         tracing::info!(topic = %handle.topic(), partition = handle.partition(), until, ?stats, "log compacted");
-                        cleaned.insert(key, until);
-                        self.write_checkpoint(&mut cleaned).await;
                     }
                     Err(PartitionError::Deleted | PartitionError::ShuttingDown) => {}
                     Err(error) => tracing::warn!(
@@ -55,13 +50,11 @@ impl Cleaner {
     }
 
     /// Compacts one log if it is worth it. Returns up to where it is clean.
-    async fn compact(
-        &self,
-        handle: &PartitionHandle,
-        cleaned_until: Option<i64>,
-    ) -> Result<Option<(i64, CompactionStats)>, PartitionError> {
-        // Whoever deletes the partition waits for this, so that nothing writes into the folder of its successor.
+    async fn compact(&self, handle: &PartitionHandle) -> Result<Option<(i64, CompactionStats)>, PartitionError> {
+        // Whoever deletes the partition waits for this, so that nothing is written into the folder of its successor, or said
+        // of it in the checkpoint.
         let _compacting = handle.compacting().lock().await;
+        let cleaned_until = self.partitions.cleaned_until(handle);
         let high_watermark = handle.offsets().high_watermark;
         let plan = handle.with_log(move |log| log.plan_compaction(now_ms(), high_watermark, cleaned_until)).await?;
         let Some(plan) = plan else { return Ok(None) };
@@ -85,28 +78,7 @@ impl Cleaner {
             return handle.with_log(discard).await.map(|()| None);
         }
         let until = handle.with_log(move |log| log.install(result, recovery_point)).await?;
+        self.partitions.cleaned(handle, until).await;
         Ok(Some((until, stats)))
-    }
-
-    async fn read_checkpoint(&self) -> PartitionOffsets {
-        let Some(data_dir) = self.partitions.data_dir() else { return PartitionOffsets::new() };
-        let read =
-            self.pool.run(move || checkpoint::read_offsets(&**data_dir.files(), data_dir.path(), CLEANER_OFFSETS));
-        read.await.unwrap_or_else(|error| {
-            tracing::warn!(%error, "the cleaner's checkpoint is damaged; logs are compacted from their beginnings");
-            PartitionOffsets::new()
-        })
-    }
-
-    async fn write_checkpoint(&self, cleaned: &mut PartitionOffsets) {
-        let Some(data_dir): Option<Arc<DataDir>> = self.partitions.data_dir() else { return };
-        let here: std::collections::BTreeSet<(String, u32)> =
-            self.partitions.all().iter().map(|handle| (handle.topic().to_string(), handle.partition())).collect();
-        cleaned.retain(|key, _| here.contains(key));
-        let offsets = cleaned.clone();
-        let write = move || checkpoint::write_offsets(&**data_dir.files(), data_dir.path(), CLEANER_OFFSETS, &offsets);
-        if let Err(error) = self.pool.run(write).await {
-            tracing::warn!(%error, "the cleaner's checkpoint cannot be written; some work is done again");
-        }
     }
 }

@@ -15,9 +15,8 @@ use crate::pool::Pool;
 use futures::StreamExt;
 use futures::stream;
 use headwater_proto::TopicId;
-use headwater_storage::checkpoint::PartitionOffsets;
 use headwater_storage::{DataDir, IoFailure, Log, LogIdentity, OpenError};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -37,17 +36,8 @@ pub(crate) struct Partitions {
     open: Mutex<HashMap<Key, PartitionHandle>>,
     /// Only one change at a time.
     applying: tokio::sync::Mutex<()>,
-    written: Mutex<Checkpoints>,
-    /// The offsets that `written` was made of.
-    seen: Mutex<HashMap<Key, Offsets>>,
-}
-
-/// What the checkpoint files hold.
-#[derive(Default, Clone, PartialEq)]
-struct Checkpoints {
-    recovery_points: PartitionOffsets,
-    log_starts: PartitionOffsets,
-    high_watermarks: PartitionOffsets,
+    /// The offsets that the checkpoints were last made of; held while they are made.
+    seen: tokio::sync::Mutex<HashMap<Key, Offsets>>,
 }
 
 impl Partitions {
@@ -71,8 +61,7 @@ impl Partitions {
             parallel: threads,
             open: Mutex::default(),
             applying: tokio::sync::Mutex::default(),
-            written: Mutex::default(),
-            seen: Mutex::default(),
+            seen: tokio::sync::Mutex::default(),
         }
     }
 
@@ -115,20 +104,36 @@ impl Partitions {
                 }
             }
         }
-        // First what is gone: a topic that was deleted and created again has the same folders.
+        // First what is gone: a topic that was deleted and created again has the same folders, and the same names in the
+        // checkpoints.
+        let ending = gone.iter().map(|handle| async move {
+            handle.delete().await;
+            drop(handle.compacting().lock().await);
+        });
+        stream::iter(ending).for_each_concurrent(self.parallel, |ending| ending).await;
+        self.forget(&gone).await;
         stream::iter(gone).for_each_concurrent(self.parallel, |handle| self.remove(handle)).await;
         self.open_all(new).await;
     }
 
+    /// Nothing that the checkpoints say of these partitions counts any more.
+    async fn forget(&self, gone: &[PartitionHandle]) {
+        let Some(data_dir) = self.data_dir().filter(|_| !gone.is_empty()) else { return };
+        let gone: HashSet<_> = gone.iter().map(|handle| (handle.topic().to_string(), handle.partition())).collect();
+        data_dir.update_checkpoints(|checkpoints| checkpoints.retain(|key| !gone.contains(key)));
+        if let Err(error) = self.context.pool.run(move || data_dir.write_checkpoints()).await {
+            // On a full disk the folders are removed all the same. No partition of these names is opened before it is done.
+            tracing::warn!(%error, "checkpoints still name deleted partitions; they are written again");
+        }
+    }
+
     async fn remove(&self, handle: PartitionHandle) {
-        handle.delete().await;
-        drop(handle.compacting().lock().await);
         let Some(data_dir) = self.data_dir() else { return };
         let (topic, partition, id) = (Arc::clone(handle.topic()), handle.partition(), handle.topic_id());
         let removed = self.context.pool.run_long(move || data_dir.remove_partition(&topic, partition, id)).await;
         match removed {
             Ok(()) => tracing::info!(topic = %handle.topic(), partition, "partition deleted"),
-            // What is left is cleared away at the next start, or stays a stray.
+            // What is left is cleared away at the next start, or becomes a stray.
             Err(error) => {
                 tracing::error!(topic = %handle.topic(), partition, %error, "partition's folder cannot be deleted")
             }
@@ -161,12 +166,15 @@ impl Partitions {
             partition: assigned.partition,
         };
         let config = log_config(&assigned.config, self.context.producer_id_expiration_ms);
-        let hints = data_dir.hints(&assigned.topic, assigned.partition);
+        let admitting = Arc::clone(&data_dir);
         let path = data_dir.partition_path(&assigned.topic, assigned.partition);
         let opened = self
             .context
             .pool
-            .run(move || Log::open(Arc::clone(data_dir.files()), &path, identity, config, hints, now_ms()))
+            .run(move || {
+                let hints = admitting.admit(&identity.topic, identity.partition, identity.topic_id)?;
+                Log::open(Arc::clone(admitting.files()), &path, identity, config, hints, now_ms())
+            })
             .await;
         drop(recovering);
         let log = match opened {
@@ -184,6 +192,7 @@ impl Partitions {
                     "partition cannot be opened and is fenced; every other is served"
                 );
                 // Its checkpoints stay as they are, so that the next recovery knows as much as this one did.
+                let hints = data_dir.hints(&assigned.topic, assigned.partition);
                 let offsets = Offsets {
                     log_start: hints.log_start_offset,
                     high_watermark: hints.log_start_offset.max(hints.recovery_point),
@@ -210,43 +219,47 @@ impl Partitions {
 
     /// Writes down how far each log is flushed, where it begins, and its high watermark, where that changed.
     pub(crate) async fn checkpoint(&self) -> Result<(), IoFailure> {
-        // Most of the time, and with most partitions, nothing changed: that must cost next to nothing.
-        let offsets: HashMap<Key, Offsets> = self.open().iter().map(|(key, handle)| (*key, handle.offsets())).collect();
-        if *self.seen.lock().unwrap_or_else(PoisonError::into_inner) == offsets {
-            return Ok(());
-        }
-        let mut now = Checkpoints::default();
-        for handle in self.all() {
-            let Offsets { log_start, high_watermark, flushed, .. } = handle.offsets();
-            let key = (handle.topic().to_string(), handle.partition());
-            now.recovery_points.insert(key.clone(), flushed);
-            now.log_starts.insert(key.clone(), log_start);
-            now.high_watermarks.insert(key, high_watermark);
-        }
-        let before = self.written.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if now == before {
-            return Ok(());
-        }
+        let mut seen = self.seen.lock().await;
         let Some(data_dir) = self.data_dir() else { return Ok(()) };
-        let written = now.clone();
-        self.context
-            .pool
-            .run(move || {
-                if now.recovery_points != before.recovery_points {
-                    data_dir.write_recovery_points(&now.recovery_points)?;
+        // Most of the time, and with most partitions, nothing changed: that must cost next to nothing.
+        let offsets = {
+            let open = self.open();
+            let offsets: HashMap<Key, Offsets> = open.iter().map(|(key, handle)| (*key, handle.offsets())).collect();
+            if *seen == offsets && !data_dir.has_unwritten_checkpoints() {
+                return Ok(());
+            }
+            // Under the lock of what is open, so that nothing which was let go of meanwhile is named again.
+            data_dir.update_checkpoints(|checkpoints| {
+                for (handle, offsets) in open.iter().filter_map(|(key, handle)| Some((handle, offsets.get(key)?))) {
+                    let key = (handle.topic().to_string(), handle.partition());
+                    checkpoints.recovery_points.insert(key.clone(), offsets.flushed);
+                    checkpoints.log_start_offsets.insert(key.clone(), offsets.log_start);
+                    checkpoints.high_watermarks.insert(key, offsets.high_watermark);
                 }
-                if now.log_starts != before.log_starts {
-                    data_dir.write_log_start_offsets(&now.log_starts)?;
-                }
-                if now.high_watermarks != before.high_watermarks {
-                    data_dir.write_high_watermarks(&now.high_watermarks)?;
-                }
-                Ok(())
-            })
-            .await?;
-        *self.written.lock().unwrap_or_else(PoisonError::into_inner) = written;
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = offsets;
+            });
+            offsets
+        };
+        self.context.pool.run(move || data_dir.write_checkpoints()).await?;
+        *seen = offsets;
         Ok(())
+    }
+
+    /// Up to where the log of a partition is clean, as the cleaner's checkpoint has it.
+    pub(crate) fn cleaned_until(&self, handle: &PartitionHandle) -> Option<i64> {
+        self.data_dir()?.cleaned_until(handle.topic(), handle.partition())
+    }
+
+    /// Notes down up to where the log of a partition is clean. The caller holds [`PartitionHandle::compacting`], so that the
+    /// partition is not forgotten before.
+    pub(crate) async fn cleaned(&self, handle: &PartitionHandle, until: i64) {
+        let Some(data_dir) = self.data_dir() else { return };
+        let key = (handle.topic().to_string(), handle.partition());
+        data_dir.update_checkpoints(|checkpoints| {
+            checkpoints.cleaner_offsets.insert(key, until);
+        });
+        if let Err(error) = self.context.pool.run(move || data_dir.write_checkpoints()).await {
+            tracing::warn!(%error, "the cleaner's checkpoint cannot be written; some work is done again");
+        }
     }
 
     /// Writes checkpoints down at their interval, until `shutdown`.
@@ -323,9 +336,9 @@ impl Partitions {
 
     /// The recovery point of a partition as it stands on the disk; -1 if there is none yet.
     pub(crate) fn recovery_point(&self, handle: &PartitionHandle) -> i64 {
-        let key = (handle.topic().to_string(), handle.partition());
-        let written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
-        written.recovery_points.get(&key).copied().unwrap_or(-1)
+        let written =
+            self.data_dir().and_then(|data_dir| data_dir.written_recovery_point(handle.topic(), handle.partition()));
+        written.unwrap_or(-1)
     }
 
     /// The data folder, until it is closed.
@@ -339,22 +352,27 @@ impl Partitions {
 }
 
 /// Folders of partitions that the metadata does not assign are set aside, never opened: they may be all that is left of
-/// something. Returns how many there are.
-pub(crate) fn report_strays(data_dir: &DataDir, assigned: &[AssignedPartition]) -> Result<usize, IoFailure> {
-    let known: BTreeMap<(&str, u32), TopicId> =
-        assigned.iter().map(|assigned| ((&*assigned.topic, assigned.partition), assigned.topic_id)).collect();
-    let mut strays = 0;
-    for folder in data_dir.partitions()? {
-        let expected = known.get(&(folder.topic.as_str(), folder.partition));
-        if expected.is_none() {
-            strays += 1;
-            tracing::warn!(
-                path = %folder.path.display(), topic_id = ?folder.topic_id,
-                "folder of a partition that the metadata does not know; it is left alone"
-            );
+/// something, or a deletion was cut short. Their names are free again, and nothing that the checkpoints say of them counts.
+pub(crate) fn set_strays_aside(data_dir: &DataDir, assigned: &[AssignedPartition]) -> Result<(), IoFailure> {
+    let known: HashSet<(&str, u32)> = assigned.iter().map(|assigned| (&*assigned.topic, assigned.partition)).collect();
+    let is_known = |topic: &str, partition| known.contains(&(topic, partition));
+    let strays = data_dir.partitions()?.into_iter().filter(|folder| !is_known(&folder.topic, folder.partition));
+    data_dir.update_checkpoints(|checkpoints| checkpoints.retain(|(topic, partition)| is_known(topic, *partition)));
+    if let Err(error) = data_dir.write_checkpoints() {
+        tracing::warn!(%error, "checkpoints name partitions that are no more; they are written again");
+    }
+    for folder in strays {
+        let (path, topic_id) = (folder.path.display(), folder.topic_id);
+        match data_dir.set_aside(&folder.topic, folder.partition) {
+            Ok(aside) => tracing::warn!(
+                %path, ?topic_id, aside = %aside.display(), "folder of a partition that the metadata does not know set aside"
+            ),
+            Err(error) => {
+                tracing::error!(%path, ?topic_id, %error, "folder of a partition that the metadata does not know cannot be set aside")
+            }
         }
     }
-    Ok(strays)
+    Ok(())
 }
 
 fn open_error(error: &OpenError) -> PartitionError {

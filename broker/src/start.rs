@@ -15,7 +15,7 @@ use crate::metadata::journal::Journal;
 use crate::metadata::{MetadataHandle, MetadataState, Topic};
 use crate::metrics::Metrics;
 use crate::partition::AssignedPartition;
-use crate::partitions::{Partitions, report_strays};
+use crate::partitions::{Partitions, set_strays_aside};
 use crate::pool::Pool;
 use crate::server::Connections;
 use crate::shared::Shared;
@@ -165,7 +165,7 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
         Arc::new(pool.run(move || DataDir::open(files, &root, &identity)).await?)
     };
     for fault in data_dir.faults() {
-        tracing::warn!(%fault, "a checkpoint is damaged; recovery scans more");
+        tracing::warn!(%fault, "a checkpoint is damaged; recovery scans more, or logs are compacted from their beginnings");
     }
     let cluster_id = data_dir.meta().cluster_id.clone();
 
@@ -209,7 +209,7 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
     {
         let assigned = assigned.clone();
         let data_dir = Arc::clone(&data_dir);
-        pool.run(move || report_strays(&data_dir, &assigned)).await?;
+        pool.run(move || set_strays_aside(&data_dir, &assigned)).await?;
     }
     drop(data_dir);
     let (total, began) = (assigned.len(), std::time::Instant::now());

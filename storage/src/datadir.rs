@@ -1,18 +1,19 @@
 //! The data root of a broker: partition folders, the checkpoints beside them, and whose they are.
 //!
-//! Owns: the lock that keeps a second broker out, the identity in `meta.properties`, the clean-shutdown marker, and the list of
-//! partition folders. Refuses: the logs themselves (`log.rs`) and which partitions ought to exist (the metadata says). Everything
+//! Owns: the lock that keeps a second broker out, the identity in `meta.properties`, the clean-shutdown marker, the list of
+//! partition folders, and the checkpoints. Those name a partition by its topic's name, so that a topic which is made anew would
+//! inherit them: [`DataDir::admit`] sees to it that it does not. Refuses: the logs themselves (`log.rs`) and which partitions ought to exist (the metadata says). Everything
 //! that Headwater puts at the root is a file, because Kafka fails on a folder that it cannot parse. Read next: `log.rs`.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use headwater_proto::TopicId;
 
 use crate::checkpoint::{
-    self, CLEAN_SHUTDOWN, CheckpointError, FORMAT_VERSION, HIGH_WATERMARKS, LOCK, LOG_START_OFFSETS, META_PROPERTIES,
-    MetaProperties, PartitionOffsets, RECOVERY_POINTS,
+    self, CLEAN_SHUTDOWN, CLEANER_OFFSETS, CheckpointError, FORMAT_VERSION, HIGH_WATERMARKS, LOCK, LOG_START_OFFSETS,
+    META_PROPERTIES, MetaProperties, PartitionOffsets, RECOVERY_POINTS,
 };
 use crate::config::OpenHints;
 use crate::error::{During, IoFailure};
@@ -80,6 +81,48 @@ pub struct PartitionFolder {
     pub topic_id: Option<TopicId>,
 }
 
+/// What the checkpoint files say of partitions.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Checkpoints {
+    /// How far each log was flushed.
+    pub recovery_points: PartitionOffsets,
+    /// Where each log begins.
+    pub log_start_offsets: PartitionOffsets,
+    /// Each log's high watermark.
+    pub high_watermarks: PartitionOffsets,
+    /// Up to where each compacted log is clean.
+    pub cleaner_offsets: PartitionOffsets,
+}
+
+impl Checkpoints {
+    /// Drops what is said of every partition that is not to be kept.
+    pub fn retain(&mut self, keep: impl Fn(&(String, u32)) -> bool) {
+        let Checkpoints { recovery_points, log_start_offsets, high_watermarks, cleaner_offsets } = self;
+        for offsets in [recovery_points, log_start_offsets, high_watermarks, cleaner_offsets] {
+            offsets.retain(|key, _| keep(key));
+        }
+    }
+
+    /// The files, each with what it says.
+    fn files(&self) -> [(&'static str, &PartitionOffsets); 4] {
+        [
+            (RECOVERY_POINTS, &self.recovery_points),
+            (LOG_START_OFFSETS, &self.log_start_offsets),
+            (HIGH_WATERMARKS, &self.high_watermarks),
+            (CLEANER_OFFSETS, &self.cleaner_offsets),
+        ]
+    }
+}
+
+/// The checkpoints as they are to be, and as they are on the disk.
+#[derive(Debug)]
+struct Checkpointing {
+    now: Checkpoints,
+    written: Checkpoints,
+    /// `now` was changed since it was last written.
+    changed: bool,
+}
+
 /// An open data root. The lock is held until it is dropped.
 #[derive(Debug)]
 pub struct DataDir {
@@ -87,8 +130,10 @@ pub struct DataDir {
     path: PathBuf,
     meta: MetaProperties,
     was_clean: bool,
-    recovery_points: PartitionOffsets,
-    log_start_offsets: PartitionOffsets,
+    checkpoints: Mutex<Checkpointing>,
+    /// Held while checkpoints are written: they share the names of their temporary files, and a later one must not be replaced
+    /// by an earlier one.
+    writing: Mutex<()>,
     faults: Vec<CheckpointError>,
     _lock: Box<dyn Lock>,
 }
@@ -114,14 +159,20 @@ impl DataDir {
                 PartitionOffsets::new()
             })
         };
-        let (recovery_points, log_start_offsets) = (offsets(RECOVERY_POINTS), offsets(LOG_START_OFFSETS));
+        let written = Checkpoints {
+            recovery_points: offsets(RECOVERY_POINTS),
+            log_start_offsets: offsets(LOG_START_OFFSETS),
+            high_watermarks: offsets(HIGH_WATERMARKS),
+            cleaner_offsets: offsets(CLEANER_OFFSETS),
+        };
+        let checkpoints = Mutex::new(Checkpointing { now: written.clone(), written, changed: false });
         for entry in files.list(path).during("list", path)? {
             if entry.is_dir && entry.name.ends_with(DELETED) {
                 remove_folder(&*files, &path.join(entry.name))?;
             }
         }
         let path = path.to_path_buf();
-        Ok(DataDir { files, path, meta, was_clean, recovery_points, log_start_offsets, faults, _lock: lock })
+        Ok(DataDir { files, path, meta, was_clean, checkpoints, writing: Mutex::default(), faults, _lock: lock })
     }
 
     /// The root.
@@ -145,19 +196,63 @@ impl DataDir {
     }
 
     /// Checkpoints that were damaged or unreadable. Without recovery points, logs are scanned whole; without log start offsets, a log begins with its
-    /// first segment.
+    /// first segment; without cleaner offsets, it is compacted from its beginning.
     pub fn faults(&self) -> &[CheckpointError] {
         &self.faults
     }
 
     /// What the checkpoints say of a partition, for opening its log.
     pub fn hints(&self, topic: &str, partition: u32) -> OpenHints {
+        let checkpoints = self.checkpoints();
         let of = |offsets: &PartitionOffsets| offsets.get(&(topic.to_owned(), partition)).copied().unwrap_or(0);
         OpenHints {
             clean_shutdown: self.was_clean,
-            recovery_point: of(&self.recovery_points),
-            log_start_offset: of(&self.log_start_offsets),
+            recovery_point: of(&checkpoints.now.recovery_points),
+            log_start_offset: of(&checkpoints.now.log_start_offsets),
         }
+    }
+
+    /// Up to where the cleaner's checkpoint calls a log clean.
+    pub fn cleaned_until(&self, topic: &str, partition: u32) -> Option<i64> {
+        self.checkpoints().now.cleaner_offsets.get(&(topic.to_owned(), partition)).copied()
+    }
+
+    /// The recovery point of a log as it stands on the disk.
+    pub fn written_recovery_point(&self, topic: &str, partition: u32) -> Option<i64> {
+        self.checkpoints().written.recovery_points.get(&(topic.to_owned(), partition)).copied()
+    }
+
+    /// Makes way for the log of this topic, and says what the checkpoints know of it: a folder of another topic is set aside, and
+    /// nothing that was said of a partition of the same name is on the disk any more when this returns.
+    ///
+    /// # Errors
+    /// [`IoFailure`]: the log must not be opened, for after a crash it could be taken for the other one.
+    pub fn admit(&self, topic: &str, partition: u32, topic_id: TopicId) -> Result<OpenHints, IoFailure> {
+        let path = self.partition_path(topic, partition);
+        let foreign = match checkpoint::read_partition_metadata(&*self.files, &path) {
+            Ok(found) => found.is_some_and(|found| found != topic_id),
+            Err(CheckpointError::Damaged { .. }) => false,
+            Err(CheckpointError::Io(failure)) => return Err(failure),
+        };
+        let key = (topic.to_owned(), partition);
+        if foreign {
+            self.update_checkpoints(|checkpoints| checkpoints.retain(|other| *other != key));
+        }
+        if self.is_stale(&key) {
+            self.write_checkpoints()?;
+        }
+        if foreign {
+            let aside = self.set_aside(topic, partition)?;
+            tracing::warn!(path = %path.display(), aside = %aside.display(), "folder of another topic of this name set aside");
+        }
+        Ok(self.hints(topic, partition))
+    }
+
+    /// Whether the checkpoints on the disk say something of a partition that was forgotten.
+    fn is_stale(&self, key: &(String, u32)) -> bool {
+        let checkpoints = self.checkpoints();
+        let mut files = checkpoints.now.files().into_iter().zip(checkpoints.written.files());
+        files.any(|((_, now), (_, written))| written.contains_key(key) && !now.contains_key(key))
     }
 
     /// Where a partition's folder is, or would be.
@@ -183,19 +278,53 @@ impl DataDir {
         Ok(folders)
     }
 
-    /// Writes how far each log was flushed.
-    pub fn write_recovery_points(&self, offsets: &PartitionOffsets) -> Result<(), IoFailure> {
-        checkpoint::write_offsets(&*self.files, &self.path, RECOVERY_POINTS, offsets)
+    /// Changes what the checkpoints are to say. Nothing is written yet.
+    pub fn update_checkpoints(&self, change: impl FnOnce(&mut Checkpoints)) {
+        let mut checkpoints = self.checkpoints();
+        change(&mut checkpoints.now);
+        checkpoints.changed = true;
     }
 
-    /// Writes where each log begins.
-    pub fn write_log_start_offsets(&self, offsets: &PartitionOffsets) -> Result<(), IoFailure> {
-        checkpoint::write_offsets(&*self.files, &self.path, LOG_START_OFFSETS, offsets)
+    /// Whether the checkpoints were changed since they were last written.
+    pub fn has_unwritten_checkpoints(&self) -> bool {
+        self.checkpoints().changed
     }
 
-    /// Writes each log's high watermark.
-    pub fn write_high_watermarks(&self, offsets: &PartitionOffsets) -> Result<(), IoFailure> {
-        checkpoint::write_offsets(&*self.files, &self.path, HIGH_WATERMARKS, offsets)
+    /// Writes the checkpoints that differ from those on the disk. Callers wait for each other: when this returns, what was changed
+    /// before it was called is on the disk.
+    ///
+    /// # Errors
+    /// [`IoFailure`]: some may have been written. They are written again next time.
+    pub fn write_checkpoints(&self) -> Result<(), IoFailure> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let (now, written) = {
+            let mut checkpoints = self.checkpoints();
+            checkpoints.changed = false;
+            (checkpoints.now.clone(), checkpoints.written.clone())
+        };
+        let result = now.files().into_iter().zip(written.files()).try_for_each(|((name, now), (_, written))| {
+            if now == written { Ok(()) } else { checkpoint::write_offsets(&*self.files, &self.path, name, now) }
+        });
+        let mut checkpoints = self.checkpoints();
+        match result {
+            Ok(()) => checkpoints.written = now,
+            Err(_) => checkpoints.changed = true,
+        }
+        result
+    }
+
+    fn checkpoints(&self) -> MutexGuard<'_, Checkpointing> {
+        self.checkpoints.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Renames a partition's folder so that nobody takes it for the partition's any more, as Kafka names strays. Returns where it
+    /// is now.
+    pub fn set_aside(&self, topic: &str, partition: u32) -> Result<PathBuf, IoFailure> {
+        let path = self.partition_path(topic, partition);
+        let aside = self.path.join(name_aside(topic, partition, &uuid::Uuid::new_v4().simple().to_string(), STRAY));
+        self.files.rename(&path, &aside).during("rename", &path)?;
+        self.files.sync_dir(&self.path).during("sync", &self.path)?;
+        Ok(aside)
     }
 
     /// Removes a partition's folder: renamed first, so that it is gone at once even if removing is cut short. Its log must be
@@ -206,10 +335,7 @@ impl DataDir {
         for byte in topic_id.as_bytes() {
             hex.push_str(&format!("{byte:02x}"));
         }
-        // As Kafka names it, cut to what a file system allows for a name.
-        let suffix = format!("-{partition}.{hex}{DELETED}");
-        let kept = topic.len().min(255 - suffix.len());
-        let aside = self.path.join(format!("{}{suffix}", topic.get(..kept).unwrap_or("topic")));
+        let aside = self.path.join(name_aside(topic, partition, &hex, DELETED));
         match self.files.rename(&path, &aside) {
             Ok(()) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
@@ -229,6 +355,16 @@ impl DataDir {
 
 /// How the folder of a deleted partition ends (Kafka's word).
 const DELETED: &str = "-delete";
+
+/// How the folder of a partition ends that nobody assigned (Kafka's word).
+const STRAY: &str = "-stray";
+
+/// What Kafka calls a folder that is a partition's no more, cut to what a file system allows for a name.
+fn name_aside(topic: &str, partition: u32, unique: &str, end: &str) -> String {
+    let suffix = format!("-{partition}.{unique}{end}");
+    let kept = topic.len().min(255 - suffix.len());
+    format!("{}{suffix}", topic.get(..kept).unwrap_or("topic"))
+}
 
 fn identify(files: &dyn Files, path: &Path, identity: &NewIdentity) -> Result<MetaProperties, DataDirError> {
     let file = path.join(META_PROPERTIES);

@@ -389,9 +389,11 @@ fn a_data_root_says_what_is_wrong_with_it() {
     let data_dir = open(&us).unwrap();
     assert!(!data_dir.was_clean());
     assert!(matches!(open(&us), Err(DataDirError::Locked(_))));
-    let offsets = [(("t".to_owned(), 0), 17)].into_iter().collect();
-    data_dir.write_recovery_points(&offsets).unwrap();
-    data_dir.write_log_start_offsets(&offsets).unwrap();
+    data_dir.update_checkpoints(|checkpoints| {
+        checkpoints.recovery_points.insert(("t".to_owned(), 0), 17);
+        checkpoints.log_start_offsets.insert(("t".to_owned(), 0), 17);
+    });
+    data_dir.write_checkpoints().unwrap();
     std::fs::create_dir(path.join("t-0")).unwrap();
     std::fs::create_dir(path.join("no-partition")).unwrap();
     assert_eq!(data_dir.partitions().unwrap().len(), 1);
@@ -428,4 +430,33 @@ fn a_data_root_says_what_is_wrong_with_it() {
     std::fs::remove_file(path.join("meta.properties")).unwrap();
     std::fs::create_dir(path.join("t-0")).unwrap();
     assert!(matches!(open(&us), Err(DataDirError::Unidentified(_))));
+}
+
+/// The timer, the cleaner and the closing broker write checkpoints at the same time. They once shared a temporary file
+/// without knowing of each other: one renamed what the other was still writing, and an older checkpoint could come last.
+#[test]
+fn checkpoints_written_at_once_end_as_the_newest() {
+    let root = tempfile::tempdir().unwrap();
+    let files: Arc<dyn headwater_storage::Files> = Arc::new(OsFiles::default());
+    let us = NewIdentity { cluster_id: "c".into(), broker_id: 4, directory_id: "d".into() };
+    let data_dir = DataDir::open(files, root.path(), &us).unwrap();
+    std::thread::scope(|scope| {
+        for partition in 0..4 {
+            let data_dir = &data_dir;
+            scope.spawn(move || {
+                for offset in 0..100 {
+                    let key = ("t".to_owned(), partition);
+                    data_dir.update_checkpoints(|checkpoints| {
+                        checkpoints.recovery_points.insert(key.clone(), offset);
+                    });
+                    data_dir.write_checkpoints().unwrap();
+                    // What another caller wrote meanwhile is newer, never older.
+                    let path = data_dir.path().join(checkpoint::RECOVERY_POINTS);
+                    let written = checkpoint::decode_offsets(&std::fs::read(path).unwrap()).unwrap();
+                    assert_eq!(written[&key], offset);
+                }
+            });
+        }
+    });
+    assert!(!data_dir.has_unwritten_checkpoints());
 }
