@@ -90,7 +90,7 @@ async fn a_full_disk_refuses_appends_by_name_until_there_is_room() {
 async fn groups_are_served_once_a_full_disk_has_room() {
     let dir = tempfile::tempdir().unwrap();
     let files = SimFiles::new(3);
-    files.fail(Fault::new(Operation::Reserve).on("__consumer_offsets-").full());
+    files.fail(Fault::new(Operation::Write).on("__consumer_offsets-").full());
     let broker = start_on(dir.path(), &files, &[]).await;
     let client = Client::connect(&broker).await;
     client.create_topic("t", 1, &[]).await;
