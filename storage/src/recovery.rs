@@ -256,17 +256,15 @@ impl Opening<'_> {
                 let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
                 return Err(Corruption { path, position: 0, offset: Some(base_offset), detail }.into());
             }
-            let opened = if number < first_scanned {
-                self.check(base_offset, bases.get(number + 1..).unwrap_or_default())?
-            } else {
-                let later = bases.get(number + 1..).unwrap_or_default();
-                let (opened, ends_here) = self.scan(base_offset, later)?;
-                if ends_here {
-                    self.remove_later(later)?;
-                    number = bases.len();
-                }
-                opened
+            let later = bases.get(number + 1..).unwrap_or_default();
+            let (opened, ends_here) = match number < first_scanned {
+                true => self.check(base_offset, later)?,
+                false => self.scan(base_offset, later)?,
             };
+            if ends_here {
+                self.remove_later(later)?;
+                number = bases.len();
+            }
             next_offset = opened.next_offset;
             number += 1;
             let opened = opened.active;
@@ -347,14 +345,21 @@ impl Opening<'_> {
     }
 
     /// A segment that was complete when it was last written: its ends are looked at, not what lies between.
-    fn check(&mut self, base_offset: i64, later: &[i64]) -> Result<OpenedSegment, OpenError> {
+    /// Also returns whether the log ends in it although later segments exist.
+    fn check(&mut self, base_offset: i64, later: &[i64]) -> Result<(OpenedSegment, bool), OpenError> {
         let next_base = later.first().copied();
         let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
         let metadata = self.place.files.metadata(&path).during("look at", &path)?;
         if !self.hints.clean_shutdown && next_base.is_some_and(|next| next >= self.hints.recovery_point) {
             [".index", ".timeindex", ".crc"].iter().try_for_each(|extension| self.sync_file(base_offset, extension))?;
         }
-        match scan::check_segment(self.place, base_offset, metadata, next_base)? {
+        let checked = scan::check_segment(self.place, base_offset, metadata, next_base);
+        let complete = matches!(checked, Ok(Checked::Complete(_)));
+        if !complete && !self.hints.clean_shutdown && self.first_written(later)?.is_none() {
+            // The crash came when the next segment had been begun and this one was not sealed yet.
+            return self.scan(base_offset, later);
+        }
+        match checked? {
             Checked::Complete(complete) => {
                 let active = Active {
                     segment: complete.segment,
@@ -369,7 +374,7 @@ impl Opening<'_> {
                     recent: RecentEnds::default(),
                     unflushed: None,
                 };
-                Ok(OpenedSegment { active, next_offset: complete.next_offset })
+                Ok((OpenedSegment { active, next_offset: complete.next_offset }, false))
             }
             Checked::Suspect(why) => {
                 tracing::info!(path = %path.display(), why, "reading the segment whole");
@@ -387,9 +392,7 @@ impl Opening<'_> {
                 if let Some(fault) = scanned.fault.as_ref().filter(|_| !zeros_follow) {
                     return Err(fault.corruption(&path).into());
                 }
-                // A crash while the next segment was begun leaves the last one's derived files unfinished.
-                let torn = !self.hints.clean_shutdown && self.first_written(later)?.is_none();
-                self.adopt(scanned, metadata.modified_ms, torn)
+                Ok((self.adopt(scanned, metadata.modified_ms, false)?, false))
             }
         }
     }

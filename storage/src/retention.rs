@@ -81,8 +81,7 @@ impl Log {
         let before_start = (0..self.sealed.len()).take_while(|n| self.end_of_sealed(*n) <= self.log_start).count();
         let count = count.min(below_watermark).max(before_start);
         if count > 0 {
-            self.log_start = self.log_start.max(self.end_of_sealed(count - 1));
-            self.delete_first(count, now_ms)?;
+            self.delete_first(count, self.log_start.max(self.end_of_sealed(count - 1)), now_ms)?;
         }
         Ok(Some(self.log_start).filter(|start| *start != before))
     }
@@ -99,12 +98,12 @@ impl Log {
             return Ok(self.log_start);
         }
         self.flush_active()?;
+        self.publish();
         if before == self.next_offset && self.active.size > 0 {
             self.roll(now_ms)?;
         }
-        self.log_start = before;
         let count = (0..self.sealed.len()).take_while(|n| self.end_of_sealed(*n) <= before).count();
-        self.delete_first(count, now_ms)?;
+        self.delete_first(count, before, now_ms)?;
         Ok(self.log_start)
     }
 
@@ -182,9 +181,10 @@ impl Log {
         self.sealed.get(number + 1).map_or(self.active.segment.base_offset, SegmentEntry::base_offset)
     }
 
-    /// Removes the first `count` sealed segments. Readers see a log without them before their files go.
-    fn delete_first(&mut self, count: usize, now_ms: i64) -> Result<(), LogError> {
+    /// Moves the log start, and removes the first `count` sealed segments. Readers see a log without them before their files go.
+    fn delete_first(&mut self, count: usize, log_start: i64, now_ms: i64) -> Result<(), LogError> {
         let owed = self.producers_owed(count, now_ms)?;
+        self.log_start = log_start;
         let deleted: Vec<SegmentEntry> = self.sealed.drain(..count).collect();
         if std::sync::Arc::make_mut(&mut self.epochs).start_at(self.log_start) {
             self.epochs_changed = true;

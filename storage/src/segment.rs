@@ -299,11 +299,24 @@ impl Segment {
         Ok(())
     }
 
-    /// Replaces both indexes by these entries, durably.
+    /// Replaces both indexes by these entries, durably once the directory is synced.
     pub(crate) fn rewrite_indexes(&self, entries: IndexBytes) -> Result<(), IoFailure> {
-        *lock(&self.offsets) = IndexTail { in_file: 0, bytes: entries.offsets };
-        *lock(&self.times) = IndexTail { in_file: 0, bytes: entries.times };
-        self.spill(true)
+        self.rewrite_one::<OffsetEntry>(&self.offsets, &entries.offsets)?;
+        self.rewrite_one::<TimeEntry>(&self.times, &entries.times)
+    }
+
+    /// Written aside: half the old entries and half the new could pass for an index.
+    fn rewrite_one<E: IndexEntry>(&self, tail: &Mutex<IndexTail>, bytes: &[u8]) -> Result<(), IoFailure> {
+        let (path, aside) = (self.path(E::EXTENSION), self.path(&format!("{}.tmp", E::EXTENSION)));
+        let write = || {
+            let file = self.files.open(&aside, OpenMode::Create)?;
+            file.write_at(0, &[std::io::IoSlice::new(bytes)])?;
+            file.sync_all()?;
+            self.files.rename(&aside, &path)
+        };
+        write().during("write", &path)?;
+        *lock(tail) = IndexTail { in_file: bytes.len() as u64, bytes: Vec::new() };
+        Ok(())
     }
 
     /// Where to begin to look for an offset: the position of a batch that begins at or before it.
