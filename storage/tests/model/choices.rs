@@ -1,6 +1,7 @@
 //! Where the model's decisions come from: a seed, or the bytes of a fuzzer.
 
 /// Answers every question that a random test asks.
+#[allow(dead_code)] // the fuzz target has bytes only
 pub(crate) enum Choices<'a> {
     /// A stream of numbers that follows from its seed (SplitMix64).
     Seed(u64),
