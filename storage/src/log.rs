@@ -21,7 +21,7 @@ use crate::checkpoint::segment_file_name;
 use crate::config::{LogConfig, LogIdentity, OpenHints};
 use crate::epochs::{self, LeaderEpochs};
 use crate::error::{AppendError, During, IoFailure, LogError, OpenError, Poisoned};
-use crate::files::{self, Files, OpenMode};
+use crate::files::{self, Files};
 use crate::index::{IndexBuilder, IndexBytes};
 use crate::metrics as names;
 use crate::producers::{self, Admission, LastSequence, ProducerState, SequenceError};
@@ -679,17 +679,7 @@ impl Log {
     pub(crate) fn write_snapshot(&self, offset: i64, producers: &ProducerState) -> Result<(), IoFailure> {
         let path = self.dir.join(segment_file_name(offset, producers::EXTENSION));
         let bytes = producers::encode_snapshot(&producers.snapshot());
-        let write = || {
-            let file = self.files.open(&path, OpenMode::Create)?;
-            file.write_at(0, &[std::io::IoSlice::new(&bytes)])?;
-            file.sync_all()
-        };
-        let written = write().during("write", &path);
-        if written.is_err() {
-            // Half a snapshot is of no use to anybody; that it cannot be removed either changes nothing.
-            let _ = self.files.remove_file(&path);
-        }
-        written
+        files::replace(&*self.files, &path, &bytes).during("write", &path)
     }
 
     /// Shows readers the list of segments anew, and everything else.

@@ -276,3 +276,18 @@ fn an_index_is_written_anew_as_a_whole() {
         assert!(report.faults.is_empty(), "seed {seed}, {operations} operations: {report:#?}");
     }
 }
+
+/// Closing a log writes a snapshot at its end, which may be where its only segment begins: there one stood already, and was written over in
+/// place. With the write failed, nobody knew the producers any more.
+#[test]
+fn a_snapshot_that_cannot_be_written_leaves_the_one_before() {
+    let files = disk(0);
+    let (mut log, _) = open(&files, &small_segments(), hints(0, 0));
+    let options = BuildOptions { producer_id: 7, producer_epoch: 0, base_sequence: 0, ..BuildOptions::default() };
+    log.append(&[batch_of(options, NOW, &[&[1; 700]])], 0, NOW).unwrap();
+    log.delete_records(1, 1, NOW).unwrap();
+    files.fail(Fault::new(Operation::Write).on(".snapshot"));
+    assert!(log.close().is_err());
+    let (log, _) = open(&files.crash(), &small_segments(), hints(1, 1));
+    assert_eq!(log.last_sequence(7).map(|last| last.sequence), Some(0));
+}
