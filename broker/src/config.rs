@@ -233,7 +233,7 @@ keys! {
     "loan.bytes" => loan_bytes [((64 << 20)..=(1 << 30))], "a whole number from 67108864 to 1073741824",
         "Memory for frames that are larger than their stream's share of credit, in bytes, all connections together.";
     "open.segments.max" => open_segments [(64..=1_000_000)], "a whole number from 64 to 1000000",
-        "Segments that are open and mapped at once. The operating system bounds files and mappings of a process.";
+        "Segments that are open and mapped at once, but at most a quarter of the files that the process may open.";
     "num.partitions" => default_partitions [(1..=100_000)], "a whole number from 1 to 100000",
         "Partitions of a topic that is created without saying how many.";
     "default.replication.factor" => default_replication_factor [(1..=1)], "1",

@@ -25,6 +25,9 @@ pub enum PartitionError {
     /// No room; the next append tries again.
     #[error("no room on the disk: {0}")]
     DiskFull(Arc<str>),
+    /// Too many open files or maps for now.
+    #[error("the broker is at a limit of its process: {0}")]
+    Exhausted(Arc<str>),
     /// The batch does not follow the producer's last one.
     #[error("{0}")]
     Sequence(SequenceError),
@@ -107,6 +110,7 @@ impl PartitionError {
         match self {
             PartitionError::Fenced(_) => ErrorCode::PartitionFenced,
             PartitionError::DiskFull(_) => ErrorCode::DiskFull,
+            PartitionError::Exhausted(_) => ErrorCode::Overloaded,
             PartitionError::Sequence(error) => match error {
                 SequenceError::OldEpoch { .. } => ErrorCode::InvalidProducerEpoch,
                 SequenceError::OutOfOrder { .. } => ErrorCode::OutOfOrderSequence,

@@ -360,6 +360,7 @@ impl Sending<'_> {
                 end_offset: offsets.high_watermark,
             },
             ReadError::Closed => self.watermarks.borrow().ended.clone().unwrap_or(PartitionError::ShuttingDown),
+            ReadError::Io(_) if error.retryable() => PartitionError::Exhausted(error.to_string().into()),
             ReadError::Io(_) | ReadError::Corruption(_) => self.partition.fence(&error),
         })
     }

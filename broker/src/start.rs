@@ -20,7 +20,7 @@ use crate::pool::Pool;
 use crate::server::Connections;
 use crate::shared::Shared;
 use crate::topic_config::{TopicConfig, TopicDefaults};
-use crate::{admin, import, quic, runtime, server, tls};
+use crate::{admin, import, os, quic, runtime, server, tls};
 use headwater_proto::{ResetCode, TopicId};
 use headwater_storage::import::{self as storage_import, Manifest};
 use headwater_storage::{DataDir, Files, NewIdentity, OsFiles};
@@ -53,12 +53,12 @@ pub struct Broker {
 
 impl Broker {
     /// Starts a broker in the current tokio runtime; [`crate::runtime::build`] makes the one that suits it best. Returns
-    /// once everything was recovered and clients are served.
+    /// once everything was recovered and clients are served. Raises the process's soft limit on open files to the hard one.
     ///
     /// # Errors
     /// [`StartError`]: nothing was started.
     pub async fn start(config: BrokerConfig) -> Result<Broker, StartError> {
-        let files = Arc::new(OsFiles::with_open_limit(config.open_segments as usize));
+        let files = Arc::new(OsFiles::with_open_limit(os::open_segments(config.open_segments)));
         Broker::start_on(config, files).await
     }
 

@@ -260,3 +260,33 @@ async fn a_flush_without_room_for_the_leader_epochs_is_tried_again_and_then_ackn
     assert_eq!(&reader.read_to(1).await[0].1[..], b"kept");
     assert!(broker.shutdown().await);
 }
+
+/// With more open segments configured than the process may open files, whoever came next fenced a healthy partition until the next start.
+#[tokio::test]
+async fn too_many_open_files_are_told_and_fence_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(6);
+    let broker = start_on(dir.path(), &files, &[]).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("first", 1, &[]).await;
+    assert_eq!(produced(&client, &topic, b"kept").await.error, None);
+    // This disk keeps few segments open: those of these topics, not that of the first.
+    for number in 0..8 {
+        let other = client.create_topic(&format!("other{number}"), 1, &[]).await;
+        for _ in 0..2 {
+            assert_eq!(produced(&client, &other, b"x").await.error, None);
+        }
+    }
+    files.fail(Fault::new(Operation::Open).on("first-0").exhausted());
+    let refused = produced(&client, &topic, b"refused").await.error.unwrap();
+    assert_eq!((code(Some(&refused)), refused.retryable), (ErrorCode::Overloaded, true));
+    let (mut reader, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    let (last, _) = reader.data().await;
+    assert_eq!(code(last.error.as_ref()), ErrorCode::Overloaded);
+    files.heal();
+    let done = produced(&client, &topic, b"again").await;
+    assert_eq!((done.error, done.batches[0].base_offset), (None, 1));
+    let (mut reader, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    assert_eq!(reader.read_to(2).await.len(), 2);
+    assert!(broker.shutdown().await);
+}

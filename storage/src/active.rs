@@ -235,6 +235,12 @@ impl Active {
         Ok(())
     }
 
+    /// Takes the file in hand, so that neither a write nor a sync has to open it.
+    pub(crate) fn hold(&mut self) -> Result<(), IoFailure> {
+        self.unflushed = Some(self.file()?);
+        Ok(())
+    }
+
     fn file(&self) -> Result<Arc<dyn File>, IoFailure> {
         if let Some(file) = &self.unflushed {
             return Ok(Arc::clone(file));

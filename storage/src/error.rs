@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use headwater_proto::batch::BatchError;
 
-use crate::files::is_full;
+use crate::files::{is_exhausted, is_full};
 
 /// The operating system refused something.
 #[derive(Debug, thiserror::Error)]
@@ -261,21 +261,29 @@ impl OpenError {
 impl AppendError {
     /// Whether the same call may succeed later without anybody changing anything.
     pub fn retryable(&self) -> bool {
-        matches!(self, AppendError::FullDisk(_))
+        match self {
+            AppendError::FullDisk(_) => true,
+            AppendError::Io(failure) => is_exhausted(&failure.error),
+            _ => false,
+        }
     }
 }
 
 impl LogError {
     /// Whether the same call may succeed later without anybody changing anything.
     pub fn retryable(&self) -> bool {
-        matches!(self, LogError::FullDisk(_))
+        match self {
+            LogError::FullDisk(_) => true,
+            LogError::Io(failure) => is_exhausted(&failure.error),
+            _ => false,
+        }
     }
 }
 
 impl ReadError {
     /// Whether the same call may succeed later without anybody changing anything.
     pub fn retryable(&self) -> bool {
-        false
+        matches!(self, ReadError::Io(failure) if is_exhausted(&failure.error))
     }
 }
 

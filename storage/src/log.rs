@@ -379,6 +379,14 @@ impl Log {
         result
     }
 
+    /// The segment that is written could not be opened: that passes if there are too many open files, and nothing else does.
+    fn not_opened(&mut self, failure: IoFailure) -> LogError {
+        if !files::is_exhausted(&failure.error) {
+            self.poison(failure.to_string());
+        }
+        LogError::Io(failure)
+    }
+
     fn poison(&mut self, reason: String) {
         if self.poisoned.is_none() {
             metrics::counter!(names::POISONED).increment(1);
@@ -453,12 +461,18 @@ impl Log {
             return Ok(());
         }
         let mut begun = match self.reserve_for(&runs, now_ms) {
-            Ok(begun) => begun.into_iter(),
+            Ok(begun) => begun,
             Err(error) => {
-                metrics::counter!(names::DISK_FULL).increment(u64::from(error.retryable()));
+                metrics::counter!(names::DISK_FULL).increment(u64::from(matches!(error, LogError::FullDisk(_))));
                 return Err(error.into());
             }
         };
+        // Once something is written, nothing may fail for want of a descriptor.
+        if let Err(failure) = self.active.hold().and_then(|()| begun.iter_mut().try_for_each(Active::hold)) {
+            begun.iter().for_each(|unused| self.discard(unused));
+            return Err(self.not_opened(failure).into());
+        }
+        let mut begun = begun.into_iter();
         let mut bytes_written = 0;
         if let Err(error) = self.write_runs(runs, &mut begun, &mut bytes_written, now_ms) {
             if bytes_written > 0 {
@@ -590,7 +604,7 @@ impl Log {
         self.active.trim()?;
         let mut complete = true;
         let mut unless_full = |result: Result<(), IoFailure>| match result {
-            Err(failure) if files::is_full(&failure.error) => {
+            Err(failure) if files::is_full(&failure.error) || files::is_exhausted(&failure.error) => {
                 tracing::warn!(%failure, "a segment is sealed without it");
                 complete = false;
                 Ok(())
@@ -652,6 +666,9 @@ impl Log {
             return Ok(());
         }
         let began = Instant::now();
+        if let Err(failure) = self.active.hold() {
+            return Err(self.not_opened(failure));
+        }
         if let Err(failure) = self.active.sync() {
             // Full or not: after a failed sync the pages may count as clean without being on the disk.
             self.poison(failure.to_string());

@@ -94,6 +94,11 @@ impl Fault {
         Fault { times, ..self }
     }
 
+    /// With EMFILE: the process has too many open files.
+    pub fn exhausted(self) -> Fault {
+        Fault { errno: libc::EMFILE, ..self }
+    }
+
     /// With ENOSPC.
     pub fn full(self) -> Fault {
         Fault { errno: libc::ENOSPC, ..self }

@@ -415,6 +415,7 @@ fn log_error(error: &LogError) -> PartitionError {
             log_start_offset: range.log_start,
             end_offset: range.log_end,
         },
+        LogError::Io(_) if error.retryable() => PartitionError::Exhausted(error.to_string().into()),
         LogError::Io(_) | LogError::Poisoned(_) | LogError::Corruption(_) => fenced(error),
         LogError::Misuse(_) => PartitionError::Internal(error.to_string().into()),
     }

@@ -330,6 +330,7 @@ fn run(job: Job<Work>, mut log: Box<Log>, reports: &mpsc::UnboundedSender<Report
                         refused = Some(PartitionError::TooLarge { bytes: size, limit });
                     }
                     AppendError::OldEpoch { given, .. } => refused = Some(PartitionError::NotLeader(given)),
+                    error if error.retryable() => refused = Some(PartitionError::Exhausted(error.to_string().into())),
                     error => refused = Some(PartitionError::Internal(error.to_string().into())),
                 },
             }
