@@ -10,7 +10,7 @@
 //! right here, and whatever is compressed, large or has many records on the I/O pool.
 //!
 //! Owns: one stream. Refuses: to decide on credit ([`crate::credit`]) and durability ([`crate::partition::state`]).
-//! Read next: [`crate::partition`].
+//! Read next: `partition/state.rs`, what the partition decides.
 
 use crate::clock::now_ms;
 use crate::credit::{CreditExceeded, StreamCredit};

@@ -136,3 +136,8 @@ impl Client {
         self.connections.close().await;
     }
 }
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

@@ -2,7 +2,8 @@
 //!
 //! Owns: offsets, the group append, flushing, rolling, the checkpoint files of the partition's folder, and the picture that readers
 //! see. Refuses: deciding about durability (it says what is flushed, the broker says who waits for that), and any use by two threads.
-//! Every method may block. Read next: `active.rs` for the write itself, `recovery.rs` for opening, `retention.rs` for deleting.
+//! Every method may block. Read next: `broker/src/fetch.rs` for the way out; of the log itself `active.rs` (the write),
+//! `recovery.rs` (opening), `retention.rs` (deleting).
 //!
 //! Always: `log_start <= next_offset` and `flushed <= next_offset`; epochs never fall; at most `unflushed_limit_bytes` lie between
 //! `flushed` and the end; after a failed write or sync nothing is written at all.
