@@ -88,7 +88,8 @@ impl Active {
                 reserved = file.len().during("look at", old)?;
                 files.rename(old, &path).during("rename", old)?;
             }
-            None => drop(files.open(&path, OpenMode::CreateNew).during("create", &path)?),
+            // One that could not be removed when it was given up holds nothing.
+            None => drop(files.open(&path, OpenMode::Create).during("create", &path)?),
         }
         let mut active = Active {
             segment,

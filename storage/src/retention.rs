@@ -190,9 +190,9 @@ impl Log {
             self.epochs_changed = true;
         }
         self.relist();
-        for entry in &deleted {
-            self.delete(entry, now_ms)?;
-        }
+        // One that stayed, with those behind it gone, would be a hole when the log is opened again.
+        let result = deleted.iter().try_for_each(|entry| self.delete(entry, now_ms));
+        self.poison_on_error(result.map_err(LogError::from))?;
         metrics::counter!(names::SEGMENTS_DELETED).increment(count as u64);
         if count > 0 {
             if let Some((base_offset, producers)) = owed {

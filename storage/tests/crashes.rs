@@ -291,3 +291,38 @@ fn a_snapshot_that_cannot_be_written_leaves_the_one_before() {
     let (log, _) = open(&files.crash(), &small_segments(), hints(1, 1));
     assert_eq!(log.last_sequence(7).map(|last| last.sequence), Some(0));
 }
+
+/// A segment that was begun and then given up for want of room could not be removed. It was in the way of every roll from then on.
+#[test]
+fn a_segment_that_cannot_be_given_up_is_taken_up_again() {
+    let files = disk(0);
+    let (mut log, _) = open(&files, &small_segments(), hints(0, 0));
+    log.append(&[one(&[0; 900], NOW)], 0, NOW).unwrap();
+    files.set_capacity(Some(files.used_bytes()));
+    files.fail(Fault::new(Operation::Remove).on(".log").times(1));
+    assert!(log.append(&[one(&[1; 900], NOW)], 0, NOW).is_err());
+    files.set_capacity(None);
+    assert!(!log.is_poisoned());
+    log.append(&[one(&[2; 900], NOW)], 0, NOW).unwrap();
+    assert_eq!(log.flush().unwrap(), 2);
+}
+
+/// A deleted segment could not be removed, and the log went on without it, and deleted the ones behind it. When it was opened again,
+/// it had a hole, and counted as damaged.
+#[test]
+fn a_deletion_that_fails_is_finished_before_the_next_one() {
+    for after in 0..12 {
+        let files = disk(0);
+        let (mut log, _) = open(&files, &small_segments(), hints(0, 0));
+        (0..6).for_each(|n| drop(log.append(&[one(&[n; 900], NOW)], 0, NOW).unwrap()));
+        log.flush().unwrap();
+        files.fail(Fault::new(Operation::Remove).after(after).times(1));
+        let start = log.delete_records(3, 6, NOW).map_or(0, |start| start);
+        let _ = log.delete_records(5, 6, NOW);
+        drop(log);
+        files.heal();
+        let (log, _) = open(&files, &small_segments(), hints(0, start));
+        let start = log.log_start_offset();
+        assert_eq!(offsets(&log.reader()), (start..6).collect::<Vec<_>>(), "after {after} removals");
+    }
+}

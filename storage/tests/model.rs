@@ -22,7 +22,7 @@ fn setting(name: &str, default: u64) -> u64 {
 #[test]
 fn a_log_is_its_model_whatever_happens_to_its_disk() {
     let first = setting("HEADWATER_MODEL_SEED", 0);
-    for seed in first..first + setting("HEADWATER_MODEL_CASES", 64) {
+    for seed in first..first + setting("HEADWATER_MODEL_CASES", 200) {
         let lived = std::panic::catch_unwind(|| World::new(Choices::Seed(seed)).run(OPERATIONS));
         if let Err(panic) = lived {
             eprintln!("again: HEADWATER_MODEL_SEED={seed} HEADWATER_MODEL_CASES=1");

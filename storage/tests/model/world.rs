@@ -64,7 +64,7 @@ pub(crate) struct World<'a> {
     /// A fault was injected; the disk was made full.
     faulty: bool,
     full: bool,
-    /// The disk was full, and nothing was flushed since; it was full or faulty once.
+    /// The disk was full or faulty, and nothing was flushed since; it was so once.
     behind: bool,
     was_troubled: bool,
     /// What was done.
@@ -350,7 +350,7 @@ impl<'a> World<'a> {
         trace!(self, "flush");
         if let Some(flushed) = self.explained(result, "flush") {
             assert_eq!(flushed, self.expected.end);
-            self.behind = self.full;
+            self.behind = self.full || self.faulty;
         }
         if self.choices.one_in(2) {
             self.raise_watermark();
@@ -678,7 +678,7 @@ impl<'a> World<'a> {
         let after = self.choices.below(4) as u64;
         trace!(self, "{operation:?} of {path:?} fails, after {after} more");
         self.files.fail(Fault::new(operation).on(path).after(after).times(1));
-        (self.faulty, self.was_troubled) = (true, true);
+        (self.faulty, self.behind, self.was_troubled) = (true, true, true);
     }
 
     fn fill_disk(&mut self) {
@@ -793,7 +793,7 @@ impl<'a> World<'a> {
             .map(|batch| batch.bytes.len())
             .sum();
         let largest = expected.live().iter().map(|batch| batch.bytes.len()).max().unwrap_or(0);
-        // Without room for leader epochs, what is flushed does not count as flushed before the next flush.
+        // While leader epochs cannot be written, what is flushed does not count as flushed.
         assert!(
             self.behind || unflushed as u64 <= self.config.unflushed_limit_bytes.max(largest as u64),
             "{unflushed} unflushed"
