@@ -34,8 +34,8 @@ pub(crate) struct Partitions {
     /// Threads of the pool: so many partitions are opened or closed at once.
     parallel: usize,
     open: Mutex<HashMap<Key, PartitionHandle>>,
-    /// Only one change at a time.
-    applying: tokio::sync::Mutex<()>,
+    /// Only one change at a time; whether there was one before. What the first one opens was there when the broker started.
+    applying: tokio::sync::Mutex<bool>,
     /// The offsets that the checkpoints were last made of; held while they are made.
     seen: tokio::sync::Mutex<HashMap<Key, Offsets>>,
 }
@@ -78,7 +78,7 @@ impl Partitions {
     /// Brings what is open in line with `assigned`, which is everything that this broker leads: lets go of and deletes what
     /// is gone, opens or creates what is new, configures what changed. Returns once that is done.
     pub(crate) async fn apply(&self, assigned: Vec<AssignedPartition>) {
-        let _one_at_a_time = self.applying.lock().await;
+        let mut applied_before = self.applying.lock().await;
         let wanted: HashMap<Key, AssignedPartition> =
             assigned.into_iter().map(|assigned| ((assigned.topic_id, assigned.partition), assigned)).collect();
         let (mut gone, mut new) = (Vec::new(), Vec::new());
@@ -113,7 +113,8 @@ impl Partitions {
         stream::iter(ending).for_each_concurrent(self.parallel, |ending| ending).await;
         self.forget(&gone).await;
         stream::iter(gone).for_each_concurrent(self.parallel, |handle| self.remove(handle)).await;
-        self.open_all(new).await;
+        self.open_all(new, *applied_before).await;
+        *applied_before = true;
     }
 
     /// Nothing that the checkpoints say of these partitions counts any more.
@@ -140,12 +141,12 @@ impl Partitions {
         }
     }
 
-    async fn open_all(&self, mut new: Vec<AssignedPartition>) {
+    async fn open_all(&self, mut new: Vec<AssignedPartition>, created: bool) {
         new.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
         let (total, began) = (new.len(), Instant::now());
         let Some(data_dir) = self.data_dir() else { return };
         let mut opening = stream::iter(new)
-            .map(|assigned| self.open_one(Arc::clone(&data_dir), assigned))
+            .map(|assigned| self.open_one(Arc::clone(&data_dir), assigned, created))
             .buffer_unordered(self.parallel);
         let (mut done, mut told) = (0, Instant::now());
         while let Some(handle) = opening.next().await {
@@ -158,7 +159,7 @@ impl Partitions {
         }
     }
 
-    async fn open_one(&self, data_dir: Arc<DataDir>, assigned: AssignedPartition) -> PartitionHandle {
+    async fn open_one(&self, data_dir: Arc<DataDir>, assigned: AssignedPartition, created: bool) -> PartitionHandle {
         let recovering = Counted::new(&self.context.metrics.partitions_recovering);
         let identity = LogIdentity {
             topic: assigned.topic.to_string(),
@@ -172,7 +173,7 @@ impl Partitions {
             .context
             .pool
             .run(move || {
-                let hints = admitting.admit(&identity.topic, identity.partition, identity.topic_id)?;
+                let hints = admitting.admit(&identity.topic, identity.partition, identity.topic_id, created)?;
                 Log::open(Arc::clone(admitting.files()), &path, identity, config, hints, now_ms())
             })
             .await;
@@ -214,7 +215,7 @@ impl Partitions {
             handle.delete().await;
             again.push(handle.assigned());
         }
-        self.open_all(again).await;
+        self.open_all(again, false).await;
     }
 
     /// Writes down how far each log is flushed, where it begins, and its high watermark, where that changed.

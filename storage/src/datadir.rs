@@ -222,15 +222,16 @@ impl DataDir {
         self.checkpoints().written.recovery_points.get(&(topic.to_owned(), partition)).copied()
     }
 
-    /// Makes way for the log of this topic, and says what the checkpoints know of it: a folder of another topic is set aside, and
-    /// nothing that was said of a partition of the same name is on the disk any more when this returns.
+    /// Makes way for the log of a topic that is `created` now, and says what the checkpoints know of it: a folder of another
+    /// topic is set aside, and nothing that was said of a partition of the same name is on the disk any more when this returns.
+    /// A log that was there before (not `created`) has its folder: one that names another topic is damaged, and stays where it is.
     ///
     /// # Errors
     /// [`IoFailure`]: the log must not be opened, for after a crash it could be taken for the other one.
-    pub fn admit(&self, topic: &str, partition: u32, topic_id: TopicId) -> Result<OpenHints, IoFailure> {
+    pub fn admit(&self, topic: &str, partition: u32, topic_id: TopicId, created: bool) -> Result<OpenHints, IoFailure> {
         let path = self.partition_path(topic, partition);
         let foreign = match checkpoint::read_partition_metadata(&*self.files, &path) {
-            Ok(found) => found.is_some_and(|found| found != topic_id),
+            Ok(found) => created && found.is_some_and(|found| found != topic_id),
             Err(CheckpointError::Damaged { .. }) => false,
             Err(CheckpointError::Io(failure)) => return Err(failure),
         };
