@@ -217,3 +217,13 @@ fn damage_after_a_clean_end_is_named_and_never_served() {
 fn damage_after_a_crash_is_named_and_never_served() {
     every_damage(false);
 }
+
+#[test]
+fn a_partition_that_is_being_written_is_not_called_damaged() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    for size in [1, 60_000, 150_000] {
+        broker.run_with(&["produce", "t"], "x".repeat(size) + "\n").ok();
+        run(&["segment", "verify", broker.partition("t-0").to_str().expect("plain")]).ok();
+    }
+}

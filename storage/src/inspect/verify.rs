@@ -204,6 +204,11 @@ impl<'a> Verifier<'a> {
             self.end_offset = Some(header.next_offset());
             first = false;
         }
+        // Both indexes are written when a segment is rolled or closed: without either it is the one that is being written.
+        let no_index = |kind| self.target.small_file(&segment.sibling(kind)).map(|bytes| bytes.is_none());
+        if segment.next_base_offset.is_none() && no_index("index")? && no_index("timeindex")? {
+            self.unfinished = true;
+        }
         offsets.finish(log_end, self.unfinished, self.gaps.compacted(), damaged.is_empty(), &mut self.findings);
         times.finish(segment.next_base_offset.is_none() && self.unfinished, &mut self.findings);
         transactions.finish(damaged.is_empty() && !self.gaps.compacted(), &mut self.findings);
