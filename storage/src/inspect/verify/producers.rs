@@ -25,6 +25,8 @@ pub(super) struct SnapshotCheck {
     snapshots: Vec<(i64, String, Vec<SnapshotEntry>)>,
     producers: HashMap<i64, LastBatch>,
     first_offset: Option<i64>,
+    /// The offset after the last batch that was seen.
+    reached: i64,
 }
 
 impl SnapshotCheck {
@@ -44,7 +46,7 @@ impl SnapshotCheck {
             }
         }
         snapshots.sort_by_key(|(offset, ..)| std::cmp::Reverse(*offset));
-        Ok(SnapshotCheck { snapshots, producers: HashMap::new(), first_offset: None })
+        Ok(SnapshotCheck { snapshots, producers: HashMap::new(), first_offset: None, reached: 0 })
     }
 
     pub(super) fn batch(&mut self, header: &BatchHeader, compacted: bool, findings: &mut Findings) {
@@ -52,6 +54,7 @@ impl SnapshotCheck {
         while let Some((offset, file, entries)) = self.snapshots.pop_if(|(offset, ..)| *offset <= header.base_offset) {
             self.compare(offset, &file, &entries, compacted, findings);
         }
+        self.reached = header.next_offset();
         if header.is_idempotent() && !self.snapshots.is_empty() {
             let seen = self.producers.entry(header.producer_id).or_insert(LastBatch {
                 epoch: header.producer_epoch,
@@ -87,6 +90,8 @@ impl SnapshotCheck {
             if self.first_offset.is_none_or(|first| entry.last_offset < first) {
                 continue;
             }
+            // Compaction may have left no batch there: the producer has a later one.
+            let compacted = compacted || entry.last_offset >= self.reached;
             let Some(seen) = self.producers.get(&entry.producer_id) else {
                 if !compacted {
                     let detail = format!("producer {} has no batch before offset {offset}", entry.producer_id);
