@@ -190,20 +190,17 @@ impl Log {
             self.epochs_changed = true;
         }
         self.relist();
-        // One that stayed, with those behind it gone, would be a hole when the log is opened again.
         let result = deleted.iter().try_for_each(|entry| self.delete(entry, now_ms));
+        if let Some((base_offset, producers)) = owed {
+            self.give_up_recycled();
+            if let Err(failure) = self.write_snapshot(base_offset, &producers) {
+                tracing::warn!(%failure, "what deleted segments knew of producers is in memory only");
+            }
+        }
+        // One that stayed, with those behind it gone, would be a hole when the log is opened again.
         self.poison_on_error(result.map_err(LogError::from))?;
         metrics::counter!(names::SEGMENTS_DELETED).increment(count as u64);
         if count > 0 {
-            if let Some((base_offset, producers)) = owed {
-                self.give_up_recycled();
-                match self.write_snapshot(base_offset, &producers) {
-                    Err(failure) if files::is_full(&failure.error) => {
-                        tracing::warn!(%failure, "what deleted segments knew of producers is in memory only");
-                    }
-                    result => result?,
-                }
-            }
             self.write_epochs()?;
         }
         Ok(())

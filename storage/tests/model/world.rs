@@ -509,6 +509,7 @@ impl<'a> World<'a> {
         let cut = self.explained(result, "truncate").is_some();
         if cut {
             self.expected.truncate(to, now_ms);
+            self.forget_deleted();
         } else if self.log().is_poisoned() || self.files.is_off() {
             self.expected.perhaps = self.expected.truncate(to, now_ms);
             self.cutting = true;
@@ -626,6 +627,28 @@ impl<'a> World<'a> {
                 self.expected.expired.push(id);
             }
         }
+        self.forget_expired();
+    }
+
+    /// A disk that is full when a segment is sealed, and when it is deleted, has no room for what it knew of producers: those whose
+    /// batches are gone may be forgotten.
+    fn forget_deleted(&mut self) {
+        let start = self.expected.log_start;
+        let log = self.log.as_ref().unwrap();
+        let is_forgotten = |(id, known): &(&i64, &expected::KnownProducer)| {
+            let deleted = known.batches.last().filter(|last| last.3 < start);
+            deleted.is_some_and(|last| log.last_sequence(**id).is_none_or(|found| found.offset < last.3))
+        };
+        let forgotten: Vec<i64> = self.expected.producers.iter().filter(is_forgotten).map(|(id, _)| *id).collect();
+        for id in forgotten {
+            assert!(self.was_troubled || self.expected.expired.contains(&id), "producer {id} was forgotten");
+            self.expected.expired.push(id);
+        }
+        self.forget_expired();
+    }
+
+    /// A producer that the log forgot sends nothing more.
+    fn forget_expired(&mut self) {
         let expired = self.expected.expired.clone();
         self.sent.retain(|batch| !expired.contains(&batch.header.producer_id));
     }
@@ -757,8 +780,8 @@ impl<'a> World<'a> {
                     assert_eq!((start, end), (self.expected.log_start, self.expected.end));
                     assert_eq!((report.cut, report.rebuilt), (None, Vec::new()));
                 }
-                self.log = Some(log);
                 self.expected.reopened(start, end, self.checkpointed_start, self.now_ms);
+                self.log = Some(log);
                 self.high_watermark = self.high_watermark.clamp(start, end);
                 break;
             }
@@ -770,6 +793,7 @@ impl<'a> World<'a> {
                 self.heal();
             }
         }
+        self.forget_deleted();
         let reader = self.reader();
         self.read(&reader, self.expected.log_start, self.expected.end, 1 << 20);
     }
