@@ -1,4 +1,5 @@
-//! What each operating system does in its own way: space reserved in a file, and the CPU time of this process.
+//! What each operating system does in its own way: space reserved in a file, the CPU time of this process, and how exactly a
+//! thread sleeps.
 //!
 //! Owns: the differences, each with a portable answer. Refuses: unsafe code. Read next: `commands/bench/disk.rs`.
 
@@ -25,6 +26,14 @@ pub(crate) fn cpu_time() -> Duration {
     }
     #[cfg(not(unix))]
     Duration::ZERO
+}
+
+/// Makes this thread's sleeps end when they are due: Linux adds up to 50 microseconds unless told.
+pub(crate) fn sleep_exactly() {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    if let Err(error) = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1)) {
+        tracing::debug!(%error, "sleeps of this thread stay inexact");
+    }
 }
 
 #[cfg(test)]

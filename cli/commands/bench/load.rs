@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use super::Latencies;
 use super::data::Values;
 use crate::args::BenchArgs;
+use crate::os::sleep_exactly;
 use crate::outcomes::{Expect, Outcomes};
 
 /// Records sent without giving the connection its turn.
@@ -106,6 +107,7 @@ impl Load {
         let (load, producer) = (self.clone(), producer.clone());
         let runtime = tokio::runtime::Handle::current();
         let sending = move || -> Result<()> {
+            sleep_exactly();
             for index in 0..load.records {
                 let due = began + interval.mul_f64(index as f64);
                 let wait = due.saturating_duration_since(Instant::now());

@@ -29,6 +29,8 @@ use headwater_proto::limits::ALPN;
 const PIECE_BYTES: usize = 256 << 10;
 /// Round trips that are measured.
 const ROUND_TRIPS: u64 = 2_000;
+/// Seconds that round trips at a rate take.
+const PACED_SECONDS: u64 = 10;
 /// Name in the certificate.
 const SERVER_NAME: &str = "localhost";
 /// How long the other process may take to be ready, and a round trip to come back.
@@ -100,7 +102,7 @@ async fn measure(args: &BenchArgs, ready: Ready) -> Result<Answer> {
         quic::endpoint((Ipv4Addr::LOCALHOST, 0).into(), args.mtu, None).context("cannot make an endpoint")?;
     let config = quic::client_config(ready.certificate.as_bytes(), args.mtu)?;
     let connection = endpoint.connect_with(config, ready.listen, SERVER_NAME)?.await.context("cannot connect")?;
-    let latencies = tokio::time::timeout(DEADLINE, round_trips(&connection, args.record_bytes()))
+    let latencies = tokio::time::timeout(DEADLINE, round_trips(&connection, args.record_bytes(), args.throughput))
         .await
         .context("round trips do not come back")??;
     let bytes = args.record_count() * args.record_size;
@@ -133,17 +135,22 @@ async fn open(connection: &Connection, request: Request) -> Result<(SendStream, 
     Ok((send, recv))
 }
 
-async fn round_trips(connection: &Connection, size: usize) -> Result<Latencies> {
+/// One after another, or so many a second: a machine that idles in between takes longer to wake up.
+async fn round_trips(connection: &Connection, size: usize, rate: Option<u64>) -> Result<Latencies> {
     let (mut send, mut recv) = open(connection, Request { task: Task::Echo, bytes: 0, piece: size as u64 }).await?;
     let record = Values::new(size).get(0);
     let mut back = vec![0; size];
     let mut latencies = Latencies::new();
-    for round in 0..ROUND_TRIPS + ROUND_TRIPS / 10 {
+    let rounds = rate.map_or(ROUND_TRIPS, |rate| (rate * PACED_SECONDS).clamp(10, ROUND_TRIPS));
+    for round in 0..rounds + rounds / 10 {
+        if let Some(rate) = rate {
+            tokio::time::sleep(Duration::from_secs_f64(1.0 / rate as f64)).await;
+        }
         let began = Instant::now();
         send.write_all(&record).await?;
         recv.read_exact(&mut back).await?;
         // The first tenth warms both sides up.
-        if round >= ROUND_TRIPS / 10 {
+        if round >= rounds / 10 {
             latencies.record(began.elapsed());
         }
     }
