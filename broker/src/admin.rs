@@ -1,7 +1,9 @@
 //! The admin port: `/health`, `/ready` and `/metrics`, over plain HTTP, on loopback unless the settings say otherwise.
 //!
-//! Owns: the three answers. `/health`: the process runs; `/ready`: it has recovered, serves, and is not going away;
-//! `/metrics`: Prometheus text. Refuses: to change anything. Read next: [`crate::metrics`].
+//! Owns: the three answers, and the connections on which they are asked for: one request each, within a deadline, and so
+//! many that the next one takes the place of the oldest. So whoever says nothing, or does not read its answer, keeps
+//! nobody else from being answered. `/health`: the process runs; `/ready`: it has recovered, serves, and is not going
+//! away; `/metrics`: Prometheus text. Refuses: to change anything. Read next: [`crate::metrics`].
 
 use crate::metrics::Samples;
 use crate::os;
@@ -12,14 +14,32 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use std::collections::VecDeque;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// Time for one answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time for a connection: request, answer, and reading it.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Connections at once. A scrape takes some milliseconds, so the oldest of so many has not asked, or does not read.
+const MAX_CONNECTIONS: usize = 64;
+
+/// After what the operating system refuses (too many open files) the next connection is taken this much later.
+const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
+
+/// Time for the answers under way when the broker has shut down.
+const GOODBYE: Duration = Duration::from_millis(100);
 
 /// Serves the port until the broker has shut down.
 pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
@@ -29,13 +49,46 @@ pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
         .with_state(shared);
-    let served = axum::serve(listener, router).with_graceful_shutdown(closed.clone().cancelled_owned());
-    tokio::select! {
-        served = served => if let Err(error) = served {
-            tracing::error!(%error, "the admin port failed");
-        },
-        // A client that does not read its answer does not hold the broker up.
-        () = async { closed.cancelled().await; tokio::time::sleep(Duration::from_millis(100)).await } => {}
+    serve_router(router, listener, closed).await;
+}
+
+async fn serve_router(router: Router, listener: TcpListener, closed: CancellationToken) {
+    let mut connections = JoinSet::new();
+    let mut oldest_first: VecDeque<AbortHandle> = VecDeque::new();
+    loop {
+        let accepted = tokio::select! {
+            biased;
+            () = closed.cancelled() => break,
+            accepted = listener.accept() => accepted,
+        };
+        while connections.try_join_next().is_some() {}
+        oldest_first.retain(|connection| !connection.is_finished());
+        if oldest_first.len() >= MAX_CONNECTIONS
+            && let Some(oldest) = oldest_first.pop_front()
+        {
+            oldest.abort();
+        }
+        match accepted {
+            Ok((stream, _)) => {
+                oldest_first.push_back(connections.spawn(timeout(CONNECTION_TIMEOUT, answer(router.clone(), stream))));
+            }
+            Err(error) => {
+                tracing::debug!(%error, "a connection to the admin port was not taken");
+                drop(timeout(ACCEPT_AGAIN, closed.cancelled()).await);
+            }
+        }
+    }
+    // A client that does not read its answer does not hold the broker up; what is left is cut when the set is dropped.
+    drop(timeout(GOODBYE, async { while connections.join_next().await.is_some() {} }).await);
+}
+
+/// One request of one connection.
+async fn answer(router: Router, stream: TcpStream) {
+    let connection = http1::Builder::new()
+        .keep_alive(false)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    if let Err(error) = connection.await {
+        tracing::debug!(%error, "a connection to the admin port failed");
     }
 }
 
@@ -118,4 +171,91 @@ async fn render(shared: &Arc<Shared>) -> String {
 fn one(samples: &mut Samples, name: &str, kind: &str, help: &str, value: impl Display) {
     samples.begin(name, kind, help);
     samples.sample(name, &[], value);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::time::Instant;
+
+    const ASK: &[u8] = b"GET /small HTTP/1.1\r\nHost: x\r\n\r\n";
+    /// More than the socket buffers of both sides hold.
+    const LARGE_BYTES: usize = 64 << 20;
+
+    async fn admin() -> (SocketAddr, tokio::task::JoinHandle<()>, CancellationToken) {
+        let router = Router::new()
+            .route("/small", get(|| async { "small" }))
+            .route("/large", get(|| async { vec![b'x'; LARGE_BYTES] }));
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let closed = CancellationToken::new();
+        (address, tokio::spawn(serve_router(router, listener, closed.clone())), closed)
+    }
+
+    async fn connect(address: SocketAddr, say: &[u8]) -> TcpStream {
+        let mut client = TcpStream::connect(address).await.expect("connected");
+        client.write_all(say).await.expect("written");
+        client
+    }
+
+    /// What comes until the connection ends; how it ends (reset or not) is the operating system's.
+    async fn read(mut client: TcpStream) -> Vec<u8> {
+        let mut got = Vec::new();
+        let end = timeout(10 * CONNECTION_TIMEOUT, client.read_to_end(&mut got)).await;
+        drop(end.expect("the connection ends"));
+        got
+    }
+
+    fn is_small(answer: &[u8]) -> bool {
+        answer.starts_with(b"HTTP/1.1 200") && answer.ends_with(b"small")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_says_nothing_or_half_a_request_is_cut_at_the_deadline() {
+        let (address, _serving, _closed) = admin().await;
+        for said in [&b""[..], b"GET /small HT", b"POST /small HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nhalf"] {
+            let began = Instant::now();
+            let client = connect(address, said).await;
+            assert!(!is_small(&read(client).await));
+            assert!(began.elapsed() <= CONNECTION_TIMEOUT + Duration::from_secs(1), "{:?}", began.elapsed());
+        }
+        assert!(is_small(&read(connect(address, ASK).await).await));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_does_not_read_is_cut_at_the_deadline() {
+        let (address, _serving, _closed) = admin().await;
+        let client = connect(address, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n").await;
+        tokio::time::sleep(CONNECTION_TIMEOUT + Duration::from_secs(1)).await;
+        assert!(read(client).await.len() < LARGE_BYTES);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn silent_clients_are_few_and_keep_nobody_from_an_answer() {
+        let (address, _serving, _closed) = admin().await;
+        let began = Instant::now();
+        let mut silent = Vec::new();
+        for _ in 0..3 * MAX_CONNECTIONS {
+            silent.push(connect(address, b"").await);
+            assert!(is_small(&read(connect(address, ASK).await).await));
+        }
+        let rest = silent.split_off(2 * MAX_CONNECTIONS);
+        for cut in silent {
+            assert!(read(cut).await.is_empty());
+        }
+        assert!(began.elapsed() < CONNECTION_TIMEOUT, "the oldest made room before their time: {:?}", began.elapsed());
+        drop(rest);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_port_ends_with_the_broker() {
+        let (address, serving, closed) = admin().await;
+        let silent = connect(address, b"").await;
+        assert!(is_small(&read(connect(address, ASK).await).await));
+        closed.cancel();
+        serving.await.expect("no panic");
+        assert!(read(silent).await.is_empty());
+    }
 }
