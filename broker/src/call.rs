@@ -290,7 +290,7 @@ async fn delete_topic(shared: &Arc<Shared>, request: wire::DeleteTopic) -> Answe
 async fn delete_records(shared: &Shared, request: wire::DeleteRecords) -> Answer {
     topic_to_change(&shared.metadata.state(), &request.topic).map_err(|error| wire::Error::from(&error))?;
     let partition = partition_of(shared, &request.topic, request.partition)?;
-    let deleted = partition.delete_records(request.before_offset).await;
+    let deleted = shared.partitions.delete_records(&partition, request.before_offset).await;
     let log_start_offset = deleted.map_err(|error| error.to_wire())?;
     Ok(Response::DeleteRecords(wire::DeleteRecordsResponse { log_start_offset }))
 }

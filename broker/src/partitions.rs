@@ -15,7 +15,7 @@ use crate::pool::Pool;
 use futures::StreamExt;
 use futures::stream;
 use headwater_proto::TopicId;
-use headwater_storage::{DataDir, IoFailure, Log, LogIdentity, OpenError};
+use headwater_storage::{DataDir, IoFailure, Log, LogError, LogIdentity, OpenError};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -243,6 +243,26 @@ impl Partitions {
         self.context.pool.run(move || data_dir.write_checkpoints()).await?;
         *seen = offsets;
         Ok(())
+    }
+
+    /// Deletes the records of a partition below `before`, or below the high watermark if `before` is -1. Returns where the log
+    /// begins, once the checkpoint of that is on stable storage: no crash brings the records back.
+    ///
+    /// # Errors
+    /// [`PartitionError`]. Where only the checkpoint could not be written, asking again writes it.
+    pub(crate) async fn delete_records(&self, handle: &PartitionHandle, before: i64) -> Result<i64, PartitionError> {
+        let log_start = handle.delete_records(before).await?;
+        match self.checkpoint().await {
+            Ok(()) => Ok(log_start),
+            Err(failure) => {
+                let why = format!("the log begins at {log_start} now, but after a crash it may not: {failure}");
+                Err(match LogError::from(failure) {
+                    LogError::FullDisk(_) => PartitionError::DiskFull(why.into()),
+                    error if error.retryable() => PartitionError::Exhausted(why.into()),
+                    _ => PartitionError::Internal(why.into()),
+                })
+            }
+        }
     }
 
     /// Up to where the log of a partition is clean, as the cleaner's checkpoint has it.

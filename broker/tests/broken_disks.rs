@@ -290,3 +290,72 @@ async fn too_many_open_files_are_told_and_fence_nothing() {
     assert_eq!(reader.read_to(2).await.len(), 2);
     assert!(broker.shutdown().await);
 }
+
+async fn delete_records(client: &Client, topic: &str, before_offset: i64) -> Result<i64, wire::Error> {
+    let delete = wire::DeleteRecords { topic: topic.into(), partition: 0, before_offset };
+    match client.call(Request::DeleteRecords(delete)).await {
+        Response::DeleteRecords(deleted) => Ok(deleted.log_start_offset),
+        Response::Error(error) => Err(error),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The log start was written down with the other checkpoints, up to a second after the answer: a crash in between brought
+/// records back that somebody had been told are deleted.
+#[tokio::test]
+async fn records_that_were_deleted_do_not_come_back_after_a_crash() {
+    for seed in 0..4 {
+        let dir = tempfile::tempdir().unwrap();
+        let files = SimFiles::new(seed);
+        let config = ["log.flush.offset.checkpoint.interval.ms=60000"];
+        let broker = start_on(dir.path(), &files, &config).await;
+        let client = Client::connect(&broker).await;
+        // What was not flushed goes with a crash, but not before the log start does.
+        let durability = ["flushed", "replicated"][seed as usize % 2];
+        let topic = client.create_topic("t", 1, &[("durability", durability), ("flush.ms", "3600000")]).await;
+        for _ in 0..5 {
+            assert_eq!(produced(&client, &topic, b"x").await.error, None);
+        }
+        assert_eq!(delete_records(&client, "t", 3).await, Ok(3));
+
+        let files = files.crash();
+        drop(broker);
+        let broker = start_on(dir.path(), &files, &config).await;
+        let client = Client::connect(&broker).await;
+        let (_, opened) = client.fetch(open_fetch(&topic, 0, 2)).await;
+        assert_eq!(code(opened.error.as_ref()), ErrorCode::OffsetOutOfRange, "seed {seed}");
+        let (mut reader, opened) = client.fetch(open_fetch(&topic, 0, 3)).await;
+        assert_eq!((opened.log_start_offset, opened.high_watermark), (3, 5), "seed {seed}");
+        assert_eq!(reader.read_to(5).await.iter().map(|(offset, _)| *offset).collect::<Vec<_>>(), [3, 4]);
+        broker.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn a_deletion_that_cannot_be_written_down_is_not_confirmed() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(1);
+    let broker = start_on(dir.path(), &files, &["log.flush.offset.checkpoint.interval.ms=60000"]).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    for _ in 0..5 {
+        assert_eq!(produced(&client, &topic, b"x").await.error, None);
+    }
+    for (fault, expected) in [
+        (Fault::new(Operation::Write).full(), ErrorCode::DiskFull),
+        (Fault::new(Operation::Open).exhausted(), ErrorCode::Overloaded),
+        (Fault::new(Operation::Sync), ErrorCode::Internal),
+    ] {
+        files.fail(fault.on("log-start-offset-checkpoint"));
+        assert_eq!(code(delete_records(&client, "t", 3).await.as_ref().err()), expected);
+        files.heal();
+    }
+    assert_eq!(delete_records(&client, "t", 3).await, Ok(3), "asking again writes it down");
+    let files = files.crash();
+    drop(broker);
+    let broker = start_on(dir.path(), &files, &[]).await;
+    let client = Client::connect(&broker).await;
+    let (_, opened) = client.fetch(open_fetch(&topic, 0, 3)).await;
+    assert_eq!((opened.error, opened.log_start_offset), (None, 3));
+    broker.shutdown().await;
+}

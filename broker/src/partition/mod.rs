@@ -273,11 +273,12 @@ impl PartitionHandle {
         self.shared.watermarks.subscribe()
     }
 
-    /// Deletes the records below `before`, or below the high watermark if `before` is -1. Returns where the log begins.
+    /// Deletes the records below `before`, or below the high watermark if `before` is -1. Returns where the log begins, once
+    /// [`offsets`](Self::offsets) says so too. A crash may bring them back as long as the checkpoint does not.
     ///
     /// # Errors
     /// [`PartitionError::OffsetOutOfRange`] above the high watermark.
-    pub async fn delete_records(&self, before: i64) -> Result<i64, PartitionError> {
+    pub(crate) async fn delete_records(&self, before: i64) -> Result<i64, PartitionError> {
         let Offsets { log_start, high_watermark, .. } = self.offsets();
         let before = if before == -1 { high_watermark } else { before };
         if before < 0 || before > high_watermark {
@@ -287,7 +288,13 @@ impl PartitionHandle {
                 end_offset: high_watermark,
             });
         }
-        self.with_log(move |log| log.delete_records(before, high_watermark, now_ms())).await
+        let log_start = self.with_log(move |log| log.delete_records(before, high_watermark, now_ms())).await?;
+        let mut watermarks = self.watermarks();
+        let told = watermarks.wait_for(|now| now.offsets.log_start >= log_start || now.ended.is_some()).await;
+        match told.map_err(|_| self.why_ended())?.ended.clone() {
+            None => Ok(log_start),
+            Some(why) => Err(why),
+        }
     }
 
     /// The last batch that the log holds of a producer.
