@@ -7,7 +7,7 @@
 //! listening beyond this machine without a word that says so. Topic keys under their broker-wide names
 //! (`log.retention.ms`) belong to [`crate::topic_config`].
 
-use crate::topic_config::{KEYS as TOPIC_KEYS, TopicConfigError, TopicDefaults, nearest};
+use crate::topic_config::{KEYS as TOPIC_KEYS, TopicConfigError, TopicDefaults, left_out, nearest};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -80,7 +80,7 @@ pub enum ConfigError {
         origin: String,
         /// The key.
         key: String,
-        /// The nearest legal key, as the end of the sentence.
+        /// The nearest legal key or the reason why a known one is missing, as the end of the sentence.
         hint: String,
     },
     /// A value that the key cannot hold.
@@ -350,9 +350,10 @@ impl BrokerConfig {
             return Ok(());
         }
         let legal = KEYS.iter().map(|row| row.name).chain(TopicDefaults::broker_names());
-        let hint = match nearest(key, legal) {
-            Some(near) => format!("; the nearest is {near}"),
-            None => String::new(),
+        let hint = match (left_out(key), nearest(key, legal)) {
+            (Some(why), _) => format!(", though Kafka has it: {why}"),
+            (None, Some(near)) => format!("; the nearest is {near}"),
+            (None, None) => String::new(),
         };
         Err(ConfigError::UnknownKey { origin: origin.into(), key: key.into(), hint })
     }
@@ -561,6 +562,8 @@ mod tests {
             error.contains("f.toml") && error.contains("log.retention.mss") && error.contains("log.retention.ms"),
             "{error}"
         );
+        let left_out = config.set_pair("log.segment.delete.delay.ms=1").unwrap_err().to_string();
+        assert!(left_out.contains("goes at once"), "{left_out}");
         assert!(config.set_pair("bogus=1").unwrap_err().to_string().contains("bogus"));
         assert!(config.set_pair("mtu").is_err());
         assert!(config.set_pair("mtu=900").unwrap_err().to_string().contains("1200"));

@@ -25,6 +25,16 @@ pub enum PartitionError {
     /// No room; the next append tries again.
     #[error("no room on the disk: {0}")]
     DiskFull(Arc<str>),
+    /// `min.insync.replicas` asks for more than there are.
+    #[error(
+        "not enough in-sync replicas: {in_sync} of {needed} (min.insync.replicas), without which acks=all is refused"
+    )]
+    NotEnoughReplicas {
+        /// How many there are.
+        in_sync: u32,
+        /// The topic's `min.insync.replicas`.
+        needed: u32,
+    },
     /// Too many open files or maps for now.
     #[error("the broker is at a limit of its process: {0}")]
     Exhausted(Arc<str>),
@@ -110,6 +120,7 @@ impl PartitionError {
         match self {
             PartitionError::Fenced(_) => ErrorCode::PartitionFenced,
             PartitionError::DiskFull(_) => ErrorCode::DiskFull,
+            PartitionError::NotEnoughReplicas { .. } => ErrorCode::NotEnoughReplicas,
             PartitionError::Exhausted(_) => ErrorCode::Overloaded,
             PartitionError::Sequence(error) => match error {
                 SequenceError::OldEpoch { .. } => ErrorCode::InvalidProducerEpoch,

@@ -164,7 +164,6 @@ pub struct TopicConfig {
     pub min_insync_replicas: u32,
     pub durability: TopicDurability,
     pub flush_ms: u64,
-    pub file_delete_delay_ms: u64,
 }
 
 /// Values that a broker gives every topic, under the topics' keys.
@@ -228,13 +227,6 @@ pub const KEYS: &[TopicKey] = &[
         kind: Kind::Choice(&["flushed", "replicated"]),
         default: "flushed",
         doc: "Headwater's own. What acks=all waits for: `flushed`, every in-sync replica has the record on stable storage; `replicated`, every in-sync replica has it in memory (what Kafka promises), and flush.ms bounds what a power loss can take.",
-    },
-    TopicKey {
-        name: "file.delete.delay.ms",
-        broker_names: &[("log.segment.delete.delay.ms", 1)],
-        kind: milliseconds(0),
-        default: "60000",
-        doc: "How long the file of a deleted segment stays on disk, in milliseconds.",
     },
     TopicKey {
         name: "flush.ms",
@@ -304,7 +296,7 @@ pub const KEYS: &[TopicKey] = &[
         broker_names: &[("min.insync.replicas", 1)],
         kind: Kind::Integer { min: 1, max: i32::MAX as i64, unlimited: false, unit: "replicas" },
         default: "1",
-        doc: "In-sync replicas without which acks=all is refused.",
+        doc: "In-sync replicas without which acks=all is refused. One broker is one replica: with more than 1 here, only acks=0 and acks=1 are taken.",
     },
     TopicKey {
         name: "retention.bytes",
@@ -343,8 +335,12 @@ pub const KEYS: &[TopicKey] = &[
     },
 ];
 
+const DELETED_AT_ONCE: &str = "the file of a deleted segment goes at once, and readers that hold it read on";
+
 /// Keys that Kafka has and Headwater leaves out, with the reason.
 const LEFT_OUT: &[(&str, &str)] = &[
+    ("file.delete.delay.ms", DELETED_AT_ONCE),
+    ("log.segment.delete.delay.ms", DELETED_AT_ONCE),
     ("flush.messages", "durability=flushed flushes before every acknowledgement, and flush.ms bounds the rest"),
     ("preallocate", "space is always reserved ahead"),
     ("segment.jitter.ms", "segments roll when they are due"),
@@ -361,6 +357,11 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("leader.replication.throttled.replicas", "replication is not throttled per topic"),
     ("follower.replication.throttled.replicas", "replication is not throttled per topic"),
 ];
+
+/// Why a key that Kafka has is missing here.
+pub(crate) fn left_out(name: &str) -> Option<&'static str> {
+    LEFT_OUT.iter().find(|(left_out, _)| *left_out == name).map(|(_, why)| *why)
+}
 
 /// The table's row for a topic's key.
 pub fn key(name: &str) -> Option<&'static TopicKey> {
@@ -564,7 +565,6 @@ impl TopicConfig {
                 _ => TopicDurability::Flushed,
             },
             flush_ms: unsigned("flush.ms")?,
-            file_delete_delay_ms: unsigned("file.delete.delay.ms")?,
         };
         if config.min_compaction_lag_ms > config.max_compaction_lag_ms {
             return Err(TopicConfigError::Contradiction {
@@ -594,7 +594,7 @@ fn in_force<'a>(key: &'a TopicKey, values: &'a TopicValues, defaults: &'a TopicD
 }
 
 fn unknown(name: &str) -> TopicConfigError {
-    let hint = if let Some((_, why)) = LEFT_OUT.iter().find(|(left_out, _)| *left_out == name) {
+    let hint = if let Some(why) = left_out(name) {
         format!(" here, though Kafka has it: {why}")
     } else if let Some(key) = KEYS.iter().find(|key| key.broker_names.iter().any(|(broker, _)| *broker == name)) {
         format!(": it is a broker's; a topic's is {}", key.name)
@@ -654,6 +654,7 @@ mod tests {
             "log.retention.hours is no setting of a topic: it is a broker's; a topic's is retention.ms"
         );
         assert!(refusal("flush.messages", "1").contains("durability=flushed"));
+        assert!(refusal("file.delete.delay.ms", "1").contains("goes at once"));
         assert!(refusal("colour", "red").contains("cleanup.policy"));
         assert_eq!(
             refusal("retention.ms", "soon"),

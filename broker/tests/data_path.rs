@@ -83,6 +83,28 @@ async fn the_acknowledgement_tells_the_level_that_the_table_gives() {
 }
 
 #[tokio::test]
+async fn a_topic_that_asks_for_two_replicas_in_sync_refuses_acks_all() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[("min.insync.replicas", "2")]).await;
+    for (acks, refused) in [(Acks::All, true), (Acks::Leader, false), (Acks::All, true)] {
+        let open = wire::OpenProduce { acks: acks.into(), ..open_produce(&topic, 0) };
+        let (mut produce, _) = client.produce(open).await;
+        produce.request(&batch(&[b"x"])).await;
+        let error = produce.answer().await.error;
+        assert_eq!(error.is_some(), refused, "{acks:?}: {error:?}");
+        if let Some(error) = error {
+            assert_eq!((code(Some(&error)), error.retryable), (ErrorCode::NotEnoughReplicas, true));
+            assert!(error.message.contains("in-sync replicas: 1 of 2"), "{}", error.message);
+        }
+    }
+    let (mut fetch, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    assert_eq!(fetch.read_to(1).await.len(), 1, "what was refused is not there");
+    broker.shutdown().await;
+}
+
+#[tokio::test]
 async fn nothing_is_served_before_hello() {
     let dir = tempfile::tempdir().unwrap();
     let broker = start(dir.path()).await;

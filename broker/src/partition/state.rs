@@ -22,9 +22,12 @@
 //! With `replicated`, what is written is flushed at the latest `flush.ms` after the first unflushed byte, or once the
 //! unflushed bytes reach the limit that recovery knows. Once there are replicas, "flushed" and "written" are those of the
 //! whole in-sync set, and nothing else in the table changes.
+//!
+//! Where a topic asks for more in-sync replicas (`min.insync.replicas`) than there are, acks=all is refused as it arrives: it
+//! would promise more than can be kept.
 
 use crate::error::PartitionError;
-use crate::topic_config::TopicDurability;
+use crate::topic_config::{TopicConfig, TopicDurability};
 use headwater_proto::wire::{Acks, Durability};
 use headwater_storage::{BatchOutcome, NewBatch};
 use std::collections::VecDeque;
@@ -32,6 +35,9 @@ use std::sync::Arc;
 
 /// How long after a flush that found no room the next is tried, in milliseconds.
 const RETRY_FLUSH_MS: i64 = 1000;
+
+/// In-sync replicas of a partition: this broker's own.
+const IN_SYNC_REPLICAS: u32 = 1;
 
 /// What an append came to.
 #[derive(Debug, Clone, PartialEq)]
@@ -111,6 +117,7 @@ pub(crate) struct PartitionState<R, W> {
     leader_epoch: i32,
     durability: TopicDurability,
     flush_interval_ms: u64,
+    min_insync_replicas: u32,
     limits: GroupLimits,
     offsets: Offsets,
     waiting: VecDeque<Append<R>>,
@@ -130,19 +137,14 @@ pub(crate) struct PartitionState<R, W> {
 }
 
 impl<R, W> PartitionState<R, W> {
-    pub(crate) fn new(
-        leader_epoch: i32,
-        durability: TopicDurability,
-        flush_interval_ms: u64,
-        limits: GroupLimits,
-        mut offsets: Offsets,
-    ) -> Self {
+    pub(crate) fn new(leader_epoch: i32, topic: &TopicConfig, limits: GroupLimits, mut offsets: Offsets) -> Self {
         // Recovery synced all that it kept, so all of it may be read.
         offsets.high_watermark = offsets.log_end;
         PartitionState {
             leader_epoch,
-            durability,
-            flush_interval_ms,
+            durability: topic.durability,
+            flush_interval_ms: topic.flush_ms,
+            min_insync_replicas: topic.min_insync_replicas,
             limits,
             offsets,
             waiting: VecDeque::new(),
@@ -160,9 +162,14 @@ impl<R, W> PartitionState<R, W> {
 
     /// A request arrives.
     pub(crate) fn append(&mut self, append: Append<R>) {
-        match &self.ended {
-            Some(why) => self.effects.push(Effect::Answer(append.reply, Err(why.clone()))),
-            None => self.waiting.push_back(append),
+        let too_few = append.acks == Acks::All && self.min_insync_replicas > IN_SYNC_REPLICAS;
+        if let Some(why) = &self.ended {
+            self.effects.push(Effect::Answer(append.reply, Err(why.clone())));
+        } else if too_few && !append.batches.is_empty() {
+            let why = PartitionError::NotEnoughReplicas { in_sync: IN_SYNC_REPLICAS, needed: self.min_insync_replicas };
+            self.effects.push(Effect::Answer(append.reply, Err(why)));
+        } else {
+            self.waiting.push_back(append);
         }
     }
 
@@ -172,10 +179,11 @@ impl<R, W> PartitionState<R, W> {
     }
 
     /// The topic's settings or the leadership are new.
-    pub(crate) fn configure(&mut self, leader_epoch: i32, durability: TopicDurability, flush_interval_ms: u64) {
+    pub(crate) fn configure(&mut self, leader_epoch: i32, topic: &TopicConfig) {
         self.leader_epoch = self.leader_epoch.max(leader_epoch);
-        self.durability = durability;
-        self.flush_interval_ms = flush_interval_ms;
+        self.durability = topic.durability;
+        self.flush_interval_ms = topic.flush_ms;
+        self.min_insync_replicas = topic.min_insync_replicas;
         self.advance();
     }
 

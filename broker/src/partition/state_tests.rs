@@ -1,7 +1,9 @@
 use super::state::{Append, AppendResult, Effect, GroupLimits, Job, Offsets, PartitionState, fenced};
 use crate::error::PartitionError;
+use crate::topic_config::TopicConfig;
 use crate::topic_config::TopicDurability::{self, Flushed, Replicated};
 use bytes::Bytes;
+use headwater_proto::ErrorCode;
 use headwater_proto::batch::{BatchBuilder, BatchHeader, BuildOptions};
 use headwater_proto::wire::{Acks, Durability};
 use headwater_storage::{BatchOutcome, NewBatch, SequenceError};
@@ -11,9 +13,13 @@ type State = PartitionState<u32, &'static str>;
 
 const LIMITS: GroupLimits = GroupLimits { group_bytes: 1000, unflushed_bytes: 5000 };
 
+fn topic(durability: TopicDurability, flush_ms: u64) -> TopicConfig {
+    TopicConfig { durability, flush_ms, ..TopicConfig::default() }
+}
+
 fn state(durability: TopicDurability) -> State {
     let offsets = Offsets { log_start: 0, high_watermark: 0, log_end: 0, flushed: 0 };
-    PartitionState::new(1, durability, 1000, LIMITS, offsets)
+    PartitionState::new(1, &topic(durability, 1000), LIMITS, offsets)
 }
 
 fn batch() -> NewBatch {
@@ -85,6 +91,30 @@ fn acks_of_the_leader_and_none_wait_for_the_write_and_readers_wait_for_the_flush
     assert_eq!(state.offsets().high_watermark, 0);
     state.flushed(2);
     assert_eq!(state.offsets().high_watermark, 2);
+}
+
+/// The setting was taken, shown and documented, and nothing read it: one broker acknowledged acks=all for two.
+#[test]
+fn acks_all_is_refused_where_the_topic_asks_for_more_replicas_than_are_in_sync() {
+    let mut state = state(Flushed);
+    let two = TopicConfig { min_insync_replicas: 2, ..topic(Flushed, 1000) };
+    state.configure(1, &two);
+    append(&mut state, 1, Acks::All, 10);
+    let refused = answers(&mut state).remove(0).1.unwrap_err();
+    assert!(refused.to_string().contains("not enough in-sync replicas: 1 of 2"), "{refused}");
+    assert_eq!((refused.code(), refused.retryable()), (ErrorCode::NotEnoughReplicas, true));
+    assert!(state.next_job(0).is_none(), "nothing of it is written");
+    append(&mut state, 2, Acks::Leader, 10);
+    append(&mut state, 3, Acks::None, 10);
+    state.append(Append { batches: Vec::new(), bytes: 0, acks: Acks::All, reply: 4 });
+    assert_eq!(commit(&mut state, 0).0, 2);
+    state.written(vec![appended(0), appended(1)], 2, 20, 0);
+    state.flushed(2);
+    state.returned(0);
+    assert!(answers(&mut state).iter().all(|(_, result)| result.is_ok()));
+    state.configure(1, &topic(Flushed, 1000));
+    append(&mut state, 5, Acks::All, 10);
+    assert_eq!(commit(&mut state, 0).0, 1);
 }
 
 #[test]
@@ -239,9 +269,9 @@ fn a_topic_made_replicated_shows_at_once_what_is_written() {
     append(&mut state, 1, Acks::All, 10);
     commit(&mut state, 0);
     state.written(vec![appended(0)], 1, 10, 0);
-    state.configure(1, Replicated, 1000);
+    state.configure(1, &topic(Replicated, 1000));
     assert_eq!(levels(&mut state), [(1, Durability::Replicated)]);
-    state.configure(2, Flushed, 1000);
+    state.configure(2, &topic(Flushed, 1000));
     assert_eq!(state.offsets().high_watermark, 1, "the high watermark never falls");
     append(&mut state, 2, Acks::All, 10);
     state.returned(0);

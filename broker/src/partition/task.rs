@@ -72,7 +72,7 @@ pub(super) fn spawn(
 ) {
     let config = shared.config.load_full();
     let leader_epoch = shared.leader_epoch.load(Ordering::Acquire);
-    let mut state = PartitionState::new(leader_epoch, config.durability, config.flush_ms, limits, offsets);
+    let mut state = PartitionState::new(leader_epoch, &config, limits, offsets);
     let fenced = ended.is_some().then(|| Counted::new(&context.metrics.partitions_fenced));
     if let Some(why) = ended {
         state.end(why);
@@ -129,7 +129,7 @@ impl Task {
             Message::Configure => {
                 let config = self.shared.config.load_full();
                 let leader_epoch = self.shared.leader_epoch.load(Ordering::Acquire);
-                self.state.configure(leader_epoch, config.durability, config.flush_ms);
+                self.state.configure(leader_epoch, &config);
                 let log = log_config(&config, self.context.producer_id_expiration_ms);
                 self.state.work(Box::new(move |write_half| {
                     if let Ok(write_half) = write_half {
