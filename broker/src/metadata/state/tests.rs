@@ -1,3 +1,4 @@
+use super::super::name::NameError;
 use super::*;
 use proptest::prelude::*;
 
