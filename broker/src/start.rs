@@ -165,7 +165,10 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
         Arc::new(pool.run(move || DataDir::open(files, &root, &identity)).await?)
     };
     for fault in data_dir.faults() {
-        tracing::warn!(%fault, "a checkpoint is damaged; recovery scans more, or logs are compacted from their beginnings");
+        tracing::error!(%fault, "a checkpoint is damaged: recovery scans more, or logs are compacted from their beginnings");
+    }
+    if let Err(error) = data_dir.check_log_starts() {
+        tracing::error!(%error, "no partition that was there before is served");
     }
     let cluster_id = data_dir.meta().cluster_id.clone();
 

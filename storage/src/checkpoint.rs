@@ -8,7 +8,11 @@
 //! *-offset-checkpoint   "0\n" (version)  "2\n" (entries)  then per line: topic, partition, offset
 //! partition.metadata    "version: 0\n" "topic_id: <base64>"
 //! meta.properties       key=value lines; ours: version=1, cluster.id, node.id, directory.id, headwater.format
+//! headwater-log-start-offsets   ours: the text of log-start-offset-checkpoint, then its CRC-32 in hexadecimal and "\n"
 //! ```
+//!
+//! Where a log begins stands in no other file: without it, records that somebody deleted would be served again, and with a wrong
+//! one, segments that nobody deleted would go. So it is kept twice, the second time under a checksum.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -27,6 +31,8 @@ pub const RECOVERY_POINTS: &str = "recovery-point-offset-checkpoint";
 pub const HIGH_WATERMARKS: &str = "replication-offset-checkpoint";
 /// Where each log begins, where that is not the beginning of its first segment.
 pub const LOG_START_OFFSETS: &str = "log-start-offset-checkpoint";
+/// The same once more, under a checksum; ours.
+pub const LOG_START_COPY: &str = "headwater-log-start-offsets";
 /// Up to where each compacted log is clean.
 pub const CLEANER_OFFSETS: &str = "cleaner-offset-checkpoint";
 /// Names the topic that a partition's folder belongs to.
@@ -77,6 +83,67 @@ pub fn read_offsets(files: &dyn Files, root: &Path, name: &str) -> Result<Partit
 pub fn write_offsets(files: &dyn Files, root: &Path, name: &str, offsets: &PartitionOffsets) -> Result<(), IoFailure> {
     let path = root.join(name);
     files::replace(files, &path, encode_offsets(offsets).as_bytes()).during("write", &path)
+}
+
+/// Where the logs begin, by the two files that say so.
+#[derive(Debug, Default)]
+pub struct LogStarts {
+    /// What counts.
+    pub offsets: PartitionOffsets,
+    /// Whether both files say just that.
+    pub twice: bool,
+    /// A file that is damaged or unreadable.
+    pub fault: Option<CheckpointError>,
+}
+
+/// Reads [`LOG_START_OFFSETS`] and its copy. The copy counts, if it is whole: it has a checksum and is written first.
+///
+/// # Errors
+/// The first file's, where neither of them says anything.
+pub fn read_log_starts(files: &dyn Files, root: &Path) -> Result<LogStarts, CheckpointError> {
+    let first = read_offsets(files, root, LOG_START_OFFSETS);
+    let path = root.join(LOG_START_COPY);
+    let copy = match files::read(files, &path, MAX_CHECKPOINT_BYTES) {
+        Ok(bytes) => decode_copy(&bytes).map(Some).map_err(|fault| CheckpointError::Damaged { path, fault }),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(IoFailure::new("read", &path, error).into()),
+    };
+    match (first, copy) {
+        (first, Ok(Some(offsets))) => {
+            let twice = first.as_ref().is_ok_and(|first| *first == offsets);
+            Ok(LogStarts { offsets, twice, fault: first.err() })
+        }
+        // Kafka's directories have no copy, and those of a broker that never wrote one.
+        (Ok(offsets), Ok(None)) => Ok(LogStarts { twice: offsets.is_empty(), offsets, fault: None }),
+        (Ok(offsets), Err(fault)) => Ok(LogStarts { offsets, twice: false, fault: Some(fault) }),
+        (Err(fault), Ok(None) | Err(_)) => Err(fault),
+    }
+}
+
+/// Writes [`LOG_START_OFFSETS`], its copy first.
+///
+/// # Errors
+/// [`IoFailure`]: the copy may have been written.
+pub fn write_log_starts(files: &dyn Files, root: &Path, offsets: &PartitionOffsets) -> Result<(), IoFailure> {
+    let path = root.join(LOG_START_COPY);
+    files::replace(files, &path, encode_copy(offsets).as_bytes()).during("write", &path)?;
+    write_offsets(files, root, LOG_START_OFFSETS, offsets)
+}
+
+fn encode_copy(offsets: &PartitionOffsets) -> String {
+    let text = encode_offsets(offsets);
+    let sum = crc32fast::hash(text.as_bytes());
+    format!("{text}{sum:08x}\n")
+}
+
+fn decode_copy(bytes: &[u8]) -> Result<PartitionOffsets, TextFault> {
+    const SUM_LINE_BYTES: usize = 9;
+    let (text, sum) = bytes.split_at(bytes.len().saturating_sub(SUM_LINE_BYTES));
+    if sum != format!("{:08x}\n", crc32fast::hash(text)).as_bytes() {
+        let line = 1 + bytes.iter().filter(|byte| **byte == b'\n').count().saturating_sub(1);
+        return Err(TextFault { line, detail: "the checksum does not fit the text".into() });
+    }
+    decode_offsets(text)
 }
 
 /// The text of a checkpoint of the data root.

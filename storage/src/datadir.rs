@@ -2,7 +2,8 @@
 //!
 //! Owns: the lock that keeps a second broker out, the identity in `meta.properties`, the clean-shutdown marker, the list of
 //! partition folders, and the checkpoints. Those name a partition by its topic's name, so that a topic which is made anew would
-//! inherit them: [`DataDir::admit`] sees to it that it does not. Refuses: the logs themselves (`log.rs`) and which partitions ought to exist (the metadata says). Everything
+//! inherit them: [`DataDir::admit`] sees to it that it does not. A damaged checkpoint costs work and nothing else, but for the one that
+//! says where the logs begin: it is kept twice, and where both are damaged no log is opened. Refuses: the logs themselves (`log.rs`) and which partitions ought to exist (the metadata says). Everything
 //! that Headwater puts at the root is a file, because Kafka fails on a folder that it cannot parse. Read next: `log.rs`.
 
 use std::io::ErrorKind;
@@ -12,11 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use headwater_proto::TopicId;
 
 use crate::checkpoint::{
-    self, CLEAN_SHUTDOWN, CLEANER_OFFSETS, CheckpointError, FORMAT_VERSION, HIGH_WATERMARKS, LOCK, LOG_START_OFFSETS,
-    META_PROPERTIES, MetaProperties, PartitionOffsets, RECOVERY_POINTS,
+    self, CLEAN_SHUTDOWN, CLEANER_OFFSETS, CheckpointError, FORMAT_VERSION, HIGH_WATERMARKS, LOCK, LOG_START_COPY,
+    LOG_START_OFFSETS, LogStarts, META_PROPERTIES, MetaProperties, PartitionOffsets, RECOVERY_POINTS,
 };
 use crate::config::OpenHints;
-use crate::error::{During, IoFailure};
+use crate::error::{During, IoFailure, OpenError, UnknownLogStarts};
 use crate::files::{self, Files, Lock};
 
 /// What a data root is called when it is made.
@@ -63,6 +64,9 @@ pub enum DataDirError {
         /// Who asked.
         expected: u32,
     },
+    /// Where its logs begin is not known.
+    #[error(transparent)]
+    UnknownLogStarts(#[from] UnknownLogStarts),
     /// It holds partitions, but nothing says whose they are.
     #[error("{} holds partition folders but no meta.properties: nobody can say whose they are", .0.display())]
     Unidentified(PathBuf),
@@ -103,7 +107,7 @@ impl Checkpoints {
         }
     }
 
-    /// The files, each with what it says.
+    /// The files, each with what it says (that of the log starts with its copy).
     fn files(&self) -> [(&'static str, &PartitionOffsets); 4] {
         [
             (RECOVERY_POINTS, &self.recovery_points),
@@ -121,6 +125,8 @@ struct Checkpointing {
     written: Checkpoints,
     /// `now` was changed since it was last written.
     changed: bool,
+    /// The log starts stand in both of their files.
+    log_starts_twice: bool,
 }
 
 /// An open data root. The lock is held until it is dropped.
@@ -135,6 +141,8 @@ pub struct DataDir {
     /// by an earlier one.
     writing: Mutex<()>,
     faults: Vec<CheckpointError>,
+    /// Where logs begin that were there before is not known: nothing is said of it until somebody puts that right.
+    unknown_log_starts: bool,
     _lock: Box<dyn Lock>,
 }
 
@@ -159,20 +167,36 @@ impl DataDir {
                 PartitionOffsets::new()
             })
         };
-        let written = Checkpoints {
+        let mut written = Checkpoints {
             recovery_points: offsets(RECOVERY_POINTS),
-            log_start_offsets: offsets(LOG_START_OFFSETS),
+            log_start_offsets: PartitionOffsets::new(),
             high_watermarks: offsets(HIGH_WATERMARKS),
             cleaner_offsets: offsets(CLEANER_OFFSETS),
         };
-        let checkpoints = Mutex::new(Checkpointing { now: written.clone(), written, changed: false });
+        let (log_starts, unknown_log_starts) = match checkpoint::read_log_starts(&*files, path) {
+            Ok(known) => (known, false),
+            Err(fault) => (LogStarts { fault: Some(fault), ..LogStarts::default() }, true),
+        };
+        if !log_starts.twice && log_starts.fault.is_none() {
+            let (path, copy) = (path.join(LOG_START_OFFSETS), path.join(LOG_START_COPY));
+            tracing::warn!(path = %path.display(), copy = %copy.display(), "log starts are not in both files; they are written again");
+        }
+        faults.extend(log_starts.fault);
+        written.log_start_offsets = log_starts.offsets;
+        let checkpoints = Mutex::new(Checkpointing {
+            now: written.clone(),
+            written,
+            changed: false,
+            log_starts_twice: log_starts.twice,
+        });
         for entry in files.list(path).during("list", path)? {
             if entry.is_dir && entry.name.ends_with(DELETED) {
                 remove_folder(&*files, &path.join(entry.name))?;
             }
         }
         let path = path.to_path_buf();
-        Ok(DataDir { files, path, meta, was_clean, checkpoints, writing: Mutex::default(), faults, _lock: lock })
+        let writing = Mutex::default();
+        Ok(DataDir { files, path, meta, was_clean, checkpoints, writing, faults, unknown_log_starts, _lock: lock })
     }
 
     /// The root.
@@ -195,10 +219,22 @@ impl DataDir {
         self.was_clean
     }
 
-    /// Checkpoints that were damaged or unreadable. Without recovery points, logs are scanned whole; without log start offsets, a log begins with its
-    /// first segment; without cleaner offsets, it is compacted from its beginning.
+    /// Checkpoints that were damaged or unreadable. Without recovery points, logs are scanned whole; without cleaner offsets, a log
+    /// is compacted from its beginning; log start offsets are taken from their other file.
     pub fn faults(&self) -> &[CheckpointError] {
         &self.faults
+    }
+
+    /// Whether anybody knows where the logs begin.
+    ///
+    /// # Errors
+    /// [`UnknownLogStarts`]: both files that say it are damaged.
+    pub fn check_log_starts(&self) -> Result<(), UnknownLogStarts> {
+        if self.unknown_log_starts {
+            let (checkpoint, copy) = (self.path.join(LOG_START_OFFSETS), self.path.join(LOG_START_COPY));
+            return Err(UnknownLogStarts { checkpoint, copy });
+        }
+        Ok(())
     }
 
     /// What the checkpoints say of a partition, for opening its log.
@@ -227,14 +263,18 @@ impl DataDir {
     /// A log that was there before (not `created`) has its folder: one that names another topic is damaged, and stays where it is.
     ///
     /// # Errors
-    /// [`IoFailure`]: the log must not be opened, for after a crash it could be taken for the other one.
-    pub fn admit(&self, topic: &str, partition: u32, topic_id: TopicId, created: bool) -> Result<OpenHints, IoFailure> {
+    /// [`OpenError`]: the log must not be opened. After a crash it could be taken for the other one, or records that were deleted
+    /// would be served.
+    pub fn admit(&self, topic: &str, partition: u32, topic_id: TopicId, created: bool) -> Result<OpenHints, OpenError> {
         let path = self.partition_path(topic, partition);
         let foreign = match checkpoint::read_partition_metadata(&*self.files, &path) {
             Ok(found) => created && found.is_some_and(|found| found != topic_id),
             Err(CheckpointError::Damaged { .. }) => false,
-            Err(CheckpointError::Io(failure)) => return Err(failure),
+            Err(CheckpointError::Io(failure)) => return Err(failure.into()),
         };
+        if !created {
+            self.check_log_starts()?;
+        }
         let key = (topic.to_owned(), partition);
         if foreign {
             self.update_checkpoints(|checkpoints| checkpoints.retain(|other| *other != key));
@@ -298,17 +338,21 @@ impl DataDir {
     /// [`IoFailure`]: some may have been written. They are written again next time.
     pub fn write_checkpoints(&self) -> Result<(), IoFailure> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (now, written) = {
+        let (now, written, log_starts_twice) = {
             let mut checkpoints = self.checkpoints();
             checkpoints.changed = false;
-            (checkpoints.now.clone(), checkpoints.written.clone())
+            (checkpoints.now.clone(), checkpoints.written.clone(), checkpoints.log_starts_twice)
         };
-        let result = now.files().into_iter().zip(written.files()).try_for_each(|((name, now), (_, written))| {
-            if now == written { Ok(()) } else { checkpoint::write_offsets(&*self.files, &self.path, name, now) }
-        });
+        let result =
+            now.files().into_iter().zip(written.files()).try_for_each(|((name, now), (_, written))| match name {
+                LOG_START_OFFSETS if self.unknown_log_starts || (log_starts_twice && now == written) => Ok(()),
+                LOG_START_OFFSETS => checkpoint::write_log_starts(&*self.files, &self.path, now),
+                _ if now == written => Ok(()),
+                _ => checkpoint::write_offsets(&*self.files, &self.path, name, now),
+            });
         let mut checkpoints = self.checkpoints();
         match result {
-            Ok(()) => checkpoints.written = now,
+            Ok(()) => (checkpoints.written, checkpoints.log_starts_twice) = (now, true),
             Err(_) => checkpoints.changed = true,
         }
         result

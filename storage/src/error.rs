@@ -85,6 +85,19 @@ pub struct Poisoned {
     pub reason: String,
 }
 
+/// Both files that say where the logs of a data root begin are damaged.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(
+    "{} and {} are damaged, so nobody knows where the logs begin, and deleted records must not be served: put one of the two back, or remove both to begin every log with its first segment",
+    checkpoint.display(), copy.display()
+)]
+pub struct UnknownLogStarts {
+    /// Kafka's file.
+    pub checkpoint: PathBuf,
+    /// Ours.
+    pub copy: PathBuf,
+}
+
 /// Why a log could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -97,6 +110,9 @@ pub enum OpenError {
     /// Damage that recovery must not cut away.
     #[error(transparent)]
     Corruption(#[from] Corruption),
+    /// Where it begins is not known.
+    #[error(transparent)]
+    UnknownStart(#[from] UnknownLogStarts),
     /// The folder belongs to another topic.
     #[error("{} belongs to topic {found}, not to {expected}", path.display())]
     ForeignTopic {

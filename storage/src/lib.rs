@@ -34,7 +34,10 @@ mod verify;
 pub use compaction::{CompactionError, CompactionPlan, CompactionResult, CompactionStats};
 pub use config::{Cleanup, LogConfig, LogIdentity, OpenHints};
 pub use datadir::{Checkpoints, DataDir, DataDirError, NewIdentity, PartitionFolder};
-pub use error::{AppendError, Corruption, FullDisk, IoFailure, LogError, OpenError, OutOfRange, Poisoned, ReadError};
+pub use error::{
+    AppendError, Corruption, FullDisk, IoFailure, LogError, OpenError, OutOfRange, Poisoned, ReadError,
+    UnknownLogStarts,
+};
 pub use files::{File, Files, OpenMode};
 pub use log::{BatchOutcome, Log, NewBatch};
 pub use map::Map;

@@ -215,7 +215,8 @@ impl Opening<'_> {
         let start = self.hints.log_start_offset.max(0);
         if self.hints.recovery_point > start {
             let detail = format!(
-                "there is no segment, though everything before offset {} was flushed",
+                "there is no segment, though {} says that everything before offset {} was flushed",
+                checkpoint::RECOVERY_POINTS,
                 self.hints.recovery_point
             );
             let path = self.place.dir.join(segment_file_name(start, ".log"));
@@ -276,7 +277,8 @@ impl Opening<'_> {
         };
         if next_offset < self.hints.recovery_point && self.hints.log_start_offset < self.hints.recovery_point {
             let detail = format!(
-                "the log ends at offset {next_offset}, though everything before {} was flushed",
+                "the log ends at offset {next_offset}, though {} says that everything before {} was flushed",
+                checkpoint::RECOVERY_POINTS,
                 self.hints.recovery_point
             );
             let (path, position) = (active.segment.log_path(), active.size);

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use headwater_proto::TopicId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::checkpoint::{self, CLEANER_OFFSETS, CheckpointError, HIGH_WATERMARKS, LOG_START_OFFSETS, RECOVERY_POINTS};
+use crate::checkpoint::{self, CLEANER_OFFSETS, CheckpointError, HIGH_WATERMARKS, RECOVERY_POINTS};
 use crate::datadir::remove_folder;
 use crate::epochs::TextFault;
 use crate::error::{During, IoFailure};
@@ -154,7 +154,13 @@ fn decode(bytes: &[u8]) -> Result<Manifest, TextFault> {
 
 /// Removes what an import made before it was cut short: folders, and what the checkpoints say of them.
 fn undo(files: &dyn Files, root: &Path, copying: &[(String, u32)]) -> Result<(), CheckpointError> {
-    for name in [RECOVERY_POINTS, LOG_START_OFFSETS, HIGH_WATERMARKS, CLEANER_OFFSETS] {
+    let mut log_starts = checkpoint::read_log_starts(files, root)?.offsets;
+    let before = log_starts.len();
+    log_starts.retain(|partition, _| !copying.contains(partition));
+    if log_starts.len() != before {
+        checkpoint::write_log_starts(files, root, &log_starts)?;
+    }
+    for name in [RECOVERY_POINTS, HIGH_WATERMARKS, CLEANER_OFFSETS] {
         let mut offsets = checkpoint::read_offsets(files, root, name)?;
         let before = offsets.len();
         offsets.retain(|partition, _| !copying.contains(partition));

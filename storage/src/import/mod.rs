@@ -23,9 +23,7 @@ use std::sync::Arc;
 use headwater_proto::TopicId;
 use serde::Serialize;
 
-use crate::checkpoint::{
-    self, CLEANER_OFFSETS, CheckpointError, HIGH_WATERMARKS, LOG_START_OFFSETS, PartitionOffsets, RECOVERY_POINTS,
-};
+use crate::checkpoint::{self, CLEANER_OFFSETS, CheckpointError, HIGH_WATERMARKS, PartitionOffsets, RECOVERY_POINTS};
 use crate::datadir::{DataDir, DataDirError, NewIdentity};
 use crate::error::{During, IoFailure};
 use crate::files::{Files, OpenMode};
@@ -184,6 +182,7 @@ pub fn import(
     progress: &dyn Fn(u64),
 ) -> Result<ImportReport, ImportError> {
     let root = DataDir::open(Arc::clone(files), &options.data_dir, &options.identity)?;
+    root.check_log_starts().map_err(DataDirError::from)?;
     let imported = import_into(&root, options, progress);
     if root.was_clean() {
         // Nothing that a broker left was touched, and what was added is complete.
@@ -249,8 +248,15 @@ fn copy(root: &DataDir, source: &Source, progress: &dyn Fn(u64)) -> Result<(), I
     }
     files.sync_dir(root.path()).during("sync", root.path())?;
     type Value = fn(&SourcePartition) -> Option<i64>;
-    let values: [(&str, Value); 4] = [
-        (LOG_START_OFFSETS, |partition| Some(partition.log_start).filter(|start| *start > 0)),
+    let mut log_starts = checkpoint::read_log_starts(&**files, root.path()).unwrap_or_default().offsets;
+    log_starts.extend(
+        source
+            .partitions()
+            .filter(|partition| partition.log_start > 0)
+            .map(|partition| ((partition.topic.clone(), partition.partition), partition.log_start)),
+    );
+    checkpoint::write_log_starts(&**files, root.path(), &log_starts)?;
+    let values: [(&str, Value); 3] = [
         (CLEANER_OFFSETS, |partition| partition.cleaned),
         (HIGH_WATERMARKS, |partition| Some(partition.log_end)),
         (RECOVERY_POINTS, |partition| Some(partition.log_end)),
