@@ -32,7 +32,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     pub(crate) linger: Option<Duration>,
     /// Records a second, at even distances; latency counts from the moment a record was due. Without it: as fast as it
-    /// goes (e2e: 1000). raw: round trips a second.
+    /// goes (e2e: 1000). raw: round trips a second;
+    /// disk: its batches are due when their first record is.
     #[arg(long, value_name = "RECORDS", value_parser = count)]
     pub(crate) throughput: Option<u64>,
     /// What to wait for.

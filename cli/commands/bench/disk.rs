@@ -7,13 +7,13 @@ use headwater_proto::batch::{BatchBuilder, BuildOptions};
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::data::Values;
 use super::{Answer, Latencies};
 use crate::args::{BenchArgs, Global, Mode};
 use crate::connect::profile;
-use crate::os::{cpu_time, reserve};
+use crate::os::{cpu_time, reserve, sleep_exactly};
 use crate::output::{Unit, progress};
 
 /// Bytes reserved at a time.
@@ -54,6 +54,10 @@ fn write(global: &Global, args: &BenchArgs, file: &mut File) -> Result<Answer> {
     let bar = progress(global, "bench disk", Unit::Bytes, Some(records * args.record_size));
     let mut latencies = Latencies::new();
     let (mut sent, mut position, mut reserved) = (0, 0, 0);
+    let interval = args.throughput.map(|rate| Duration::from_secs_f64(1.0 / rate as f64));
+    if interval.is_some() {
+        sleep_exactly();
+    }
     let cpu = cpu_time();
     let began = Instant::now();
     while sent < records {
@@ -65,7 +69,8 @@ fn write(global: &Global, args: &BenchArgs, file: &mut File) -> Result<Answer> {
             last = batch(sent, count).context("cannot make a batch")?;
             &last
         };
-        let due = Instant::now();
+        let due = interval.map_or_else(Instant::now, |interval| began + interval.mul_f64(sent as f64));
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
         if position + bytes.len() as u64 > reserved {
             if reserved >= SEGMENT_BYTES {
                 position = 0;
