@@ -34,6 +34,7 @@ mod partitions;
 mod pool;
 mod produce;
 pub mod quic;
+pub mod replica;
 pub mod runtime;
 mod server;
 mod session;

@@ -1,0 +1,368 @@
+use super::history::{History, Verdict};
+use super::leader::{AlterPartition, Altered, Assigned, Effect, HelloRefusal, LeaderState, LocalLog, Settings, View};
+use super::{Hello, Member, Report, Tenure};
+use crate::topic_config::TopicDurability::{self, Flushed, Replicated};
+use headwater_proto::ErrorCode;
+use headwater_proto::wire::Acks;
+use headwater_storage::epochs::EpochEntry;
+use uuid::Uuid;
+
+const EPOCH: i32 = 5;
+const TENURE: Tenure = Tenure { leader_epoch: EPOCH, generation: 0 };
+const LAG_MS: u64 = 1000;
+
+fn member(broker: i32) -> Member {
+    Member { broker, incarnation: Uuid::from_u128(100 + broker as u128) }
+}
+
+fn settings(min_insync_replicas: u32, durability: TopicDurability) -> Settings {
+    Settings { min_insync_replicas, durability, lag_time_max_ms: LAG_MS }
+}
+
+/// Partition 1, 2, 3, led by 1, with these in sync.
+fn view(partition_epoch: i32, isr: &[i32]) -> View {
+    let assigned = |broker| Assigned { member: member(broker), active: true, in_sync: isr.contains(&broker) };
+    let replicas = [1, 2, 3].map(assigned).to_vec();
+    View { leader: Some(member(1)), leader_epoch: EPOCH, partition_epoch, replicas }
+}
+
+/// Epoch 1 up to 10, and nothing of this epoch yet.
+fn history(log_end: i64) -> History {
+    let epochs = [(1, 0), (EPOCH, 10)].map(|(epoch, start_offset)| EpochEntry { epoch, start_offset });
+    History::new(epochs.into_iter().filter(|entry| entry.start_offset <= log_end).collect(), 0, log_end).unwrap()
+}
+
+fn leader_of(isr: &[i32], min_isr: u32, durability: TopicDurability) -> LeaderState {
+    let log = LocalLog { log_end: 10, flushed: 10, high_watermark: 4, generation: 0 };
+    LeaderState::lead(member(1), &view(7, isr), log, settings(min_isr, durability), true, 0)
+}
+
+fn leader(isr: &[i32]) -> LeaderState {
+    leader_of(isr, 2, Flushed)
+}
+
+fn hello(state: &mut LeaderState, broker: i32, log_end: i64, now_ms: i64) {
+    let hello = Hello { member: member(broker), tenure: TENURE, history: history(log_end) };
+    assert_eq!(state.hello(&hello, &history(10), now_ms), Ok(Verdict::Agrees));
+}
+
+fn report(state: &mut LeaderState, broker: i32, received: i64, flushed: i64, now_ms: i64) -> bool {
+    state.report(Report { member: member(broker), tenure: TENURE, received, flushed }, now_ms)
+}
+
+fn append(state: &mut LeaderState, end: i64, now_ms: i64) {
+    state.written(TENURE, end, now_ms);
+    state.flushed(TENURE, end, now_ms);
+}
+
+fn proposed(state: &mut LeaderState) -> Vec<(i32, Vec<i32>)> {
+    let effects = state.take_effects();
+    let proposals = effects.into_iter().filter_map(|effect| match effect {
+        Effect::Propose(AlterPartition { partition_epoch, isr, .. }) => {
+            Some((partition_epoch, isr.iter().map(|member| member.broker).collect()))
+        }
+        _ => None,
+    });
+    proposals.collect()
+}
+
+fn all_follow(state: &mut LeaderState) {
+    for broker in [2, 3] {
+        hello(state, broker, 10, 0);
+        report(state, broker, 10, 10, 0);
+    }
+}
+
+#[test]
+fn the_high_watermark_is_the_least_flushed_offset_of_the_isr() {
+    let mut state = leader(&[1, 2, 3]);
+    append(&mut state, 20, 0);
+    assert_eq!(state.high_watermark(), 4, "nobody has reported yet");
+    hello(&mut state, 2, 10, 0);
+    hello(&mut state, 3, 10, 0);
+    report(&mut state, 2, 20, 15, 0);
+    assert_eq!(state.high_watermark(), 4);
+    assert!(!state.serves_offsets());
+    report(&mut state, 3, 12, 12, 0);
+    assert_eq!(state.high_watermark(), 12);
+    assert!(state.serves_offsets());
+    report(&mut state, 3, 20, 20, 0);
+    assert_eq!(state.high_watermark(), 15, "what 2 received counts only once it is flushed");
+    let moved: Vec<Effect> = state.take_effects();
+    assert_eq!(moved, [Effect::HighWatermark(12), Effect::HighWatermark(15)]);
+}
+
+#[test]
+fn what_was_received_counts_where_the_topic_is_replicated() {
+    let mut state = leader_of(&[1, 2, 3], 2, Replicated);
+    state.written(TENURE, 20, 0);
+    hello(&mut state, 2, 10, 0);
+    hello(&mut state, 3, 10, 0);
+    report(&mut state, 2, 20, 0, 0);
+    report(&mut state, 3, 18, 0, 0);
+    assert_eq!(state.high_watermark(), 18);
+}
+
+#[test]
+fn the_leaders_own_flush_counts_like_any_other() {
+    let mut state = leader(&[1, 2, 3]);
+    all_follow(&mut state);
+    state.written(TENURE, 20, 0);
+    report(&mut state, 2, 20, 20, 0);
+    report(&mut state, 3, 20, 20, 0);
+    assert_eq!(state.high_watermark(), 10);
+    state.flushed(TENURE, 20, 0);
+    assert_eq!(state.high_watermark(), 20);
+}
+
+#[test]
+fn the_high_watermark_stays_while_the_isr_is_below_min_insync_replicas() {
+    let mut state = leader(&[1]);
+    append(&mut state, 20, 0);
+    assert_eq!(state.high_watermark(), 4);
+    let refused = state.admit(Acks::All).unwrap_err();
+    assert_eq!(refused.code(), ErrorCode::NotEnoughReplicas);
+    assert!(refused.to_string().contains("1 of 2"), "{refused}");
+    assert!(state.admit(Acks::Leader).is_ok());
+    hello(&mut state, 2, 10, 0);
+    report(&mut state, 2, 20, 20, 0);
+    assert_eq!(proposed(&mut state), [(7, vec![1, 2])]);
+    assert_eq!(state.high_watermark(), 4, "a proposal makes nobody in sync");
+    state.altered(7, Altered::Committed(view(8, &[1, 2])), 0);
+    assert_eq!(state.high_watermark(), 20);
+    assert!(state.admit(Acks::All).is_ok());
+}
+
+#[test]
+fn a_single_replica_is_read_though_its_topic_asks_for_two() {
+    let log = LocalLog { log_end: 0, flushed: 0, high_watermark: 0, generation: 0 };
+    let alone = View::alone(Member::only(1), EPOCH);
+    let mut state = LeaderState::lead(Member::only(1), &alone, log, settings(2, Flushed), true, 0);
+    append(&mut state, 3, 0);
+    assert_eq!(state.high_watermark(), 3);
+    assert!(state.admit(Acks::All).is_err());
+}
+
+#[test]
+fn a_follower_joins_at_the_high_watermark_and_the_start_of_the_epoch() {
+    let mut state = leader(&[1, 2]);
+    hello(&mut state, 2, 10, 0);
+    hello(&mut state, 3, 8, 0);
+    report(&mut state, 3, 8, 8, 0);
+    assert_eq!(proposed(&mut state), [], "above the high watermark of 4, but below the start of the epoch");
+    append(&mut state, 20, 0);
+    report(&mut state, 2, 15, 15, 0);
+    assert_eq!(state.high_watermark(), 15);
+    report(&mut state, 3, 20, 14, 0);
+    assert_eq!(proposed(&mut state), [], "what it received is no offset that counts");
+    report(&mut state, 3, 20, 15, 0);
+    assert_eq!(proposed(&mut state), [(7, vec![1, 2, 3])]);
+}
+
+#[test]
+fn a_follower_that_is_not_active_does_not_join() {
+    let mut state = leader(&[1, 2]);
+    let mut fenced = view(7, &[1, 2]);
+    fenced.replicas[2].active = false;
+    state.view(&fenced, 0);
+    all_follow(&mut state);
+    assert_eq!(proposed(&mut state), []);
+    state.view(&view(7, &[1, 2]), 0);
+    assert_eq!(proposed(&mut state), [(7, vec![1, 2, 3])]);
+}
+
+#[test]
+fn a_follower_leaves_once_its_oldest_unreported_batch_is_too_old() {
+    let mut state = leader(&[1, 2, 3]);
+    all_follow(&mut state);
+    append(&mut state, 12, 500);
+    append(&mut state, 14, 900);
+    report(&mut state, 2, 14, 14, 1000);
+    report(&mut state, 3, 12, 12, 1400);
+    assert_eq!(state.deadline_ms(), Some(1901));
+    state.tick(1900);
+    assert_eq!(proposed(&mut state), []);
+    state.tick(1901);
+    assert_eq!(proposed(&mut state), [(7, vec![1, 2])]);
+    assert_eq!(state.high_watermark(), 12, "it counts until the change is committed");
+    state.view(&view(8, &[1, 2]), 1950);
+    assert_eq!(state.high_watermark(), 14);
+    assert_eq!(state.deadline_ms(), None);
+    // An idle follower never leaves.
+    state.tick(1_000_000);
+    assert_eq!(proposed(&mut state), []);
+}
+
+#[test]
+fn a_follower_that_never_comes_leaves_though_nothing_is_appended() {
+    let mut state = leader(&[1, 2, 3]);
+    hello(&mut state, 2, 10, 0);
+    report(&mut state, 2, 10, 10, 0);
+    state.tick(1001);
+    assert_eq!(proposed(&mut state), [(7, vec![1, 2])]);
+}
+
+#[test]
+fn a_proposed_member_holds_the_high_watermark() {
+    let mut state = leader(&[1, 2]);
+    all_follow(&mut state);
+    assert_eq!(proposed(&mut state), [(7, vec![1, 2, 3])]);
+    append(&mut state, 20, 0);
+    report(&mut state, 2, 20, 20, 0);
+    assert_eq!(state.high_watermark(), 10, "3 may be in sync already");
+    report(&mut state, 3, 17, 17, 0);
+    assert_eq!(state.high_watermark(), 17);
+}
+
+#[test]
+fn a_proposal_left_unknown_counts_until_a_later_partition_epoch() {
+    let mut state = leader(&[1, 2]);
+    all_follow(&mut state);
+    assert_eq!(proposed(&mut state), [(7, vec![1, 2, 3])]);
+    state.altered(7, Altered::Unknown, 0);
+    append(&mut state, 20, 0);
+    report(&mut state, 2, 20, 20, 0);
+    assert_eq!(state.high_watermark(), 10);
+    // It is tried again, and refused this time: the first may be committed all the same.
+    state.tick(99);
+    assert_eq!(proposed(&mut state), []);
+    state.tick(100);
+    assert_eq!(proposed(&mut state), [(7, vec![1, 2, 3])]);
+    state.altered(7, Altered::Refused, 100);
+    assert_eq!(state.high_watermark(), 10);
+    state.view(&view(8, &[1, 2]), 100);
+    assert_eq!(state.high_watermark(), 20);
+}
+
+#[test]
+fn a_proposal_that_names_a_dead_incarnation_counts_no_more() {
+    let mut state = leader(&[1, 2]);
+    all_follow(&mut state);
+    state.altered(7, Altered::Unknown, 0);
+    append(&mut state, 20, 0);
+    report(&mut state, 2, 20, 20, 0);
+    assert_eq!(state.high_watermark(), 10);
+    let mut restarted = view(7, &[1, 2]);
+    restarted.replicas[2].member.incarnation = Uuid::from_u128(999);
+    state.view(&restarted, 0);
+    assert_eq!(state.high_watermark(), 20);
+}
+
+#[test]
+fn one_proposal_at_a_time_and_a_refused_one_is_made_again_later() {
+    let mut state = leader(&[1, 2, 3]);
+    all_follow(&mut state);
+    append(&mut state, 20, 0);
+    report(&mut state, 2, 20, 20, 0);
+    state.tick(1001);
+    assert_eq!(proposed(&mut state), [(7, vec![1, 2])]);
+    report(&mut state, 3, 20, 20, 1002);
+    state.tick(3000);
+    assert_eq!(proposed(&mut state), []);
+    state.altered(7, Altered::Refused, 3000);
+    assert_eq!(state.deadline_ms(), Some(3100));
+    state.tick(3100);
+    assert_eq!(proposed(&mut state), [], "it has caught up meanwhile");
+    assert_eq!(state.high_watermark(), 20);
+}
+
+#[test]
+fn the_committed_isr_counts_whatever_was_proposed() {
+    let mut state = leader(&[1, 2]);
+    all_follow(&mut state);
+    append(&mut state, 20, 0);
+    report(&mut state, 3, 20, 20, 0);
+    // The controller fenced 2 at the same time.
+    state.view(&view(8, &[1]), 0);
+    assert_eq!(state.isr(), [member(1)]);
+    assert_eq!(state.high_watermark(), 10);
+    // An answer to what is no longer on its way changes nothing.
+    state.altered(7, Altered::Unknown, 0);
+    state.view(&view(9, &[1, 3]), 0);
+    assert_eq!(state.high_watermark(), 20);
+    // Nor does an older view.
+    state.view(&view(8, &[1]), 0);
+    assert_eq!(state.isr(), [member(1), member(3)]);
+}
+
+#[test]
+fn reports_of_another_epoch_generation_or_incarnation_count_for_nothing() {
+    let mut state = leader(&[1, 2]);
+    append(&mut state, 20, 0);
+    assert!(!report(&mut state, 2, 20, 20, 0), "nothing is known of its log before its hello");
+    hello(&mut state, 2, 10, 0);
+    let said = Report { member: member(2), tenure: TENURE, received: 20, flushed: 20 };
+    let stranger = Member { incarnation: Uuid::from_u128(1), ..member(2) };
+    for stale in [
+        Report { member: stranger, ..said },
+        Report { tenure: Tenure { leader_epoch: EPOCH - 1, ..TENURE }, ..said },
+        Report { tenure: Tenure { generation: 1, ..TENURE }, ..said },
+    ] {
+        assert!(!state.report(stale, 0));
+    }
+    assert_eq!(state.high_watermark(), 4);
+    assert!(state.report(said, 0));
+    assert_eq!(state.high_watermark(), 20);
+}
+
+#[test]
+fn completions_of_another_epoch_or_generation_count_for_nothing() {
+    let mut state = leader(&[1]);
+    for stale in [Tenure { leader_epoch: EPOCH - 1, ..TENURE }, Tenure { generation: 1, ..TENURE }] {
+        state.written(stale, 30, 0);
+        state.flushed(stale, 30, 0);
+    }
+    state.configure(settings(1, Flushed), 0);
+    assert_eq!(state.high_watermark(), 10);
+    append(&mut state, 30, 0);
+    assert_eq!(state.high_watermark(), 30);
+}
+
+#[test]
+fn a_follower_cuts_before_it_is_pushed_to() {
+    let mut state = leader(&[1, 2]);
+    let own = history(10);
+    let longer = History::new(vec![EpochEntry { epoch: 1, start_offset: 0 }], 0, 14).unwrap();
+    let says = |generation, history| Hello { member: member(2), tenure: Tenure { generation, ..TENURE }, history };
+    assert_eq!(state.hello(&says(0, longer.clone()), &own, 0), Ok(Verdict::Cut { to: 10 }));
+    assert!(!report(&mut state, 2, 14, 14, 0));
+    assert_eq!(state.hello(&says(1, history(10)), &own, 0), Ok(Verdict::Agrees));
+    assert_eq!(state.hello(&says(0, longer), &own, 0), Err(HelloRefusal::Stale));
+    assert!(!report(&mut state, 2, 14, 14, 0), "said before the cut");
+    let stranger = Hello { member: Member::only(2), ..says(1, history(10)) };
+    assert_eq!(state.hello(&stranger, &own, 0), Err(HelloRefusal::UnknownReplica(Member::only(2))));
+    let mut early = says(1, history(10));
+    early.tenure.leader_epoch = EPOCH + 1;
+    assert_eq!(state.hello(&early, &own, 0), Err(HelloRefusal::NotLeader(EPOCH + 1)));
+}
+
+#[test]
+fn without_its_lease_a_leader_takes_only_acks_all_and_changes_no_isr() {
+    let mut state = leader(&[1, 2, 3]);
+    state.lease(false, 0);
+    assert!(state.admit(Acks::All).is_ok());
+    for acks in [Acks::Leader, Acks::None] {
+        let refused = state.admit(acks).unwrap_err();
+        assert_eq!((refused.code(), refused.retryable()), (ErrorCode::NotLeader, true));
+    }
+    state.tick(5000);
+    assert_eq!((proposed(&mut state), state.deadline_ms()), (vec![], None));
+    state.lease(true, 5000);
+    assert_eq!(proposed(&mut state), [(7, vec![1])]);
+}
+
+#[test]
+fn nothing_outlives_its_epoch() {
+    let mut state = leader(&[1, 2]);
+    all_follow(&mut state);
+    state.take_effects();
+    // Even if the same broker leads on.
+    state.view(&View { leader_epoch: EPOCH + 1, ..view(8, &[1, 2]) }, 0);
+    assert_eq!(state.take_effects(), [Effect::Ended]);
+    append(&mut state, 20, 0);
+    assert!(!report(&mut state, 2, 20, 20, 0));
+    state.tick(9999);
+    assert_eq!(state.high_watermark(), 10);
+    assert!(state.admit(Acks::All).is_err() && state.is_ended());
+    assert_eq!(state.take_effects(), []);
+}
