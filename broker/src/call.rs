@@ -47,7 +47,7 @@ pub(crate) async fn answer(shared: &Arc<Shared>, lookups: &Arc<Semaphore>, call:
         Some(Request::DeleteTopic(request)) => delete_topic(shared, request).await,
         Some(Request::DeleteRecords(request)) => delete_records(shared, request).await,
         Some(Request::ListOffsets(request)) => Ok(list_offsets(shared, lookups, request).await),
-        Some(Request::AllocateProducerId(_)) => allocate_producer_id(shared).await,
+        Some(Request::AllocateProducerId(request)) => allocate_producer_id(shared, &request).await,
         Some(Request::CommitOffsets(request)) => commit_offsets(shared, request).await,
         Some(Request::FetchOffsets(request)) => fetch_offsets(shared, request).await,
         Some(Request::ListGroups(_)) => list_groups(shared).await,
@@ -383,10 +383,15 @@ async fn walk_log<T: Send + 'static>(
 
 // ---------------------------------------------------------------- producers
 
-async fn allocate_producer_id(shared: &Shared) -> Answer {
-    let next = shared.metadata.next_producer_id(shared.broker_id()).await;
-    let producer_id = next.map_err(|error| wire::Error::from(&error))?;
-    Ok(Response::AllocateProducerId(wire::AllocateProducerIdResponse { producer_id, producer_epoch: 0 }))
+async fn allocate_producer_id(shared: &Shared, request: &wire::AllocateProducerId) -> Answer {
+    let (metadata, broker_id) = (&shared.metadata, shared.broker_id());
+    let given = match request.producer_id {
+        Some(producer_id) => metadata.next_producer_epoch(broker_id, producer_id, request.producer_epoch).await,
+        None => metadata.next_producer_id(broker_id).await.map(|producer_id| (producer_id, 0)),
+    };
+    let (producer_id, producer_epoch) = given.map_err(|error| wire::Error::from(&error))?;
+    let producer_epoch = i32::from(producer_epoch);
+    Ok(Response::AllocateProducerId(wire::AllocateProducerIdResponse { producer_id, producer_epoch }))
 }
 
 // ---------------------------------------------------------------- groups

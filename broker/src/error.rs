@@ -15,6 +15,24 @@ use headwater_storage::{DataDirError, IoFailure, SequenceError};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+/// Whose batches these are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProducerIdentity {
+    /// The producer id; -1: not idempotent.
+    pub id: i64,
+    /// Its epoch.
+    pub epoch: i16,
+}
+
+impl std::fmt::Display for ProducerIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.id {
+            ..0 => f.write_str("no producer id"),
+            id => write!(f, "producer id {id}, epoch {}", self.epoch),
+        }
+    }
+}
+
 /// Why a partition did not do what it was asked.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -58,13 +76,13 @@ pub enum PartitionError {
     /// The batch is not well formed.
     #[error("{0}")]
     Batch(#[from] BatchError),
-    /// The batch is another producer's than the one that opened the stream.
-    #[error("a batch of producer id {batch}, where the stream was opened by {stream}")]
-    ForeignProducerId {
+    /// The batch is another producer's than the one that opened the stream, or of another epoch.
+    #[error("a batch of {batch}, where the stream was opened by {stream}")]
+    ForeignProducer {
         /// The batch's.
-        batch: i64,
-        /// The stream's; -1: not idempotent.
-        stream: i64,
+        batch: ProducerIdentity,
+        /// The stream's.
+        stream: ProducerIdentity,
     },
     /// A record's timestamp is outside what the topic takes.
     #[error("timestamp {timestamp_ms} is more than {key} = {limit_ms} away from the broker's clock, {now_ms}")]
@@ -132,7 +150,7 @@ impl PartitionError {
             PartitionError::TooLarge { .. } => ErrorCode::MessageTooLarge,
             PartitionError::TooManyBatches { .. } => ErrorCode::LimitExceeded,
             PartitionError::Batch(error) => error.code(),
-            PartitionError::ForeignProducerId { .. } => ErrorCode::InvalidRequest,
+            PartitionError::ForeignProducer { .. } => ErrorCode::InvalidRequest,
             PartitionError::Timestamp { .. } => ErrorCode::InvalidTimestamp,
             PartitionError::NotLeader(_) => ErrorCode::NotLeader,
             PartitionError::Deleted => ErrorCode::UnknownTopicId,

@@ -14,7 +14,8 @@
 
 use crate::clock::now_ms;
 use crate::credit::{CreditExceeded, StreamCredit};
-use crate::error::PartitionError;
+use crate::error::{PartitionError, ProducerIdentity};
+use crate::metadata::{MetadataError, MetadataState, Refusal};
 use crate::metrics::Counted;
 use crate::partition::PartitionHandle;
 use crate::partition::state::{AppendDone, AppendResult};
@@ -23,12 +24,14 @@ use crate::session::Session;
 use crate::stream::{Frames, StreamError, send_frame, write_within};
 use crate::topic_config::{TimestampSource, TopicConfig};
 use bytes::{BufMut, Bytes, BytesMut};
-use headwater_proto::batch::{BatchHeader, Batches, Codec, LENGTH_PREFIX_BYTES, NO_PRODUCER_ID, WalkRules, walk};
+use headwater_proto::batch::{
+    BatchHeader, Batches, Codec, LENGTH_PREFIX_BYTES, NO_PRODUCER_EPOCH, NO_PRODUCER_ID, WalkRules, walk,
+};
 use headwater_proto::frame::{self, FrameEvent};
 use headwater_proto::limits::MAX_FRAME_PAYLOAD_BYTES;
 use headwater_proto::wire::{Acks, BatchAck, OpenProduce, ProduceOpened, ProduceRequest, ProduceResponse};
 use headwater_proto::{ErrorCode, wire};
-use headwater_storage::{BatchOutcome, NewBatch};
+use headwater_storage::{BatchOutcome, LastSequence, NewBatch};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
@@ -74,8 +77,8 @@ struct Account {
 struct Stream<'a> {
     session: &'a Session,
     partition: PartitionHandle,
-    /// The only one whose batches are taken, besides batches that are nobody's; -1: not idempotent.
-    producer_id: i64,
+    /// The only one whose batches are taken, besides batches that are nobody's.
+    producer: ProducerIdentity,
     acks: Acks,
     account: Mutex<Account>,
     /// Credit was released or lent.
@@ -113,6 +116,10 @@ pub(crate) async fn serve(
             Err(error) => return send_frame(send, &refuse(error.to_wire())).await,
         },
     };
+    let producer = match identify(&session.shared.metadata.state(), &open, last) {
+        Ok(producer) => producer,
+        Err(error) => return send_frame(send, &refuse(error)).await,
+    };
     let credit = session.credit().open();
     let opened = ProduceOpened {
         error: None,
@@ -125,8 +132,7 @@ pub(crate) async fn serve(
     };
     let account = Mutex::new(Account { credit, grant: 0, failed: false });
     let patience = Duration::from_millis(session.shared.config.frame_timeout_ms);
-    let stream =
-        Stream { session, partition, producer_id: open.producer_id, acks, account, credited: Notify::new(), patience };
+    let stream = Stream { session, partition, producer, acks, account, credited: Notify::new(), patience };
     write_within(send, frame::encode(&opened, 0), patience, "the answer to the opening").await?;
     let (tell, told) = mpsc::channel(MAX_PENDING);
     // The reader ends first; then the writer answers what is pending, and ends.
@@ -159,15 +165,32 @@ fn admit(session: &Session, open: &OpenProduce) -> Result<PartitionHandle, wire:
         }
         _ => {}
     }
-    // Ids are given out from a counter that never falls, and that an import raises above every id in the logs it brings.
-    let given_out = session.shared.metadata.state().next_producer_id();
-    if !(NO_PRODUCER_ID..given_out).contains(&open.producer_id) {
-        let why = format!("producer id {} was never given out: ask for one", open.producer_id);
-        return Err(wire::Error::new(ErrorCode::InvalidRequest, why));
-    }
     match partition.ended() {
         None => Ok(partition),
         Some(why) => Err(why.to_wire()),
+    }
+}
+
+/// Who writes to the stream. A newer epoch fences those before it, so it counts only if it was given out: otherwise anybody
+/// could fence anybody. What the log holds was (Kafka gave out what an import brings, and nobody knows which else).
+fn identify(
+    metadata: &MetadataState,
+    open: &OpenProduce,
+    last: Option<LastSequence>,
+) -> Result<ProducerIdentity, wire::Error> {
+    let id = open.producer_id;
+    let refuse = |refusal: Refusal| Err(wire::Error::from(&MetadataError::from(refusal)));
+    if id == NO_PRODUCER_ID {
+        return Ok(ProducerIdentity { id, epoch: NO_PRODUCER_EPOCH });
+    }
+    // From a counter that never falls, and that an import raises above every id in the logs it brings.
+    if !(0..metadata.next_producer_id()).contains(&id) {
+        return refuse(Refusal::UnknownProducerId(id));
+    }
+    let newest = metadata.producer_epoch(id).max(last.map_or(0, |last| last.epoch));
+    match i16::try_from(open.producer_epoch) {
+        Ok(epoch) if (0..=newest).contains(&epoch) => Ok(ProducerIdentity { id, epoch }),
+        _ => refuse(Refusal::UnknownProducerEpoch { producer_id: id, given: open.producer_epoch, newest }),
     }
 }
 
@@ -357,11 +380,11 @@ impl Stream<'_> {
 
     async fn hand_over(&self, payload: Bytes) -> Result<oneshot::Receiver<AppendResult>, PartitionError> {
         let config = self.partition.config();
-        let producer_id = self.producer_id;
+        let producer = self.producer;
         let batches = if is_quick(&payload) {
-            check(&payload, producer_id, &config, now_ms())?
+            check(&payload, producer, &config, now_ms())?
         } else {
-            self.session.shared.pool.run(move || check(&payload, producer_id, &config, now_ms())).await?
+            self.session.shared.pool.run(move || check(&payload, producer, &config, now_ms())).await?
         };
         self.partition.enqueue(batches, self.acks).await
     }
@@ -532,7 +555,7 @@ fn is_quick(payload: &[u8]) -> bool {
 /// Takes a payload apart into batches of this producer, and checks each to the last byte.
 fn check(
     payload: &Bytes,
-    producer_id: i64,
+    producer: ProducerIdentity,
     config: &TopicConfig,
     now_ms: i64,
 ) -> Result<Vec<NewBatch>, PartitionError> {
@@ -547,8 +570,9 @@ fn check(
         if bytes.len() > limit {
             return Err(PartitionError::TooLarge { bytes: bytes.len(), limit });
         }
-        if ![NO_PRODUCER_ID, producer_id].contains(&header.producer_id) {
-            return Err(PartitionError::ForeignProducerId { batch: header.producer_id, stream: producer_id });
+        let batch = ProducerIdentity { id: header.producer_id, epoch: header.producer_epoch };
+        if batch.id != NO_PRODUCER_ID && batch != producer {
+            return Err(PartitionError::ForeignProducer { batch, stream: producer });
         }
         let walked = walk(bytes, rules)?;
         if config.message_timestamp_type == TimestampSource::Create {

@@ -3,7 +3,7 @@
 mod harness;
 
 use bytes::Bytes;
-use harness::{Client, FrameReader, batch, open_produce, start, start_with, within};
+use harness::{Client, FrameReader, batch, batch_with, open_produce, start, start_with, within};
 use headwater_broker::{Broker, StartError};
 use headwater_proto::batch::{BatchBuilder, BuildOptions, Codec};
 use headwater_proto::wire::{self, MemberUpdate, call::Request, call_response::Response, open};
@@ -269,7 +269,7 @@ async fn a_restart_keeps_topics_raises_epochs_and_never_repeats_a_producer_id() 
         epochs.push(described.partitions[1].leader_epoch);
         for _ in 0..3 {
             let Response::AllocateProducerId(id) =
-                client.call(Request::AllocateProducerId(wire::AllocateProducerId {})).await
+                client.call(Request::AllocateProducerId(wire::AllocateProducerId::default())).await
             else {
                 panic!("no id");
             };
@@ -651,19 +651,45 @@ async fn commits_on_a_full_disk_are_refused_and_count_again_once_there_is_room()
     stop(broker).await;
 }
 
-#[tokio::test]
-async fn an_import_becomes_topics_offsets_and_producer_ids_once() {
-    let dir = tempfile::tempdir().unwrap();
-    let data = dir.path().join("data");
+/// Imports what Kafka wrote into a new folder.
+fn import_into(data: &Path) -> import::ImportReport {
     let files: Arc<dyn Files> = Arc::new(OsFiles::new());
     let options = ImportOptions {
         source: Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/kafka-logs/dirs"),
-        data_dir: data.clone(),
+        data_dir: data.to_owned(),
         identity: NewIdentity { cluster_id: "imported".into(), broker_id: 1, directory_id: "directory".into() },
         topics: Vec::new(),
         config: BTreeMap::new(),
     };
-    let report = import(&files, &options, &|_| ()).expect("imported");
+    import(&files, &options, &|_| ()).expect("imported")
+}
+
+/// Kafka gave out these ids and epochs: that the log holds them says so.
+#[tokio::test]
+async fn producers_of_an_imported_log_go_on_under_their_epochs() {
+    let dir = tempfile::tempdir().unwrap();
+    import_into(dir.path());
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    for (topic, producer_id, producer_epoch, base_sequence) in [("txn", 2, 5, 0), ("epochs", 1000, 0, 4)] {
+        let topic = describe(&client, topic).await.topic_id;
+        let open = |producer_epoch| wire::OpenProduce { producer_id, producer_epoch, ..open_produce(&topic, 0) };
+        let (_, opened) = client.produce(open(i32::from(producer_epoch) + 1)).await;
+        assert_eq!(ErrorCode::from_number(opened.error.expect("refused").code), ErrorCode::InvalidProducerEpoch);
+        let (mut produce, opened) = client.produce(open(producer_epoch.into())).await;
+        assert_eq!((opened.error, opened.last_producer_epoch), (None, producer_epoch.into()));
+        let options = BuildOptions { producer_id, producer_epoch, base_sequence, ..BuildOptions::default() };
+        produce.request(&batch_with(options, &[b"more"])).await;
+        assert_eq!(produce.answer().await.error, None);
+    }
+    stop(broker).await;
+}
+
+#[tokio::test]
+async fn an_import_becomes_topics_offsets_and_producer_ids_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().join("data");
+    let report = import_into(&data);
     let manifest = data.join(import::FILE_NAME);
     let left = std::fs::read(&manifest).expect("left for the broker");
 
@@ -684,7 +710,7 @@ async fn an_import_becomes_topics_offsets_and_producer_ids_once() {
         assert_eq!(committed(&client, "search").await, [("codecs".into(), 0, 7), ("shapes".into(), 0, 380)]);
         assert_eq!(commit(&client, "billing", None, vec![entry("codecs", 0, 8 + round)]).await, Ok(vec![0]));
         let Response::AllocateProducerId(id) =
-            client.call(Request::AllocateProducerId(wire::AllocateProducerId {})).await
+            client.call(Request::AllocateProducerId(wire::AllocateProducerId::default())).await
         else {
             panic!("no id");
         };

@@ -272,6 +272,66 @@ async fn a_batch_under_another_producer_id_is_refused_and_harms_nobody() {
     broker.shutdown().await;
 }
 
+/// The epoch of a stream was once whatever its client said: opened with somebody else's id and a larger epoch, one batch
+/// fenced that producer for good.
+#[tokio::test]
+async fn a_producer_epoch_that_was_never_given_out_is_refused_and_harms_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut broker = start(dir.path()).await;
+    let mut client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let id = client.allocate_producer_id().await;
+    let open = |epoch| wire::OpenProduce { producer_id: id, producer_epoch: epoch, ..open_produce(&topic, 0) };
+    let (mut produce, _) = client.produce(open(0)).await;
+    produce.request(&numbered(id, 0, 0)).await;
+    assert_eq!(produce.answer().await.error, None);
+
+    for never_given_out in [1, i32::from(i16::MAX), i32::from(i16::MAX) + 1, -1] {
+        let (_, opened) = client.produce(open(never_given_out)).await;
+        assert_eq!(code(opened.error.as_ref()), ErrorCode::InvalidProducerEpoch, "{never_given_out}");
+    }
+    let (mut foreign, _) = client.produce(open(0)).await;
+    foreign.request(&numbered(id, 1, 0)).await;
+    assert_eq!(code(foreign.answer().await.error.as_ref()), ErrorCode::InvalidRequest, "not the stream's epoch");
+    produce.request(&numbered(id, 0, 1)).await;
+    assert_eq!(produce.answer().await.error, None);
+
+    for (present, next) in [(0, Ok((id, 1))), (0, Ok((id, 1))), (1, Ok((id, 2))), (0, Ok((id, 2)))] {
+        assert_eq!(next_epoch(&client, id, present).await, next, "after {present}");
+    }
+    assert_eq!(next_epoch(&client, id, 3).await, Err(ErrorCode::InvalidProducerEpoch));
+    assert_eq!(next_epoch(&client, id, -1).await, Err(ErrorCode::InvalidProducerEpoch));
+    assert_eq!(next_epoch(&client, id + 1_000_000, 0).await, Err(ErrorCode::InvalidRequest));
+    let (mut newer, opened) = client.produce(open(2)).await;
+    assert_eq!(opened.error, None);
+    newer.request(&numbered(id, 2, 0)).await;
+    assert_eq!(newer.answer().await.batches[0].base_offset, 2);
+    produce.request(&numbered(id, 0, 2)).await;
+    assert_eq!(code(produce.answer().await.error.as_ref()), ErrorCode::InvalidProducerEpoch, "it is fenced");
+
+    // What was given out stays so.
+    broker.shutdown().await;
+    broker = start(dir.path()).await;
+    client = Client::connect(&broker).await;
+    assert_eq!(code(client.produce(open(3)).await.1.error.as_ref()), ErrorCode::InvalidProducerEpoch);
+    assert_eq!(next_epoch(&client, id, 2).await, Ok((id, 3)));
+    let (mut newest, opened) = client.produce(open(3)).await;
+    assert_eq!((opened.error, opened.last_producer_epoch), (None, 2));
+    newest.request(&numbered(id, 3, 0)).await;
+    assert_eq!(newest.answer().await.error, None);
+    broker.shutdown().await;
+}
+
+/// What a producer gets that asks for an epoch after the one it has.
+async fn next_epoch(client: &Client, producer_id: i64, producer_epoch: i32) -> Result<(i64, i32), ErrorCode> {
+    let ask = wire::AllocateProducerId { producer_id: Some(producer_id), producer_epoch };
+    match client.call(call::Request::AllocateProducerId(ask)).await {
+        call_response::Response::AllocateProducerId(given) => Ok((given.producer_id, given.producer_epoch)),
+        call_response::Response::Error(error) => Err(ErrorCode::from_number(error.code)),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[tokio::test]
 async fn a_batch_larger_than_the_credit_goes_through_in_parts() {
     let dir = tempfile::tempdir().unwrap();

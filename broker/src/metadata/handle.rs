@@ -7,7 +7,7 @@
 //! Owns: that order. Refuses: what a command means ([`super::state`]) and how it is kept ([`super::journal`]).
 //! Read next: [`super::state`].
 
-use super::command::{Command, command::Command as Kind};
+use super::command::{Command, NextProducerEpoch, command::Command as Kind};
 use super::journal::{Journal, JournalError};
 use super::producer_ids::ProducerIds;
 use super::state::{MetadataState, Outcome, Refusal, Topic};
@@ -65,6 +65,8 @@ impl MetadataError {
                 Refusal::UnknownTopicId(_) => ErrorCode::UnknownTopicId,
                 Refusal::InvalidPartitions { .. } => ErrorCode::InvalidPartitions,
                 Refusal::InvalidReplicas { .. } => ErrorCode::InvalidReplicationFactor,
+                Refusal::UnknownProducerId(_) => ErrorCode::InvalidRequest,
+                Refusal::UnknownProducerEpoch { .. } => ErrorCode::InvalidProducerEpoch,
                 _ => ErrorCode::Internal,
             },
             MetadataError::Config(_) => ErrorCode::InvalidConfig,
@@ -159,6 +161,26 @@ impl MetadataHandle {
     /// [`MetadataError`] if there is none.
     pub async fn next_producer_id(&self, broker_id: i32) -> Result<i64, MetadataError> {
         self.producer_ids.next(self, broker_id).await
+    }
+
+    /// An epoch of this producer id after the `given` one; or, where it has none left, another id and its first epoch.
+    ///
+    /// # Errors
+    /// [`MetadataError`]: the id or the epoch were never given out, or the journal takes nothing.
+    pub async fn next_producer_epoch(
+        &self,
+        broker_id: i32,
+        producer_id: i64,
+        given: i32,
+    ) -> Result<(i64, i16), MetadataError> {
+        let next = NextProducerEpoch { producer_id, producer_epoch: given };
+        match self.propose(Kind::NextProducerEpoch(next)).await {
+            Ok(Outcome::ProducerEpoch(epoch)) => Ok((producer_id, epoch)),
+            Ok(_) | Err(MetadataError::Refused(Refusal::ProducerEpochsExhausted(_))) => {
+                Ok((self.next_producer_id(broker_id).await?, 0))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Whether what `decide` chooses would come into force now.

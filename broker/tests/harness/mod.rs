@@ -117,7 +117,7 @@ impl Client {
     }
 
     pub async fn allocate_producer_id(&self) -> i64 {
-        match self.call(call::Request::AllocateProducerId(wire::AllocateProducerId {})).await {
+        match self.call(call::Request::AllocateProducerId(wire::AllocateProducerId::default())).await {
             call_response::Response::AllocateProducerId(allocated) => allocated.producer_id,
             other => panic!("{other:?}"),
         }

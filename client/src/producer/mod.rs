@@ -206,7 +206,7 @@ impl ProducerBuilder {
             return wrong("buffer_bytes", "is larger than any memory");
         }
         let identity = match idempotent {
-            true => Some(allocate_identity(&self.connections).await?),
+            true => Some(allocate_identity(&self.connections, None).await?),
             false => None,
         };
         let shared = Arc::new(Shared {
@@ -528,7 +528,7 @@ impl Inner {
             Some(topic) if topic.info.id == info.id => (topic.partitions.clone(), topic.identity),
             // Another topic under the same name, or perhaps the same after all: sequences must not be used twice.
             _ if gone.contains(name) && self.identity.is_some() => {
-                (Vec::new(), Some(allocate_identity(&shared.connections).await?))
+                (Vec::new(), Some(allocate_identity(&shared.connections, None).await?))
             }
             _ => (Vec::new(), self.identity),
         };

@@ -142,8 +142,8 @@ pub(crate) struct Sender {
     /// Batches being compressed, oldest first.
     building: FuturesOrdered<JoinHandle<Built>>,
     backoff: Backoff,
-    /// The producer id is used up.
-    needs_identity: bool,
+    /// What is needed before the next stream is opened.
+    next: Next,
     /// Whoever led could not be reached; another may lead by now.
     doubts_leader: bool,
 }
@@ -153,7 +153,7 @@ impl Sender {
         let window = Window::new(identity, shared.max_in_flight);
         let backoff = Backoff::new(&shared.connections.config);
         let building = FuturesOrdered::new();
-        Sender { shared, partition, window, building, backoff, needs_identity: false, doubts_leader: false }
+        Sender { shared, partition, window, building, backoff, next: Next::Resend, doubts_leader: false }
     }
 
     /// Runs until the producer is closed or the topic is gone; then everything left fails.
@@ -175,11 +175,7 @@ impl Sender {
             if self.is_idle() {
                 return ProduceError::Closed;
             }
-            let opened = match self.needs_identity {
-                true => self.another_identity().await,
-                false => Ok(()),
-            };
-            let opened = match opened {
+            let opened = match self.another_identity().await {
                 Ok(()) => self.open().await,
                 Err(error) => Err(NoStream::Later(error)),
             };
@@ -201,19 +197,32 @@ impl Sender {
         }
     }
 
-    /// A producer id of its own for this partition.
+    /// The next epoch of the producer id, or an id of its own for this partition, where that is needed.
     async fn another_identity(&mut self) -> Result<(), Error> {
+        let present = match self.next {
+            Next::Resend => return Ok(()),
+            Next::HigherEpoch => self.window.identity(),
+            Next::NewIdentity => None,
+        };
         let shared = self.shared.clone();
-        let identity = self.expiring(allocate_identity(&shared.connections)).await?;
+        let identity = self.expiring(allocate_identity(&shared.connections, present)).await;
+        let identity = identity.inspect_err(|error| self.mind_epoch(error))?;
         self.window.become_producer(identity);
-        self.needs_identity = false;
+        self.next = Next::Resend;
         Ok(())
+    }
+
+    /// The broker knows nothing of this epoch, and neither does the log, so nothing was written under it.
+    fn mind_epoch(&mut self, error: &Error) {
+        if error.code() == Some(ErrorCode::InvalidProducerEpoch) {
+            self.next = Next::NewIdentity;
+        }
     }
 
     /// Fails what was sent, what is being built and what was `queued`.
     async fn fail_all(&mut self, error: &ProduceError, queued: Vec<Filling>) {
         let next = self.window.abandon(|_| error.clone());
-        self.needs_identity |= next == Next::NewIdentity;
+        self.next = self.next.max(next);
         while let Some(built) = self.building.next().await {
             if let Ok((rest, _)) = built {
                 self.fail(&rest.completion, rest.charge, error.clone());
@@ -311,6 +320,9 @@ impl Sender {
         };
         let opened = self.expiring(opening).await;
         self.doubts_leader = matches!(opened, Err(NoStream::Later(Error::Connect { .. })));
+        if let Err(NoStream::Later(error)) = &opened {
+            self.mind_epoch(error);
+        }
         let (stream, opened) = opened?;
         let last = (opened.last_sequence >= 0).then_some((opened.last_producer_epoch, opened.last_sequence));
         self.window.reopened(last);
@@ -443,7 +455,7 @@ impl Sender {
             let refusal = Refusal::from(error);
             if answer.request_id != 0 {
                 let next = self.window.refused(answer.request_id, refusal.clone()).map_err(wrong)?;
-                self.needs_identity |= next == Next::NewIdentity;
+                self.next = self.next.max(next);
                 self.give_back();
             }
             return Err(Error::Refused(refusal));
@@ -475,9 +487,15 @@ fn lost(stream: &Stream, reason: &dyn std::fmt::Display) -> Error {
     Error::ConnectionLost { address: stream.lease.link.address().to_string(), reason: reason.to_string() }
 }
 
-/// A producer id that nobody else has.
-pub(crate) async fn allocate_identity(connections: &Arc<Connections>) -> Result<Identity, Error> {
-    let request = call::Request::AllocateProducerId(wire::AllocateProducerId {});
+/// A producer id that nobody else has, or an epoch after that of the `present` one.
+pub(crate) async fn allocate_identity(
+    connections: &Arc<Connections>,
+    present: Option<Identity>,
+) -> Result<Identity, Error> {
+    let request = call::Request::AllocateProducerId(wire::AllocateProducerId {
+        producer_id: present.map(|identity| identity.id),
+        producer_epoch: present.map_or(0, |identity| identity.epoch.into()),
+    });
     match connections.call("allocate producer id", request).await? {
         Response::AllocateProducerId(answer) => Ok(Identity {
             id: answer.producer_id,
@@ -562,6 +580,7 @@ async fn open_stream(
         }
         return Err(match refusal.code {
             _ if refusal.retryable => NoStream::Later(Error::Refused(refusal)),
+            ErrorCode::InvalidProducerEpoch => NoStream::Later(Error::Refused(refusal)),
             // The broker that leads now has not heard of the topic yet.
             ErrorCode::UnknownTopicId | ErrorCode::UnknownPartition => NoStream::Later(Error::Refused(refusal)),
             _ => NoStream::Refused(ProduceError::Refused {

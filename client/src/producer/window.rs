@@ -54,11 +54,13 @@ pub(crate) struct Sent {
 }
 
 /// What to do after a refusal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Next {
     /// Open the stream anew, after a pause, and send the window again as it is.
     Resend,
-    /// As [`Next::Resend`], under a producer id of its own: the present one is of no more use.
+    /// As [`Next::Resend`], as the same producer under a later epoch, which [`Window::become_producer`] has to be told first.
+    HigherEpoch,
+    /// As [`Next::HigherEpoch`], under a producer id of its own: the present one is of no more use.
     NewIdentity,
 }
 
@@ -225,16 +227,9 @@ impl Window {
         self.acknowledged(request_id, written)
     }
 
-    /// Gives the window's batches new sequences from 0 under a higher epoch. Only where none of them can be in the log.
-    fn renew(&mut self) -> Next {
-        match self.identity {
-            None => Next::Resend,
-            Some(Identity { epoch: i16::MAX, .. }) => Next::NewIdentity,
-            Some(Identity { id, epoch }) => {
-                self.become_producer(Identity { id, epoch: epoch + 1 });
-                Next::Resend
-            }
-        }
+    /// The window's batches need new sequences from 0, under a higher epoch. Only where none of them can be in the log.
+    fn renew(&self) -> Next {
+        if self.identity.is_some() { Next::HigherEpoch } else { Next::Resend }
     }
 
     /// As another producer (or under another epoch): sequences begin at 0 again.

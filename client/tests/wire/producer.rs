@@ -4,7 +4,7 @@ use super::support::*;
 use bytes::Bytes;
 use futures::FutureExt;
 use headwater_client::{Acks, Codec, ErrorCode, ProduceError, Producer, ProducerBuilder, ProducerRecord};
-use headwater_proto::wire;
+use headwater_proto::wire::{self, call, call_response};
 use std::time::Duration;
 
 fn record(value: &str) -> ProducerRecord {
@@ -103,6 +103,41 @@ async fn a_refused_batch_fails_alone_and_those_behind_it_go_on_under_a_higher_ep
     assert_eq!((header.producer_epoch, header.base_sequence), (1, 0));
     stream.acknowledge(request.request_id, 9, false).await;
     assert_eq!(within("an acknowledgement", good).await.unwrap().offset, 9);
+}
+
+/// Once the client raised its epoch by itself, as anybody else could have.
+#[tokio::test]
+async fn a_higher_epoch_is_asked_for_and_one_that_nobody_knows_makes_way_for_another_producer_id() {
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b).await;
+    let poison = producer.send(record("poison")).await.unwrap();
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    let (request, _) = stream.append().await;
+    peer.answer(|call| match call {
+        call::Request::AllocateProducerId(wire::AllocateProducerId { producer_id: None, .. }) => {
+            let another = wire::AllocateProducerIdResponse { producer_id: 5000, producer_epoch: 0 };
+            Some(call_response::Response::AllocateProducerId(another))
+        }
+        _ => None,
+    });
+    stream.refuse(request.request_id, ErrorCode::InvalidRecord).await;
+    within("a refusal", poison).await.unwrap_err();
+    let good = producer.send(record("good")).await.unwrap();
+    let error = wire::Error::new(ErrorCode::InvalidProducerEpoch, "never given out");
+    let refused = wire::ProduceOpened { error: Some(error), ..nothing_yet() };
+    let (_stream, open) = peer.produce_after(refused).await;
+    assert_eq!((open.producer_id, open.producer_epoch), (4000, 1));
+    let (mut stream, open) = peer.produce(1 << 20).await;
+    assert_eq!((open.producer_id, open.producer_epoch), (5000, 0));
+    let (request, header) = stream.append().await;
+    assert_eq!((header.producer_id, header.producer_epoch, header.base_sequence), (5000, 0, 0));
+    stream.acknowledge(request.request_id, 9, false).await;
+    assert_eq!(within("an acknowledgement", good).await.unwrap().offset, 9);
+    let asked = peer.calls().into_iter().filter_map(|call| match call {
+        call::Request::AllocateProducerId(asked) => Some((asked.producer_id, asked.producer_epoch)),
+        _ => None,
+    });
+    assert_eq!(asked.collect::<Vec<_>>(), [(None, 0), (Some(4000), 0), (None, 0)]);
 }
 
 #[tokio::test]

@@ -348,8 +348,10 @@ fn respond(shared: &Shared, request: &call::Request) -> Response {
             topics: asked.topics.iter().filter(|t| *t == TOPIC).map(|_| topic(shared)).collect(),
             ..wire::MetadataResponse::default()
         }),
-        call::Request::AllocateProducerId(_) => {
-            Response::AllocateProducerId(wire::AllocateProducerIdResponse { producer_id: 4000, producer_epoch: 0 })
+        call::Request::AllocateProducerId(asked) => {
+            let epoch = asked.producer_id.map_or(0, |_| asked.producer_epoch + 1);
+            let producer_id = asked.producer_id.unwrap_or(4000);
+            Response::AllocateProducerId(wire::AllocateProducerIdResponse { producer_id, producer_epoch: epoch })
         }
         call::Request::ListOffsets(asked) => {
             let answer = |q: &wire::OffsetQuery| wire::OffsetAnswer {

@@ -456,8 +456,17 @@ pub struct OffsetAnswer {
     #[prost(int64, tag = "8")]
     pub high_watermark: i64,
 }
+/// Asks for a producer id that nobody else has, under epoch 0. Or, for a producer that has one, for an epoch after its own,
+/// which fences what is still on its way under an older one. An id has 32,767 of them; then the answer is another id.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct AllocateProducerId {}
+pub struct AllocateProducerId {
+    /// Absent: a new one.
+    #[prost(int64, optional, tag = "1")]
+    pub producer_id: ::core::option::Option<i64>,
+    /// Of `producer_id`.
+    #[prost(int32, tag = "2")]
+    pub producer_epoch: i32,
+}
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct AllocateProducerIdResponse {
     #[prost(int64, tag = "1")]
@@ -474,6 +483,7 @@ pub struct OpenProduce {
     /// -1: not idempotent.
     #[prost(int64, tag = "3")]
     pub producer_id: i64,
+    /// At most the newest one that was given out for this id, or that the log holds of it. Every batch bears it.
     #[prost(int32, tag = "4")]
     pub producer_epoch: i32,
     #[prost(enumeration = "Acks", tag = "5")]

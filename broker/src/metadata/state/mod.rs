@@ -2,13 +2,14 @@
 //!
 //! Invariants, checked after every command in tests: names and ids of topics belong together one to one; a partition's
 //! leader and in-sync replicas are among its replicas; leader epochs and the next producer id never fall; a producer
-//! id belongs to one block at most.
+//! id belongs to one block at most; an epoch of a producer id is given out only to whoever has the one before.
 //!
 //! Owns: what commands mean and which are refused. Refuses: clocks, random numbers, files, and the legality of settings
 //! ([`crate::topic_config`] checks values before they are proposed, so that replaying old commands never depends on
 //! the table of today). Read next: [`super::journal`].
 
 mod brokers;
+mod producers;
 mod snapshot;
 mod topics;
 
@@ -30,6 +31,8 @@ pub struct MetadataState {
     topics: BTreeMap<String, Arc<Topic>>,
     names: HashMap<TopicId, String>,
     next_producer_id: i64,
+    /// For ids that go on under a later epoch than their first: the newest, and the index of the command that gave it out.
+    producer_epochs: Arc<BTreeMap<i64, (i16, u64)>>,
 }
 
 /// A topic.
@@ -84,6 +87,8 @@ pub enum Outcome {
         /// How many.
         count: u32,
     },
+    /// A producer may go on under this epoch.
+    ProducerEpoch(i16),
     /// Imported topics were added; those that the metadata knew already were left as they are.
     TopicsImported {
         /// How many were new.
@@ -154,6 +159,22 @@ pub enum Refusal {
     /// There are no more producer ids.
     #[error("no producer ids are left")]
     ProducerIdsExhausted,
+    /// Nobody has this producer id.
+    #[error("producer id {0} was never given out: ask for one")]
+    UnknownProducerId(i64),
+    /// Nobody has this epoch of the producer id.
+    #[error("epoch {given} of producer id {producer_id} was never given out: the newest is {newest}")]
+    UnknownProducerEpoch {
+        /// The id.
+        producer_id: i64,
+        /// The epoch that was named.
+        given: i32,
+        /// The newest one.
+        newest: i16,
+    },
+    /// The producer id has no further epoch.
+    #[error("producer id {0} has no epochs left: ask for another")]
+    ProducerEpochsExhausted(i64),
 }
 
 impl MetadataState {
@@ -166,6 +187,7 @@ impl MetadataState {
             topics: BTreeMap::new(),
             names: HashMap::new(),
             next_producer_id: 0,
+            producer_epochs: Arc::default(),
         }
     }
 
@@ -209,6 +231,11 @@ impl MetadataState {
         self.next_producer_id
     }
 
+    /// The newest epoch of a producer id that was given out, as far as it is known: 0 is that of every id at first.
+    pub fn producer_epoch(&self, producer_id: i64) -> i16 {
+        self.producer_epochs.get(&producer_id).map_or(0, |(epoch, _)| *epoch)
+    }
+
     /// Applies one command.
     ///
     /// # Errors
@@ -225,18 +252,10 @@ impl MetadataState {
             Kind::DeleteTopic(delete) => self.delete(delete),
             Kind::AllocateProducerIds(allocate) => self.allocate(allocate),
             Kind::ImportTopics(import) => self.import(import),
+            Kind::NextProducerEpoch(next) => self.next_epoch(index, next),
         }?;
         self.index = index;
         Ok(outcome)
-    }
-
-    fn allocate(&mut self, allocate: &command::AllocateProducerIds) -> Result<Outcome, Refusal> {
-        if !self.brokers.contains_key(&allocate.broker_id) {
-            return Err(Refusal::UnknownBroker(allocate.broker_id));
-        }
-        let first = self.next_producer_id;
-        self.next_producer_id = first.checked_add(i64::from(allocate.count)).ok_or(Refusal::ProducerIdsExhausted)?;
-        Ok(Outcome::ProducerIds { first, count: allocate.count })
     }
 }
 

@@ -4,6 +4,8 @@
 
 use super::super::command;
 use super::{MetadataState, Partition, Refusal, Topic, topic_id};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Bytes that are no snapshot of the state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +21,15 @@ impl MetadataState {
             brokers: self.brokers.values().cloned().collect(),
             topics: self.topics.values().map(|topic| topic_message(topic)).collect(),
             next_producer_id: self.next_producer_id,
+            producer_epochs: self
+                .producer_epochs
+                .iter()
+                .map(|(id, (epoch, index))| command::ProducerEpoch {
+                    producer_id: *id,
+                    epoch: i32::from(*epoch),
+                    index: *index,
+                })
+                .collect(),
         }
     }
 
@@ -41,6 +52,14 @@ impl MetadataState {
             state.insert(topic);
         }
         state.next_producer_id = snapshot.next_producer_id;
+        let mut epochs = BTreeMap::new();
+        for given in snapshot.producer_epochs {
+            let epoch = i16::try_from(given.epoch).ok().filter(|epoch| *epoch > 0);
+            let epoch = epoch.filter(|_| (0..snapshot.next_producer_id).contains(&given.producer_id));
+            let epoch = epoch.ok_or_else(|| invalid(&"an epoch of a producer id that cannot have been given out"))?;
+            epochs.insert(given.producer_id, (epoch, given.index));
+        }
+        state.producer_epochs = Arc::new(epochs);
         state.index = snapshot.index;
         Ok(state)
     }

@@ -1,4 +1,5 @@
 use super::super::name::NameError;
+use super::producers::MAX_PRODUCER_EPOCHS;
 use super::*;
 use proptest::prelude::*;
 
@@ -38,6 +39,10 @@ fn add(topic: u8, from: u32, count: usize) -> command::Command {
     Kind::AddPartitions(command::AddPartitions { topic_id, from, partitions: replicas(count) }).into()
 }
 
+fn next_epoch(producer_id: i64, producer_epoch: i32) -> command::Command {
+    Kind::NextProducerEpoch(command::NextProducerEpoch { producer_id, producer_epoch }).into()
+}
+
 fn allocate(count: u32) -> command::Command {
     Kind::AllocateProducerIds(command::AllocateProducerIds { broker_id: 1, count }).into()
 }
@@ -68,6 +73,10 @@ fn check(state: &MetadataState) {
             assert!(partition.replicas.contains(&partition.leader) && partition.leader_epoch >= 0);
             assert!(partition.isr.iter().all(|broker| partition.replicas.contains(broker)));
         }
+    }
+    assert!(state.producer_epochs.len() <= MAX_PRODUCER_EPOCHS);
+    for (id, (epoch, index)) in &*state.producer_epochs {
+        assert!((0..state.next_producer_id).contains(id) && *epoch > 0 && *index <= state.index);
     }
 }
 
@@ -151,14 +160,54 @@ fn producer_ids_start_above_what_an_import_found_and_are_given_once() {
 }
 
 #[test]
+fn an_epoch_is_given_out_only_after_the_one_before() {
+    let mut state = state(&[allocate(10)]);
+    assert_eq!(refusal(&state, &next_epoch(10, 0)), Refusal::UnknownProducerId(10));
+    assert_eq!(refusal(&state, &next_epoch(-1, 0)), Refusal::UnknownProducerId(-1));
+    let unknown = |given, newest| Refusal::UnknownProducerEpoch { producer_id: 7, given, newest };
+    assert_eq!(refusal(&state, &next_epoch(7, 1)), unknown(1, 0));
+    assert_eq!(refusal(&state, &next_epoch(7, -1)), unknown(-1, 0));
+    for (index, given, next) in [(11, 0, 1), (12, 1, 2), (13, 0, 2), (14, 1, 2)] {
+        assert_eq!(state.apply(index, &next_epoch(7, given)), Ok(Outcome::ProducerEpoch(next)));
+    }
+    assert_eq!((state.producer_epoch(7), state.producer_epoch(8)), (2, 0));
+    for given in 2..i16::MAX {
+        assert_eq!(state.apply(state.index() + 1, &next_epoch(7, given.into())), Ok(Outcome::ProducerEpoch(given + 1)));
+    }
+    assert_eq!(refusal(&state, &next_epoch(7, i16::MAX.into())), Refusal::ProducerEpochsExhausted(7));
+    let restored = MetadataState::from_snapshot(state.snapshot()).expect("its own snapshot");
+    assert_eq!(restored, state);
+}
+
+#[test]
+fn the_epochs_of_those_who_asked_the_longest_ago_are_forgotten_first() {
+    let ids = MAX_PRODUCER_EPOCHS as i64 + 2;
+    let mut state = state(&[allocate(ids as u32)]);
+    let again = |state: &mut MetadataState, id, given| {
+        assert_eq!(
+            state.apply(state.index() + 1, &next_epoch(id, given)),
+            Ok(Outcome::ProducerEpoch(given as i16 + 1))
+        );
+    };
+    (0..ids - 2).for_each(|id| again(&mut state, id, 0));
+    again(&mut state, 0, 1);
+    (ids - 2..ids).for_each(|id| again(&mut state, id, 0));
+    check(&state);
+    assert_eq!([0, 1, 2, 3, ids - 1].map(|id| state.producer_epoch(id)), [2, 0, 0, 1, 1]);
+}
+
+#[test]
 fn a_snapshot_that_breaks_an_invariant_is_refused() {
-    let good = state(&[create("a", 1, 1)]).snapshot();
-    let broken: [fn(&mut command::Snapshot); 5] = [
+    let good = state(&[create("a", 1, 1), allocate(10), next_epoch(3, 0)]).snapshot();
+    let broken: [fn(&mut command::Snapshot); 8] = [
         |s| s.topics.push(s.topics[0].clone()),
         |s| s.topics[0].topic_id = vec![1].into(),
         |s| s.topics[0].partitions[0].leader = 3,
         |s| s.brokers.clear(),
         |s| s.next_producer_id = -1,
+        |s| s.producer_epochs[0].epoch = 0,
+        |s| s.producer_epochs[0].epoch = 1 << 15,
+        |s| s.producer_epochs[0].producer_id = 10,
     ];
     for breaking in broken {
         let mut snapshot = good.clone();
@@ -176,6 +225,7 @@ fn any_command() -> impl Strategy<Value = command::Command> {
         3 => (0..6u8).prop_map(delete),
         3 => (0..6u8, 0..5u32, 0..3usize).prop_map(|(topic, from, count)| add(topic, from, count)),
         2 => (0..2000u32).prop_map(allocate),
+        3 => (-1..4i64, -1..3i32).prop_map(|(id, given)| next_epoch(id, given)),
         1 => (0..6u8).prop_map(|topic| {
             let config = TopicValues::from([("flush.ms".to_owned(), "5".to_owned())]);
             Kind::AlterTopic(command::AlterTopic { topic_id: id(topic).to_wire(), config }).into()
@@ -201,6 +251,7 @@ proptest! {
             let outcome = state.apply(index, command);
             check(&state);
             prop_assert!(state.next_producer_id() >= before.next_producer_id());
+            prop_assert!((0..4).all(|id| state.producer_epoch(id) >= before.producer_epoch(id)));
             for topic in before.topics() {
                 let Some(now) = state.topic_by_id(&topic.id) else { continue };
                 prop_assert!(now.partitions.len() >= topic.partitions.len());

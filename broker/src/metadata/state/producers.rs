@@ -1,0 +1,47 @@
+//! Producers: blocks of ids, and the epochs under which an id goes on.
+//!
+//! Owns: which ids and epochs were given out. An epoch after the first is for a producer that must begin its sequences
+//! anew: it fences what is still on its way under the ones before.
+
+use super::super::command;
+use super::{MetadataState, Outcome, Refusal};
+use std::sync::Arc;
+
+/// Most producer ids of which a later epoch than the first is known. Beyond that, the one whose last epoch was given out
+/// the longest ago is forgotten: what its log holds counts all the same, and else it takes another id.
+pub(super) const MAX_PRODUCER_EPOCHS: usize = 1 << 16;
+
+impl MetadataState {
+    pub(super) fn allocate(&mut self, allocate: &command::AllocateProducerIds) -> Result<Outcome, Refusal> {
+        if !self.brokers.contains_key(&allocate.broker_id) {
+            return Err(Refusal::UnknownBroker(allocate.broker_id));
+        }
+        let first = self.next_producer_id;
+        self.next_producer_id = first.checked_add(i64::from(allocate.count)).ok_or(Refusal::ProducerIdsExhausted)?;
+        Ok(Outcome::ProducerIds { first, count: allocate.count })
+    }
+
+    pub(super) fn next_epoch(&mut self, index: u64, next: &command::NextProducerEpoch) -> Result<Outcome, Refusal> {
+        let (producer_id, given) = (next.producer_id, next.producer_epoch);
+        if !(0..self.next_producer_id).contains(&producer_id) {
+            return Err(Refusal::UnknownProducerId(producer_id));
+        }
+        let newest = self.producer_epoch(producer_id);
+        if given < 0 || given > i32::from(newest) {
+            return Err(Refusal::UnknownProducerEpoch { producer_id, given, newest });
+        }
+        // One that asks for what it was given before did not hear the answer, or writes to another partition.
+        if given < i32::from(newest) {
+            return Ok(Outcome::ProducerEpoch(newest));
+        }
+        let epoch = newest.checked_add(1).ok_or(Refusal::ProducerEpochsExhausted(producer_id))?;
+        let epochs = Arc::make_mut(&mut self.producer_epochs);
+        epochs.insert(producer_id, (epoch, index));
+        if epochs.len() > MAX_PRODUCER_EPOCHS
+            && let Some(oldest) = epochs.iter().min_by_key(|(_, (_, index))| *index).map(|(id, _)| *id)
+        {
+            epochs.remove(&oldest);
+        }
+        Ok(Outcome::ProducerEpoch(epoch))
+    }
+}
