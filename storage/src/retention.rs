@@ -27,7 +27,7 @@ use crate::segment::Segment;
 const RECYCLED_FOR_MS: i64 = 60 * 60 * 1000;
 
 /// What stands beside a `.log` and is made from it.
-const DERIVED: [&str; 4] = [".index", ".timeindex", ".crc", ".txnindex"];
+pub(crate) const DERIVED: [&str; 4] = [".index", ".timeindex", ".crc", ".txnindex"];
 
 /// Extension of a segment file that is deleted but kept.
 pub(crate) const DELETED: &str = ".deleted";

@@ -10,7 +10,7 @@ use headwater_proto::TopicId;
 use headwater_proto::batch::BuildOptions;
 use headwater_storage::{
     BatchOutcome, Corruption, DataDir, DataDirError, Log, LogConfig, LogIdentity, NewIdentity, OpenError, OpenHints,
-    OsFiles, ReadError, RecoveryReport, checkpoint,
+    OsFiles, ReadError, RecoveryReport, checkpoint, inspect,
 };
 
 /// Segments of two 64 KiB blocks and a bit.
@@ -192,6 +192,54 @@ fn a_segment_that_is_missing_is_noticed() {
             let corruption = serve(copy.path(), hints).unwrap_err();
             assert!(corruption.detail.contains("was flushed"), "{corruption}");
         }
+    }
+}
+
+/// How a segment in the middle may be lost.
+#[derive(Debug, Clone, Copy)]
+enum Loss {
+    /// The `.log` is gone, the rest is there.
+    Log,
+    /// Every file is gone, its producers' snapshot too.
+    Everything,
+    /// The `.log` is empty, the rest is there.
+    LogEmptied,
+    /// Every file is empty.
+    EverythingEmptied,
+    /// The `.log` is empty, the rest is gone.
+    LogEmptiedRestGone,
+}
+
+/// Compaction empties segments and removes them. What may be its work must not hide what is not.
+#[test]
+fn a_segment_that_is_lost_or_emptied_is_a_fault_to_verify() {
+    use Loss::{Everything, EverythingEmptied, Log, LogEmptied, LogEmptiedRestGone};
+    let master = Master::new();
+    let names = master.files(".log");
+    let (lost, behind) = (&names[1], &names[2]);
+    let (from, next): (i64, i64) = (lost[..20].parse().unwrap(), behind[..20].parse().unwrap());
+    for loss in [Log, Everything, LogEmptied, EverythingEmptied, LogEmptiedRestGone] {
+        let copy = master.spoiled(lost, |_| {});
+        for entry in std::fs::read_dir(copy.path()).unwrap() {
+            let path = entry.unwrap().path();
+            let name = path.file_name().unwrap().to_str().unwrap();
+            if !name.starts_with(&lost[..20]) {
+                continue;
+            }
+            match (loss, name == lost) {
+                (Log, true) | (Everything, _) | (LogEmptiedRestGone, false) => std::fs::remove_file(&path).unwrap(),
+                (LogEmptied | LogEmptiedRestGone, true) | (EverythingEmptied, _) => std::fs::write(&path, []).unwrap(),
+                (Log | LogEmptied, false) => {}
+            }
+        }
+        let files: Arc<dyn headwater_storage::Files> = Arc::new(OsFiles::default());
+        let report = inspect::verify(&inspect::Target::open(files, copy.path()).unwrap(), &|_| ()).unwrap();
+        let gap = format!("offsets {from} to {} are missing", next - 1);
+        let fault = report.faults.iter().find(|fault| fault.detail == gap);
+        let fault = fault.unwrap_or_else(|| panic!("{loss:?}: {report:?}"));
+        assert_eq!((&fault.file, fault.offset), (behind, Some(from)), "{loss:?}");
+        let named = report.faults.iter().any(|fault| fault.file[..20] == lost[..20]);
+        assert_eq!(named, matches!(loss, Log | LogEmptied | EverythingEmptied), "{loss:?}: {report:?}");
     }
 }
 

@@ -223,6 +223,15 @@ impl Target {
         parse_partition_dir_name(&dir)
     }
 
+    /// The folder that the partition's lies in: the data root, if it is in one.
+    pub(crate) fn root(&self) -> PathBuf {
+        match self.dir.file_name() {
+            Some(_) => files::parent(&self.dir).to_owned(),
+            // `.` and the like.
+            None => std::path::absolute(&self.dir).map_or(PathBuf::new(), |dir| files::parent(&dir).to_owned()),
+        }
+    }
+
     /// Bytes of all segments' `.log` files, as a measure of the work.
     pub fn log_bytes(&self) -> u64 {
         self.segments.iter().filter_map(|segment| self.files.metadata(&segment.path).ok()).map(|found| found.len).sum()

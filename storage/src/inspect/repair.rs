@@ -288,7 +288,11 @@ impl<'a> Repair<'a> {
         let lost_to = self.lose(&mut damaged, end);
         // An empty batch keeps the offsets at the log's end from being given again.
         let placeholder = lost_to.filter(|_| is_last).and_then(|last| self.placeholder(base_offset, last));
-        if writer.is_none() && is_last {
+        if writer.is_none() {
+            // One without a batch stays, as after compaction: without it, the offsets here would look like a lost segment's.
+            if self.previous.is_some() {
+                self.write_snapshot(base_offset)?;
+            }
             writer = Some(self.writer(base_offset)?);
         }
         if let Some(mut writer) = writer {
@@ -441,9 +445,9 @@ fn known_end(target: &Target) -> Result<i64, InspectError> {
         let last = decode_entries::<OffsetEntry>(&bytes).ok()?.last().copied()?;
         Some(segment.base_offset + i64::from(last.relative_offset) + 1)
     });
-    let root = files::parent(&target.dir);
+    let root = target.root();
     let checkpointed = target.partition().and_then(|partition| {
-        let offset = |name| checkpoint::read_offsets(&*target.files, root, name).ok()?.get(&partition).copied();
+        let offset = |name| checkpoint::read_offsets(&*target.files, &root, name).ok()?.get(&partition).copied();
         offset(checkpoint::RECOVERY_POINTS).max(offset(checkpoint::HIGH_WATERMARKS))
     });
     Ok(snapshot.max(indexed).max(checkpointed).unwrap_or(0))

@@ -4,11 +4,12 @@
 //! transaction index, the `.crc`, the producer snapshots, the leader epoch checkpoint and `partition.metadata` are held against them.
 //! Refuses: to mend anything. What Kafka wrote is never a fault, whatever its version: indexes that older ones wrote for several batches
 //! at once, gaps that compaction left, and a `.crc` that no longer fits because Kafka went on here are notes.
-//! Read next: `verify/indexes.rs` and `verify/crc.rs`.
+//! Read next: `verify/indexes.rs`, `verify/crc.rs` and `verify/gaps.rs`.
 //!
 //! The smaller files are read before the log, so that beside a running broker they are never ahead of it.
 
 mod crc;
+mod gaps;
 mod indexes;
 mod producers;
 
@@ -22,6 +23,7 @@ use super::{Fault, FaultKind, InspectError, SegmentFile, Target, at, name};
 use crate::checkpoint::PARTITION_METADATA;
 use crate::epochs::{self, LeaderEpochs};
 use crc::CrcCheck;
+use gaps::GapCheck;
 use indexes::{OffsetIndexCheck, OpenTransactions, TimeIndexCheck, TxnIndexCheck};
 use producers::SnapshotCheck;
 
@@ -97,19 +99,10 @@ struct Verifier<'a> {
     damaged: bool,
     /// The log's end has not been trimmed: it is being written, or was not closed.
     unfinished: bool,
-    gaps: Gaps,
+    gaps: GapCheck,
     /// The checkpoint contradicts a batch at this offset.
     epoch_doubt: Option<i64>,
     transactions: OpenTransactions,
-}
-
-/// Offsets that no batch covers. Compaction leaves many; a lost segment leaves one.
-#[derive(Debug, Default)]
-struct Gaps {
-    count: u64,
-    incomplete_batches: u64,
-    /// File and position where the log goes on, the first missing offset, the one that follows, and whether a segment begins there.
-    first: Option<(String, u64, i64, i64, bool)>,
 }
 
 impl<'a> Verifier<'a> {
@@ -118,6 +111,7 @@ impl<'a> Verifier<'a> {
         let epochs = leader_epochs(target, &mut findings)?;
         partition_metadata(target, &mut findings)?;
         let snapshots = SnapshotCheck::read(target, &mut findings)?;
+        let gaps = GapCheck::new(target)?;
         let report = VerifyReport { path: target.path().display().to_string(), ..VerifyReport::default() };
         Ok(Verifier {
             target,
@@ -129,7 +123,7 @@ impl<'a> Verifier<'a> {
             end_offset: None,
             damaged: false,
             unfinished: false,
-            gaps: Gaps::default(),
+            gaps,
             epoch_doubt: None,
             transactions: OpenTransactions::default(),
         })
@@ -141,15 +135,18 @@ impl<'a> Verifier<'a> {
         let mut times = TimeIndexCheck::read(self.target, segment, &mut self.findings)?;
         let mut transactions = TxnIndexCheck::read(self.target, segment, &mut self.findings)?;
         let file = segment.name();
-        let Some(mut scanner) = self.target.scan(segment, self.epochs.clone(), self.previous)? else { return Ok(()) };
+        self.gaps.begin(segment);
+        let Some(mut scanner) = self.target.scan(segment, self.epochs.clone(), self.previous)? else {
+            self.gaps.departed();
+            return Ok(());
+        };
         let mut damaged: Vec<(u64, u64)> = Vec::new();
         let mut log_end = 0;
-        let mut first = true;
         while let Some(item) = scanner.next().map_err(at(&segment.path))? {
             let (position, header) = match item {
                 Item::Batch(found) => {
                     progress(found.bytes.len() as u64);
-                    self.gap(&file, &found, first);
+                    self.gaps.batch(&file, found.position, &found.header, self.end_offset);
                     let open = &mut self.transactions;
                     open.batch(&found.header);
                     let visit = |record: &Record| {
@@ -180,8 +177,8 @@ impl<'a> Verifier<'a> {
                         continue;
                     };
                     times.batch(&header, &mut self.findings);
+                    self.gaps.follow(&header);
                     self.end_offset = Some(header.next_offset());
-                    first = false;
                     continue;
                 }
                 Item::Tail(tail) => {
@@ -200,9 +197,11 @@ impl<'a> Verifier<'a> {
             };
             offsets.batch(position, &header, &mut self.findings);
             times.batch(&header, &mut self.findings);
-            self.snapshots.batch(&header, self.gaps.compacted(), &mut self.findings);
+            self.snapshots.batch(&header, &self.gaps, &mut self.findings);
             self.end_offset = Some(header.next_offset());
-            first = false;
+        }
+        if log_end == 0 && damaged.is_empty() {
+            self.gaps.nothing_in(self.target, segment)?;
         }
         // Both indexes are written when a segment is rolled or closed: without either it is the one that is being written.
         let no_index = |kind| self.target.small_file(&segment.sibling(kind)).map(|bytes| bytes.is_none());
@@ -227,19 +226,8 @@ impl<'a> Verifier<'a> {
         Ok(())
     }
 
-    fn gap(&mut self, file: &str, found: &FoundBatch, first_of_segment: bool) {
-        let header = &found.header;
-        if i64::from(header.record_count) <= i64::from(header.last_offset_delta) {
-            self.gaps.incomplete_batches += 1;
-        }
-        let Some(expected) = self.end_offset.filter(|expected| *expected < header.base_offset) else { return };
-        self.gaps.count += 1;
-        let gap = || (file.to_owned(), found.position, expected, header.base_offset, first_of_segment);
-        self.gaps.first.get_or_insert_with(gap);
-    }
-
     fn finish(mut self) -> Result<VerifyReport, InspectError> {
-        self.snapshots.finish(self.end_offset, self.gaps.compacted(), self.damaged, &mut self.findings);
+        self.snapshots.finish(self.end_offset, &self.gaps, self.damaged, &mut self.findings);
         if let Some(offset) = self.epoch_doubt {
             let detail = format!("contradicts the batch at offset {offset}; either is wrong");
             self.findings.fault(epochs::FILE_NAME, 0, Some(offset), FaultKind::LeaderEpochs, detail);
@@ -252,27 +240,9 @@ impl<'a> Verifier<'a> {
             let detail = format!("leader epoch {} begins beyond the log's end", entry.epoch);
             self.findings.fault(epochs::FILE_NAME, 0, Some(entry.start_offset), FaultKind::LeaderEpochs, detail);
         }
-        if let (Some((file, position, from, next, at_segment)), 1, 0) =
-            (self.gaps.first.take(), self.gaps.count, self.gaps.incomplete_batches)
-            && !self.damaged
-        {
-            let detail = format!("offsets {from} to {} are missing", next - 1);
-            // Compaction may leave a single gap, too; then nothing else contradicts it.
-            if self.target.is_partition() && (at_segment || !self.findings.faults.is_empty()) {
-                self.findings.fault(&file, position, Some(from), FaultKind::Offsets, detail);
-            } else {
-                self.findings.note(&file, position, Some(from), FaultKind::Offsets, detail);
-            }
-        }
+        self.gaps.finish(self.target, self.damaged, &mut self.findings)?;
         (self.report.faults, self.report.notes) = self.findings.finish();
         Ok(self.report)
-    }
-}
-
-impl Gaps {
-    /// Whether the log looks like one that was compacted.
-    fn compacted(&self) -> bool {
-        self.count > 1 || self.incomplete_batches > 0
     }
 }
 

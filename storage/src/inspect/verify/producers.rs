@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use headwater_proto::batch::BatchHeader;
 
 use super::Findings;
+use super::gaps::GapCheck;
 use crate::checkpoint::parse_segment_file_name;
 use crate::inspect::{FaultKind, InspectError, Target, at};
 use crate::producers::{self, SnapshotEntry};
@@ -49,10 +50,10 @@ impl SnapshotCheck {
         Ok(SnapshotCheck { snapshots, producers: HashMap::new(), first_offset: None, reached: 0 })
     }
 
-    pub(super) fn batch(&mut self, header: &BatchHeader, compacted: bool, findings: &mut Findings) {
+    pub(super) fn batch(&mut self, header: &BatchHeader, gaps: &GapCheck, findings: &mut Findings) {
         self.first_offset.get_or_insert(header.base_offset);
         while let Some((offset, file, entries)) = self.snapshots.pop_if(|(offset, ..)| *offset <= header.base_offset) {
-            self.compare(offset, &file, &entries, compacted, findings);
+            self.compare(offset, &file, &entries, gaps, findings);
         }
         self.reached = header.next_offset();
         if header.is_idempotent() && !self.snapshots.is_empty() {
@@ -76,7 +77,7 @@ impl SnapshotCheck {
         }
     }
 
-    fn compare(&self, offset: i64, file: &str, entries: &[SnapshotEntry], compacted: bool, findings: &mut Findings) {
+    fn compare(&self, offset: i64, file: &str, entries: &[SnapshotEntry], gaps: &GapCheck, findings: &mut Findings) {
         for (number, entry) in entries.iter().enumerate() {
             let position = (producers::SNAPSHOT_HEADER_BYTES + number * producers::SNAPSHOT_ENTRY_BYTES) as u64;
             if entry.last_offset >= offset {
@@ -91,7 +92,7 @@ impl SnapshotCheck {
                 continue;
             }
             // Compaction may have left no batch there: the producer has a later one.
-            let compacted = compacted || entry.last_offset >= self.reached;
+            let compacted = gaps.may_have_held(entry.last_offset) || entry.last_offset >= self.reached;
             let Some(seen) = self.producers.get(&entry.producer_id) else {
                 if !compacted {
                     let detail = format!("producer {} has no batch before offset {offset}", entry.producer_id);
@@ -118,7 +119,7 @@ impl SnapshotCheck {
     }
 
     /// The log ends at `end_offset`.
-    pub(super) fn finish(&mut self, end_offset: Option<i64>, compacted: bool, damaged: bool, findings: &mut Findings) {
+    pub(super) fn finish(&mut self, end_offset: Option<i64>, gaps: &GapCheck, damaged: bool, findings: &mut Findings) {
         let snapshots = std::mem::take(&mut self.snapshots);
         for (offset, file, entries) in snapshots.into_iter().rev() {
             if damaged {
@@ -127,7 +128,7 @@ impl SnapshotCheck {
             if end_offset.is_some_and(|end| offset > end) {
                 findings.fault(&file, 0, Some(offset), FaultKind::Snapshot, "lies beyond the log's end");
             } else {
-                self.compare(offset, &file, &entries, compacted, findings);
+                self.compare(offset, &file, &entries, gaps, findings);
             }
         }
     }
