@@ -12,16 +12,24 @@ use crate::clock::now_ms;
 use crate::error::PartitionError;
 use crate::metrics::Metrics;
 use crate::pool::Pool;
+use crate::replica::Member;
+use crate::replica::leader::View;
 use crate::topic_config::{TimestampSource, TopicConfig};
 use arc_swap::ArcSwap;
 use headwater_proto::TopicId;
 use headwater_proto::batch::TimestampType;
 use headwater_proto::wire::Acks;
 use headwater_storage::{Cleanup, LastSequence, Log, LogConfig, LogError, LogReader, NewBatch};
-use state::{Append, AppendDone, AppendResult, GroupLimits, Offsets, fenced};
+use state::{Append, AppendDone, AppendResult, Limits, Offsets, PartitionState, fenced};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+
+/// This broker's replica, where nothing but the broker keeps the partition.
+const ONLY_REPLICA: Member = Member { broker: 0, incarnation: uuid::Uuid::nil() };
+
+/// Kafka's `replica.lag.time.max.ms`.
+const REPLICA_LAG_TIME_MAX_MS: u64 = 30_000;
 
 /// What every partition of a broker needs.
 #[derive(Clone)]
@@ -133,16 +141,22 @@ impl PartitionHandle {
             Ok(log) => {
                 let reader = log.reader();
                 let end = reader.log_end_offset();
-                let offsets = Offsets {
-                    log_start: reader.log_start_offset(),
-                    high_watermark: end,
-                    log_end: end,
-                    flushed: reader.flushed_offset(),
-                };
+                let log_start = reader.log_start_offset();
+                let flushed = reader.flushed_offset();
+                let offsets = Offsets { log_start, high_watermark: log_start, log_end: end, flushed };
                 (Some(log), Some(reader), offsets, None)
             }
             Err((why, offsets)) => (None, None, offsets, Some(why)),
         };
+        let limits = Limits {
+            group_bytes: context.group_bytes,
+            // Half of what recovery reckons with, so that a group which is under way fits too.
+            unflushed_bytes: usize::try_from(LogConfig::default().unflushed_limit_bytes / 2).unwrap_or(usize::MAX),
+            replica_lag_time_max_ms: REPLICA_LAG_TIME_MAX_MS,
+        };
+        let view = alone(assigned.leader_epoch);
+        let state = PartitionState::new(ONLY_REPLICA, &view, true, &assigned.config, limits, offsets, now_ms());
+        let offsets = state.offsets();
         let shared = Arc::new(PartitionShared {
             topic: Arc::clone(&assigned.topic),
             topic_id: assigned.topic_id,
@@ -156,12 +170,7 @@ impl PartitionHandle {
             admission_bytes: context.append_queue_bytes,
             compacting: tokio::sync::Mutex::default(),
         });
-        let limits = GroupLimits {
-            group_bytes: context.group_bytes,
-            // Half of what recovery reckons with, so that a group which is under way fits too.
-            unflushed_bytes: usize::try_from(LogConfig::default().unflushed_limit_bytes / 2).unwrap_or(usize::MAX),
-        };
-        task::spawn(Arc::clone(&shared), log, ended, offsets, limits, messages, context);
+        task::spawn(Arc::clone(&shared), state, log, ended, messages, context);
         PartitionHandle { shared }
     }
 
@@ -387,6 +396,11 @@ impl std::fmt::Debug for PartitionHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "PartitionHandle({}-{})", self.shared.topic, self.shared.partition)
     }
+}
+
+/// A partition whose only replica is here.
+fn alone(leader_epoch: i32) -> View {
+    View::alone(ONLY_REPLICA, leader_epoch)
 }
 
 /// A topic's settings as its logs take them.

@@ -1,12 +1,14 @@
-//! What one partition decides: which appends form a group, what is written and flushed next, where the high watermark
-//! stands, and which acknowledgement may go out.
+//! What the leader of a partition decides: which appends form a group, what is written and flushed next, and which
+//! acknowledgement may go out. Where the high watermark stands is [`LeaderState`]'s to say, for one broker as for many.
 //!
 //! Owns: [`PartitionState`], pure: time, offsets and results come in as arguments, decisions go out as a [`Job`] and
 //! [`Effect`]s. It is generic over how a request is answered (`R`) and over other work for the log's write half (`W`), so
-//! that a test needs neither channels nor files. Refuses: clocks, files, tasks. Read next: [`super::task`].
+//! that a test needs neither channels nor files. Refuses: clocks, files, tasks. Read next: [`super::task`]; for what
+//! replicas add, [`crate::replica::leader`].
 //!
 //! What always holds, and is checked after each step: `log_start <= high_watermark <= log_end`; `flushed <= log_end`; the
-//! high watermark never falls; whatever is parked waits for an offset above the high watermark.
+//! high watermark never falls; whatever is parked waits for an offset above the high watermark, and for no longer than its leader
+//! epoch: another leader may cut what it waits for.
 //!
 //! # acks and durability
 //!
@@ -20,13 +22,15 @@
 //! | all  | replicated | the write (high watermark)                  | written offset | replicated |
 //!
 //! With `replicated`, what is written is flushed at the latest `flush.ms` after the first unflushed byte, or once the
-//! unflushed bytes reach the limit that recovery knows. Once there are replicas, "flushed" and "written" are those of the
-//! whole in-sync set, and nothing else in the table changes.
+//! unflushed bytes reach the limit that recovery knows. Where there are other replicas, the offsets of the high watermark are those of
+//! the whole in-sync set, and nothing else in the table changes.
 //!
 //! Where a topic asks for more in-sync replicas (`min.insync.replicas`) than there are, acks=all is refused as it arrives: it
 //! would promise more than can be kept.
 
 use crate::error::PartitionError;
+use crate::replica::leader::{self, AlterPartition, LeaderState, LocalLog, Settings, View};
+use crate::replica::{Member, Tenure};
 use crate::topic_config::{TopicConfig, TopicDurability};
 use headwater_proto::wire::{Acks, Durability};
 use headwater_storage::{BatchOutcome, NewBatch};
@@ -35,9 +39,6 @@ use std::sync::Arc;
 
 /// How long after a flush that found no room the next is tried, in milliseconds.
 const RETRY_FLUSH_MS: i64 = 1000;
-
-/// In-sync replicas of a partition: this broker's own.
-const IN_SYNC_REPLICAS: u32 = 1;
 
 /// What an append came to.
 #[derive(Debug, Clone, PartialEq)]
@@ -64,27 +65,46 @@ pub struct Offsets {
     pub flushed: i64,
 }
 
-/// The bounds on what a partition gathers.
+/// The bounds that a partition keeps.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct GroupLimits {
+pub struct Limits {
     /// Most bytes of one group commit, unless a single request is larger.
-    pub(crate) group_bytes: usize,
+    pub group_bytes: usize,
     /// Most bytes that may be written and not flushed.
-    pub(crate) unflushed_bytes: usize,
+    pub unflushed_bytes: usize,
+    /// Longest time in milliseconds that a batch may be unreported by a replica that stays in sync.
+    pub replica_lag_time_max_ms: u64,
 }
 
 /// One request to append.
-pub(crate) struct Append<R> {
-    pub(crate) batches: Vec<NewBatch>,
-    pub(crate) bytes: usize,
-    pub(crate) acks: Acks,
-    pub(crate) reply: R,
+#[derive(Debug)]
+pub struct Append<R> {
+    /// What is appended; nothing: the request waits for those before it.
+    pub batches: Vec<NewBatch>,
+    /// Bytes of all batches.
+    pub bytes: usize,
+    /// When it is acknowledged.
+    pub acks: Acks,
+    /// How it is answered.
+    pub reply: R,
 }
 
 /// What the driver does next with the log's write half.
-pub(crate) enum Job<W> {
-    /// Write these batches as one group; then flush, if so told. `tell_written`: somebody waits for the write alone.
-    Commit { batches: Vec<NewBatch>, bytes: usize, leader_epoch: i32, flush: bool, tell_written: bool },
+#[derive(Debug)]
+pub enum Job<W> {
+    /// Write these batches as one group; then flush, if so told.
+    Commit {
+        /// The batches of all requests, in order.
+        batches: Vec<NewBatch>,
+        /// Their bytes.
+        bytes: usize,
+        /// The epoch in which they are appended.
+        leader_epoch: i32,
+        /// Whether to flush.
+        flush: bool,
+        /// Whether somebody waits for the write alone.
+        tell_written: bool,
+    },
     /// Flush what was written.
     Flush,
     /// Other work.
@@ -92,19 +112,24 @@ pub(crate) enum Job<W> {
 }
 
 /// What the driver does now.
-pub(crate) enum Effect<R> {
+#[derive(Debug)]
+pub enum Effect<R> {
     /// Answer a request.
     Answer(R, AppendResult),
     /// Offsets changed: publish them.
     Publish(Offsets),
+    /// Propose that the in-sync replicas change, and [tell the leader](PartitionState::replicas) what became of it.
+    Propose(AlterPartition),
 }
 
+#[derive(Debug)]
 struct Written<R> {
     batches: usize,
     acks: Acks,
     reply: R,
 }
 
+#[derive(Debug)]
 struct Parked<R> {
     /// The high watermark that has to be reached.
     offset: i64,
@@ -113,19 +138,26 @@ struct Parked<R> {
 }
 
 /// See the module's head.
-pub(crate) struct PartitionState<R, W> {
-    leader_epoch: i32,
-    durability: TopicDurability,
+#[derive(Debug)]
+pub struct PartitionState<R, W> {
+    me: Member,
+    leader: LeaderState,
+    /// The epoch that begins once the write half is back: only then is it known where.
+    next_epoch: Option<View>,
+    settings: Settings,
     flush_interval_ms: u64,
-    min_insync_replicas: u32,
-    limits: GroupLimits,
+    limits: Limits,
     offsets: Offsets,
     waiting: VecDeque<Append<R>>,
     work: VecDeque<W>,
     /// The requests of the commit under way, until its outcomes are known.
     writing: Vec<Written<R>>,
+    /// Whether the epoch ended in which the commit under way began.
+    writing_outlived: bool,
     /// Whether the write half is away.
     busy: bool,
+    /// What the job under way belongs to.
+    job: Tenure,
     parked: VecDeque<Parked<R>>,
     unflushed_bytes: usize,
     unflushed_since_ms: Option<i64>,
@@ -137,19 +169,33 @@ pub(crate) struct PartitionState<R, W> {
 }
 
 impl<R, W> PartitionState<R, W> {
-    pub(crate) fn new(leader_epoch: i32, topic: &TopicConfig, limits: GroupLimits, mut offsets: Offsets) -> Self {
-        // Recovery synced all that it kept, so all of it may be read.
-        offsets.high_watermark = offsets.log_end;
+    /// Begins to lead. `view`: the partition, as the metadata have it; `lease`: whether the broker has its lease; `offsets`: those of the
+    /// log, with the high watermark that this replica knows.
+    pub fn new(
+        me: Member,
+        view: &View,
+        lease: bool,
+        topic: &TopicConfig,
+        limits: Limits,
+        mut offsets: Offsets,
+        now_ms: i64,
+    ) -> Self {
+        let settings = settings(topic, &limits);
+        let leader = LeaderState::lead(me, view, local_log(&offsets, 0), settings, lease, now_ms);
+        offsets.high_watermark = leader.high_watermark();
         PartitionState {
-            leader_epoch,
-            durability: topic.durability,
+            me,
+            job: leader.tenure(),
+            leader,
+            next_epoch: None,
+            settings,
             flush_interval_ms: topic.flush_ms,
-            min_insync_replicas: topic.min_insync_replicas,
             limits,
             offsets,
             waiting: VecDeque::new(),
             work: VecDeque::new(),
             writing: Vec::new(),
+            writing_outlived: false,
             busy: false,
             parked: VecDeque::new(),
             unflushed_bytes: 0,
@@ -161,40 +207,67 @@ impl<R, W> PartitionState<R, W> {
     }
 
     /// A request arrives.
-    pub(crate) fn append(&mut self, append: Append<R>) {
-        let too_few = append.acks == Acks::All && self.min_insync_replicas > IN_SYNC_REPLICAS;
-        if let Some(why) = &self.ended {
-            self.effects.push(Effect::Answer(append.reply, Err(why.clone())));
-        } else if too_few && !append.batches.is_empty() {
-            let why = PartitionError::NotEnoughReplicas { in_sync: IN_SYNC_REPLICAS, needed: self.min_insync_replicas };
-            self.effects.push(Effect::Answer(append.reply, Err(why)));
-        } else {
-            self.waiting.push_back(append);
+    pub fn append(&mut self, append: Append<R>) {
+        let admitted = match &self.ended {
+            Some(why) => Err(why.clone()),
+            None if append.batches.is_empty() => Ok(()),
+            None => self.leader.admit(append.acks),
+        };
+        match admitted {
+            Ok(()) => self.waiting.push_back(append),
+            Err(why) => self.effects.push(Effect::Answer(append.reply, Err(why))),
         }
     }
 
     /// Other work for the write half arrives. It goes before the appends that wait.
-    pub(crate) fn work(&mut self, work: W) {
+    pub fn work(&mut self, work: W) {
         self.work.push_back(work);
     }
 
-    /// The topic's settings or the leadership are new.
-    pub(crate) fn configure(&mut self, leader_epoch: i32, topic: &TopicConfig) {
-        self.leader_epoch = self.leader_epoch.max(leader_epoch);
-        self.durability = topic.durability;
+    /// The topic's settings are new.
+    pub fn configure(&mut self, topic: &TopicConfig, now_ms: i64) {
+        self.settings = settings(topic, &self.limits);
         self.flush_interval_ms = topic.flush_ms;
-        self.min_insync_replicas = topic.min_insync_replicas;
+        self.leader.configure(self.settings, now_ms);
         self.advance();
+    }
+
+    /// This broker leads on in a later epoch, which begins where the log ends once the write half is here. What is parked, and what
+    /// is being written with acks=all, belongs to the epoch that ends.
+    pub fn lead(&mut self, view: View, now_ms: i64) {
+        let epoch = self.leader.tenure().leader_epoch;
+        if view.leader_epoch <= epoch || self.ended.is_some() {
+            return;
+        }
+        for parked in std::mem::take(&mut self.parked) {
+            self.effects.push(Effect::Answer(parked.reply, Err(PartitionError::NotLeader(epoch))));
+        }
+        self.writing_outlived = !self.writing.is_empty();
+        self.next_epoch = Some(view);
+        self.begin_epoch(now_ms);
+    }
+
+    /// Tells the leader machine something of the replicas, the metadata or the lease, and does what follows.
+    pub fn replicas<T>(&mut self, tell: impl FnOnce(&mut LeaderState) -> T) -> T {
+        let told = tell(&mut self.leader);
+        self.advance();
+        told
+    }
+
+    /// The leader machine.
+    pub fn leader(&self) -> &LeaderState {
+        &self.leader
     }
 
     /// What to do next, if the write half is here and there is something to do. Whoever takes a job reports back with
     /// [`written`](Self::written) or [`refused`](Self::refused) (a commit), [`flushed`](Self::flushed) or
     /// [`flush_postponed`](Self::flush_postponed) (a flush, and a commit that flushes) and, at last,
     /// [`returned`](Self::returned).
-    pub(crate) fn next_job(&mut self, now_ms: i64) -> Option<Job<W>> {
+    pub fn next_job(&mut self, now_ms: i64) -> Option<Job<W>> {
         if self.busy {
             return None;
         }
+        self.job = self.leader.tenure();
         if let Some(work) = self.work.pop_front() {
             self.busy = true;
             return Some(Job::Work(work));
@@ -213,21 +286,21 @@ impl<R, W> PartitionState<R, W> {
                 break;
             }
             bytes += next.bytes;
-            tell_written |= next.acks != Acks::All || self.durability == TopicDurability::Replicated;
+            tell_written |= next.acks != Acks::All || self.settings.durability == TopicDurability::Replicated;
             self.writing.push(Written { batches: next.batches.len(), acks: next.acks, reply: next.reply });
             batches.extend(next.batches);
         }
         // A request without batches only waits for those before it.
         let flush = flush_due
             || bytes > 0
-                && (self.durability == TopicDurability::Flushed
+                && (self.settings.durability == TopicDurability::Flushed
                     || self.unflushed_bytes + bytes >= self.limits.unflushed_bytes);
         self.busy = true;
-        Some(Job::Commit { batches, bytes, leader_epoch: self.leader_epoch, flush, tell_written })
+        Some(Job::Commit { batches, bytes, leader_epoch: self.job.leader_epoch, flush, tell_written })
     }
 
     /// When a flush is due, if nothing else causes one before.
-    pub(crate) fn flush_deadline_ms(&self) -> Option<i64> {
+    pub fn flush_deadline_ms(&self) -> Option<i64> {
         let since = self.unflushed_since_ms?;
         if self.retry_flush_ms.is_some() {
             return self.retry_flush_ms;
@@ -236,7 +309,7 @@ impl<R, W> PartitionState<R, W> {
     }
 
     /// The commit's batches were written (not flushed): `outcomes`, one for each batch in order.
-    pub(crate) fn written(&mut self, outcomes: Vec<BatchOutcome>, log_end: i64, bytes: usize, now_ms: i64) {
+    pub fn written(&mut self, outcomes: Vec<BatchOutcome>, log_end: i64, bytes: usize, now_ms: i64) {
         if log_end > self.offsets.log_end {
             self.unflushed_since_ms.get_or_insert(now_ms);
             self.unflushed_bytes += bytes;
@@ -256,42 +329,50 @@ impl<R, W> PartitionState<R, W> {
             match request.acks {
                 Acks::None => self.answer(request.reply, done, Durability::None),
                 Acks::Leader => self.answer(request.reply, done, Durability::Written),
+                Acks::All if self.writing_outlived => {
+                    let why = PartitionError::NotLeader(self.job.leader_epoch);
+                    self.effects.push(Effect::Answer(request.reply, Err(why)));
+                }
                 Acks::All => {
                     let offset = done.iter().map(end_of).max().unwrap_or(0);
                     self.parked.push_back(Parked { offset, done, reply: request.reply });
                 }
             }
         }
+        self.leader.written(self.job, log_end, now_ms);
         self.advance();
     }
 
     /// The commit wrote nothing: its requests are refused, and the log is as it was.
-    pub(crate) fn refused(&mut self, why: &PartitionError) {
+    pub fn refused(&mut self, why: &PartitionError) {
         for request in std::mem::take(&mut self.writing) {
             self.effects.push(Effect::Answer(request.reply, Err(why.clone())));
         }
     }
 
     /// Everything below `offset` is on stable storage.
-    pub(crate) fn flushed(&mut self, offset: i64) {
+    pub fn flushed(&mut self, offset: i64, now_ms: i64) {
         self.offsets.flushed = self.offsets.flushed.max(offset.min(self.offsets.log_end));
         if self.offsets.flushed == self.offsets.log_end {
             self.unflushed_since_ms = None;
             self.unflushed_bytes = 0;
             self.retry_flush_ms = None;
         }
+        self.leader.flushed(self.job, offset, now_ms);
         self.advance();
     }
 
     /// There was no room for what a flush writes beside the log. What is parked stays so, and the flush is tried again in a
     /// while. Whether this is the first time.
-    pub(crate) fn flush_postponed(&mut self, now_ms: i64) -> bool {
+    pub fn flush_postponed(&mut self, now_ms: i64) -> bool {
         self.retry_flush_ms.replace(now_ms.saturating_add(RETRY_FLUSH_MS)).is_none()
     }
 
     /// The write half is back, with where the log begins now.
-    pub(crate) fn returned(&mut self, log_start: i64) {
+    pub fn returned(&mut self, log_start: i64, now_ms: i64) {
         self.busy = false;
+        self.writing_outlived = false;
+        self.begin_epoch(now_ms);
         if log_start > self.offsets.log_start {
             self.offsets.log_start = log_start;
             self.effects.push(Effect::Publish(self.offsets));
@@ -301,7 +382,7 @@ impl<R, W> PartitionState<R, W> {
 
     /// Nothing more is taken, and everything that waits is refused: the partition is fenced, deleted, or led elsewhere.
     /// What is parked rests on writes that will never be confirmed, so it is refused too.
-    pub(crate) fn end(&mut self, why: PartitionError) {
+    pub fn end(&mut self, why: PartitionError) {
         self.refused(&why);
         for parked in std::mem::take(&mut self.parked) {
             self.effects.push(Effect::Answer(parked.reply, Err(why.clone())));
@@ -310,47 +391,70 @@ impl<R, W> PartitionState<R, W> {
             self.effects.push(Effect::Answer(request.reply, Err(why.clone())));
         }
         self.unflushed_since_ms = None;
+        self.next_epoch = None;
+        self.leader.end();
         self.ended = Some(why);
     }
 
     /// Nothing more is taken; what waits is still written, flushed and answered.
-    pub(crate) fn drain(&mut self, why: PartitionError) {
+    pub fn drain(&mut self, why: PartitionError) {
         self.ended.get_or_insert(why);
     }
 
     /// Whether the write half is away.
-    pub(crate) fn is_busy(&self) -> bool {
+    pub fn is_busy(&self) -> bool {
         self.busy
     }
 
     /// Whether nothing waits, is being written, or is parked (but for a flush for which there is no room).
-    pub(crate) fn is_idle(&self) -> bool {
+    pub fn is_idle(&self) -> bool {
         let parked = !self.parked.is_empty() && self.retry_flush_ms.is_none();
         !self.busy && self.waiting.is_empty() && self.work.is_empty() && !parked
     }
 
-    pub(crate) fn offsets(&self) -> Offsets {
+    /// Where the log begins and ends, and what may be read.
+    pub fn offsets(&self) -> Offsets {
         self.offsets
     }
 
     /// What has been decided since the last call, in order.
-    pub(crate) fn take_effects(&mut self) -> Vec<Effect<R>> {
+    pub fn take_effects(&mut self) -> Vec<Effect<R>> {
         std::mem::take(&mut self.effects)
     }
 
     /// Work that was handed over and never begun, for refusal.
-    pub(crate) fn take_work(&mut self) -> VecDeque<W> {
+    pub fn take_work(&mut self) -> VecDeque<W> {
         std::mem::take(&mut self.work)
     }
 
-    /// Moves the high watermark and answers what it releases.
+    /// Begins the next epoch, if there is one and the write half is here.
+    fn begin_epoch(&mut self, now_ms: i64) {
+        if self.busy {
+            return;
+        }
+        if let Some(view) = self.next_epoch.take() {
+            let log = local_log(&self.offsets, self.leader.tenure().generation);
+            self.leader = LeaderState::lead(self.me, &view, log, self.settings, self.leader.has_lease(), now_ms);
+            self.advance();
+        }
+    }
+
+    /// Does what the leader machine decided: takes its high watermark and answers what that releases.
     fn advance(&mut self) {
-        let (to, level) = match self.durability {
-            TopicDurability::Flushed => (self.offsets.flushed, Durability::Flushed),
-            TopicDurability::Replicated => (self.offsets.log_end, Durability::Replicated),
-        };
-        self.offsets.high_watermark = self.offsets.high_watermark.max(to);
+        let mut is_over = false;
+        for effect in self.leader.take_effects() {
+            match effect {
+                leader::Effect::Propose(alter) => self.effects.push(Effect::Propose(alter)),
+                leader::Effect::HighWatermark(_) => {}
+                leader::Effect::Ended => is_over = true,
+            }
+        }
+        self.offsets.high_watermark = self.leader.high_watermark();
         self.effects.push(Effect::Publish(self.offsets));
+        let level = match self.settings.durability {
+            TopicDurability::Flushed => Durability::Flushed,
+            TopicDurability::Replicated => Durability::Replicated,
+        };
         // Requests are parked in the order of their appends, but a duplicate waits for an original that lies before.
         let high_watermark = self.offsets.high_watermark;
         if self.parked.iter().any(|parked| parked.offset <= high_watermark) {
@@ -361,6 +465,9 @@ impl<R, W> PartitionState<R, W> {
                     self.parked.push_back(parked);
                 }
             }
+        }
+        if is_over && self.ended.is_none() {
+            self.end(PartitionError::NotLeader(self.leader.tenure().leader_epoch));
         }
         self.check();
     }
@@ -377,6 +484,19 @@ impl<R, W> PartitionState<R, W> {
             self.offsets
         );
     }
+}
+
+fn settings(topic: &TopicConfig, limits: &Limits) -> Settings {
+    Settings {
+        min_insync_replicas: topic.min_insync_replicas,
+        durability: topic.durability,
+        lag_time_max_ms: limits.replica_lag_time_max_ms,
+    }
+}
+
+fn local_log(offsets: &Offsets, generation: u64) -> LocalLog {
+    let Offsets { high_watermark, log_end, flushed, .. } = *offsets;
+    LocalLog { log_end, flushed, high_watermark, generation }
 }
 
 /// The offset that the high watermark has to reach for this batch to be as durable as asked.

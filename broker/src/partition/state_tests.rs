@@ -1,5 +1,8 @@
-use super::state::{Append, AppendResult, Effect, GroupLimits, Job, Offsets, PartitionState, fenced};
+use super::state::{Append, AppendResult, Effect, Job, Limits, Offsets, PartitionState, fenced};
 use crate::error::PartitionError;
+use crate::replica::history::History;
+use crate::replica::leader::{Assigned, View};
+use crate::replica::{Hello, Member, Report, Tenure};
 use crate::topic_config::TopicConfig;
 use crate::topic_config::TopicDurability::{self, Flushed, Replicated};
 use bytes::Bytes;
@@ -11,7 +14,10 @@ use proptest::prelude::*;
 
 type State = PartitionState<u32, &'static str>;
 
-const LIMITS: GroupLimits = GroupLimits { group_bytes: 1000, unflushed_bytes: 5000 };
+const LIMITS: Limits = Limits { group_bytes: 1000, unflushed_bytes: 5000, replica_lag_time_max_ms: 1000 };
+
+const ME: Member = Member { broker: 1, incarnation: uuid::Uuid::nil() };
+const OTHER: Member = Member { broker: 2, incarnation: uuid::Uuid::nil() };
 
 fn topic(durability: TopicDurability, flush_ms: u64) -> TopicConfig {
     TopicConfig { durability, flush_ms, ..TopicConfig::default() }
@@ -19,7 +25,7 @@ fn topic(durability: TopicDurability, flush_ms: u64) -> TopicConfig {
 
 fn state(durability: TopicDurability) -> State {
     let offsets = Offsets { log_start: 0, high_watermark: 0, log_end: 0, flushed: 0 };
-    PartitionState::new(1, &topic(durability, 1000), LIMITS, offsets)
+    PartitionState::new(ME, &View::alone(ME, 1), true, &topic(durability, 1000), LIMITS, offsets, 0)
 }
 
 fn batch() -> NewBatch {
@@ -65,7 +71,7 @@ fn acks_all_waits_for_the_flush_where_the_topic_is_flushed() {
     state.written(vec![appended(0)], 1, 10, 0);
     assert_eq!(levels(&mut state), []);
     assert_eq!(state.offsets().high_watermark, 0);
-    state.flushed(1);
+    state.flushed(1, 0);
     assert_eq!(levels(&mut state), [(1, Durability::Flushed)]);
     assert_eq!(state.offsets().high_watermark, 1);
 }
@@ -89,7 +95,7 @@ fn acks_of_the_leader_and_none_wait_for_the_write_and_readers_wait_for_the_flush
     state.written(vec![appended(0), appended(1)], 2, 20, 0);
     assert_eq!(levels(&mut state), [(1, Durability::Written), (2, Durability::None)]);
     assert_eq!(state.offsets().high_watermark, 0);
-    state.flushed(2);
+    state.flushed(2, 0);
     assert_eq!(state.offsets().high_watermark, 2);
 }
 
@@ -98,7 +104,7 @@ fn acks_of_the_leader_and_none_wait_for_the_write_and_readers_wait_for_the_flush
 fn acks_all_is_refused_where_the_topic_asks_for_more_replicas_than_are_in_sync() {
     let mut state = state(Flushed);
     let two = TopicConfig { min_insync_replicas: 2, ..topic(Flushed, 1000) };
-    state.configure(1, &two);
+    state.configure(&two, 0);
     append(&mut state, 1, Acks::All, 10);
     let refused = answers(&mut state).remove(0).1.unwrap_err();
     assert!(refused.to_string().contains("not enough in-sync replicas: 1 of 2"), "{refused}");
@@ -109,10 +115,10 @@ fn acks_all_is_refused_where_the_topic_asks_for_more_replicas_than_are_in_sync()
     state.append(Append { batches: Vec::new(), bytes: 0, acks: Acks::All, reply: 4 });
     assert_eq!(commit(&mut state, 0).0, 2);
     state.written(vec![appended(0), appended(1)], 2, 20, 0);
-    state.flushed(2);
-    state.returned(0);
+    state.flushed(2, 0);
+    state.returned(0, 0);
     assert!(answers(&mut state).iter().all(|(_, result)| result.is_ok()));
-    state.configure(1, &topic(Flushed, 1000));
+    state.configure(&topic(Flushed, 1000), 0);
     append(&mut state, 5, Acks::All, 10);
     assert_eq!(commit(&mut state, 0).0, 1);
 }
@@ -127,8 +133,8 @@ fn what_arrives_during_a_commit_forms_the_next_group() {
     }
     assert!(state.next_job(0).is_none(), "the write half is away");
     state.written(vec![appended(0)], 1, 10, 0);
-    state.flushed(1);
-    state.returned(0);
+    state.flushed(1, 0);
+    state.returned(0, 0);
     assert_eq!(commit(&mut state, 0).0, 4);
 }
 
@@ -141,8 +147,8 @@ fn a_group_is_bounded_and_a_single_large_request_goes_alone() {
     for end in 1..=3 {
         assert_eq!(commit(&mut state, 0).0, 1);
         state.written(vec![appended(end - 1)], end, 10, 0);
-        state.flushed(end);
-        state.returned(0);
+        state.flushed(end, 0);
+        state.returned(0, 0);
     }
 }
 
@@ -153,15 +159,15 @@ fn a_duplicate_is_acknowledged_once_its_original_is_flushed() {
     commit(&mut state, 0);
     state.written(vec![appended(0)], 1, 10, 0);
     assert_eq!(levels(&mut state), [(1, Durability::Written)]);
-    state.returned(0);
+    state.returned(0, 0);
     // The flush did not happen yet; the producer asks for more this time.
     append(&mut state, 2, Acks::All, 10);
     commit(&mut state, 0);
     state.written(vec![BatchOutcome::Duplicate { base_offset: 0, last_offset: 0 }], 1, 10, 0);
     assert_eq!(levels(&mut state), []);
-    state.flushed(1);
+    state.flushed(1, 0);
     assert_eq!(levels(&mut state), [(2, Durability::Flushed)]);
-    state.returned(0);
+    state.returned(0, 0);
     // Flushed long ago: at once.
     append(&mut state, 3, Acks::All, 10);
     commit(&mut state, 0);
@@ -177,7 +183,7 @@ fn a_refused_sequence_refuses_its_request_and_no_other() {
     commit(&mut state, 0);
     let gap = SequenceError::OutOfOrder { given: 7, expected: 3 };
     state.written(vec![BatchOutcome::Refused(gap), appended(0)], 1, 10, 0);
-    state.flushed(1);
+    state.flushed(1, 0);
     let answers = answers(&mut state);
     assert!(matches!(answers[0], (1, Err(PartitionError::Sequence(_)))));
     assert!(matches!(answers[1], (2, Ok(_))));
@@ -189,13 +195,13 @@ fn a_full_disk_refuses_the_group_and_takes_the_next() {
     append(&mut state, 1, Acks::All, 10);
     commit(&mut state, 0);
     state.refused(&PartitionError::DiskFull("no space".into()));
-    state.returned(0);
+    state.returned(0, 0);
     let refused = answers(&mut state);
     assert!(matches!(&refused[..], [(1, Err(error))] if error.retryable()));
     append(&mut state, 2, Acks::All, 10);
     commit(&mut state, 0);
     state.written(vec![appended(0)], 1, 10, 0);
-    state.flushed(1);
+    state.flushed(1, 0);
     assert_eq!(levels(&mut state), [(2, Durability::Flushed)]);
 }
 
@@ -225,12 +231,12 @@ fn a_replicated_log_is_flushed_when_its_time_has_come() {
     append(&mut state, 1, Acks::All, 10);
     commit(&mut state, 500);
     state.written(vec![appended(0)], 1, 10, 500);
-    state.returned(0);
+    state.returned(0, 0);
     assert_eq!(state.flush_deadline_ms(), Some(1500));
     assert!(state.next_job(1499).is_none());
     assert!(matches!(state.next_job(1500), Some(Job::Flush)));
-    state.flushed(1);
-    state.returned(0);
+    state.flushed(1, 0);
+    state.returned(0, 0);
     assert_eq!(state.flush_deadline_ms(), None);
     assert!(state.next_job(9999).is_none());
 }
@@ -246,9 +252,9 @@ fn a_replicated_log_is_flushed_when_too_much_is_unflushed() {
         state.written(vec![appended(end - 1)], end, 900, 0);
         if flush {
             flushes += 1;
-            state.flushed(end);
+            state.flushed(end, 0);
         }
-        state.returned(0);
+        state.returned(0, 0);
     }
     assert_eq!(flushes, 3, "every sixth write of 900 reaches 5000");
 }
@@ -259,7 +265,7 @@ fn other_work_goes_before_the_appends_that_wait() {
     append(&mut state, 1, Acks::All, 10);
     state.work("delete records");
     assert!(matches!(state.next_job(0), Some(Job::Work("delete records"))));
-    state.returned(0);
+    state.returned(0, 0);
     assert!(matches!(state.next_job(0), Some(Job::Commit { .. })));
 }
 
@@ -269,13 +275,113 @@ fn a_topic_made_replicated_shows_at_once_what_is_written() {
     append(&mut state, 1, Acks::All, 10);
     commit(&mut state, 0);
     state.written(vec![appended(0)], 1, 10, 0);
-    state.configure(1, &topic(Replicated, 1000));
+    state.configure(&topic(Replicated, 1000), 0);
     assert_eq!(levels(&mut state), [(1, Durability::Replicated)]);
-    state.configure(2, &topic(Flushed, 1000));
+    state.configure(&topic(Flushed, 1000), 0);
+    state.lead(View::alone(ME, 2), 0);
     assert_eq!(state.offsets().high_watermark, 1, "the high watermark never falls");
     append(&mut state, 2, Acks::All, 10);
-    state.returned(0);
+    state.returned(0, 0);
     assert!(matches!(state.next_job(0), Some(Job::Commit { leader_epoch: 2, .. })));
+}
+
+/// A partition on brokers 1 and 2, both in sync.
+fn replicated_on_two(min_insync_replicas: u32) -> State {
+    let config = TopicConfig { min_insync_replicas, ..topic(Flushed, 1000) };
+    let offsets = Offsets { log_start: 0, high_watermark: 0, log_end: 0, flushed: 0 };
+    PartitionState::new(ME, &on_two(1, 0, true), true, &config, LIMITS, offsets, 0)
+}
+
+fn on_two(leader_epoch: i32, partition_epoch: i32, in_sync: bool) -> View {
+    let replicas =
+        vec![Assigned { member: ME, active: true, in_sync: true }, Assigned { member: OTHER, active: true, in_sync }];
+    View { leader: Some(ME), leader_epoch, partition_epoch, replicas }
+}
+
+fn report(state: &mut State, flushed: i64, now_ms: i64) {
+    let tenure = Tenure { leader_epoch: 1, generation: 0 };
+    let hello = Hello { member: OTHER, tenure, history: History::default() };
+    let report = Report { member: OTHER, tenure, received: flushed, flushed };
+    state.replicas(|leader| {
+        leader.hello(&hello, &History::default(), now_ms).unwrap();
+        assert!(leader.report(report, now_ms));
+    });
+}
+
+#[test]
+fn acks_all_waits_for_every_replica_in_sync() {
+    let mut state = replicated_on_two(2);
+    append(&mut state, 1, Acks::All, 10);
+    commit(&mut state, 0);
+    state.written(vec![appended(0)], 1, 10, 0);
+    state.flushed(1, 0);
+    assert_eq!((levels(&mut state), state.offsets().high_watermark), (vec![], 0));
+    report(&mut state, 1, 0);
+    assert_eq!((levels(&mut state), state.offsets().high_watermark), (vec![(1, Durability::Flushed)], 1));
+}
+
+#[test]
+fn a_replica_that_lags_is_proposed_away_and_acknowledgements_wait_until_that_is_committed() {
+    let mut state = replicated_on_two(1);
+    report(&mut state, 0, 0);
+    append(&mut state, 1, Acks::All, 10);
+    commit(&mut state, 0);
+    state.written(vec![appended(0)], 1, 10, 0);
+    state.flushed(1, 0);
+    state.replicas(|leader| leader.tick(1001));
+    let effects = state.take_effects();
+    let proposals: Vec<_> =
+        effects.iter().filter_map(|e| if let Effect::Propose(alter) = e { Some(&alter.isr) } else { None }).collect();
+    assert_eq!(proposals, [&vec![ME]]);
+    assert_eq!(state.offsets().high_watermark, 0);
+    state.replicas(|leader| leader.view(&on_two(1, 1, false), 1002));
+    assert_eq!(levels(&mut state), [(1, Durability::Flushed)]);
+}
+
+#[test]
+fn what_is_parked_fails_retriably_when_its_epoch_ends() {
+    let mut state = replicated_on_two(2);
+    append(&mut state, 1, Acks::All, 10);
+    commit(&mut state, 0);
+    state.written(vec![appended(0)], 1, 10, 0);
+    append(&mut state, 2, Acks::All, 10);
+    let elsewhere = View { leader: Some(OTHER), ..on_two(2, 1, true) };
+    state.replicas(|leader| leader.view(&elsewhere, 0));
+    state.flushed(1, 0);
+    append(&mut state, 3, Acks::Leader, 10);
+    for (reply, result) in answers(&mut state) {
+        let error = result.unwrap_err();
+        assert_eq!((error.code(), error.retryable()), (ErrorCode::NotLeader, true), "{reply}");
+    }
+    assert_eq!(state.offsets().high_watermark, 0);
+    state.returned(0, 0);
+    assert!(state.is_idle() && state.next_job(0).is_none());
+}
+
+/// The later epoch begins where the log ends once the write half is back, and not before.
+#[test]
+fn an_acknowledgement_does_not_outlive_its_epoch_though_the_same_broker_leads_on() {
+    let mut state = state(Flushed);
+    append(&mut state, 1, Acks::All, 10);
+    commit(&mut state, 0);
+    state.written(vec![appended(0)], 1, 10, 0);
+    state.returned(0, 0);
+    append(&mut state, 2, Acks::All, 10);
+    append(&mut state, 3, Acks::Leader, 10);
+    commit(&mut state, 0);
+    append(&mut state, 4, Acks::All, 10);
+    state.lead(View::alone(ME, 2), 0);
+    assert!(matches!(&answers(&mut state)[..], [(1, Err(PartitionError::NotLeader(1)))]));
+    state.written(vec![appended(1), appended(2)], 3, 20, 0);
+    let answered = answers(&mut state);
+    assert!(matches!(&answered[..], [(2, Err(PartitionError::NotLeader(1))), (3, Ok(_))]), "{answered:?}");
+    state.flushed(3, 0);
+    state.returned(0, 0);
+    assert_eq!((state.leader().tenure().leader_epoch, state.leader().epoch_start()), (2, 3));
+    assert!(matches!(state.next_job(0), Some(Job::Commit { leader_epoch: 2, .. })));
+    state.written(vec![appended(3)], 4, 10, 0);
+    state.flushed(4, 0);
+    assert_eq!(levels(&mut state), [(4, Durability::Flushed)]);
 }
 
 #[test]
@@ -288,8 +394,8 @@ fn a_drained_partition_answers_what_it_took_and_takes_nothing_new() {
     assert!(!state.is_idle());
     commit(&mut state, 0);
     state.written(vec![appended(0)], 1, 10, 0);
-    state.flushed(1);
-    state.returned(0);
+    state.flushed(1, 0);
+    state.returned(0, 0);
     assert_eq!(levels(&mut state), [(1, Durability::Flushed)]);
     assert!(state.is_idle());
 }
@@ -323,9 +429,9 @@ impl Log {
         }
         if flush {
             self.flushed = self.end;
-            state.flushed(self.flushed);
+            state.flushed(self.flushed, 0);
         }
-        state.returned(0);
+        state.returned(0, 0);
     }
 }
 
@@ -379,16 +485,16 @@ fn what_is_parked_outlasts_a_flush_that_found_no_room_and_the_flush_is_tried_aga
     commit(&mut state, 0);
     state.written(vec![appended(0)], 1, 10, 0);
     assert!(state.flush_postponed(50));
-    state.returned(0);
+    state.returned(0, 0);
     assert!(answers(&mut state).is_empty() && state.offsets().high_watermark == 0);
     assert!(state.next_job(1049).is_none());
     assert!(matches!(state.next_job(1050), Some(Job::Flush)));
     assert!(!state.flush_postponed(1060));
-    state.returned(0);
+    state.returned(0, 0);
     assert!(state.is_idle(), "a disk that stays full does not keep the log from being closed");
     assert!(matches!(state.next_job(2060), Some(Job::Flush)));
-    state.flushed(1);
-    state.returned(0);
+    state.flushed(1, 0);
+    state.returned(0, 0);
     assert_eq!(levels(&mut state), [(1, Durability::Flushed)]);
     assert_eq!(state.flush_deadline_ms(), None);
 }

@@ -4,8 +4,8 @@
 //! reports its write before it flushes, where somebody waits for the write alone.
 //! Owns: the write half, the clock, the answers. Refuses: decisions. Read next: `storage/src/log.rs`.
 
-use super::state::{Effect, GroupLimits, Job, Offsets, PartitionState, fenced};
-use super::{Message, PartitionContext, PartitionShared, Reply, Work, log_config};
+use super::state::{Effect, Job, PartitionState, fenced};
+use super::{Message, PartitionContext, PartitionShared, Reply, Work, alone, log_config};
 use crate::clock::now_ms;
 use crate::error::PartitionError;
 use crate::metrics::{Counted, Metrics};
@@ -63,16 +63,12 @@ struct Task {
 
 pub(super) fn spawn(
     shared: Arc<PartitionShared>,
+    mut state: PartitionState<Reply, Work>,
     log: Option<Log>,
     ended: Option<PartitionError>,
-    offsets: Offsets,
-    limits: GroupLimits,
     messages: mpsc::UnboundedReceiver<Message>,
     context: &PartitionContext,
 ) {
-    let config = shared.config.load_full();
-    let leader_epoch = shared.leader_epoch.load(Ordering::Acquire);
-    let mut state = PartitionState::new(leader_epoch, &config, limits, offsets);
     let fenced = ended.is_some().then(|| Counted::new(&context.metrics.partitions_fenced));
     if let Some(why) = ended {
         state.end(why);
@@ -129,7 +125,9 @@ impl Task {
             Message::Configure => {
                 let config = self.shared.config.load_full();
                 let leader_epoch = self.shared.leader_epoch.load(Ordering::Acquire);
-                self.state.configure(leader_epoch, &config);
+                let now = now_ms();
+                self.state.configure(&config, now);
+                self.state.lead(alone(leader_epoch), now);
                 let log = log_config(&config, self.context.producer_id_expiration_ms);
                 self.state.work(Box::new(move |write_half| {
                     if let Ok(write_half) = write_half {
@@ -174,7 +172,7 @@ impl Task {
                 }
                 match flushed {
                     Flushed::Not => {}
-                    Flushed::To(offset) => self.state.flushed(offset),
+                    Flushed::To(offset) => self.state.flushed(offset, now),
                     Flushed::Postponed(why) => {
                         if self.state.flush_postponed(now) {
                             let (topic, partition) = (&self.shared.topic, self.shared.partition);
@@ -182,7 +180,7 @@ impl Task {
                         }
                     }
                 }
-                self.state.returned(log.log_start_offset());
+                self.state.returned(log.log_start_offset(), now);
                 match failed {
                     Some(reason) => {
                         self.let_go(log);
@@ -194,7 +192,7 @@ impl Task {
                 }
             }
             Report::Lost => {
-                self.state.returned(self.state.offsets().log_start);
+                self.state.returned(self.state.offsets().log_start, now);
                 self.fence("a job on its log panicked");
             }
         }
@@ -234,6 +232,8 @@ impl Task {
         for effect in self.state.take_effects() {
             match effect {
                 Effect::Publish(offsets) => publish = Some(offsets),
+                // A partition whose only replica is here has nothing to propose.
+                Effect::Propose(_) => {}
                 // Whoever asked may have gone.
                 Effect::Answer(reply, result) => drop(reply.tell.send(result)),
             }
@@ -285,7 +285,7 @@ impl Task {
                 };
                 if result.is_ok() {
                     // What was written is flushed now.
-                    self.state.flushed(self.state.offsets().log_end);
+                    self.state.flushed(self.state.offsets().log_end, now_ms());
                 }
                 self.perform();
                 if self.ended().is_none() {

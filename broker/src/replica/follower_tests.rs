@@ -2,9 +2,15 @@ use super::follower::{BatchSpan, Effect, FollowerState, Push, PushError, Replica
 use super::history::{History, Verdict};
 use super::{Member, Report, Tenure};
 use headwater_storage::epochs::EpochEntry;
+use uuid::Uuid;
 
 const EPOCH: i32 = 5;
 const TENURE: Tenure = Tenure { leader_epoch: EPOCH, generation: 0 };
+
+/// A broker in an incarnation that is nobody's.
+fn nobody(broker: i32) -> Member {
+    Member { broker, incarnation: Uuid::nil() }
+}
 
 /// Epoch 1 up to 10, epoch 3 from there.
 fn history(log_end: i64) -> History {
@@ -14,7 +20,7 @@ fn history(log_end: i64) -> History {
 
 fn follower(log_end: i64, high_watermark: i64, unclean_recorded: u32) -> FollowerState {
     let replica = Replica {
-        member: Member::only(2),
+        member: nobody(2),
         history: history(log_end),
         flushed: log_end,
         high_watermark,
@@ -37,7 +43,7 @@ fn push(from: i64, batches: &[(i64, i64, i32)], high_watermark: i64) -> Push {
 }
 
 fn report(received: i64, flushed: i64) -> Effect {
-    Effect::Report(Report { member: Member::only(2), tenure: TENURE, received, flushed })
+    Effect::Report(Report { member: nobody(2), tenure: TENURE, received, flushed })
 }
 
 #[test]

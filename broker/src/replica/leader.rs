@@ -23,7 +23,6 @@ use crate::error::PartitionError;
 use crate::topic_config::TopicDurability;
 use headwater_proto::wire::Acks;
 use std::collections::{BTreeMap, VecDeque};
-use uuid::Uuid;
 
 /// How long after a refused proposal the next one is made, in milliseconds.
 const PROPOSE_AGAIN_MS: i64 = 100;
@@ -239,6 +238,11 @@ impl LeaderState {
     /// log ends.
     pub fn serves_offsets(&self) -> bool {
         self.high_watermark >= self.epoch_start
+    }
+
+    /// Whether the broker has its lease, as far as is known here.
+    pub fn has_lease(&self) -> bool {
+        self.lease
     }
 
     /// Whether the epoch is over.
@@ -527,12 +531,5 @@ impl LeaderState {
 impl Follower {
     fn new(member: Member, active: bool) -> Follower {
         Follower { member, active, generation: 0, agreed: false, received: -1, flushed: -1 }
-    }
-}
-
-impl Member {
-    /// A broker that has no other to be told apart from.
-    pub fn only(broker: i32) -> Member {
-        Member { broker, incarnation: Uuid::nil() }
     }
 }

@@ -26,6 +26,11 @@ fn view(partition_epoch: i32, isr: &[i32]) -> View {
     View { leader: Some(member(1)), leader_epoch: EPOCH, partition_epoch, replicas }
 }
 
+/// A broker in an incarnation that is nobody's.
+fn nobody(broker: i32) -> Member {
+    Member { broker, incarnation: Uuid::nil() }
+}
+
 /// Epoch 1 up to 10, and nothing of this epoch yet.
 fn history(log_end: i64) -> History {
     let epochs = [(1, 0), (EPOCH, 10)].map(|(epoch, start_offset)| EpochEntry { epoch, start_offset });
@@ -136,8 +141,8 @@ fn the_high_watermark_stays_while_the_isr_is_below_min_insync_replicas() {
 #[test]
 fn a_single_replica_is_read_though_its_topic_asks_for_two() {
     let log = LocalLog { log_end: 0, flushed: 0, high_watermark: 0, generation: 0 };
-    let alone = View::alone(Member::only(1), EPOCH);
-    let mut state = LeaderState::lead(Member::only(1), &alone, log, settings(2, Flushed), true, 0);
+    let alone = View::alone(nobody(1), EPOCH);
+    let mut state = LeaderState::lead(nobody(1), &alone, log, settings(2, Flushed), true, 0);
     append(&mut state, 3, 0);
     assert_eq!(state.high_watermark(), 3);
     assert!(state.admit(Acks::All).is_err());
@@ -329,8 +334,8 @@ fn a_follower_cuts_before_it_is_pushed_to() {
     assert_eq!(state.hello(&says(1, history(10)), &own, 0), Ok(Verdict::Agrees));
     assert_eq!(state.hello(&says(0, longer), &own, 0), Err(HelloRefusal::Stale));
     assert!(!report(&mut state, 2, 14, 14, 0), "said before the cut");
-    let stranger = Hello { member: Member::only(2), ..says(1, history(10)) };
-    assert_eq!(state.hello(&stranger, &own, 0), Err(HelloRefusal::UnknownReplica(Member::only(2))));
+    let stranger = Hello { member: nobody(2), ..says(1, history(10)) };
+    assert_eq!(state.hello(&stranger, &own, 0), Err(HelloRefusal::UnknownReplica(nobody(2))));
     let mut early = says(1, history(10));
     early.tenure.leader_epoch = EPOCH + 1;
     assert_eq!(state.hello(&early, &own, 0), Err(HelloRefusal::NotLeader(EPOCH + 1)));
