@@ -103,8 +103,8 @@ fn metadata(shared: &Shared, request: &wire::Metadata) -> Answer {
         });
     }
     let brokers = state.brokers().map(|broker| wire::BrokerNode {
-        broker_id: broker.broker_id,
-        address: if broker.broker_id == shared.broker_id() { shared.advertised() } else { broker.address.clone() },
+        broker_id: broker.id,
+        address: if broker.id == shared.broker_id() { shared.advertised() } else { broker.address.clone() },
         rack: broker.rack.clone(),
     });
     Ok(Response::Metadata(wire::MetadataResponse {
@@ -161,6 +161,7 @@ async fn create_topic(shared: &Arc<Shared>, request: wire::CreateTopic) -> Answe
             internal: false,
             config,
             created_ms,
+            default_min_insync_replicas: defaults.min_insync_replicas(),
         };
         Ok(Kind::CreateTopic(create).into())
     };
@@ -184,7 +185,7 @@ fn place(
         let (topic, asked) = (topic.to_owned(), partitions as usize);
         return Err(Refusal::InvalidPartitions { topic, asked, why }.into());
     }
-    let brokers: Vec<i32> = state.brokers().map(|broker| broker.broker_id).collect();
+    let brokers: Vec<i32> = state.brokers().map(|broker| broker.id).collect();
     if replicas as usize > brokers.len() || brokers.is_empty() {
         return Err(MetadataError::InvalidReplicationFactor { asked: replicas, brokers: brokers.len() });
     }

@@ -334,6 +334,7 @@ fn register(config: &BrokerConfig, address: String) -> Command {
         address,
         rack: String::new(),
         registered_ms: now_ms(),
+        ..RegisterBroker::default()
     })
     .into()
 }

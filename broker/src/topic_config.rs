@@ -473,6 +473,11 @@ impl TopicDefaults {
         KEYS.iter().flat_map(|key| key.broker_names.iter().map(|(name, _)| *name))
     }
 
+    /// What counts for a topic that has no `min.insync.replicas` of its own.
+    pub(crate) fn min_insync_replicas(&self) -> u32 {
+        self.get("min.insync.replicas").and_then(|value| value.parse().ok()).unwrap_or(1)
+    }
+
     fn get(&self, name: &str) -> Option<&str> {
         self.values.get(name).map(|(_, value)| value.as_str())
     }

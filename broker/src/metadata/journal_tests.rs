@@ -153,7 +153,7 @@ fn a_command_that_this_build_does_not_know_stops_it() {
     let Opened { mut journal, state, .. } = open(&root).expect("opens");
     journal.append(state.index() + 1, &Command::default(), false).expect("kept");
     let error = open(&root).expect_err("refused").to_string();
-    assert!(error.contains("at byte 50 cannot be used: the command has no known kind"), "{error}");
+    assert!(error.contains("at byte 52 cannot be used: the command has no known kind"), "{error}");
 }
 
 /// What a driver does with one command, on a disk that may fail at any time: what was acknowledged, and the journal.

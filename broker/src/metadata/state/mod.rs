@@ -1,38 +1,53 @@
 //! The metadata state machine: `apply(index, command)`, nothing else changes it.
 //!
-//! Invariants, checked after every command in tests: names and ids of topics belong together one to one; a partition's
-//! leader and in-sync replicas are among its replicas; leader epochs and the next producer id never fall; a producer
-//! id belongs to one block at most; an epoch of a producer id is given out only to whoever has the one before.
+//! Invariants, checked after every command in tests: names and ids of topics belong together one to one; what
+//! [`Partition::check`] says; whoever leads or is in sync is registered and not fenced; epochs, the controller's epoch and
+//! the next producer id never fall; no two leaderships of a partition have one epoch; a producer id belongs to one block at
+//! most; an epoch of it is given out only to whoever has the one before. A refused command changes nothing.
+//!
+//! Who sends what: a controller's command carries its epoch, and is refused once another is in office. A person's carries an
+//! id, and is applied once. What belongs to one start of a broker carries its incarnation.
 //!
 //! Owns: what commands mean and which are refused. Refuses: clocks, random numbers, files, and the legality of settings
 //! ([`crate::topic_config`] checks values before they are proposed, so that replaying old commands never depends on
-//! the table of today). Read next: [`super::journal`].
+//! the table of today). Read next: [`partitions`], [`elections`], [`brokers`].
 
+mod applied;
 mod brokers;
+mod elections;
+mod partitions;
 mod producers;
 mod snapshot;
 mod topics;
 
+pub use brokers::{Broker, BrokerState};
+pub use partitions::{NO_LEADER, Partition};
 pub use snapshot::InvalidSnapshot;
 
 use super::command::{self, command::Command as Kind};
 use super::name::NameError;
 use crate::topic_config::TopicValues;
+use applied::{AppliedCommands, command_id};
 use headwater_proto::TopicId;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use uuid::Uuid;
 
 /// Everything the metadata says, after the command with [`index`](MetadataState::index). Cheap to clone.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MetadataState {
     index: u64,
     cluster_id: String,
-    brokers: BTreeMap<i32, command::Broker>,
+    brokers: BTreeMap<i32, Broker>,
     topics: BTreeMap<String, Arc<Topic>>,
     names: HashMap<TopicId, String>,
     next_producer_id: i64,
     /// For ids that go on under a later epoch than their first: the newest, and the index of the command that gave it out.
     producer_epochs: Arc<BTreeMap<i64, (i16, u64)>>,
+    controller: Option<(i32, Uuid)>,
+    controller_epoch: u64,
+    feature_level: u32,
+    applied: AppliedCommands,
 }
 
 /// A topic.
@@ -48,21 +63,10 @@ pub struct Topic {
     pub config: TopicValues,
     /// When it was created, in milliseconds since 1970.
     pub created_ms: i64,
+    /// What counts where it has no `min.insync.replicas` of its own.
+    pub default_min_insync_replicas: u32,
     /// Its partitions; the place is the number.
     pub partitions: Vec<Partition>,
-}
-
-/// Who keeps a partition.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Partition {
-    /// The broker that leads it.
-    pub leader: i32,
-    /// How often its leadership has been given.
-    pub leader_epoch: i32,
-    /// The brokers that keep it.
-    pub replicas: Vec<i32>,
-    /// Those of them that have everything that was acknowledged.
-    pub isr: Vec<i32>,
 }
 
 /// What an accepted command did.
@@ -71,9 +75,25 @@ pub struct Partition {
 pub enum Outcome {
     /// The broker has now registered this often.
     BrokerRegistered {
-        /// Its boot counter.
+        /// Its boot counter. If that is not what it said, it goes by this one from now on.
         boots: u64,
     },
+    /// A broker was fenced, unfenced, drained or removed, or replicas of it fenced.
+    BrokerChanged {
+        /// Which one.
+        broker_id: i32,
+        /// How many partitions are not what they were.
+        partitions: usize,
+    },
+    /// A controller is in office.
+    ControllerChanged {
+        /// Its epoch.
+        epoch: u64,
+    },
+    /// Commands up to this level may be proposed.
+    FeatureLevelRaised(u32),
+    /// So many partitions are not what they were.
+    PartitionsChanged(usize),
     /// A topic was created.
     TopicCreated(TopicId),
     /// A topic's settings, or the number of its partitions, are new.
@@ -156,6 +176,70 @@ pub enum Refusal {
     /// A broker that never registered.
     #[error("broker {0} is not registered")]
     UnknownBroker(i32),
+    /// The broker started anew since, or another process took its number.
+    #[error("incarnation {given} of broker {broker_id} is not the one that registered, {registered}")]
+    StaleIncarnation {
+        /// The broker.
+        broker_id: i32,
+        /// Who the command speaks of.
+        given: Uuid,
+        /// Who counts.
+        registered: Uuid,
+    },
+    /// A disk that was started less often than the cluster knows, or as often by another process.
+    #[error(
+        "broker {broker_id} was started {known} times as the cluster knows it, this disk {given} times: it is an older copy of the disk, or another broker has its number"
+    )]
+    StaleBoots {
+        /// The broker.
+        broker_id: i32,
+        /// What the disk says.
+        given: u64,
+        /// What the cluster knows.
+        known: u64,
+    },
+    /// The command comes from a controller that is not in office.
+    #[error("the controller of epoch {given} is not in office: the last epoch is {current}")]
+    StaleController {
+        /// The command's.
+        given: u64,
+        /// The newest.
+        current: u64,
+    },
+    /// The broker is fenced.
+    #[error("broker {0} is fenced: it has nothing to hand over")]
+    Fenced(i32),
+    /// The broker is about to stop.
+    #[error("broker {0} drains: only its next start makes it active")]
+    Draining(i32),
+    /// The broker cannot be removed.
+    #[error("broker {broker_id} keeps {topic}-{partition}: move its replicas to other brokers first")]
+    HasReplicas {
+        /// The broker.
+        broker_id: i32,
+        /// The topic of one of them.
+        topic: String,
+        /// Its partition.
+        partition: usize,
+    },
+    /// The broker does not understand what the cluster may say.
+    #[error("broker {broker_id} can feature level {able}, not {level}: run a newer Headwater on it")]
+    FeatureLevel {
+        /// The broker.
+        broker_id: i32,
+        /// What it can.
+        able: u32,
+        /// What it has to.
+        level: u32,
+    },
+    /// A feature level is for good.
+    #[error("the feature level is {level} and cannot become {asked}: it never falls")]
+    FeatureLevelFalls {
+        /// What was asked for.
+        asked: u32,
+        /// What it is.
+        level: u32,
+    },
     /// There are no more producer ids.
     #[error("no producer ids are left")]
     ProducerIdsExhausted,
@@ -188,6 +272,10 @@ impl MetadataState {
             names: HashMap::new(),
             next_producer_id: 0,
             producer_epochs: Arc::default(),
+            controller: None,
+            controller_epoch: 0,
+            feature_level: 1,
+            applied: AppliedCommands::default(),
         }
     }
 
@@ -201,13 +289,13 @@ impl MetadataState {
         &self.cluster_id
     }
 
-    /// Every broker that ever registered, by id.
-    pub fn brokers(&self) -> impl Iterator<Item = &command::Broker> {
+    /// Every broker that registered and was not removed, by id.
+    pub fn brokers(&self) -> impl Iterator<Item = &Broker> {
         self.brokers.values()
     }
 
     /// A broker's registration.
-    pub fn broker(&self, broker_id: i32) -> Option<&command::Broker> {
+    pub fn broker(&self, broker_id: i32) -> Option<&Broker> {
         self.brokers.get(&broker_id)
     }
 
@@ -236,6 +324,21 @@ impl MetadataState {
         self.producer_epochs.get(&producer_id).map_or(0, |(epoch, _)| *epoch)
     }
 
+    /// The broker that is the controller, and which start of it.
+    pub fn controller(&self) -> Option<(i32, Uuid)> {
+        self.controller
+    }
+
+    /// The epoch of the newest controller, in office or not; 0: there was none.
+    pub fn controller_epoch(&self) -> u64 {
+        self.controller_epoch
+    }
+
+    /// Commands up to this level may be proposed.
+    pub fn feature_level(&self) -> u32 {
+        self.feature_level
+    }
+
     /// Applies one command.
     ///
     /// # Errors
@@ -244,8 +347,15 @@ impl MetadataState {
         if index <= self.index {
             return Err(Refusal::OutOfOrder { index, applied: self.index });
         }
-        let outcome = match command.command.as_ref().ok_or(Refusal::Unknown("has no known kind"))? {
-            Kind::RegisterBroker(register) => Ok(self.register(register)),
+        let kind = command.command.as_ref().ok_or(Refusal::Unknown("has no known kind"))?;
+        let id = command_id(&command.command_id)?;
+        if let Some(outcome) = id.and_then(|id| self.applied.outcome(&id)).cloned() {
+            self.index = index;
+            return Ok(outcome);
+        }
+        self.check_controller(command.controller_epoch, matches!(kind, Kind::FenceBroker(_) | Kind::UnfenceBroker(_)))?;
+        let outcome = match kind {
+            Kind::RegisterBroker(register) => self.register(index, register),
             Kind::CreateTopic(create) => self.create(create),
             Kind::AlterTopic(alter) => self.alter(alter),
             Kind::AddPartitions(add) => self.add_partitions(add),
@@ -253,15 +363,35 @@ impl MetadataState {
             Kind::AllocateProducerIds(allocate) => self.allocate(allocate),
             Kind::ImportTopics(import) => self.import(import),
             Kind::NextProducerEpoch(next) => self.next_epoch(index, next),
+            Kind::BecomeController(become_controller) => self.become_controller(index, become_controller),
+            Kind::FenceBroker(fence) => self.fence(fence),
+            Kind::UnfenceBroker(unfence) => self.unfence(unfence),
+            Kind::DrainBroker(drain) => self.drain(drain),
+            Kind::RemoveBroker(remove) => self.remove_broker(remove),
+            Kind::FenceReplicas(fence) => self.fence_replicas(fence),
+            Kind::RaiseFeatureLevel(raise) => self.raise_feature_level(raise),
         }?;
+        if let Some(id) = id {
+            self.applied.keep(id, &outcome);
+        }
         self.index = index;
         Ok(outcome)
+    }
+
+    /// Whether the controller that sent a command is in office. Some commands are a controller's alone.
+    fn check_controller(&self, given: u64, is_required: bool) -> Result<(), Refusal> {
+        let in_office = self.controller.map_or(0, |_| self.controller_epoch);
+        match given {
+            0 if !is_required => Ok(()),
+            1.. if given == in_office => Ok(()),
+            _ => Err(Refusal::StaleController { given, current: self.controller_epoch }),
+        }
     }
 }
 
 impl From<Kind> for command::Command {
     fn from(kind: Kind) -> Self {
-        command::Command { command: Some(kind) }
+        command::Command { command: Some(kind), ..command::Command::default() }
     }
 }
 
@@ -269,5 +399,7 @@ fn topic_id(bytes: &[u8]) -> Result<TopicId, Refusal> {
     TopicId::from_slice(bytes).ok_or(Refusal::Unknown("holds a topic id that is not sixteen bytes long"))
 }
 
+#[cfg(test)]
+mod cluster_tests;
 #[cfg(test)]
 mod tests;

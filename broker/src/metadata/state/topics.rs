@@ -4,15 +4,19 @@
 
 use super::super::command;
 use super::super::name;
-use super::{MetadataState, Outcome, Partition, Refusal, Topic, topic_id};
+use super::brokers::BrokerState;
+use super::partitions::{NO_LEADER, Partition, rules};
+use super::{MetadataState, Outcome, Refusal, Topic, topic_id};
 use headwater_proto::TopicId;
 use headwater_proto::limits::MAX_PARTITIONS_PER_TOPIC;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 impl MetadataState {
     pub(super) fn create(&mut self, create: &command::CreateTopic) -> Result<Outcome, Refusal> {
-        let topic = new_topic(create, |_| 0)?;
+        let topic = self.new_topic(create, |_| 0)?;
         self.admit(&topic)?;
+        self.check_led(&topic.name, 0, &topic.partitions)?;
         // Topics that were imported may differ so little; those that are made here may not.
         let key = name::collision_key(&topic.name);
         if let Some(with) = self.topics.keys().find(|name| name::collision_key(name) == key) {
@@ -24,8 +28,20 @@ impl MetadataState {
     }
 
     pub(super) fn alter(&mut self, alter: &command::AlterTopic) -> Result<Outcome, Refusal> {
-        let topic = self.topic_mut(&alter.topic_id)?;
+        let MetadataState { names, topics, brokers, .. } = self;
+        let topic = topic_mut(names, topics, &alter.topic_id)?;
+        let min_insync_replicas = topic.min_insync_replicas();
         topic.config = alter.config.clone();
+        let rules = rules(brokers, topic);
+        for partition in &mut topic.partitions {
+            partition.change(&rules, |partition| {
+                // Who is eligible because nothing was acknowledged under the old value may miss what is under the new one.
+                // Where nobody is in sync, nothing is acknowledged, and the eligible are all there is.
+                if rules.min_insync_replicas != min_insync_replicas && !partition.isr.is_empty() {
+                    partition.elr.clear();
+                }
+            });
+        }
         Ok(Outcome::TopicChanged(topic.id))
     }
 
@@ -43,13 +59,13 @@ impl MetadataState {
         if asked > MAX_PARTITIONS_PER_TOPIC as usize {
             return Err(refused(format!("at most {MAX_PARTITIONS_PER_TOPIC} are allowed")));
         }
-        let mut added = Vec::with_capacity(add.partitions.len());
-        for (place, replicas) in add.partitions.iter().enumerate() {
-            let partition = new_partition(replicas, 0);
-            self.check_replicas(&topic.name, topic.partitions.len() + place, &partition)?;
-            added.push(partition);
+        let mut added: Vec<Partition> = add.partitions.iter().map(|replicas| self.new_partition(replicas, 0)).collect();
+        for (partition, number) in added.iter().zip(topic.partitions.len()..) {
+            self.check_replicas(&topic.name, number, partition)?;
         }
-        self.topic_mut(&add.topic_id)?.partitions.append(&mut added);
+        self.check_led(&topic.name, topic.partitions.len(), &added)?;
+        let MetadataState { names, topics, .. } = self;
+        topic_mut(names, topics, &add.topic_id)?.partitions.append(&mut added);
         Ok(Outcome::TopicChanged(id))
     }
 
@@ -66,11 +82,12 @@ impl MetadataState {
         for imported in &import.topics {
             let create = imported.topic.as_ref().ok_or(Refusal::Unknown("names no topic"))?;
             let epoch = |partition: usize| imported.leader_epochs.get(partition).copied().unwrap_or(0).max(0);
-            let topic = new_topic(create, epoch)?;
+            let topic = next.new_topic(create, epoch)?;
             if next.topic(&topic.name).is_some_and(|known| known.id == topic.id) {
                 continue;
             }
             next.admit(&topic)?;
+            next.check_led(&topic.name, 0, &topic.partitions)?;
             next.insert(topic);
             added += 1;
         }
@@ -104,26 +121,19 @@ impl MetadataState {
     }
 
     fn check_replicas(&self, topic: &str, number: usize, partition: &Partition) -> Result<(), Refusal> {
-        let refused = |why| Refusal::InvalidReplicas {
-            topic: topic.to_owned(),
-            partition: number,
-            replicas: partition.replicas.clone(),
-            why,
+        let registered = |()| match partition.replicas.iter().all(|broker| self.brokers.contains_key(broker)) {
+            true => Ok(()),
+            false => Err("one never registered"),
         };
-        let replicas = &partition.replicas;
-        if replicas.is_empty() {
-            return Err(refused("there are none"));
+        partition.check().and_then(registered).map_err(|why| invalid_replicas(topic, number, partition, why))
+    }
+
+    /// Whether new partitions have leaders: one that nobody could lead would never have one.
+    fn check_led(&self, topic: &str, first: usize, partitions: &[Partition]) -> Result<(), Refusal> {
+        match partitions.iter().zip(first..).find(|(partition, _)| partition.leader == NO_LEADER) {
+            Some((partition, number)) => Err(invalid_replicas(topic, number, partition, "none of them is active")),
+            None => Ok(()),
         }
-        if replicas.iter().enumerate().any(|(n, broker)| replicas.iter().skip(n + 1).any(|other| other == broker)) {
-            return Err(refused("one is named twice"));
-        }
-        if replicas.iter().any(|broker| !self.brokers.contains_key(broker)) {
-            return Err(refused("one never registered"));
-        }
-        if !replicas.contains(&partition.leader) || partition.isr.iter().any(|broker| !replicas.contains(broker)) {
-            return Err(refused("the leader and the in-sync replicas are not all among them"));
-        }
-        Ok(())
     }
 
     pub(super) fn insert(&mut self, topic: Topic) {
@@ -131,34 +141,36 @@ impl MetadataState {
         self.topics.insert(topic.name.clone(), Arc::new(topic));
     }
 
-    fn topic_mut(&mut self, id: &[u8]) -> Result<&mut Topic, Refusal> {
-        let id = topic_id(id)?;
-        let name = self.names.get(&id).ok_or(Refusal::UnknownTopicId(id))?;
-        self.topics.get_mut(name).map(Arc::make_mut).ok_or(Refusal::UnknownTopicId(id))
+    fn new_topic(&self, create: &command::CreateTopic, epoch: impl Fn(usize) -> i32) -> Result<Topic, Refusal> {
+        let partitions = create.partitions.iter().enumerate();
+        Ok(Topic {
+            name: create.name.clone(),
+            id: topic_id(&create.topic_id)?,
+            internal: create.internal,
+            config: create.config.clone(),
+            created_ms: create.created_ms,
+            default_min_insync_replicas: create.default_min_insync_replicas.max(1),
+            partitions: partitions.map(|(n, replicas)| self.new_partition(replicas, epoch(n))).collect(),
+        })
+    }
+
+    fn new_partition(&self, replicas: &command::Replicas, leader_epoch: i32) -> Partition {
+        let is_active = |broker: &i32| self.broker(*broker).is_some_and(|broker| broker.state == BrokerState::Active);
+        let isr = replicas.brokers.iter().copied().filter(is_active).collect();
+        Partition::new(replicas.brokers.clone(), isr, leader_epoch)
     }
 }
 
-fn new_topic(create: &command::CreateTopic, epoch: impl Fn(usize) -> i32) -> Result<Topic, Refusal> {
-    Ok(Topic {
-        name: create.name.clone(),
-        id: topic_id(&create.topic_id)?,
-        internal: create.internal,
-        config: create.config.clone(),
-        created_ms: create.created_ms,
-        partitions: create
-            .partitions
-            .iter()
-            .enumerate()
-            .map(|(n, replicas)| new_partition(replicas, epoch(n)))
-            .collect(),
-    })
+fn invalid_replicas(topic: &str, partition: usize, with: &Partition, why: &'static str) -> Refusal {
+    Refusal::InvalidReplicas { topic: topic.to_owned(), partition, replicas: with.replicas.clone(), why }
 }
 
-fn new_partition(replicas: &command::Replicas, leader_epoch: i32) -> Partition {
-    Partition {
-        leader: replicas.brokers.first().copied().unwrap_or(-1),
-        leader_epoch,
-        replicas: replicas.brokers.clone(),
-        isr: replicas.brokers.clone(),
-    }
+pub(super) fn topic_mut<'a>(
+    names: &HashMap<TopicId, String>,
+    topics: &'a mut BTreeMap<String, Arc<Topic>>,
+    id: &[u8],
+) -> Result<&'a mut Topic, Refusal> {
+    let id = topic_id(id)?;
+    let name = names.get(&id).ok_or(Refusal::UnknownTopicId(id))?;
+    topics.get_mut(name).map(Arc::make_mut).ok_or(Refusal::UnknownTopicId(id))
 }

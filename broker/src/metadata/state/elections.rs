@@ -1,0 +1,66 @@
+//! Elections: who leads a partition when its leader does not.
+//!
+//! In this order, each time the first of the partition's replicas: one that is in sync; one that is eligible, and then it
+//! alone is in sync; one that may have missed acknowledged records, only if the topic asks for that or a person does, and
+//! then it alone is in sync and the recovery is counted; nobody. Only an active broker is elected. One that drains leads on
+//! where nobody can take over.
+
+use super::brokers::{Broker, BrokerState};
+use super::partitions::{NO_LEADER, Partition, Rules, remove};
+
+impl Rules<'_> {
+    fn state(&self, broker_id: i32) -> Option<BrokerState> {
+        self.brokers.get(&broker_id).map(|broker: &Broker| broker.state)
+    }
+
+    /// Whether a broker may be elected.
+    pub(super) fn is_active(&self, broker_id: i32) -> bool {
+        self.state(broker_id) == Some(BrokerState::Active)
+    }
+
+    fn is_draining(&self, broker_id: i32) -> bool {
+        self.state(broker_id) == Some(BrokerState::Draining)
+    }
+}
+
+impl Partition {
+    /// Elects a leader where there is none, or where it must not go on.
+    pub(super) fn elect(&mut self, rules: &Rules<'_>) {
+        self.elect_among(rules, rules.unclean);
+    }
+
+    fn elect_among(&mut self, rules: &Rules<'_>, unclean: bool) {
+        let is_in_sync = |partition: &Partition, broker| partition.isr.contains(&broker);
+        if is_in_sync(self, self.leader) && rules.is_active(self.leader) {
+            return;
+        }
+        let first = |partition: &Partition, fits: &dyn Fn(i32) -> bool| {
+            partition.replicas.iter().copied().find(|broker| fits(*broker))
+        };
+        if let Some(leader) = first(self, &|broker| is_in_sync(self, broker) && rules.is_active(broker)) {
+            // It led on because nobody else was in sync.
+            if is_in_sync(self, self.leader) && rules.is_draining(self.leader) {
+                self.leave(self.leader, true, rules);
+            }
+            self.leader = leader;
+        } else if let Some(leader) = first(self, &|broker| is_in_sync(self, broker) && rules.is_draining(broker)) {
+            self.leader = leader;
+        } else if let Some(leader) = first(self, &|broker| self.elr.contains(&broker) && rules.is_active(broker)) {
+            remove(&mut self.elr, leader);
+            self.lead_alone(leader);
+        } else if unclean
+            && let Some(leader) = first(self, &|broker| rules.is_active(broker) && !self.fenced.contains(&broker))
+        {
+            self.elr.clear();
+            self.unclean_recoveries = self.unclean_recoveries.saturating_add(1);
+            self.lead_alone(leader);
+        } else {
+            self.leader = NO_LEADER;
+        }
+    }
+
+    fn lead_alone(&mut self, leader: i32) {
+        self.leader = leader;
+        self.isr = vec![leader];
+    }
+}

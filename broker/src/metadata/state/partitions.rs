@@ -1,0 +1,211 @@
+//! A partition: who keeps it, who leads it, and how that changes.
+//!
+//! Invariants ([`Partition::check`]): replicas are named once; in-sync and eligible replicas are among them, and nobody is
+//! both; the leader is in sync, and there is one exactly where somebody is in sync; epochs never fall.
+//!
+//! Owns: what one partition looks like after somebody came or went. Refuses: who is elected ([`super::elections`]).
+
+use super::brokers::Broker;
+use super::{MetadataState, Topic};
+use headwater_proto::TopicId;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// The leader of a partition that nobody leads.
+pub const NO_LEADER: i32 = -1;
+
+/// Who keeps a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Partition {
+    /// The broker that leads it, or [`NO_LEADER`].
+    pub leader: i32,
+    /// Raised whenever a leadership ends, so that no two leaderships have one epoch.
+    pub leader_epoch: i32,
+    /// Raised by every change of the partition.
+    pub partition_epoch: i32,
+    /// The brokers that keep it, in the order in which they should lead.
+    pub replicas: Vec<i32>,
+    /// Those of them that have everything that was acknowledged, and without which nothing is.
+    pub isr: Vec<i32>,
+    /// Those that are not in sync but have everything that was acknowledged, because nothing was since: they left when too
+    /// few for an acknowledgement remained.
+    pub elr: Vec<i32>,
+    /// Those that a disk fenced: never elected by an unclean election, until they are in sync again or their broker starts.
+    pub fenced: Vec<i32>,
+    /// Where nobody is in sync or eligible: who was last, and was lost or fenced by its disk. To be healed from by hand.
+    pub last_known: Vec<i32>,
+    /// How often a leader was elected that may have missed acknowledged records.
+    pub unclean_recoveries: u32,
+}
+
+/// What a partition's changes depend on.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rules<'a> {
+    pub(super) brokers: &'a BTreeMap<i32, Broker>,
+    /// The topic's min.insync.replicas.
+    pub(super) min_insync_replicas: u32,
+    /// The topic's unclean.leader.election.enable.
+    pub(super) unclean: bool,
+}
+
+impl Partition {
+    /// A partition that is new: `isr` are those of its replicas that are active.
+    pub(super) fn new(replicas: Vec<i32>, isr: Vec<i32>, leader_epoch: i32) -> Partition {
+        Partition {
+            leader: isr.first().copied().unwrap_or(NO_LEADER),
+            leader_epoch,
+            partition_epoch: 0,
+            replicas,
+            isr,
+            elr: Vec::new(),
+            fenced: Vec::new(),
+            last_known: Vec::new(),
+            unclean_recoveries: 0,
+        }
+    }
+
+    /// Takes a replica out of the in-sync replicas. If it has its log, it stays eligible where too few remain for an
+    /// acknowledgement; if not, it is not eligible either.
+    pub(super) fn leave(&mut self, broker_id: i32, has_its_log: bool, rules: &Rules<'_>) {
+        let was_in_sync = remove(&mut self.isr, broker_id);
+        if has_its_log {
+            if was_in_sync && self.isr.len() < self.enough(rules) {
+                self.elr.push(broker_id);
+            }
+        } else {
+            let was_eligible = remove(&mut self.elr, broker_id);
+            if (was_in_sync || was_eligible) && self.isr.is_empty() && self.elr.is_empty() {
+                self.last_known = vec![broker_id];
+            }
+        }
+    }
+
+    /// As many in-sync replicas as an acknowledgement needs, as far as there are replicas.
+    pub(super) fn enough(&self, rules: &Rules<'_>) -> usize {
+        (rules.min_insync_replicas as usize).min(self.replicas.len()).max(1)
+    }
+
+    /// Puts lists right after a change: with enough replicas in sync, the eligible ones may miss what is acknowledged now.
+    pub(super) fn tidy(&mut self, rules: &Rules<'_>) {
+        let Partition { isr, elr, fenced, last_known, .. } = self;
+        elr.retain(|broker| !isr.contains(broker));
+        fenced.retain(|broker| !isr.contains(broker));
+        if !isr.is_empty() {
+            last_known.clear();
+        }
+        if self.isr.len() >= self.enough(rules) {
+            self.elr.clear();
+        }
+    }
+
+    /// Raises the epochs of a partition that is not what it was `before`. True: it is not.
+    pub(super) fn raise_epochs(&mut self, before: &Partition) -> bool {
+        if self == before {
+            return false;
+        }
+        // An epoch that nobody led is the next leader's.
+        if self.leader != before.leader && before.leader != NO_LEADER {
+            self.leader_epoch = before.leader_epoch.saturating_add(1);
+        }
+        self.partition_epoch = before.partition_epoch.saturating_add(1);
+        true
+    }
+
+    /// Whether what must always hold does.
+    ///
+    /// # Errors
+    /// What does not.
+    pub fn check(&self) -> Result<(), &'static str> {
+        let Partition { replicas, isr, elr, fenced, last_known, .. } = self;
+        let among = |some: &[i32]| is_set(some) && some.iter().all(|broker| replicas.contains(broker));
+        let ensure = |holds: bool, why| if holds { Ok(()) } else { Err(why) };
+        ensure(!replicas.is_empty(), "there are none")?;
+        ensure(is_set(replicas), "one is named twice")?;
+        ensure(
+            (self.leader == NO_LEADER || replicas.contains(&self.leader)) && among(isr),
+            "the leader and the in-sync replicas are not all among them",
+        )?;
+        ensure(among(elr) && among(fenced) && among(last_known), "the eligible and the lost are not all among them")?;
+        ensure(elr.iter().chain(fenced).all(|broker| !isr.contains(broker)), "one is in sync and is not")?;
+        ensure(fenced.iter().all(|broker| !elr.contains(broker)), "one is eligible and is not")?;
+        ensure(isr.is_empty() == (self.leader == NO_LEADER), "some are in sync, and nobody leads")?;
+        ensure(isr.is_empty() || isr.contains(&self.leader), "the leader is not in sync")?;
+        ensure(last_known.is_empty() || (isr.is_empty() && elr.is_empty()), "the last one is not the last one")?;
+        ensure(self.leader_epoch >= 0 && self.partition_epoch >= 0, "an epoch is negative")
+    }
+}
+
+impl Topic {
+    /// In-sync replicas without which nothing is acknowledged: the topic's own value, or what counted when it was made.
+    pub fn min_insync_replicas(&self) -> u32 {
+        let own = self.config.get("min.insync.replicas").and_then(|value| value.parse().ok());
+        own.unwrap_or(self.default_min_insync_replicas)
+    }
+
+    /// Whether a replica that may have missed acknowledged records may lead where no other can.
+    pub fn unclean_leader_election(&self) -> bool {
+        self.config.get("unclean.leader.election.enable").is_some_and(|value| value == "true")
+    }
+}
+
+impl MetadataState {
+    /// Changes every partition that `concerns`, elects where that is called for, and raises the epochs of those that are not
+    /// what they were. Returns how many that are.
+    pub(super) fn change_partitions(
+        &mut self,
+        concerns: impl Fn(&Partition) -> bool,
+        mut change: impl FnMut(&TopicId, u32, &mut Partition, &Rules<'_>),
+    ) -> usize {
+        let MetadataState { brokers, topics, .. } = self;
+        let mut count = 0;
+        for topic in topics.values_mut() {
+            let rules = rules(brokers, topic);
+            let mut changed = Vec::new();
+            for (place, partition) in topic.partitions.iter().enumerate().filter(|(_, partition)| concerns(partition)) {
+                let (mut next, number) = (partition.clone(), u32::try_from(place).unwrap_or(u32::MAX));
+                if next.change(&rules, |partition| change(&topic.id, number, partition, &rules)) {
+                    changed.push((place, next));
+                }
+            }
+            if changed.is_empty() {
+                continue; // Whoever holds an older state holds the same topic.
+            }
+            count += changed.len();
+            let topic = Arc::make_mut(topic);
+            for (place, next) in changed {
+                if let Some(partition) = topic.partitions.get_mut(place) {
+                    *partition = next;
+                }
+            }
+        }
+        count
+    }
+}
+
+impl Partition {
+    /// Changes a partition, elects where that is called for, and raises the epochs. True: it is not what it was.
+    pub(super) fn change(&mut self, rules: &Rules<'_>, change: impl FnOnce(&mut Partition)) -> bool {
+        let before = self.clone();
+        change(self);
+        self.elect(rules);
+        self.tidy(rules);
+        self.raise_epochs(&before)
+    }
+}
+
+/// What the changes of a topic's partitions depend on.
+pub(super) fn rules<'a>(brokers: &'a BTreeMap<i32, Broker>, topic: &Topic) -> Rules<'a> {
+    Rules { brokers, min_insync_replicas: topic.min_insync_replicas(), unclean: topic.unclean_leader_election() }
+}
+
+/// Takes a broker out of a list. True: it was in there.
+pub(super) fn remove(list: &mut Vec<i32>, broker_id: i32) -> bool {
+    let before = list.len();
+    list.retain(|listed| *listed != broker_id);
+    list.len() < before
+}
+
+/// Whether none is named twice.
+pub(super) fn is_set(list: &[i32]) -> bool {
+    list.iter().enumerate().all(|(n, broker)| list.iter().skip(n + 1).all(|other| other != broker))
+}
