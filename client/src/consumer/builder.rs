@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::commit::{Committer, commit_regularly};
 use super::fetch::Context;
 use super::group::{Member, Rebalance, Settings};
-use super::readers::Readers;
+use super::readers::{Readers, Wanted};
 use super::record::{OutOfRange, StartFrom};
 use super::state::State;
 use super::{Consumer, Membership, RebalanceFn};
@@ -163,8 +163,9 @@ impl ConsumerBuilder {
         self
     }
 
-    /// The consumer. One that is told its partitions knows where they begin when this returns; one that subscribes joins
-    /// its group in the background ([`Consumer::assigned`] waits for it).
+    /// The consumer. One that is told its partitions knows where they begin when this returns, except for those that are
+    /// not served at the moment: these begin later, or their error comes with the records. One that subscribes joins its
+    /// group in the background ([`Consumer::assigned`] waits for it).
     ///
     /// # Errors
     /// When the settings make no sense, a topic or partition does not exist, or the broker cannot be asked.
@@ -180,6 +181,7 @@ impl ConsumerBuilder {
             return usage("the interval of automatic commits must be above 0; None turns them off");
         }
         let state = Arc::new(State::default());
+        let stop = CancellationToken::new();
         let context = Arc::new(Context {
             connections: self.connections.clone(),
             metadata: self.metadata.clone(),
@@ -187,10 +189,10 @@ impl ConsumerBuilder {
             on_out_of_range: self.on_out_of_range,
             background: self.background,
             subscribed: !self.topics.is_empty(),
+            stop: stop.clone(),
         });
         let readers = Arc::new(Readers { context, prefetch_bytes: self.prefetch_bytes as u64 });
         let committer = self.group.clone().map(|group| Committer::new(self.connections.clone(), group));
-        let stop = CancellationToken::new();
         let mut membership = None;
         if self.topics.is_empty() {
             let mut infos: BTreeMap<Arc<str>, Arc<TopicInfo>> = BTreeMap::new();
@@ -211,13 +213,22 @@ impl ConsumerBuilder {
                         partitions: info.partition_count(),
                     });
                 }
-                partitions.push((at.clone(), info.id));
+                let told = self.start_at.get(at).copied();
+                partitions.push(Wanted {
+                    at: at.clone(),
+                    topic_id: info.id,
+                    from: told.unwrap_or(self.start),
+                    ask_group: told.is_none() && committer.is_some(),
+                });
             }
-            let (told, open): (Vec<_>, Vec<_>) =
-                partitions.into_iter().partition(|(at, _)| self.start_at.contains_key(at));
-            let told = readers.starts(None, told, |at| self.start_at.get(at).copied().unwrap_or(self.start)).await?;
-            let open = readers.starts(committer.as_ref(), open, |_| self.start).await?;
-            readers.begin(told.into_iter().chain(open).collect());
+            let mut search = readers.begin(partitions, committer.clone());
+            if let Err(error) = search.ask().await {
+                state.close();
+                return Err(error);
+            }
+            if !search.is_done() {
+                tokio::spawn(search.run());
+            }
             state.assignment_known();
         } else if let Some(committer) = &committer {
             let member_id = uuid::Uuid::new_v4().to_string();

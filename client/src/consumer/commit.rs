@@ -11,8 +11,9 @@ use headwater_proto::ErrorCode;
 use headwater_proto::wire::{self, call, call_response::Response};
 use tokio_util::sync::CancellationToken;
 
+use super::cell::Cell;
 use super::record::Position;
-use super::state::{Cell, State};
+use super::state::State;
 use crate::TopicPartition;
 use crate::connection::{Connections, lock};
 use crate::error::{ConsumeError, Error};
@@ -68,7 +69,7 @@ impl Committer {
         let moved = {
             let committed = lock(&self.inner.committed);
             let positions = cells.iter().map(|cell| (cell.at.clone(), position(cell)));
-            positions.filter(|(at, position)| committed.get(at) != Some(position)).collect()
+            positions.filter(|(at, new)| new.is_known() && committed.get(at) != Some(new)).collect()
         };
         self.commit(moved).await
     }

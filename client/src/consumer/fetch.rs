@@ -8,22 +8,23 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use headwater_proto::ErrorCode;
 use headwater_proto::batch;
 use headwater_proto::frame::FrameEvent;
 use headwater_proto::wire::{self, open};
-use headwater_proto::{ErrorCode, TopicId};
 use quinn::SendStream;
+use tokio_util::sync::CancellationToken;
 
 use super::credit::{Assembler, FetchCredit};
+use super::locate::start_position;
 use super::record::{OutOfRange, Position, StartFrom};
-use super::state::{Cell, Item, State};
-use crate::admin::OffsetAt;
+use super::state::{Item, Life, State};
+use crate::TopicPartition;
 use crate::connection::{Connections, Lease};
 use crate::error::{ConsumeError, Error, Refusal};
 use crate::metadata::Metadata;
 use crate::retry::Backoff;
 use crate::stream::{FrameReader, write_message};
-use crate::{Admin, OffsetQuery, TopicPartition};
 
 /// A stream that is not opened within this time is tried anew.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,14 +39,14 @@ pub(crate) struct Context {
     pub(crate) background: bool,
     /// A group decides what is read: where a topic is deleted, it takes the partitions away.
     pub(crate) subscribed: bool,
+    /// The consumer ends.
+    pub(crate) stop: CancellationToken,
 }
 
 /// One partition's reading.
 pub(crate) struct Fetch {
     pub(crate) context: Arc<Context>,
-    pub(crate) topic_id: TopicId,
-    pub(crate) cell: Arc<Cell>,
-    pub(crate) life: u64,
+    pub(crate) life: Life,
     /// Of what is read next; ahead of the application's.
     pub(crate) next: Position,
     /// Bytes that may be on their way or wait for the application.
@@ -87,7 +88,7 @@ impl Fetch {
             match self.decide(stop).await {
                 Ok(()) => {}
                 Err(error) if self.context.subscribed && is_gone(&error) => {
-                    return tracing::warn!(partition = %self.cell.at, %error, "no longer read");
+                    return tracing::warn!(partition = %self.life.cell.at, %error, "no longer read");
                 }
                 Err(error) => return self.push(Item::Error(error)),
             }
@@ -97,7 +98,7 @@ impl Fetch {
 
     /// What follows from a stop: reading on, or an error for the application.
     async fn decide(&mut self, stop: Stop) -> Result<(), ConsumeError> {
-        let TopicPartition { topic, partition } = self.cell.at.clone();
+        let TopicPartition { topic, partition } = self.life.cell.at.clone();
         let refusal = match stop {
             Stop::Fatal(error) => return Err(error),
             Stop::Lost(error) => {
@@ -122,7 +123,7 @@ impl Fetch {
             (ErrorCode::OffsetOutOfRange, choice) => {
                 let from = if choice == OutOfRange::Earliest { StartFrom::Earliest } else { StartFrom::Latest };
                 tracing::warn!(topic = &*topic, partition, offset, ?from, "position out of range");
-                let found = start_position(&self.context.connections, &self.cell.at, from).await;
+                let found = start_position(&self.context.connections, &self.life.cell.at, from).await;
                 match found {
                     Ok(position) => {
                         self.next = position;
@@ -141,13 +142,13 @@ impl Fetch {
     }
 
     fn push(&self, item: Item) {
-        self.context.state.push(&self.cell.at, self.life, item);
+        self.context.state.push(&self.life, item);
     }
 
     /// Opens a stream and reads it to its end. Returns why it ended.
     async fn read(&mut self, credit: &mut FetchCredit, doubted: &mut Option<tokio::time::Instant>) -> Stop {
         credit.reopened();
-        credit.released(self.cell.take_released());
+        credit.released(self.life.feed.take_released());
         let opened = tokio::time::timeout(OPEN_TIMEOUT, self.open(credit, doubted)).await;
         let mut stream = match opened {
             Ok(Ok(stream)) => stream,
@@ -164,7 +165,7 @@ impl Fetch {
         credit: &mut FetchCredit,
         doubted: &mut Option<tokio::time::Instant>,
     ) -> Result<Stream, Stop> {
-        let TopicPartition { topic, partition } = &self.cell.at;
+        let TopicPartition { topic, partition } = &self.life.cell.at;
         let context = self.context.clone();
         let lost = |error: Error| match error.code() {
             Some(ErrorCode::UnknownTopic) => Stop::Fatal(ConsumeError::UnknownTopic { topic: topic.clone() }),
@@ -176,7 +177,7 @@ impl Fetch {
             None => context.metadata.topic(topic).await,
         };
         let info = info.map_err(lost)?;
-        if info.id != self.topic_id {
+        if info.id != self.life.cell.topic_id {
             let why = format!("topic {topic:?} was deleted and created anew");
             return Err(Stop::Refused(wire::Error::new(ErrorCode::UnknownTopicId, why).into()));
         }
@@ -220,7 +221,7 @@ impl Fetch {
             }
             return Err(Stop::Refused(refusal));
         }
-        self.cell.high_watermark.fetch_max(answer.high_watermark, Ordering::Relaxed);
+        self.life.cell.high_watermark.fetch_max(answer.high_watermark, Ordering::Relaxed);
         let data = opened.followed_by().map_err(lost)?;
         Ok(Stream { _lease: lease, address, send, data, assembler: Assembler::default() })
     }
@@ -237,14 +238,14 @@ impl Fetch {
             }
             let event = tokio::select! {
                 event = stream.data.next() => event.map_err(Stop::Lost)?,
-                () = self.cell.wake.notified() => {
-                    credit.released(self.cell.take_released());
+                () = self.life.feed.wake.notified() => {
+                    credit.released(self.life.feed.take_released());
                     continue;
                 }
             };
             let whole = match event {
                 Some(FrameEvent::Header { message, payload_bytes }) => {
-                    self.cell.high_watermark.store(message.high_watermark, Ordering::Relaxed);
+                    self.life.cell.high_watermark.store(message.high_watermark, Ordering::Relaxed);
                     if let Some(error) = message.error {
                         return Ok(Stop::Refused(error.into()));
                     }
@@ -285,7 +286,7 @@ impl Fetch {
     }
 
     fn corrupt(&self, reason: &dyn std::fmt::Display) -> Stop {
-        let TopicPartition { topic, partition } = self.cell.at.clone();
+        let TopicPartition { topic, partition } = self.life.cell.at.clone();
         Stop::Fatal(ConsumeError::Corrupt { topic, partition, offset: self.next.offset, reason: reason.to_string() })
     }
 }
@@ -305,58 +306,4 @@ fn asks_for_metadata(code: ErrorCode) -> bool {
             | ErrorCode::UnknownTopicId
             | ErrorCode::UnknownPartition
     )
-}
-
-/// Where a partition begins.
-pub(crate) async fn start_position(
-    connections: &Arc<Connections>,
-    at: &TopicPartition,
-    from: StartFrom,
-) -> Result<Position, ConsumeError> {
-    let found = start_positions(connections, vec![(at.clone(), from)]).await?;
-    found.into_iter().next().map(|(_, position)| position).ok_or(ConsumeError::Usage("no partition"))
-}
-
-/// Where partitions begin; asked in one call.
-pub(crate) async fn start_positions(
-    connections: &Arc<Connections>,
-    starts: Vec<(TopicPartition, StartFrom)>,
-) -> Result<Vec<(TopicPartition, Position)>, ConsumeError> {
-    let asked = starts.iter().filter_map(|(at, from)| {
-        let place = match from {
-            StartFrom::Earliest => OffsetAt::Earliest,
-            StartFrom::Latest => OffsetAt::Latest,
-            StartFrom::Timestamp(ms) => OffsetAt::Timestamp(*ms),
-            StartFrom::Offset(_) => return None,
-        };
-        Some(OffsetQuery { topic: at.topic.to_string(), partition: at.partition, at: place })
-    });
-    let asked: Vec<OffsetQuery> = asked.collect();
-    let mut answers = if asked.is_empty() {
-        Vec::new().into_iter()
-    } else {
-        Admin::new(connections.clone()).list_offsets(asked).await?.into_iter()
-    };
-    let mut found = Vec::with_capacity(starts.len());
-    for (at, from) in starts {
-        let position = match from {
-            StartFrom::Offset(offset) => Position { offset, leader_epoch: -1 },
-            _ => match answers.next() {
-                // No record is that young: what comes next is.
-                Some(Ok(answer)) => {
-                    Position { offset: answer.offset.unwrap_or(answer.high_watermark), leader_epoch: -1 }
-                }
-                Some(Err(refusal)) => {
-                    let TopicPartition { topic, partition } = at;
-                    return Err(match refusal.code {
-                        ErrorCode::UnknownTopic => ConsumeError::UnknownTopic { topic },
-                        _ => ConsumeError::Refused { topic, partition, refusal },
-                    });
-                }
-                None => return Err(Error::Protocol("an offset was not answered".into()).into()),
-            },
-        };
-        found.push((at, position));
-    }
-    Ok(found)
 }

@@ -8,7 +8,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -21,11 +20,11 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::RebalanceFn;
+use super::cell::Cell;
 use super::commit::Committer;
-use super::fetch::is_gone;
-use super::readers::Readers;
+use super::readers::{Readers, Wanted};
 use super::record::StartFrom;
-use super::state::{Cell, State};
+use super::state::State;
 use crate::TopicPartition;
 use crate::connection::Connections;
 use crate::error::{ConsumeError, Error, Refusal};
@@ -85,8 +84,6 @@ pub(crate) struct Member {
 struct Job {
     partitions: Vec<TopicPartition>,
     letting_go: bool,
-    /// The application has been told: it must be carried through.
-    told: Arc<AtomicBool>,
     work: BoxFuture<'static, Result<(), ConsumeError>>,
 }
 
@@ -294,15 +291,6 @@ impl Member {
         if assignment.is_empty() {
             self.state.assignment_known();
         }
-        // What is being taken on may be gone again before it could begin.
-        let overtaken = |job: &mut Job| {
-            !job.told.load(Ordering::Acquire) && !job.partitions.iter().all(|at| assignment.contains_key(at))
-        };
-        if let Some(job) = self.job.take_if(overtaken) {
-            job.partitions.iter().for_each(|at| {
-                self.owned.remove(at);
-            });
-        }
         self.assignment = Some(assignment);
         Ok(())
     }
@@ -314,8 +302,7 @@ impl Member {
         let let_go: Vec<TopicPartition> = self.owned.iter().filter_map(surplus).collect();
         if !let_go.is_empty() {
             let work = self.let_go(let_go.clone()).boxed();
-            let told = Arc::new(AtomicBool::new(true));
-            self.job = Some(Job { partitions: let_go, letting_go: true, told, work });
+            self.job = Some(Job { partitions: let_go, letting_go: true, work });
             return;
         }
         let new: Vec<(TopicPartition, TopicId)> = assignment
@@ -327,9 +314,8 @@ impl Member {
             // From now on it is reported as this member's.
             self.owned.extend(new.iter().cloned());
             let partitions = new.iter().map(|(at, _)| at.clone()).collect();
-            let told = Arc::new(AtomicBool::new(false));
-            let work = self.take_on(new, told.clone()).boxed();
-            self.job = Some(Job { partitions, letting_go: false, told, work });
+            let work = self.take_on(new).boxed();
+            self.job = Some(Job { partitions, letting_go: false, work });
         }
     }
 
@@ -341,12 +327,11 @@ impl Member {
         address: &str,
     ) -> End {
         if let Some(mut job) = self.job.take() {
-            let told = job.told.load(Ordering::Acquire);
             // What the application is in the middle of is carried through.
-            if told && tokio::time::timeout(LEAVE_TIMEOUT, &mut job.work).await.is_err() {
+            if tokio::time::timeout(LEAVE_TIMEOUT, &mut job.work).await.is_err() {
                 tracing::debug!(group = &**self.committer.group(), "the last rebalance did not end in time");
             }
-            if job.letting_go || !told {
+            if job.letting_go {
                 self.owned.retain(|at, _| !job.partitions.contains(at));
             }
         }
@@ -401,33 +386,18 @@ impl Member {
         }
     }
 
-    /// Finds where to begin, and begins to read.
-    fn take_on(
-        &self,
-        new: Vec<(TopicPartition, TopicId)>,
-        told: Arc<AtomicBool>,
-    ) -> impl Future<Output = Result<(), ConsumeError>> + use<> {
+    /// Tells the application, and begins to read; where to, is found out without holding up what the coordinator asks next.
+    fn take_on(&self, new: Vec<(TopicPartition, TopicId)>) -> impl Future<Output = Result<(), ConsumeError>> + use<> {
         let (readers, committer) = (self.readers.clone(), self.committer.clone());
         let callback = self.settings.on_rebalance.clone();
-        let start = self.settings.start;
+        let from = self.settings.start;
         async move {
-            let mut backoff = Backoff::new(&readers.context.connections.config);
-            let starts = loop {
-                match readers.starts(Some(&committer), new.clone(), |_| start).await {
-                    Ok(starts) => break starts,
-                    // Fenced meanwhile, or the topic deleted: the stream will say so.
-                    Err(error) if error.retryable() || fenced(&error) || is_gone(&error) => {
-                        tracing::debug!(group = &**committer.group(), %error, "no start yet");
-                        backoff.pause().await;
-                    }
-                    Err(error) => return Err(error),
-                }
-            };
-            told.store(true, Ordering::Release);
             if let Some(callback) = callback {
                 callback(Rebalance::Assigned(new.iter().map(|(at, _)| at.clone()).collect())).await;
             }
-            readers.begin(starts);
+            let wanted = new.into_iter().map(|(at, topic_id)| Wanted { at, topic_id, from, ask_group: true });
+            let search = readers.begin(wanted.collect(), Some(committer));
+            tokio::spawn(search.run());
             readers.context.state.assignment_known();
             Ok(())
         }
@@ -482,10 +452,6 @@ async fn part(
         Err(_) => tracing::debug!("leaving was not answered in time"),
     }
     End::Left
-}
-
-fn fenced(error: &ConsumeError) -> bool {
-    matches!(error.code(), Some(ErrorCode::UnknownMember | ErrorCode::FencedMemberEpoch))
 }
 
 fn to_wire(owned: &Owned) -> Vec<wire::TopicPartitions> {

@@ -4,10 +4,12 @@
 //! reading partitions ([`fetch`]) and deciding whose they are ([`group`]). Read next: [`state`], then [`fetch`].
 
 mod builder;
+mod cell;
 mod commit;
 mod credit;
 mod fetch;
 mod group;
+mod locate;
 mod readers;
 mod record;
 mod state;
@@ -32,10 +34,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::TopicPartition;
 use crate::error::ConsumeError;
-use fetch::{start_position, start_positions};
+use cell::Cell;
+use locate::{start_position, start_positions};
 use readers::Readers;
 use record::Origin;
-use state::{Cell, Item, State, Turn};
+use state::{Item, State, Turn};
 
 /// A callback for [`Rebalance`]s.
 pub(crate) type RebalanceFn = dyn Fn(Rebalance) -> BoxFuture<'static, ()> + Send + Sync;
@@ -233,7 +236,9 @@ impl Consumer {
                 return Poll::Pending;
             }
         };
-        self.held = Some(cell.clone());
+        if !matches!(item, Item::Error(_)) {
+            self.held = Some(cell.clone());
+        }
         Poll::Ready(Some(match item {
             Item::Error(error) => Err(error),
             Item::Pass(to) => {
@@ -279,25 +284,25 @@ impl Consumer {
 
     /// Reads a partition anew from its position: what was dropped at a bound must be fetched again.
     fn begin_again(&self, at: &TopicPartition) {
-        let Some(cell) = self.state.cell(&at.topic, at.partition) else { return };
-        if let Some(topic_id) = self.state.topic_id(at) {
-            self.readers.begin(vec![(at.clone(), topic_id, cell.delivered())]);
+        if let Some(cell) = self.state.cell(at) {
+            self.readers.restart(at, cell.delivered());
         }
     }
 
     /// Moves to another place of a partition. What was fetched from the old one is dropped.
+    ///
+    /// While the application still has something in hand of a partition that the group takes away, the place counts too:
+    /// nothing more of it is delivered here, and whoever gets the partition begins there (where commits are automatic).
     ///
     /// # Errors
     /// When the partition is not assigned, or the broker cannot be asked where the place is.
     pub async fn seek(&mut self, topic: &str, partition: u32, to: StartFrom) -> Result<(), ConsumeError> {
         let at = TopicPartition::new(topic, partition);
         let not_assigned = || ConsumeError::NotAssigned { topic: topic.into(), partition };
-        let topic_id = self.state.topic_id(&at).ok_or_else(not_assigned)?;
+        self.state.cell(&at).ok_or_else(not_assigned)?;
         let position = start_position(&self.readers.context.connections, &at, to).await?;
         // It may have been given away while the broker was asked.
-        self.state.topic_id(&at).ok_or_else(not_assigned)?;
-        self.readers.begin(vec![(at, topic_id, position)]);
-        Ok(())
+        if self.readers.restart(&at, position) { Ok(()) } else { Err(not_assigned()) }
     }
 
     /// Delivers no more of these partitions until [`Consumer::resume`]. They stay assigned; at most their prefetch is fetched.
@@ -310,14 +315,16 @@ impl Consumer {
         self.state.set_paused(partitions, false);
     }
 
-    /// The next offset to be delivered; `None` if the partition is not assigned.
+    /// The next offset to be delivered; `None` if the partition is not assigned, or where it begins is not known yet.
     pub fn position(&self, topic: &str, partition: u32) -> Option<Position> {
-        self.state.cell(topic, partition).map(|cell| cell.delivered())
+        let cell = self.state.cell(&TopicPartition::new(topic, partition))?;
+        Some(cell.delivered()).filter(Position::is_known)
     }
 
-    /// The position of every assigned partition.
+    /// The position of every assigned partition of which it is known where it begins.
     pub fn positions(&self) -> BTreeMap<TopicPartition, Position> {
-        self.state.cells().into_iter().map(|cell| (cell.at.clone(), cell.delivered())).collect()
+        let cells = self.state.cells().into_iter();
+        cells.map(|cell| (cell.at.clone(), cell.delivered())).filter(|(_, position)| position.is_known()).collect()
     }
 
     /// The partitions that are this consumer's.
@@ -346,7 +353,8 @@ impl Consumer {
 
     /// The high watermark the broker told last; `None` if the partition is not assigned or was not read yet.
     pub fn high_watermark(&self, topic: &str, partition: u32) -> Option<i64> {
-        let known = self.state.cell(topic, partition)?.high_watermark.load(Ordering::Relaxed);
+        let cell = self.state.cell(&TopicPartition::new(topic, partition))?;
+        let known = cell.high_watermark.load(Ordering::Relaxed);
         (known >= 0).then_some(known)
     }
 
@@ -379,7 +387,7 @@ impl Consumer {
     ) -> Result<BTreeMap<TopicPartition, i64>, ConsumeError> {
         let asked = partitions.into_iter().map(|at| (at, from)).collect();
         let found = start_positions(&self.readers.context.connections, asked).await?;
-        Ok(found.into_iter().map(|(at, position)| (at, position.offset)).collect())
+        found.into_iter().map(|(at, position)| Ok((at, position?.offset))).collect()
     }
 
     /// Commits everything that was delivered, the last record too.

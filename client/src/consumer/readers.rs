@@ -1,25 +1,32 @@
 //! Beginning to read partitions.
 //!
-//! Owns: where a partition begins, its share of the prefetch, its fetch task. Refuses: reading (see [`super::fetch`]).
+//! Owns: a partition's share of the prefetch, its fetch task. Refuses: finding out where it begins (see
+//! [`super::locate`]), and reading (see [`super::fetch`]).
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use headwater_proto::TopicId;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::commit::Committer;
-use super::fetch::{Context, Fetch, start_positions};
-use super::group::partitions_to_wire;
+use super::fetch::{Context, Fetch};
+use super::locate::{Search, Sought};
 use super::record::{Position, StartFrom};
+use super::state::{Life, Task};
 use crate::TopicPartition;
-use crate::error::ConsumeError;
 
 /// Smallest and largest share of the prefetch that one partition gets, in bytes.
 const SHARE_BYTES: (u64, u64) = (16 << 10, 4 << 20);
 
-/// A partition and where it begins.
-pub(crate) type Start = (TopicPartition, TopicId, Position);
+/// A partition to be read.
+pub(crate) struct Wanted {
+    pub(crate) at: TopicPartition,
+    pub(crate) topic_id: TopicId,
+    /// Where it begins.
+    pub(crate) from: StartFrom,
+    /// The group's commit, if there is one, comes first.
+    pub(crate) ask_group: bool,
+}
 
 /// Begins partitions, in a group or without.
 pub(crate) struct Readers {
@@ -29,41 +36,29 @@ pub(crate) struct Readers {
 }
 
 impl Readers {
-    /// Where `partitions` begin: at the group's commit if there is one, else where `otherwise` says.
-    pub(crate) async fn starts(
-        &self,
-        committer: Option<&Committer>,
-        partitions: Vec<(TopicPartition, TopicId)>,
-        otherwise: impl Fn(&TopicPartition) -> StartFrom,
-    ) -> Result<Vec<Start>, ConsumeError> {
-        let mut known: HashMap<TopicPartition, Position> = match committer {
-            Some(committer) => {
-                let asked = partitions_to_wire(partitions.iter().map(|(at, id)| (at, *id)));
-                committer.committed(asked).await?.into_iter().collect()
-            }
-            None => HashMap::new(),
-        };
-        let unknown = partitions.iter().map(|(at, _)| at).filter(|at| !known.contains_key(*at));
-        let unknown = unknown.map(|at| (at.clone(), otherwise(at))).collect();
-        known.extend(start_positions(&self.context.connections, unknown).await?);
-        let starts = partitions.into_iter().filter_map(|(at, id)| {
-            let position = known.get(&at).copied()?;
-            Some((at, id, position))
-        });
-        Ok(starts.collect())
+    /// Takes partitions on. The search finds out where they begin, and begins to read them.
+    pub(crate) fn begin(self: &Arc<Self>, wanted: Vec<Wanted>, committer: Option<Committer>) -> Search {
+        let new = wanted.iter().map(|wanted| (wanted.at.clone(), wanted.topic_id)).collect();
+        let lives = self.context.state.begin(new);
+        let sought = lives.into_iter().zip(wanted);
+        let sought = sought.map(|(life, wanted)| Sought { life, from: wanted.from, ask_group: wanted.ask_group });
+        Search::new(self.clone(), committer, sought.collect())
     }
 
-    /// Begins to read.
-    pub(crate) fn begin(&self, starts: Vec<Start>) {
-        let state = &self.context.state;
-        let partitions = state.assignment().len().max(starts.len()) as u64;
-        let prefetch_bytes = (self.prefetch_bytes / partitions.max(1)).clamp(SHARE_BYTES.0, SHARE_BYTES.1);
-        for (at, topic_id, next) in starts {
-            let context = self.context.clone();
-            state.begin(&at, topic_id, next, |cell, life| {
-                let fetch = Fetch { context, topic_id, cell, life, next, prefetch_bytes };
-                Some(AbortOnDropHandle::new(tokio::spawn(fetch.run())))
-            });
-        }
+    /// It is known where a partition begins: it is read from there.
+    pub(crate) fn read(&self, life: &Life, from: Position) {
+        self.context.state.read(life, from, |life| self.fetch(life, from));
+    }
+
+    /// Reads a partition from another place. `false`: it is not assigned.
+    pub(crate) fn restart(&self, at: &TopicPartition, from: Position) -> bool {
+        self.context.state.restart(at, from, |life| self.fetch(life, from))
+    }
+
+    fn fetch(&self, life: Life, next: Position) -> Task {
+        let partitions = self.context.state.partition_count().max(1) as u64;
+        let prefetch_bytes = (self.prefetch_bytes / partitions).clamp(SHARE_BYTES.0, SHARE_BYTES.1);
+        let fetch = Fetch { context: self.context.clone(), life, next, prefetch_bytes };
+        AbortOnDropHandle::new(tokio::spawn(fetch.run()))
     }
 }

@@ -66,6 +66,15 @@ pub struct Position {
     pub leader_epoch: i32,
 }
 
+impl Position {
+    /// Nobody has found out yet.
+    pub(crate) const UNKNOWN: Position = Position { offset: -1, leader_epoch: -1 };
+
+    pub(crate) fn is_known(&self) -> bool {
+        self.offset >= 0
+    }
+}
+
 /// What every record of a batch has in common.
 #[derive(Debug, Clone)]
 pub(crate) struct Origin {

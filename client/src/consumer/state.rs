@@ -5,10 +5,10 @@
 //!
 //! What must always hold: a partition stands in the rotation once if it has something to deliver and may deliver it, and
 //! not at all otherwise; what arrives for an earlier life of a partition (before a seek, before it was given away) is
-//! dropped.
+//! dropped; a partition that is being let go of delivers nothing any more; a consumer that is closed reads nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -18,95 +18,23 @@ use headwater_proto::batch::BatchHeader;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::cell::{Cell, Feed};
 use super::record::Position;
 use crate::TopicPartition;
 use crate::connection::lock;
 use crate::error::ConsumeError;
 
-/// A partition's positions, shared by whoever needs them.
-#[derive(Debug)]
-pub(crate) struct Cell {
-    pub(crate) at: TopicPartition,
-    progress: Mutex<Progress>,
-    /// -1: not known yet.
-    pub(crate) high_watermark: AtomicI64,
-    /// Bytes that the application took and the fetch task has not counted yet.
-    released: AtomicU64,
-    /// The fetch task should look.
-    pub(crate) wake: Notify,
+/// One stretch of reading an assigned partition: from when it was assigned, or from a seek, to the next or the end.
+#[derive(Debug, Clone)]
+pub(crate) struct Life {
+    pub(crate) cell: Arc<Cell>,
+    pub(crate) feed: Arc<Feed>,
+    /// Tells this life of the partition from earlier ones.
+    pub(crate) number: u64,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Progress {
-    /// After what was handed out last.
-    delivered: Position,
-    /// Before what was handed out last, until the application asks for more: then it is done with that.
-    processed: Position,
-    /// The application has something of this partition in hand.
-    held: bool,
-}
-
-impl Cell {
-    fn new(at: TopicPartition, start: Position) -> Arc<Cell> {
-        Arc::new(Cell {
-            at,
-            progress: Mutex::new(Progress { delivered: start, processed: start, held: false }),
-            high_watermark: AtomicI64::new(-1),
-            released: AtomicU64::new(0),
-            wake: Notify::new(),
-        })
-    }
-
-    /// The application has something of this partition in hand.
-    fn hold(&self) {
-        lock(&self.progress).held = true;
-    }
-
-    /// The application is given what lies before `to`.
-    pub(crate) fn hand_out(&self, to: Position) {
-        let mut progress = lock(&self.progress);
-        progress.processed = progress.delivered;
-        progress.delivered = to;
-        progress.held = true;
-    }
-
-    /// The position moves over offsets that hold nothing for the application.
-    pub(crate) fn pass(&self, to: Position) {
-        let mut progress = lock(&self.progress);
-        if !progress.held {
-            progress.processed = to;
-        }
-        progress.delivered = to;
-    }
-
-    /// The application is done with what it was given.
-    pub(crate) fn done(&self) {
-        let mut progress = lock(&self.progress);
-        progress.processed = progress.delivered;
-        progress.held = false;
-    }
-
-    pub(crate) fn delivered(&self) -> Position {
-        lock(&self.progress).delivered
-    }
-
-    pub(crate) fn processed(&self) -> Position {
-        lock(&self.progress).processed
-    }
-
-    pub(crate) fn is_held(&self) -> bool {
-        lock(&self.progress).held
-    }
-
-    fn release(&self, bytes: usize) {
-        self.released.fetch_add(bytes as u64, Ordering::AcqRel);
-        self.wake.notify_one();
-    }
-
-    pub(crate) fn take_released(&self) -> u64 {
-        self.released.swap(0, Ordering::AcqRel)
-    }
-}
+/// What a life's reading runs in; dropping it ends the reading.
+pub(crate) type Task = AbortOnDropHandle<()>;
 
 /// What arrived for a partition.
 #[derive(Debug)]
@@ -123,8 +51,7 @@ pub(crate) enum Item {
 
 struct Partition {
     cell: Arc<Cell>,
-    topic_id: TopicId,
-    /// Tells this life of the partition from earlier ones.
+    feed: Arc<Feed>,
     life: u64,
     items: VecDeque<Item>,
     paused: bool,
@@ -135,7 +62,7 @@ struct Partition {
     bound: Option<i64>,
     /// The rest of a batch was dropped at the bound.
     cut: bool,
-    task: Option<AbortOnDropHandle<()>>,
+    task: Option<Task>,
 }
 
 impl Partition {
@@ -163,6 +90,8 @@ pub(crate) struct State {
     pub(crate) ready: AtomicWaker,
     /// Changes whenever what is being delivered may not be any more.
     version: AtomicU64,
+    /// Assigned partitions.
+    partitions: AtomicUsize,
     /// The application asked for more: it is done with what it had.
     pub(crate) asked: Notify,
     /// Partitions came or went.
@@ -195,29 +124,76 @@ impl State {
         self.ready.wake();
     }
 
-    /// A new life of a partition, beginning at `start`; `spawn` makes its fetch task. What an earlier one left is dropped.
-    pub(crate) fn begin(
-        &self,
-        at: &TopicPartition,
-        topic_id: TopicId,
-        start: Position,
-        spawn: impl FnOnce(Arc<Cell>, u64) -> Option<AbortOnDropHandle<()>>,
-    ) {
+    /// Takes partitions on; where they begin is still to be found out. A consumer that is closed takes none.
+    pub(crate) fn begin(&self, new: Vec<(TopicPartition, TopicId)>) -> Vec<Life> {
         let mut inner = lock(&self.inner);
-        inner.lives += 1;
-        let life = inner.lives;
-        let cell = Cell::new(at.clone(), start);
-        let task = spawn(cell.clone(), life);
-        let paused = inner.partitions.get(at).is_some_and(|p| p.paused);
-        let bound = inner.bounds.get(at).copied();
-        inner.rotation.retain(|other| other != at);
-        let items = VecDeque::new();
-        let leaving = false;
-        let partition =
-            Partition { cell, topic_id, life, items, paused, leaving, in_rotation: false, bound, cut: false, task };
-        inner.partitions.insert(at.clone(), partition);
+        if inner.closed {
+            return Vec::new();
+        }
+        inner.rotation.retain(|other| !new.iter().any(|(at, _)| at == other));
+        let mut lives = Vec::with_capacity(new.len());
+        for (at, topic_id) in new {
+            inner.lives += 1;
+            let number = inner.lives;
+            let life = Life { cell: Arc::new(Cell::new(at.clone(), topic_id)), feed: Arc::default(), number };
+            let partition = Partition {
+                cell: life.cell.clone(),
+                feed: life.feed.clone(),
+                life: number,
+                items: VecDeque::new(),
+                paused: inner.partitions.get(&at).is_some_and(|p| p.paused),
+                leaving: false,
+                in_rotation: false,
+                bound: inner.bounds.get(&at).copied(),
+                cut: false,
+                task: None,
+            };
+            inner.partitions.insert(at, partition);
+            lives.push(life);
+        }
+        self.partitions.store(inner.partitions.len(), Ordering::Relaxed);
         drop(inner);
         self.changed();
+        lives
+    }
+
+    /// It is known where a life begins: `spawn` makes its fetch task, unless it is over.
+    pub(crate) fn read(&self, life: &Life, from: Position, spawn: impl FnOnce(Life) -> Task) {
+        let mut inner = lock(&self.inner);
+        let Some(partition) = inner.partitions.get_mut(&life.cell.at).filter(|p| p.life == life.number) else { return };
+        if !partition.leaving {
+            partition.cell.reposition(from);
+            partition.task = Some(spawn(life.clone()));
+        }
+    }
+
+    /// Goes on elsewhere in a partition: another life of it. What the present one left is dropped. One that is being let
+    /// go of is not read on, but while the application is not done with what it has of it, the position counts: whoever
+    /// has it next begins there. `false`: it is not assigned.
+    pub(crate) fn restart(&self, at: &TopicPartition, from: Position, spawn: impl FnOnce(Life) -> Task) -> bool {
+        let mut inner = lock(&self.inner);
+        inner.lives += 1;
+        let number = inner.lives;
+        let Some(partition) = inner.partitions.get_mut(at).filter(|p| !p.leaving || p.cell.is_held()) else {
+            return false;
+        };
+        partition.life = number;
+        partition.feed = Arc::default();
+        partition.items.clear();
+        partition.in_rotation = false;
+        partition.cut = false;
+        partition.cell.reposition(from);
+        let life = Life { cell: partition.cell.clone(), feed: partition.feed.clone(), number };
+        partition.task = (!partition.leaving).then(|| spawn(life));
+        inner.rotation.retain(|other| other != at);
+        drop(inner);
+        self.changed();
+        true
+    }
+
+    /// Whether a life goes on.
+    pub(crate) fn is_alive(&self, life: &Life) -> bool {
+        lock(&self.inner).partitions.get(&life.cell.at).is_some_and(|p| p.life == life.number && !p.leaving)
     }
 
     /// The set of partitions is known from now on, though it may be empty.
@@ -236,6 +212,7 @@ impl State {
         let mut inner = lock(&self.inner);
         let ended: Vec<Partition> = partitions.iter().filter_map(|at| inner.partitions.remove(at)).collect();
         inner.rotation.retain(|at| !partitions.contains(at));
+        self.partitions.store(inner.partitions.len(), Ordering::Relaxed);
         drop(inner);
         self.changed();
         ended.into_iter().map(|partition| partition.cell).collect()
@@ -271,9 +248,10 @@ impl State {
     }
 
     /// Something arrived.
-    pub(crate) fn push(&self, at: &TopicPartition, life: u64, item: Item) {
+    pub(crate) fn push(&self, life: &Life, item: Item) {
+        let at = &life.cell.at;
         let mut inner = lock(&self.inner);
-        let Some(partition) = inner.partitions.get_mut(at).filter(|p| p.life == life) else { return };
+        let Some(partition) = inner.partitions.get_mut(at).filter(|p| p.life == life.number) else { return };
         partition.items.push_back(item);
         if !partition.in_rotation && partition.may_deliver() {
             partition.in_rotation = true;
@@ -316,14 +294,16 @@ impl State {
             let Some(item) = partition.items.pop_front() else { continue };
             let (cell, life) = (partition.cell.clone(), partition.life);
             let below = partition.bound.unwrap_or(i64::MAX);
+            if let Item::Batch(_, bytes) = &item {
+                partition.feed.release(bytes.len());
+            }
             if !partition.items.is_empty() {
                 partition.in_rotation = true;
                 inner.rotation.push_back(at);
             }
-            // In hand from this moment: whoever lets go of the partition waits for what becomes of it.
-            cell.hold();
-            if let Item::Batch(_, bytes) = &item {
-                cell.release(bytes.len());
+            if !matches!(item, Item::Error(_)) {
+                // In hand from this moment: whoever lets go of the partition waits for what becomes of it.
+                cell.hold();
             }
             return Turn::Item { cell, life, item, below };
         }
@@ -382,24 +362,21 @@ impl State {
         self.changed();
     }
 
-    /// The id of an assigned partition's topic.
-    pub(crate) fn topic_id(&self, at: &TopicPartition) -> Option<TopicId> {
-        lock(&self.inner).partitions.get(at).map(|p| p.topic_id)
-    }
-
     /// Takes an error of the consumer as a whole.
     pub(crate) fn take_error(&self) -> Option<ConsumeError> {
         lock(&self.inner).errors.pop_front()
     }
 
-    pub(crate) fn cell(&self, topic: &str, partition: u32) -> Option<Arc<Cell>> {
-        let inner = lock(&self.inner);
-        // The key needs an owned name; partitions are few and this is not the hot path.
-        inner.partitions.get(&TopicPartition::new(topic, partition)).map(|p| p.cell.clone())
+    pub(crate) fn cell(&self, at: &TopicPartition) -> Option<Arc<Cell>> {
+        lock(&self.inner).partitions.get(at).map(|p| p.cell.clone())
     }
 
     pub(crate) fn cells(&self) -> Vec<Arc<Cell>> {
         lock(&self.inner).partitions.values().map(|p| p.cell.clone()).collect()
+    }
+
+    pub(crate) fn partition_count(&self) -> usize {
+        self.partitions.load(Ordering::Relaxed)
     }
 
     pub(crate) fn assignment(&self) -> BTreeSet<TopicPartition> {

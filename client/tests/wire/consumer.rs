@@ -9,6 +9,8 @@ use headwater_client::{
 use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
 use headwater_proto::{batch, wire};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 async fn consumer(peer: &Peer, set: impl FnOnce(ConsumerBuilder) -> ConsumerBuilder) -> Consumer {
@@ -342,6 +344,37 @@ async fn starts_are_found_by_one_call_and_a_time_beyond_the_log_is_its_end() {
     starts.sort_unstable();
     assert_eq!(starts, [(0, 7), (1, 90), (2, 3)]);
     assert_eq!(peer.calls().len(), 1);
+}
+
+#[tokio::test]
+async fn a_partition_that_is_not_served_keeps_no_other_waiting() {
+    let mut peer = Peer::start(3).await;
+    let leaderless = Arc::new(AtomicBool::new(true));
+    let elected = leaderless.clone();
+    peer.answer(move |request| match request {
+        Request::ListOffsets(asked) => Some(offsets(asked, |partition| match partition {
+            1 => Some(ErrorCode::PartitionFenced),
+            2 => leaderless.load(SeqCst).then_some(ErrorCode::NotLeader),
+            _ => None,
+        })),
+        _ => None,
+    });
+    let build = peer.client().await.consumer().assign((0..3).map(|p| (TOPIC, p))).build();
+    let mut consumer = within("build", build).await.unwrap();
+    let (mut stream, open) = peer.fetch(1).await;
+    assert_eq!(open.partition, 0);
+    let error = error(&mut consumer).await;
+    assert!(matches!(error, ConsumeError::Refused { partition: 1, .. }), "{error}");
+    stream.data(1, 1, &batch(0, &[b"served"])).await;
+    assert_eq!(value(&next(&mut consumer).await), b"served");
+    assert_eq!((consumer.position(TOPIC, 0).unwrap().offset, consumer.position(TOPIC, 2)), (1, None));
+    elected.store(false, SeqCst);
+    let (mut stream, open) = peer.fetch(1).await;
+    assert_eq!(open.partition, 2, "asked again until somebody leads it");
+    stream.data(1, 1, &batch(0, &[b"later"])).await;
+    assert_eq!(value(&next(&mut consumer).await), b"later");
+    within("seek", consumer.seek(TOPIC, 1, StartFrom::Offset(5))).await.unwrap();
+    assert_eq!(peer.fetch(9).await.1.offset, 5, "the application may try elsewhere");
 }
 
 #[tokio::test]

@@ -2,12 +2,13 @@
 
 use super::support::*;
 use futures::{FutureExt, StreamExt};
-use headwater_client::{ConsumeError, Consumer, ConsumerBuilder, ErrorCode, Rebalance, TopicPartition};
+use headwater_client::{ConsumeError, Consumer, ConsumerBuilder, ErrorCode, Rebalance, StartFrom, TopicPartition};
 use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, MemberHeartbeat, MemberUpdate};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tokio::sync::Notify;
 
 async fn consumer(peer: &Peer, set: impl FnOnce(ConsumerBuilder) -> ConsumerBuilder) -> Consumer {
     let builder = peer.client().await.consumer().group("billing").topics([TOPIC]);
@@ -33,12 +34,15 @@ async fn assign(stream: &mut PeerStream, member_epoch: i32, owns: &[u32]) {
 
 /// The next heartbeat that says the member owns exactly these.
 async fn owns(stream: &mut PeerStream, expected: &[u32]) -> MemberHeartbeat {
-    loop {
-        let (heartbeat, _) = stream.frame::<MemberHeartbeat>().await.expect("a heartbeat");
-        if heartbeat.owned == partitions(expected) {
-            return heartbeat;
+    within("letting go or taking on", async {
+        loop {
+            let (heartbeat, _) = stream.frame::<MemberHeartbeat>().await.expect("a heartbeat");
+            if heartbeat.owned == partitions(expected) {
+                return heartbeat;
+            }
         }
-    }
+    })
+    .await
 }
 
 /// What was committed since this was last asked: epoch, partition, offset, leader epoch.
@@ -129,6 +133,100 @@ async fn a_partition_is_let_go_only_when_the_application_is_done_and_its_progres
     assert_eq!(commits(&peer), [(2, 1, 2, 3)], "both records that the application is done with");
     assert_eq!(*events.lock().unwrap(), ["assigned 2".to_owned(), format!("revoked {TOPIC}-1")]);
     assert_eq!(consumer.assignment().into_iter().collect::<Vec<_>>(), [TopicPartition::new(TOPIC, 0)]);
+}
+
+#[tokio::test]
+async fn a_partition_that_is_not_served_ends_no_membership_and_holds_up_no_rebalance() {
+    let mut peer = Peer::start(3).await;
+    peer.answer(|request| match request {
+        Request::ListOffsets(asked) => Some(offsets(asked, |partition| match partition {
+            1 => Some(ErrorCode::PartitionFenced),
+            2 => Some(ErrorCode::NotLeader),
+            _ => None,
+        })),
+        _ => None,
+    });
+    let mut consumer = consumer(&peer, |b| b).await;
+    let (mut member, _) = peer.member().await;
+    assign(&mut member, 1, &[0, 1, 2]).await;
+    let (mut stream, open) = peer.fetch(1000).await;
+    assert_eq!(open.partition, 0);
+    owns(&mut member, &[0, 1, 2]).await;
+    let error = within("an error", consumer.next()).await.unwrap().unwrap_err();
+    assert!(matches!(error, ConsumeError::Refused { partition: 1, .. }), "{error}");
+    assign(&mut member, 2, &[0]).await;
+    assert_eq!(owns(&mut member, &[0]).await.member_epoch, 2, "nobody waits for the partition without a leader");
+    stream.data(1, 1000, &batch(0, &[b"a"])).await;
+    assert_eq!(next_offset(&mut consumer).await, 0);
+}
+
+#[tokio::test]
+async fn a_seek_back_while_the_partition_is_taken_away_is_where_the_next_owner_begins() {
+    let mut peer = Peer::start(2).await;
+    let mut consumer = consumer(&peer, |b| b).await;
+    let (mut member, _) = peer.member().await;
+    assign(&mut member, 1, &[0, 1]).await;
+    let mut streams = fetches(&mut peer, 2).await;
+    owns(&mut member, &[0, 1]).await;
+    streams[1].0.data(3, 1000, &batch(0, &[b"a", b"b", b"c"])).await;
+    assert_eq!((next_offset(&mut consumer).await, next_offset(&mut consumer).await), (0, 1));
+    assign(&mut member, 2, &[0]).await;
+    assert_eq!(owns(&mut member, &[0, 1]).await.member_epoch, 2);
+    // Record 1 failed, and is to come again.
+    within("seek", consumer.seek(TOPIC, 1, StartFrom::Offset(1))).await.unwrap();
+    assert!(consumer.next().now_or_never().is_none(), "it is somebody else's now");
+    owns(&mut member, &[0]).await;
+    assert_eq!(commits(&peer), [(2, 1, 1, -1)]);
+    assert!(peer.no_further_stream(), "nothing more is read here");
+    let late = consumer.seek(TOPIC, 1, StartFrom::Offset(0)).await.unwrap_err();
+    assert!(matches!(late, ConsumeError::NotAssigned { partition: 1, .. }), "{late}");
+}
+
+#[tokio::test]
+async fn what_is_in_hand_is_not_committed_because_reading_begins_anew_behind_it() {
+    let mut peer = Peer::start(1).await;
+    let mut consumer = consumer(&peer, |b| b).await;
+    consumer.until([(TopicPartition::new(TOPIC, 0), 2)]);
+    let (mut member, _) = peer.member().await;
+    assign(&mut member, 1, &[0]).await;
+    let (mut stream, _) = peer.fetch(1000).await;
+    owns(&mut member, &[0]).await;
+    stream.data(4, 1000, &batch(0, &[b"a", b"b", b"c", b"d"])).await;
+    let held = within("a batch", consumer.next_batch()).await.unwrap().unwrap();
+    assert_eq!((held.base_offset(), held.next_offset()), (0, 2));
+    // What lies behind the bound is fetched again.
+    consumer.until([]);
+    assert_eq!(peer.fetch(1000).await.1.offset, 2);
+    assign(&mut member, 2, &[]).await;
+    assert_eq!(owns(&mut member, &[0]).await.member_epoch, 2, "the batch is in hand still");
+    assert!(commits(&peer).is_empty());
+    assert!(consumer.next().now_or_never().is_none());
+    owns(&mut member, &[]).await;
+    assert_eq!(commits(&peer), [(2, 0, 2, 3)]);
+}
+
+#[tokio::test]
+async fn a_consumer_that_is_dropped_while_it_is_told_of_partitions_reads_none_of_them() {
+    let mut peer = Peer::start(1).await;
+    let (told, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (tell, wait) = (told.clone(), go_on.clone());
+    let callback = move |event: Rebalance| {
+        let (tell, wait) = (tell.clone(), wait.clone());
+        async move {
+            if let Rebalance::Assigned(_) = event {
+                tell.notify_one();
+                wait.notified().await;
+            }
+        }
+    };
+    let consumer = consumer(&peer, |b| b.on_rebalance(callback)).await;
+    let (mut member, _) = peer.member().await;
+    assign(&mut member, 1, &[0]).await;
+    within("the callback", told.notified()).await;
+    drop(consumer);
+    go_on.notify_one();
+    while !member.frame::<MemberHeartbeat>().await.expect("a goodbye").0.leave {}
+    assert!(peer.is_quiet(Duration::from_millis(100)).await, "nobody is there to read for");
 }
 
 #[tokio::test]

@@ -185,6 +185,11 @@ impl Peer {
         (stream, open)
     }
 
+    /// Whether the client opens no stream for a while. Only for what must not happen.
+    pub async fn is_quiet(&mut self, pause: Duration) -> bool {
+        tokio::time::timeout(pause, self.streams.recv()).await.is_err()
+    }
+
     /// The next membership stream.
     pub async fn member(&mut self) -> (PeerStream, wire::OpenMember) {
         let stream = self.stream().await;
@@ -353,14 +358,7 @@ fn respond(shared: &Shared, request: &call::Request) -> Response {
             let producer_id = asked.producer_id.unwrap_or(4000);
             Response::AllocateProducerId(wire::AllocateProducerIdResponse { producer_id, producer_epoch: epoch })
         }
-        call::Request::ListOffsets(asked) => {
-            let answer = |q: &wire::OffsetQuery| wire::OffsetAnswer {
-                topic: q.topic.clone(),
-                partition: q.partition,
-                ..wire::OffsetAnswer::default()
-            };
-            Response::ListOffsets(wire::ListOffsetsResponse { answers: asked.queries.iter().map(answer).collect() })
-        }
+        call::Request::ListOffsets(asked) => offsets(asked, |_| None),
         call::Request::FetchOffsets(_) => Response::FetchOffsets(wire::FetchOffsetsResponse::default()),
         call::Request::CommitOffsets(asked) => Response::CommitOffsets(wire::CommitOffsetsResponse {
             results: vec![wire::Error::default(); asked.offsets.len()],
@@ -379,6 +377,17 @@ fn topic(shared: &Shared) -> wire::TopicMetadata {
         max_message_bytes: shared.max_message_bytes,
         ..wire::TopicMetadata::default()
     }
+}
+
+/// Answers every question about an offset with what `refusal` says of its partition, or else with offset 0.
+pub fn offsets(asked: &wire::ListOffsets, refusal: impl Fn(u32) -> Option<ErrorCode>) -> Response {
+    let answer = |q: &wire::OffsetQuery| wire::OffsetAnswer {
+        topic: q.topic.clone(),
+        partition: q.partition,
+        error: refusal(q.partition).map(|code| wire::Error::new(code, format!("refused as {code}"))),
+        ..wire::OffsetAnswer::default()
+    };
+    Response::ListOffsets(wire::ListOffsetsResponse { answers: asked.queries.iter().map(answer).collect() })
 }
 
 /// A batch of records with these values, as a leader keeps it.

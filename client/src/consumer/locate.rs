@@ -1,0 +1,204 @@
+//! Finding where partitions begin.
+//!
+//! Owns: [`Search`]: a group's commits, offsets by place or time, trying again. Each partition begins, or fails, by itself:
+//! one that cannot be served keeps no other waiting. Refuses: reading (see [`super::fetch`]). Read next:
+//! [`super::readers`], which begins what was found.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use headwater_proto::ErrorCode;
+
+use super::commit::Committer;
+use super::fetch::is_gone;
+use super::group::partitions_to_wire;
+use super::readers::Readers;
+use super::record::{Position, StartFrom};
+use super::state::{Item, Life};
+use crate::admin::OffsetAt;
+use crate::connection::Connections;
+use crate::error::{ConsumeError, Error};
+use crate::retry::Backoff;
+use crate::{Admin, OffsetQuery, TopicPartition};
+
+/// A partition whose beginning is not known yet.
+pub(crate) struct Sought {
+    pub(crate) life: Life,
+    /// Where it begins, unless the group says.
+    pub(crate) from: StartFrom,
+    /// The group's commit comes first.
+    pub(crate) ask_group: bool,
+}
+
+/// Partitions whose beginnings are being found out.
+pub(crate) struct Search {
+    readers: Arc<Readers>,
+    committer: Option<Committer>,
+    open: Vec<Sought>,
+}
+
+impl Search {
+    pub(crate) fn new(readers: Arc<Readers>, committer: Option<Committer>, open: Vec<Sought>) -> Search {
+        Search { readers, committer, open }
+    }
+
+    /// Whether nothing is left to be found out.
+    pub(crate) fn is_done(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    /// Asks until each partition has begun, failed for good, or been given away.
+    pub(crate) async fn run(mut self) {
+        let stop = self.readers.context.stop.clone();
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = self.ask_until_done() => {}
+        }
+    }
+
+    async fn ask_until_done(&mut self) {
+        let mut backoff = Backoff::new(&self.readers.context.connections.config);
+        while !self.is_done() {
+            match self.ask().await {
+                Ok(()) => {}
+                // Fenced meanwhile, or the topic deleted: the group will say so, and take the partitions away.
+                Err(error) if error.retryable() || fenced(&error) || self.will_be_taken(&error) => {
+                    tracing::debug!(%error, "no start yet");
+                }
+                Err(error) => {
+                    for sought in std::mem::take(&mut self.open) {
+                        self.fail(sought.life, error.clone());
+                    }
+                }
+            }
+            let state = &self.readers.context.state;
+            self.open.retain(|sought| state.is_alive(&sought.life));
+            if !self.is_done() {
+                backoff.pause().await;
+            }
+        }
+    }
+
+    /// Asks once about everything that is open. What is found begins; what is wrong with a single partition is told to the
+    /// application, unless it may pass: then it stays open.
+    ///
+    /// # Errors
+    /// When nobody could be asked, or the group gives no answer.
+    pub(crate) async fn ask(&mut self) -> Result<(), ConsumeError> {
+        self.ask_group().await?;
+        let (asked, waiting) = std::mem::take(&mut self.open).into_iter().partition(|sought| !sought.ask_group);
+        self.open = waiting;
+        let asked: Vec<Sought> = asked;
+        let starts = asked.iter().map(|sought| (sought.life.cell.at.clone(), sought.from)).collect();
+        let found = match start_positions(&self.readers.context.connections, starts).await {
+            Ok(found) => found,
+            Err(error) => {
+                self.open.extend(asked);
+                return Err(error);
+            }
+        };
+        for (sought, (_, found)) in asked.into_iter().zip(found) {
+            match found {
+                Ok(position) => self.readers.read(&sought.life, position),
+                Err(error) if error.retryable() || self.will_be_taken(&error) => {
+                    tracing::debug!(partition = %sought.life.cell.at, %error, "no start yet");
+                    self.open.push(sought);
+                }
+                Err(error) => self.fail(sought.life, error),
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins what the group has committed.
+    async fn ask_group(&mut self) -> Result<(), ConsumeError> {
+        let asked = self.open.iter().filter(|sought| sought.ask_group).map(|sought| &sought.life.cell);
+        let asked = partitions_to_wire(asked.map(|cell| (&cell.at, cell.topic_id)));
+        if asked.is_empty() {
+            return Ok(());
+        }
+        let committed: HashMap<TopicPartition, Position> = match &self.committer {
+            Some(committer) => committer.committed(asked).await?.into_iter().collect(),
+            None => HashMap::new(),
+        };
+        let readers = &self.readers;
+        self.open.retain_mut(|sought| match committed.get(&sought.life.cell.at) {
+            Some(position) if sought.ask_group => {
+                readers.read(&sought.life, *position);
+                false
+            }
+            _ => {
+                sought.ask_group = false;
+                true
+            }
+        });
+        Ok(())
+    }
+
+    /// Whether the group will take the partition away.
+    fn will_be_taken(&self, error: &ConsumeError) -> bool {
+        self.readers.context.subscribed && is_gone(error)
+    }
+
+    fn fail(&self, life: Life, error: ConsumeError) {
+        self.readers.context.state.push(&life, Item::Error(error));
+    }
+}
+
+fn fenced(error: &ConsumeError) -> bool {
+    matches!(error.code(), Some(ErrorCode::UnknownMember | ErrorCode::FencedMemberEpoch))
+}
+
+/// Where a partition begins.
+pub(crate) async fn start_position(
+    connections: &Arc<Connections>,
+    at: &TopicPartition,
+    from: StartFrom,
+) -> Result<Position, ConsumeError> {
+    let found = start_positions(connections, vec![(at.clone(), from)]).await?;
+    found.into_iter().next().map_or(Err(ConsumeError::Usage("no partition")), |(_, position)| position)
+}
+
+/// Where partitions begin, one by one; asked in one call.
+///
+/// # Errors
+/// When nobody could be asked.
+pub(crate) async fn start_positions(
+    connections: &Arc<Connections>,
+    starts: Vec<(TopicPartition, StartFrom)>,
+) -> Result<Vec<(TopicPartition, Result<Position, ConsumeError>)>, ConsumeError> {
+    let asked = starts.iter().filter_map(|(at, from)| {
+        let place = match from {
+            StartFrom::Earliest => OffsetAt::Earliest,
+            StartFrom::Latest => OffsetAt::Latest,
+            StartFrom::Timestamp(ms) => OffsetAt::Timestamp(*ms),
+            StartFrom::Offset(_) => return None,
+        };
+        Some(OffsetQuery { topic: at.topic.to_string(), partition: at.partition, at: place })
+    });
+    let asked: Vec<OffsetQuery> = asked.collect();
+    let mut answers = if asked.is_empty() {
+        Vec::new().into_iter()
+    } else {
+        Admin::new(connections.clone()).list_offsets(asked).await?.into_iter()
+    };
+    let mut found = Vec::with_capacity(starts.len());
+    for (at, from) in starts {
+        let position = match from {
+            StartFrom::Offset(offset) => Ok(Position { offset, leader_epoch: -1 }),
+            _ => match answers.next() {
+                // No record is that young: what comes next is.
+                Some(Ok(answer)) => {
+                    Ok(Position { offset: answer.offset.unwrap_or(answer.high_watermark), leader_epoch: -1 })
+                }
+                Some(Err(refusal)) => Err(match refusal.code {
+                    ErrorCode::UnknownTopic => ConsumeError::UnknownTopic { topic: at.topic.clone() },
+                    _ => ConsumeError::Refused { topic: at.topic.clone(), partition: at.partition, refusal },
+                }),
+                None => return Err(Error::Protocol("an offset was not answered".into()).into()),
+            },
+        };
+        found.push((at, position));
+    }
+    Ok(found)
+}
