@@ -3,12 +3,15 @@
 //! Owns: the three answers, and the connections on which they are asked for: one request each, within a deadline, and so
 //! many that the next one takes the place of the oldest. So whoever says nothing, or does not read its answer, keeps
 //! nobody else from being answered. `/health`: the process runs; `/ready`: it has recovered, serves, and is not going
-//! away; `/metrics`: Prometheus text. Refuses: to change anything. Read next: [`crate::metrics`].
+//! away; `/metrics`: Prometheus text. The port is served before anything is recovered, which may take long.
+//! Refuses: to change anything. Read next: [`crate::metrics`].
 
-use crate::metrics::Samples;
+use crate::group::Groups;
+use crate::metrics::{Metrics, Samples};
 use crate::os;
 use crate::partition::PartitionHandle;
-use crate::shared::Shared;
+use crate::partitions::Partitions;
+use crate::pool::Pool;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -19,7 +22,7 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use std::collections::VecDeque;
 use std::fmt::Display;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinSet};
@@ -41,14 +44,29 @@ const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 /// Time for the answers under way when the broker has shut down.
 const GOODBYE: Duration = Duration::from_millis(100);
 
+/// What the port shows of a broker, from the time on when it begins to recover.
+pub(crate) struct Shown {
+    pub(crate) started_ms: i64,
+    pub(crate) network_threads: u32,
+    pub(crate) pool: Pool,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) partitions: Arc<Partitions>,
+    /// Set once everything was recovered and clients are served.
+    pub(crate) groups: OnceLock<Groups>,
+    /// Shutdown has begun.
+    pub(crate) shutdown: CancellationToken,
+    /// Shutdown is over.
+    pub(crate) closed: CancellationToken,
+}
+
 /// Serves the port until the broker has shut down.
-pub(crate) async fn serve(shared: Arc<Shared>, listener: TcpListener) {
-    let closed = shared.closed.clone();
+pub(crate) async fn serve(shown: Arc<Shown>, listener: TcpListener) {
+    let closed = shown.closed.clone();
     let router = Router::new()
         .route("/health", get(|| async { "ok\n" }))
         .route("/ready", get(ready))
         .route("/metrics", get(metrics))
-        .with_state(shared);
+        .with_state(shown);
     serve_router(router, listener, closed).await;
 }
 
@@ -92,26 +110,26 @@ async fn answer(router: Router, stream: TcpStream) {
     }
 }
 
-async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {
-    if shared.shutdown.is_cancelled() {
+async fn ready(State(shown): State<Arc<Shown>>) -> (StatusCode, &'static str) {
+    if shown.shutdown.is_cancelled() {
         (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
-    } else if !shared.is_ready() {
+    } else if shown.groups.get().is_none() {
         (StatusCode::SERVICE_UNAVAILABLE, "starting\n")
     } else {
         (StatusCode::OK, "ready\n")
     }
 }
 
-async fn metrics(State(shared): State<Arc<Shared>>) -> impl IntoResponse {
-    let text = match timeout(ANSWER_TIMEOUT, render(&shared)).await {
+async fn metrics(State(shown): State<Arc<Shown>>) -> impl IntoResponse {
+    let text = match timeout(ANSWER_TIMEOUT, render(&shown)).await {
         Ok(text) => (StatusCode::OK, text),
         Err(_) => (StatusCode::SERVICE_UNAVAILABLE, String::new()),
     };
     (text.0, [(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text.1)
 }
 
-async fn render(shared: &Arc<Shared>) -> String {
-    let mut samples = Samples::new(shared.metrics.render());
+async fn render(shown: &Shown) -> String {
+    let mut samples = Samples::new(shown.metrics.render());
     one(
         &mut samples,
         "headwater_process_cpu_seconds_total",
@@ -133,17 +151,32 @@ async fn render(shared: &Arc<Shared>) -> String {
         "headwater_start_time_seconds",
         "gauge",
         "When the broker started, since 1970.",
-        shared.started_ms / 1000,
+        shown.started_ms / 1000,
     );
-    one(&mut samples, "headwater_network_threads", "gauge", "Threads that serve connections.", shared.network_threads);
+    one(&mut samples, "headwater_network_threads", "gauge", "Threads that serve connections.", shown.network_threads);
     one(
         &mut samples,
         "headwater_io_pool_queued",
         "gauge",
         "Jobs that wait for a thread of the I/O pool.",
-        shared.pool.queued(),
+        shown.pool.queued(),
     );
-    let mut partitions = shared.partitions.all();
+    let recovery = shown.partitions.recovery();
+    one(
+        &mut samples,
+        "headwater_recovery_bytes_total",
+        "counter",
+        "Bytes of logs that recoveries since the start have to scan, as far as they have begun.",
+        recovery.to_scan_bytes(),
+    );
+    one(
+        &mut samples,
+        "headwater_recovery_scanned_bytes_total",
+        "counter",
+        "Bytes of them that are behind.",
+        recovery.scanned_bytes(),
+    );
+    let mut partitions = shown.partitions.all();
     partitions.sort_by(|a, b| (a.topic(), a.partition()).cmp(&(b.topic(), b.partition())));
     one(&mut samples, "headwater_partitions", "gauge", "Partitions that this broker leads.", partitions.len());
     type Read = fn(&PartitionHandle) -> i64;
@@ -164,7 +197,9 @@ async fn render(shared: &Arc<Shared>) -> String {
             samples.sample(name, &labels, read(partition));
         }
     }
-    shared.groups.samples(&mut samples).await;
+    if let Some(groups) = shown.groups.get() {
+        groups.samples(&mut samples).await;
+    }
     samples.finish()
 }
 

@@ -43,7 +43,6 @@ pub(crate) struct Metrics {
     pub(crate) member_streams: Gauge,
     pub(crate) partitions_recovering: Gauge,
     pub(crate) partitions_fenced: Gauge,
-    pub(crate) recovered_bytes: Counter,
 }
 
 impl Metrics {
@@ -121,11 +120,6 @@ impl Metrics {
                 r,
                 "headwater_partitions_fenced",
                 "Partitions that are not served: damage or a failed disk.",
-            ),
-            recovered_bytes: counter(
-                r,
-                "headwater_recovery_scanned_bytes_total",
-                "Bytes scanned by recoveries since the start.",
             ),
             recorder,
         }

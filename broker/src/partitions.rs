@@ -15,7 +15,7 @@ use crate::pool::Pool;
 use futures::StreamExt;
 use futures::stream;
 use headwater_proto::TopicId;
-use headwater_storage::{DataDir, IoFailure, Log, LogError, LogIdentity, OpenError};
+use headwater_storage::{DataDir, IoFailure, Log, LogError, LogIdentity, OpenError, RecoveryProgress};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 type Key = (TopicId, u32);
 
-/// How often a recovery that takes long says how far it is.
+/// How often opening that takes long says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The partitions that this broker leads.
@@ -36,6 +36,8 @@ pub(crate) struct Partitions {
     open: Mutex<HashMap<Key, PartitionHandle>>,
     /// Only one change at a time; whether there was one before. What the first one opens was there when the broker started.
     applying: tokio::sync::Mutex<bool>,
+    /// How far the recoveries are.
+    recovery: Arc<RecoveryProgress>,
     /// The offsets that the checkpoints were last made of; held while they are made.
     seen: tokio::sync::Mutex<HashMap<Key, Offsets>>,
 }
@@ -61,6 +63,7 @@ impl Partitions {
             parallel: threads,
             open: Mutex::default(),
             applying: tokio::sync::Mutex::default(),
+            recovery: Arc::default(),
             seen: tokio::sync::Mutex::default(),
         }
     }
@@ -73,6 +76,11 @@ impl Partitions {
     /// Every partition that this broker leads.
     pub(crate) fn all(&self) -> Vec<PartitionHandle> {
         self.open().values().cloned().collect()
+    }
+
+    /// How far the recoveries since the start are.
+    pub(crate) fn recovery(&self) -> &RecoveryProgress {
+        &self.recovery
     }
 
     /// Brings what is open in line with `assigned`, which is everything that this broker leads: lets go of and deletes what
@@ -148,13 +156,24 @@ impl Partitions {
         let mut opening = stream::iter(new)
             .map(|assigned| self.open_one(Arc::clone(&data_dir), assigned, created))
             .buffer_unordered(self.parallel);
-        let (mut done, mut told) = (0, Instant::now());
-        while let Some(handle) = opening.next().await {
-            done += 1;
-            self.open().insert((handle.topic_id(), handle.partition()), handle);
-            if told.elapsed() >= PROGRESS_INTERVAL {
-                told = Instant::now();
-                tracing::info!(done, total, seconds = began.elapsed().as_secs(), "opening partitions");
+        let mut tell = tokio::time::interval(PROGRESS_INTERVAL);
+        tell.reset();
+        let mut done = 0;
+        loop {
+            tokio::select! {
+                biased;
+                _ = tell.tick() => tracing::info!(
+                    done, total, seconds = began.elapsed().as_secs(),
+                    scanned_bytes = self.recovery.scanned_bytes(), to_scan_bytes = self.recovery.to_scan_bytes(),
+                    "opening partitions"
+                ),
+                opened = opening.next() => match opened {
+                    Some(handle) => {
+                        done += 1;
+                        self.open().insert((handle.topic_id(), handle.partition()), handle);
+                    }
+                    None => return,
+                }
             }
         }
     }
@@ -167,20 +186,20 @@ impl Partitions {
             partition: assigned.partition,
         };
         let config = log_config(&assigned.config, self.context.producer_id_expiration_ms);
-        let admitting = Arc::clone(&data_dir);
+        let (admitting, progress) = (Arc::clone(&data_dir), Arc::clone(&self.recovery));
         let path = data_dir.partition_path(&assigned.topic, assigned.partition);
         let opened = self
             .context
             .pool
             .run(move || {
                 let hints = admitting.admit(&identity.topic, identity.partition, identity.topic_id, created)?;
-                Log::open(Arc::clone(admitting.files()), &path, identity, config, hints, now_ms())
+                let files = Arc::clone(admitting.files());
+                Log::open_watched(files, &path, identity, config, hints, now_ms(), &progress)
             })
             .await;
         drop(recovering);
         let log = match opened {
             Ok((log, report)) => {
-                self.context.metrics.recovered_bytes.increment(report.scanned_bytes);
                 // A new log has nothing to recover.
                 if !report.clean && report.scanned_bytes > 0 {
                     tracing::info!(topic = %assigned.topic, partition = assigned.partition, ?report, "partition recovered");
@@ -407,3 +426,7 @@ fn open_error(error: &OpenError) -> PartitionError {
 async fn paused(interval: Duration, shutdown: &CancellationToken) -> bool {
     tokio::time::timeout(interval, shutdown.cancelled()).await.is_ok()
 }
+
+#[cfg(test)]
+#[path = "partitions_tests.rs"]
+mod tests;

@@ -15,7 +15,7 @@ use crate::tls;
 use headwater_proto::{ErrorCode, TopicId, wire};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -43,15 +43,9 @@ pub(crate) struct Shared {
     pub(crate) shutdown: CancellationToken,
     /// Shutdown is over: everything is closed.
     pub(crate) closed: CancellationToken,
-    pub(crate) ready: AtomicBool,
 }
 
 impl Shared {
-    /// Whether everything was recovered and clients are served.
-    pub(crate) fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
-    }
-
     /// This broker's id as the wire has it.
     pub(crate) fn broker_id(&self) -> i32 {
         i32::try_from(self.config.broker_id).unwrap_or(i32::MAX)

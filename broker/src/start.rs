@@ -1,10 +1,11 @@
 //! Starting and stopping a broker.
 //!
-//! Owns: the order. Start: lock the data folder, certificates, replay the metadata, register this incarnation (which
+//! Owns: the order. Start: lock the data folder, serve the admin port, certificates, replay the metadata, register this incarnation (which
 //! raises every leader epoch), recover the partitions, then groups, and only then serve. Stop: take nothing new, append
 //! and acknowledge what was received, close the logs in parallel, and write the clean-shutdown marker last, unless a
 //! partition is fenced. Refuses: signals and logging, which are the command's. Read next: [`crate::server`].
 
+use crate::admin::{self, Shown};
 use crate::cleaner::Cleaner;
 use crate::clock::now_ms;
 use crate::config::BrokerConfig;
@@ -20,15 +21,15 @@ use crate::pool::Pool;
 use crate::server::Connections;
 use crate::shared::Shared;
 use crate::topic_config::{TopicConfig, TopicDefaults};
-use crate::{admin, import, os, quic, runtime, server, tls};
+use crate::{import, os, quic, runtime, server, tls};
 use headwater_proto::{ResetCode, TopicId};
 use headwater_storage::import::{self as storage_import, Manifest};
 use headwater_storage::{DataDir, Files, NewIdentity, OsFiles};
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -70,9 +71,20 @@ impl Broker {
     pub async fn start_on(config: BrokerConfig, files: Arc<dyn Files>) -> Result<Broker, StartError> {
         config.check()?;
         let pool = Pool::start(runtime::io_threads(&config)).map_err(StartError::Threads)?;
-        match start(config, files, pool.clone()).await {
-            Ok(broker) => Ok(broker),
+        let run = Run::default();
+        // Whatever was begun ends again if the rest fails, or nobody waits for it.
+        let begun = (run.shutdown.clone().drop_guard(), run.closed.clone().drop_guard());
+        match start(config, files, pool.clone(), &run).await {
+            Ok(broker) => {
+                begun.0.disarm();
+                begun.1.disarm();
+                Ok(broker)
+            }
             Err(error) => {
+                drop(begun);
+                run.tasks.close();
+                // They hold the data folder: whoever tries again finds it free.
+                drop(timeout(GOODBYE, run.tasks.wait()).await);
                 pool.close();
                 Err(error)
             }
@@ -155,8 +167,23 @@ impl std::fmt::Debug for Broker {
     }
 }
 
-async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Result<Broker, StartError> {
-    let root = config.data_dir.clone();
+/// A broker's tasks, and what they end by.
+#[derive(Default)]
+struct Run {
+    tasks: TaskTracker,
+    /// Nothing new is taken.
+    shutdown: CancellationToken,
+    /// Everything is closed.
+    closed: CancellationToken,
+}
+
+async fn start(
+    config: BrokerConfig,
+    files: Arc<dyn Files>,
+    pool: Pool,
+    Run { tasks, shutdown, closed }: &Run,
+) -> Result<Broker, StartError> {
+    let (root, started_ms) = (config.data_dir.clone(), now_ms());
     let metrics = Arc::new(Metrics::new());
     // The folder is locked before anything in it is touched.
     let identity = NewIdentity { cluster_id: new_id(), broker_id: config.broker_id, directory_id: new_id() };
@@ -177,6 +204,23 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
     let listener = TcpListener::bind(config.admin).await;
     let listener = listener.map_err(|error| StartError::Listen { address: config.admin, error })?;
     let admin = listener.local_addr().map_err(|error| StartError::Listen { address: config.admin, error })?;
+    let threads = runtime::io_threads(&config);
+    let partitions =
+        Arc::new(Partitions::new(Arc::clone(&data_dir), pool.clone(), threads, Arc::clone(&metrics), &config));
+    let network_threads = u32::try_from(tokio::runtime::Handle::current().metrics().num_workers()).unwrap_or(u32::MAX);
+    let shown = Arc::new(Shown {
+        started_ms,
+        network_threads,
+        pool: pool.clone(),
+        metrics: Arc::clone(&metrics),
+        partitions: Arc::clone(&partitions),
+        groups: OnceLock::new(),
+        shutdown: shutdown.clone(),
+        closed: closed.clone(),
+    });
+    tasks.spawn(admin::serve(Arc::clone(&shown), listener));
+    tracing::info!(%admin, data = %root.display(), "starting");
+
     let (tls, secret) = {
         let (root, configured) = (root.clone(), config.tls_certificate.clone().zip(config.tls_key.clone()));
         pool.run(move || {
@@ -204,9 +248,6 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
         (journal, ()) = (back, kept?);
     }
 
-    let threads = runtime::io_threads(&config);
-    let partitions =
-        Arc::new(Partitions::new(Arc::clone(&data_dir), pool.clone(), threads, Arc::clone(&metrics), &config));
     let mut assignments = Assignments::new(&config);
     let assigned = assignments.of(&state);
     {
@@ -219,10 +260,6 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
     partitions.apply(assigned).await;
     tracing::info!(partitions = total, milliseconds = began.elapsed().as_millis(), "partitions opened");
 
-    let shutdown = CancellationToken::new();
-    // Whatever was begun ends again if the rest fails.
-    let begun = shutdown.clone().drop_guard();
-    let tasks = TaskTracker::new();
     let carry_out = {
         let partitions = Arc::clone(&partitions);
         Box::new(move |state: Arc<MetadataState>| {
@@ -253,8 +290,8 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
     );
     let shared = Arc::new(Shared {
         cluster_id,
-        started_ms: now_ms(),
-        network_threads: u32::try_from(tokio::runtime::Handle::current().metrics().num_workers()).unwrap_or(u32::MAX),
+        started_ms,
+        network_threads,
         listen,
         admin,
         pool,
@@ -267,8 +304,7 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
         loans: Arc::new(Semaphore::new(config.loan_bytes as usize)),
         sessions: TaskTracker::new(),
         shutdown: shutdown.clone(),
-        closed: CancellationToken::new(),
-        ready: AtomicBool::new(false),
+        closed: closed.clone(),
         config,
     });
     let partitions = Arc::clone(&shared.partitions);
@@ -287,18 +323,17 @@ async fn start(config: BrokerConfig, files: Arc<dyn Files>, pool: Pool) -> Resul
         };
         tasks.spawn(cleaner.run());
     }
-    let metrics = Arc::clone(&shared.metrics);
+    let (metrics, stop) = (Arc::clone(&shared.metrics), shutdown.clone());
     tasks.spawn(async move {
-        while timeout(METRICS_UPKEEP, shutdown.cancelled()).await.is_err() {
+        while timeout(METRICS_UPKEEP, stop.cancelled()).await.is_err() {
             metrics.upkeep();
         }
     });
-    tasks.spawn(admin::serve(Arc::clone(&shared), listener));
     tasks.spawn(server::accept(Arc::clone(&shared), endpoint.clone()));
-    begun.disarm();
-    shared.ready.store(true, Ordering::Release);
+    // Nobody else sets it.
+    drop(shown.groups.set(shared.groups.clone()));
     tracing::info!(%listen, %admin, cluster_id = shared.cluster_id, data = %root.display(), "serving");
-    Ok(Broker { shared, endpoint, tasks, ca_pem: tls.ca_pem, profile })
+    Ok(Broker { shared, endpoint, tasks: tasks.clone(), ca_pem: tls.ca_pem, profile })
 }
 
 /// A new identity, in the form that Kafka gives it.

@@ -44,6 +44,6 @@ pub use map::Map;
 pub use os::OsFiles;
 pub use producers::{LastSequence, SequenceError};
 pub use reader::{Cursor, LogReader, Slice, TimestampOffset};
-pub use recovery::{CrcDisagreement, CutTail, RecoveryReport};
+pub use recovery::{CrcDisagreement, CutTail, RecoveryProgress, RecoveryReport};
 pub use segment::OpenLimit;
 pub use sim::SimFiles;

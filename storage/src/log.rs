@@ -27,7 +27,7 @@ use crate::index::{IndexBuilder, IndexBytes};
 use crate::metrics as names;
 use crate::producers::{self, Admission, LastSequence, ProducerState, SequenceError};
 use crate::reader::{LogReader, SegmentEntry, View};
-use crate::recovery::{self, RecoveryReport};
+use crate::recovery::{self, RecoveryProgress, RecoveryReport};
 use crate::retention::Recycled;
 
 /// A batch to be appended: checked and walked by whoever took it in.
@@ -120,9 +120,22 @@ impl Log {
         hints: OpenHints,
         now_ms: i64,
     ) -> Result<(Log, RecoveryReport), OpenError> {
+        Log::open_watched(files, dir, identity, config, hints, now_ms, &RecoveryProgress::default())
+    }
+
+    /// As [`Log::open`]; `progress` is told how far a recovery is.
+    pub fn open_watched(
+        files: Arc<dyn Files>,
+        dir: &Path,
+        identity: LogIdentity,
+        config: LogConfig,
+        hints: OpenHints,
+        now_ms: i64,
+        progress: &RecoveryProgress,
+    ) -> Result<(Log, RecoveryReport), OpenError> {
         let dir: Arc<Path> = dir.into();
         let place = Place { files: &files, dir: &dir, identity: &identity, config: &config };
-        let (recovered, report) = recovery::recover(place, hints, now_ms)?;
+        let (recovered, report) = recovery::recover(place, hints, now_ms, progress)?;
         let epochs = Arc::new(recovered.epochs);
         let view = View {
             log_start: recovered.log_start,

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use headwater_proto::batch::{BatchHeader, Records, control};
@@ -34,6 +35,25 @@ use crate::producers::{self, ProducerState};
 use crate::reader::{RecentEnds, SegmentEntry};
 use crate::scan::{self, Checked, IndexAudit, SegmentScan};
 use crate::segment::Segment;
+
+/// How far recoveries are, of all logs that were given it. A log that was closed in good order adds nothing.
+#[derive(Debug, Default)]
+pub struct RecoveryProgress {
+    to_scan_bytes: AtomicU64,
+    scanned_bytes: AtomicU64,
+}
+
+impl RecoveryProgress {
+    /// Bytes that are to be scanned, as far as is known: a log adds its own when it begins.
+    pub fn to_scan_bytes(&self) -> u64 {
+        self.to_scan_bytes.load(Ordering::Acquire)
+    }
+
+    /// Bytes of them that are behind.
+    pub fn scanned_bytes(&self) -> u64 {
+        self.scanned_bytes.load(Ordering::Acquire)
+    }
+}
 
 /// What opening a log found and did.
 #[derive(Debug, Clone, Default)]
@@ -105,6 +125,16 @@ struct Opening<'a> {
     report: RecoveryReport,
     epochs: LeaderEpochs,
     epochs_changed: bool,
+    progress: &'a RecoveryProgress,
+    /// Bytes that were announced to `progress` and are not behind yet.
+    announced_bytes: u64,
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        // What was cut, or is left since something else ended the recovery.
+        self.progress.scanned_bytes.fetch_add(self.announced_bytes, Ordering::AcqRel);
+    }
 }
 
 /// Opens the folder of a partition.
@@ -112,6 +142,7 @@ pub(crate) fn recover(
     place: Place<'_>,
     hints: OpenHints,
     now_ms: i64,
+    progress: &RecoveryProgress,
 ) -> Result<(Recovered, RecoveryReport), OpenError> {
     let Place { files, dir, .. } = place;
     let mut opening = Opening {
@@ -121,6 +152,8 @@ pub(crate) fn recover(
         report: RecoveryReport { clean: hints.clean_shutdown, ..Default::default() },
         epochs: LeaderEpochs::default(),
         epochs_changed: false,
+        progress,
+        announced_bytes: 0,
     };
     if !files::exists(&**files, dir).during("look at", dir)? {
         files.create_dir_all(dir).during("create", dir)?;
@@ -131,7 +164,7 @@ pub(crate) fn recover(
     let bases = opening.base_offsets()?;
     let epochs_known = opening.read_epochs()?;
     let recovered = if bases.is_empty() { opening.create()? } else { opening.segments(&bases, epochs_known)? };
-    Ok((recovered, opening.report))
+    Ok((recovered, std::mem::take(&mut opening.report)))
 }
 
 impl Opening<'_> {
@@ -247,6 +280,10 @@ impl Opening<'_> {
             true => bases.len(),
             false => bases.partition_point(|base| *base <= self.hints.recovery_point).saturating_sub(1),
         };
+        for base_offset in bases.get(first_scanned..).unwrap_or_default() {
+            let path = self.place.dir.join(segment_file_name(*base_offset, ".log"));
+            self.announce(self.place.files.metadata(&path).during("look at", &path)?.len);
+        }
         let mut entries: Vec<SegmentEntry> = Vec::with_capacity(bases.len());
         let mut active = None;
         let mut next_offset = bases.first().copied().unwrap_or(0);
@@ -382,6 +419,7 @@ impl Opening<'_> {
                 tracing::info!(path = %path.display(), why, "reading the segment whole");
 
                 let rebuilt_before = self.report.rebuilt.len();
+                self.announce(metadata.len);
                 let scanned = self.scan_segment(base_offset, i64::MAX, next_base)?;
                 if why.contains("index") && self.report.rebuilt.len() == rebuilt_before {
                     self.report.rebuilt.push(path.with_extension(if why.contains("time") {
@@ -477,6 +515,11 @@ impl Opening<'_> {
         Ok(None)
     }
 
+    fn announce(&mut self, bytes: u64) {
+        self.announced_bytes += bytes;
+        self.progress.to_scan_bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
     fn scan_segment(
         &mut self,
         base_offset: i64,
@@ -504,11 +547,18 @@ impl Opening<'_> {
             }
         };
         let mut audit = IndexAudit::new(base_offset, found(".index")?, found(".timeindex")?);
-        let epochs = &mut self.epochs;
+        let (epochs, progress, announced) = (&mut self.epochs, self.progress, &mut self.announced_bytes);
         let mut epochs_changed = false;
+        let mut behind = |bytes: u64| {
+            let bytes = bytes.min(*announced);
+            *announced -= bytes;
+            progress.scanned_bytes.fetch_add(bytes, Ordering::AcqRel);
+        };
         let scanned = scan::scan_segment(&*file, &path, rules, index, crc, &mut audit, |header| {
             epochs_changed |= epochs.assign(header.leader_epoch, header.base_offset);
+            behind(header.size() as u64);
         })?;
+        behind(scanned.len - scanned.end);
         for (extension, wrong) in [(".index", audit.wrong_offsets), (".timeindex", audit.wrong_times)] {
             if wrong {
                 let path = self.place.dir.join(segment_file_name(base_offset, extension));

@@ -10,6 +10,7 @@
 //!   run it again with a power failure in each of them.
 //! * [`SimFiles::fail`] and [`SimFiles::set_capacity`] make operations fail, as bad and as full disks do. After a sync that failed, the
 //!   pages that were not written count as clean, as Linux has it.
+//! * [`SimFiles::hold`] makes operations wait, as a disk that hangs does.
 //! * A write that changes bytes which a map has published, and a cut below them, panic: they would be undefined behaviour elsewhere.
 
 mod disk;
@@ -18,7 +19,7 @@ mod state;
 use std::collections::BTreeMap;
 use std::io::{self, ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use crate::files::{DirEntry, File, Files, Lock, Metadata, OpenMode};
 use crate::map::Map;
@@ -102,6 +103,71 @@ impl Fault {
     /// With ENOSPC.
     pub fn full(self) -> Fault {
         Fault { errno: libc::ENOSPC, ..self }
+    }
+
+    /// Whether this operation is one of those.
+    fn strikes(&mut self, operation: Operation, path: &Path) -> bool {
+        let on_path = |part: &String| path.to_string_lossy().contains(part.as_str());
+        if self.operation != operation || !self.path.as_ref().is_none_or(on_path) {
+            return false;
+        }
+        if self.after > 0 {
+            self.after -= 1;
+            return false;
+        }
+        let strikes = self.times > 0;
+        self.times = self.times.saturating_sub(1);
+        strikes
+    }
+}
+
+/// Operations that wait until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    gate: Arc<Gate>,
+}
+
+impl Held {
+    /// How many operations wait now.
+    pub fn waiting(&self) -> usize {
+        lock(&self.gate.state).1
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        lock(&self.gate.state).0 = true;
+        self.gate.opened.notify_all();
+    }
+}
+
+#[derive(Debug, Default)]
+struct Gate {
+    /// Whether it is open, and how many wait for that.
+    state: Mutex<(bool, usize)>,
+    opened: Condvar,
+}
+
+impl Gate {
+    fn is_open(&self) -> bool {
+        lock(&self.state).0
+    }
+
+    fn wait(&self) {
+        let mut state = lock(&self.state);
+        state.1 += 1;
+        while !state.0 {
+            state = self.opened.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.1 -= 1;
+    }
+}
+
+/// Waits as long as this operation is held. Nothing is locked meanwhile: everything else goes on.
+fn wait_while_held(state: &Mutex<State>, operation: Operation, path: &Path) {
+    loop {
+        let Some(gate) = lock(state).held(operation, path) else { return };
+        gate.wait();
     }
 }
 
@@ -211,6 +277,14 @@ impl SimFiles {
         lock(&self.state).faults.push(fault);
     }
 
+    /// Lets reads, writes, syncs and changes of names wait that would fail by [`SimFiles::fail`], until what comes back is
+    /// dropped: a disk, or a part of it, that hangs.
+    pub fn hold(&self, which: Fault) -> Held {
+        let gate = Arc::new(Gate::default());
+        lock(&self.state).holds.push((which, Arc::clone(&gate)));
+        Held { gate }
+    }
+
     /// No operation fails any more.
     pub fn heal(&self) {
         lock(&self.state).faults.clear();
@@ -222,6 +296,7 @@ impl SimFiles {
     }
 
     fn change(&self, operation: Operation, path: &Path) -> io::Result<MutexGuard<'_, State>> {
+        wait_while_held(&self.state, operation, path);
         let mut state = lock(&self.state);
         state.begin(operation, path)?;
         Ok(state)
@@ -402,6 +477,7 @@ impl Drop for SimFile {
 
 impl File for SimFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        wait_while_held(&self.state, Operation::Read, &self.path);
         let mut state = lock(&self.state);
         state.check_power()?;
         state.check_faults(Operation::Read, &self.path)?;
@@ -409,6 +485,7 @@ impl File for SimFile {
     }
 
     fn write_at(&self, offset: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
+        wait_while_held(&self.state, Operation::Write, &self.path);
         let bytes: Vec<u8> = parts.iter().flat_map(|part| part.iter().copied()).collect();
         let published = published(&self.state, self.number).min(offset + bytes.len() as u64);
         let mut state = lock(&self.state);
@@ -437,6 +514,7 @@ impl File for SimFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        wait_while_held(&self.state, Operation::Sync, &self.path);
         let mut state = lock(&self.state);
         let failed = state.begin(Operation::Sync, &self.path);
         state.end(())?;

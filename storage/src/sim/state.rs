@@ -6,9 +6,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind};
 use std::path::{Component, Path};
+use std::sync::Arc;
 
 use super::disk::{DirNode, FileNode, NameOperation, Random};
-use super::{Fault, Operation};
+use super::{Fault, Gate, Operation};
 
 pub(super) const ROOT: u64 = 0;
 
@@ -27,6 +28,7 @@ pub(super) struct State {
     pub(super) journal: Vec<NameOperation>,
     pub(super) capacity: Option<u64>,
     pub(super) faults: Vec<Fault>,
+    pub(super) holds: Vec<(Fault, Arc<Gate>)>,
     pub(super) operations: u64,
     pub(super) off_at: Option<u64>,
     pub(super) off: bool,
@@ -43,6 +45,7 @@ impl State {
             journal: Vec::new(),
             capacity: None,
             faults: Vec::new(),
+            holds: Vec::new(),
             operations: 0,
             off_at: None,
             off: false,
@@ -73,19 +76,16 @@ impl State {
     }
 
     pub(super) fn check_faults(&mut self, operation: Operation, path: &Path) -> io::Result<()> {
-        let text = path.to_string_lossy();
-        for fault in &mut self.faults {
-            if fault.operation != operation || fault.path.as_ref().is_some_and(|part| !text.contains(part.as_str())) {
-                continue;
-            }
-            if fault.after > 0 {
-                fault.after -= 1;
-            } else if fault.times > 0 {
-                fault.times -= 1;
-                return Err(io::Error::from_raw_os_error(fault.errno));
-            }
+        match self.faults.iter_mut().find_map(|fault| fault.strikes(operation, path).then_some(fault.errno)) {
+            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+            None => Ok(()),
         }
-        Ok(())
+    }
+
+    /// What this operation has to wait for.
+    pub(super) fn held(&mut self, operation: Operation, path: &Path) -> Option<Arc<Gate>> {
+        self.holds.retain(|(_, gate)| !gate.is_open());
+        self.holds.iter_mut().find_map(|(which, gate)| which.strikes(operation, path).then(|| Arc::clone(gate)))
     }
 
     pub(super) fn used_bytes(&self) -> u64 {

@@ -258,3 +258,22 @@ fn directories_behave_as_directories() {
     files.remove_file(Path::new("/c/f")).unwrap();
     files.remove_dir(Path::new("/c")).unwrap();
 }
+
+#[test]
+fn what_is_held_waits_and_nothing_else_does() {
+    let files = SimFiles::new(1);
+    let [slow, quick] = ["/slow", "/quick"].map(|path| files.open(Path::new(path), OpenMode::CreateNew).unwrap());
+    let held = files.hold(Fault::new(Operation::Sync).on("slow"));
+    std::thread::scope(|scope| {
+        let syncing = scope.spawn(|| slow.sync_data());
+        while held.waiting() == 0 {
+            std::thread::yield_now();
+        }
+        slow.write_at(0, &[IoSlice::new(b"x")]).unwrap();
+        quick.sync_data().unwrap();
+        assert!(!syncing.is_finished());
+        drop(held);
+        syncing.join().unwrap().unwrap();
+    });
+    slow.sync_data().unwrap();
+}
