@@ -23,6 +23,7 @@ mod os;
 pub mod producers;
 mod reader;
 mod recovery;
+mod replay;
 mod retention;
 mod rewrite;
 mod scan;

@@ -20,7 +20,7 @@ use crate::log::Log;
 use crate::metrics as names;
 use crate::producers::{self, ProducerState};
 use crate::reader::{RecentEnds, SegmentEntry};
-use crate::recovery;
+use crate::replay;
 use crate::segment::Segment;
 
 /// How long a deleted segment waits to be written again.
@@ -170,7 +170,7 @@ impl Log {
         self.epochs = Default::default();
         self.epochs_changed = true;
         self.write_epochs()?;
-        recovery::remove_snapshots(&*self.files, &self.dir, |_| true)?;
+        replay::remove_snapshots(&*self.files, &self.dir, |_| true)?;
         self.files.sync_dir(&self.dir).during("sync", &self.dir)?;
         self.relist();
         Ok(())
@@ -215,7 +215,7 @@ impl Log {
         if files::exists(&*self.files, &path).during("look at", &path)? {
             return Ok(None);
         }
-        let producers = recovery::producers_at(&*self.files, &self.dir, &self.sealed, base_offset, now_ms)
+        let producers = replay::producers_at(&*self.files, &self.dir, &self.sealed, base_offset, now_ms)
             .map_err(|error| reading(error, &path))?;
         match self.write_snapshot(base_offset, &producers) {
             Ok(()) => Ok(None),
@@ -330,13 +330,13 @@ impl Log {
 
     /// Takes back what producers and epochs did from an offset on.
     fn forget_from(&mut self, to: i64, now_ms: i64) -> Result<(), LogError> {
-        recovery::remove_snapshots(&*self.files, &self.dir, |offset| offset > to)?;
+        replay::remove_snapshots(&*self.files, &self.dir, |offset| offset > to)?;
         if std::sync::Arc::make_mut(&mut self.epochs).truncate_from(to) {
             self.epochs_changed = true;
             self.write_epochs()?;
         }
         let entries: Vec<SegmentEntry> = self.sealed.iter().cloned().chain([self.active.entry()]).collect();
-        self.producers = recovery::replay_producers(&*self.files, &self.dir, &entries, to, now_ms, &mut Vec::new())
+        self.producers = replay::replay_producers(&*self.files, &self.dir, &entries, to, now_ms, &mut Vec::new())
             .map_err(|error| reading(error, &self.dir.join(segment_file_name(to, producers::EXTENSION))))?;
         Ok(())
     }

@@ -1,0 +1,170 @@
+//! What is known of a log's producers, from its snapshots and its batches.
+//!
+//! Owns: which snapshot is begun with, and the walk over the headers behind it. Refuses: what a batch means to its producer
+//! (`producers.rs`), and writing snapshots (`log.rs`). Read next: `producers.rs`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use headwater_proto::batch::{BatchHeader, Records, control};
+
+use crate::checkpoint::{parse_segment_file_name, segment_file_name};
+use crate::error::{During, IoFailure, ReadError};
+use crate::files::{self, Files, read_exact_at};
+use crate::producers::{self, ProducerState};
+use crate::reader::SegmentEntry;
+use crate::segment::Segment;
+
+/// Bytes at the end of the log in which the batches are looked up that a producers' snapshot does not hold. A producer that still
+/// waits for acknowledgements has its last five batches near the end.
+const REFILL_BYTES: u64 = 16 << 20;
+
+/// Removes the producers' snapshots at the offsets that are named.
+pub(crate) fn remove_snapshots(files: &dyn Files, dir: &Path, which: impl Fn(i64) -> bool) -> Result<(), IoFailure> {
+    for offset in snapshot_offsets(files, dir)? {
+        if which(offset) {
+            let path = dir.join(segment_file_name(offset, producers::EXTENSION));
+            files.remove_file(&path).during("remove", &path)?;
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn snapshot_offsets(files: &dyn Files, dir: &Path) -> Result<Vec<i64>, IoFailure> {
+    let entries = files.list(dir).during("list", dir)?;
+    let parsed = entries.iter().filter_map(|entry| parse_segment_file_name(&entry.name));
+    Ok(parsed.filter(|(_, extension)| *extension == producers::EXTENSION).map(|(offset, _)| offset).collect())
+}
+
+/// What is known of producers at offset `to`: the newest snapshot that can be read, and the headers after it. Snapshots beyond
+/// `to`, damaged ones, and those that belong to no segment and are not the newest, are removed.
+pub(crate) fn replay_producers(
+    files: &dyn Files,
+    dir: &Path,
+    entries: &[SegmentEntry],
+    to: i64,
+    now_ms: i64,
+    rebuilt: &mut Vec<PathBuf>,
+) -> Result<ProducerState, ReadError> {
+    let mut found: Option<(i64, ProducerState)> = None;
+    for offset in snapshot_offsets(files, dir)?.into_iter().rev() {
+        let path = dir.join(segment_file_name(offset, producers::EXTENSION));
+        let of_segment = entries.iter().any(|entry| entry.base_offset() == offset);
+        if offset > to || (found.is_some() && !of_segment) {
+            files.remove_file(&path).during("remove", &path)?;
+            continue;
+        }
+        if found.is_some() {
+            continue;
+        }
+        let bytes = files::read(files, &path, 1 << 30).during("read", &path)?;
+        match producers::decode_snapshot(&bytes) {
+            Ok(entries) => found = Some((offset, ProducerState::from_snapshot(&entries, now_ms))),
+            Err(fault) => {
+                tracing::warn!(path = %path.display(), %fault, "damaged; made anew from the log");
+                files.remove_file(&path).during("remove", &path)?;
+                rebuilt.push(path);
+            }
+        }
+    }
+    let (from, mut state) = found.unwrap_or((i64::MIN, ProducerState::default()));
+    replay(entries, from, to, now_ms, &mut state)?;
+    if !state.is_empty() {
+        // A snapshot holds one batch of each producer; the others that a retry may repeat lie near the end.
+        let mut left = REFILL_BYTES;
+        let mut refill_from = to;
+        for entry in entries.iter().rev() {
+            if entry.size > left {
+                let mut headers =
+                    entry.segment.headers(position_at_least(entry, entry.size - left)?)?.until(entry.size);
+                refill_from = headers.next()?.map_or(refill_from, |(_, header)| header.base_offset);
+                break;
+            }
+            left -= entry.size;
+            refill_from = entry.base_offset();
+        }
+        if refill_from < from {
+            let mut near_the_end = ProducerState::default();
+            replay(entries, refill_from, to, now_ms, &mut near_the_end)?;
+            state.refill(&near_the_end);
+        }
+    }
+    Ok(state)
+}
+
+/// What is known of producers at `to`, where a segment begins: the newest snapshot before it that can be read, and the headers after that.
+pub(crate) fn producers_at(
+    files: &dyn Files,
+    dir: &Path,
+    entries: &[SegmentEntry],
+    to: i64,
+    now_ms: i64,
+) -> Result<ProducerState, ReadError> {
+    let (mut from, mut state) = (i64::MIN, ProducerState::default());
+    for offset in snapshot_offsets(files, dir)?.into_iter().rev().filter(|offset| *offset <= to) {
+        let path = dir.join(segment_file_name(offset, producers::EXTENSION));
+        let bytes = files::read(files, &path, 1 << 30).during("read", &path)?;
+        if let Ok(entries) = producers::decode_snapshot(&bytes) {
+            (from, state) = (offset, ProducerState::from_snapshot(&entries, now_ms));
+            break;
+        }
+    }
+    replay(entries, from, to, now_ms, &mut state)?;
+    Ok(state)
+}
+
+/// A boundary between batches at or after a position, found by the index.
+fn position_at_least(entry: &SegmentEntry, position: u64) -> Result<u64, ReadError> {
+    // Offsets are found by the index, positions are not: halve the offsets.
+    let segment = &entry.segment;
+    let (mut low, mut high) = (0i64, i64::from(i32::MAX));
+    let mut best = segment.position_before(i64::MAX)?;
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        let found = segment.position_before(segment.base_offset + middle)?;
+        if found >= position {
+            (high, best) = (middle, found);
+        } else {
+            low = middle;
+        }
+    }
+    Ok(best)
+}
+
+fn replay(
+    entries: &[SegmentEntry],
+    from: i64,
+    to: i64,
+    now_ms: i64,
+    state: &mut ProducerState,
+) -> Result<(), ReadError> {
+    let first = entries.partition_point(|entry| entry.base_offset() <= from).saturating_sub(1);
+    for entry in entries.get(first..).unwrap_or_default() {
+        let segment = &entry.segment;
+        let start = if entry.base_offset() >= from { 0 } else { segment.position_before(from)? };
+        let mut headers = segment.headers(start)?.until(entry.size);
+        while let Some((position, header)) = headers.next()? {
+            if header.base_offset >= to {
+                return Ok(());
+            }
+            if header.last_offset() < from || !header.is_idempotent() {
+                continue;
+            }
+            let coordinator_epoch =
+                if header.is_control() { coordinator_epoch(segment, position, &header)? } else { None };
+            state.replay(&header, coordinator_epoch, now_ms);
+        }
+    }
+    Ok(())
+}
+
+/// The coordinator epoch in a control batch's marker.
+fn coordinator_epoch(segment: &Arc<Segment>, position: u64, header: &BatchHeader) -> Result<Option<i32>, ReadError> {
+    let path = segment.log_path();
+    let open = segment.open()?;
+    let mut bytes = vec![0; header.size()];
+    read_exact_at(&*open.file, &mut bytes, position).during("read", &path)?;
+    let marker = Records::new(&Bytes::from(bytes)).ok().and_then(|mut records| records.next()).and_then(Result::ok);
+    Ok(marker.and_then(|record| record.value).and_then(|value| control::parse_coordinator_epoch(&value).ok()))
+}
