@@ -67,13 +67,11 @@ pub(crate) struct Prepared {
 }
 
 impl Active {
-    /// Begins an empty segment in a new file, or in a deleted segment's `recycled` one, and reserves space for `needed` bytes.
-    /// The directory is not synced yet. Leaves nothing behind if there is no room.
+    /// Begins an empty segment in a new file, or in a deleted segment's `recycled` one. The directory is not synced yet.
     pub(crate) fn begin(
         place: Place<'_>,
         base_offset: i64,
         recycled: Option<&Path>,
-        needed: u64,
         now_ms: i64,
     ) -> Result<Active, LogError> {
         let Place { files, dir, identity, config } = place;
@@ -91,7 +89,7 @@ impl Active {
             // One that could not be removed when it was given up holds nothing.
             None => drop(files.open(&path, OpenMode::Create).during("create", &path)?),
         }
-        let mut active = Active {
+        let active = Active {
             segment,
             size: 0,
             reserved,
@@ -105,12 +103,6 @@ impl Active {
             unflushed: None,
         };
         active.segment.expect_bytes(u64::from(config.segment_bytes));
-        if needed > 0
-            && let Err(error) = active.reserve(needed, config)
-        {
-            active.discard(&**files, dir)?;
-            return Err(error);
-        }
         Ok(active)
     }
 

@@ -567,15 +567,35 @@ impl Log {
 
     fn begin_segment(&mut self, base_offset: i64, needed: u64, now_ms: i64) -> Result<Active, LogError> {
         let recycled = self.recycled.pop().map(|recycled| recycled.path);
-        let begin =
-            |log: &Log, recycled: Option<&Path>| Active::begin(log.place(), base_offset, recycled, needed, now_ms);
-        match begin(self, recycled.as_deref()) {
-            Err(LogError::FullDisk(_)) if self.give_up_recycled() || recycled.is_some() => begin(self, None),
+        match self.begin_in(recycled.as_deref(), base_offset, needed, now_ms) {
+            Err(LogError::FullDisk(_))
+                if self.poisoned.is_none() && (self.give_up_recycled() || recycled.is_some()) =>
+            {
+                self.begin_in(None, base_offset, needed, now_ms)
+            }
             Ok(active) => {
                 metrics::counter!(names::SEGMENTS_RECYCLED).increment(u64::from(recycled.is_some()));
                 Ok(active)
             }
             result => result,
+        }
+    }
+
+    /// Begins a segment that has space for `needed` bytes, or leaves nothing behind.
+    fn begin_in(
+        &mut self,
+        recycled: Option<&Path>,
+        base_offset: i64,
+        needed: u64,
+        now_ms: i64,
+    ) -> Result<Active, LogError> {
+        let mut active = Active::begin(self.place(), base_offset, recycled, now_ms)?;
+        match if needed > 0 { active.reserve(needed, &self.config) } else { Ok(()) } {
+            Ok(()) => Ok(active),
+            Err(error) => {
+                self.discard(&active);
+                Err(error)
+            }
         }
     }
 

@@ -249,7 +249,7 @@ impl Opening<'_> {
             let path = self.place.dir.join(segment_file_name(start, ".log"));
             return Err(Corruption { path, position: 0, offset: Some(start), detail }.into());
         }
-        let active = Active::begin(self.place, start, None, 0, self.now_ms)?;
+        let active = Active::begin(self.place, start, None, self.now_ms)?;
         remove_snapshots(&**self.place.files, self.place.dir, |_| true)?;
         self.place.files.sync_dir(self.place.dir).during("sync", self.place.dir)?;
         let epochs_changed = !self.epochs.entries().is_empty();
@@ -358,7 +358,7 @@ impl Opening<'_> {
 
     /// The log was moved to begin beyond what a crash left of it: it goes on, empty, where it was to begin, so that no offset is given twice.
     fn restart_at(&mut self, recovered: &mut Recovered, log_start: i64) -> Result<(), OpenError> {
-        let active = Active::begin(self.place, log_start, None, 0, self.now_ms)?;
+        let active = Active::begin(self.place, log_start, None, self.now_ms)?;
         let old = std::mem::replace(&mut recovered.active, active);
         recovered.next_offset = log_start;
         self.place.files.sync_dir(self.place.dir).during("sync", self.place.dir)?;

@@ -164,7 +164,7 @@ impl Log {
             self.unlink(entry)?;
         }
         self.sealed.clear();
-        self.active = Active::begin(self.place(), offset, None, 0, now_ms)?;
+        self.active = Active::begin(self.place(), offset, None, now_ms)?;
         (self.log_start, self.next_offset, self.flushed, self.unflushed_bytes) = (offset, offset, offset, 0);
         self.producers = ProducerState::default();
         self.epochs = Default::default();

@@ -292,19 +292,30 @@ fn a_snapshot_that_cannot_be_written_leaves_the_one_before() {
     assert_eq!(log.last_sequence(7).map(|last| last.sequence), Some(0));
 }
 
-/// A segment that was begun and then given up for want of room could not be removed. It was in the way of every roll from then on.
+/// A segment that was begun and then given up for want of room could not be removed. Where the log went on in the segment before it
+/// (the next batches were smaller, or fewer), it lay in the middle of what was written since, or beyond the end: the log did not open
+/// any more, or began again at an offset that nobody had reached.
 #[test]
-fn a_segment_that_cannot_be_given_up_is_taken_up_again() {
-    let files = disk(0);
-    let (mut log, _) = open(&files, &small_segments(), hints(0, 0));
-    log.append(&[one(&[0; 900], NOW)], 0, NOW).unwrap();
-    files.set_capacity(Some(files.used_bytes()));
-    files.fail(Fault::new(Operation::Remove).on(".log").times(1));
-    assert!(log.append(&[one(&[1; 900], NOW)], 0, NOW).is_err());
-    files.set_capacity(None);
-    assert!(!log.is_poisoned());
-    log.append(&[one(&[2; 900], NOW)], 0, NOW).unwrap();
-    assert_eq!(log.flush().unwrap(), 2);
+fn a_segment_that_cannot_be_given_up_stops_the_log() {
+    for (larger, number) in [(900, 1), (900, 3), (1_900, 2)] {
+        let files = disk(0);
+        let (mut log, _) = open(&files, &small_segments(), hints(0, 0));
+        log.append(&[one(&[0; 300], NOW)], 0, NOW).unwrap();
+        log.flush().unwrap();
+        files.set_capacity(Some(files.used_bytes() + 4_096 * (number - 1)));
+        files.fail(Fault::new(Operation::Remove).on(".log").times(1));
+        let group: Vec<_> = (0..number).map(|n| one(&vec![n as u8; larger], NOW)).collect();
+        assert!(log.append(&group, 0, NOW).is_err());
+        files.set_capacity(None);
+        assert!(log.is_poisoned(), "{larger} {number}");
+        drop(log);
+        let (mut log, _) = open(&files, &small_segments(), hints(1, 0));
+        (1..4).for_each(|n| drop(log.append(&[one(&[n; 300], NOW)], 0, NOW).unwrap()));
+        log.flush().unwrap();
+        log.close().unwrap();
+        let (log, _) = open(&files, &small_segments(), OpenHints { clean_shutdown: true, ..hints(4, 0) });
+        assert_eq!(offsets(&log.reader()), [0, 1, 2, 3], "{larger} {number}");
+    }
 }
 
 /// A deleted segment could not be removed, and the log went on without it, and deleted the ones behind it. When it was opened again,
