@@ -267,6 +267,7 @@ impl Opening<'_> {
     fn segments(&mut self, bases: &[i64], epochs_known: bool) -> Result<Recovered, OpenError> {
         // Those that end before the log start were deleted, or were about to be.
         let departed = bases.windows(2).take_while(|pair| pair[1] <= self.hints.log_start_offset).count();
+        let departed = if self.keep_producers(bases, departed)? { departed } else { 0 };
         let (departed, bases) = bases.split_at(departed);
         departed.iter().try_for_each(|base_offset| self.remove_segment(*base_offset))?;
         // The first segment of which something may not have been flushed.
@@ -354,6 +355,22 @@ impl Opening<'_> {
             self.place.files.sync_dir(self.place.dir).during("sync", self.place.dir)?;
         }
         Ok(recovered)
+    }
+
+    /// Makes sure that what the first segments know of producers is kept once they are removed: a crash may have come before the snapshot
+    /// that a roll writes behind them. Whether they may go; they stay while there is no room for it.
+    fn keep_producers(&self, bases: &[i64], departed: usize) -> Result<bool, OpenError> {
+        let Some((departed, to)) = bases.get(..departed).filter(|bases| !bases.is_empty()).zip(bases.get(departed))
+        else {
+            return Ok(true);
+        };
+        let Place { files, dir, .. } = self.place;
+        let Some(owed) = replay::producers_owed(files, dir, departed, *to, self.now_ms)? else { return Ok(true) };
+        let path = dir.join(segment_file_name(*to, producers::EXTENSION));
+        match files::replace(&**files, &path, &producers::encode_snapshot(&owed.snapshot())) {
+            Err(error) if files::is_full(&error) => Ok(false),
+            result => Ok(result.during("write", &path).map(|()| true)?),
+        }
     }
 
     /// The log was moved to begin beyond what a crash left of it: it goes on, empty, where it was to begin, so that no offset is given twice.

@@ -114,6 +114,49 @@ pub(crate) fn producers_at(
     Ok(state)
 }
 
+/// What is known of producers at `to`, where the log begins with the segments before it (`departed`) about to be removed; `None` if a
+/// snapshot says it, or if they do not lead there. They are beyond every check: what a walk over their headers comes upon ends it.
+pub(crate) fn producers_owed(
+    files: &Arc<dyn Files>,
+    dir: &Arc<Path>,
+    departed: &[i64],
+    to: i64,
+    now_ms: i64,
+) -> Result<Option<ProducerState>, IoFailure> {
+    let (mut reached, mut state) = (i64::MIN, ProducerState::default());
+    for offset in snapshot_offsets(&**files, dir)?.into_iter().rev().filter(|offset| *offset <= to) {
+        let path = dir.join(segment_file_name(offset, producers::EXTENSION));
+        let bytes = files::read(&**files, &path, 1 << 30).during("read", &path)?;
+        if let Ok(entries) = producers::decode_snapshot(&bytes) {
+            (reached, state) = (offset, ProducerState::from_snapshot(&entries, now_ms));
+            break;
+        }
+    }
+    if reached == to {
+        return Ok(None);
+    }
+    let from = reached;
+    for base_offset in
+        departed.get(departed.partition_point(|base| *base <= from).saturating_sub(1)..).unwrap_or_default()
+    {
+        let path = dir.join(segment_file_name(*base_offset, ".log"));
+        let size = files.metadata(&path).during("look at", &path)?.len;
+        let segment = Segment::new(Arc::clone(files), Arc::clone(dir), *base_offset, size, 0, 0);
+        let entry = SegmentEntry { segment, size, largest: None, last_append_ms: 0 };
+        let walked = walk(&entry, from, to, |segment, position, header| {
+            note(segment, position, header, now_ms, &mut state)?;
+            reached = header.next_offset();
+            Ok(())
+        });
+        match walked {
+            Ok(_) | Err(ReadError::Corruption(_)) => {}
+            Err(ReadError::Io(failure)) => return Err(failure),
+            Err(_) => return Ok(None),
+        }
+    }
+    Ok(Some(state).filter(|_| reached == to))
+}
+
 /// A boundary between batches at or after a position, found by the index.
 fn position_at_least(entry: &SegmentEntry, position: u64) -> Result<u64, ReadError> {
     // Offsets are found by the index, positions are not: halve the offsets.
@@ -141,20 +184,40 @@ fn replay(
 ) -> Result<(), ReadError> {
     let first = entries.partition_point(|entry| entry.base_offset() <= from).saturating_sub(1);
     for entry in entries.get(first..).unwrap_or_default() {
-        let segment = &entry.segment;
-        let start = if entry.base_offset() >= from { 0 } else { segment.position_before(from)? };
-        let mut headers = segment.headers(start)?.until(entry.size);
-        while let Some((position, header)) = headers.next()? {
-            if header.base_offset >= to {
-                return Ok(());
-            }
-            if header.last_offset() < from || !header.is_idempotent() {
-                continue;
-            }
-            let coordinator_epoch =
-                if header.is_control() { coordinator_epoch(segment, position, &header)? } else { None };
-            state.replay(&header, coordinator_epoch, now_ms);
+        walk(entry, from, to, |segment, position, header| note(segment, position, header, now_ms, state))?;
+    }
+    Ok(())
+}
+
+/// Visits the headers of a segment's batches that end at or beyond `from` and begin before `to`.
+fn walk(
+    entry: &SegmentEntry,
+    from: i64,
+    to: i64,
+    mut visit: impl FnMut(&Arc<Segment>, u64, &BatchHeader) -> Result<(), ReadError>,
+) -> Result<(), ReadError> {
+    let segment = &entry.segment;
+    let start = if entry.base_offset() >= from { 0 } else { segment.position_before(from)? };
+    let mut headers = segment.headers(start)?.until(entry.size);
+    while let Some((position, header)) = headers.next()?.filter(|(_, header)| header.base_offset < to) {
+        if header.last_offset() >= from {
+            visit(segment, position, &header)?;
         }
+    }
+    Ok(())
+}
+
+/// Takes note of a batch that is in the log.
+fn note(
+    segment: &Arc<Segment>,
+    position: u64,
+    header: &BatchHeader,
+    now_ms: i64,
+    state: &mut ProducerState,
+) -> Result<(), ReadError> {
+    if header.is_idempotent() {
+        let coordinator_epoch = if header.is_control() { coordinator_epoch(segment, position, header)? } else { None };
+        state.replay(header, coordinator_epoch, now_ms);
     }
     Ok(())
 }

@@ -337,3 +337,28 @@ fn a_deletion_that_fails_is_finished_before_the_next_one() {
         assert_eq!(offsets(&log.reader()), (start..6).collect::<Vec<_>>(), "after {after} removals");
     }
 }
+
+/// All records of the last segment were deleted, so that the log began where it ended. The power failed while that segment was rolled, with
+/// the next one begun and no snapshot at its beginning yet: recovery removed the segment as deleted, and with it all that was known of its
+/// producers.
+#[test]
+fn producers_survive_the_removal_of_a_segment_that_a_crash_left_without_a_snapshot_behind_it() {
+    let mut begun = 0;
+    for (seed, operations) in (0..10).flat_map(|seed| (0..14).map(move |operations| (seed, operations))) {
+        let files = disk(seed);
+        let (mut log, _) = open(&files, &small_segments(), hints(0, 0));
+        let options = BuildOptions { producer_id: 7, producer_epoch: 0, base_sequence: 0, ..BuildOptions::default() };
+        log.append(&[batch_of(options, NOW, &[&[1; 700]]), one(b"x", NOW)], 0, NOW).unwrap();
+        log.flush().unwrap();
+        assert_eq!(log.delete_records(1, 2, NOW).unwrap(), 1);
+        log.truncate(1, NOW).unwrap();
+        files.power_off_after(operations);
+        let _ = log.append(&[one(&[2; 700], NOW)], 0, NOW);
+        let files = files.crash();
+        begun += usize::from(files.list(Path::new(DIR)).unwrap().iter().any(|entry| entry.name.ends_with("1.log")));
+        let (log, _) = open(&files, &small_segments(), hints(0, 1));
+        let last = log.last_sequence(7).map(|last| (last.sequence, last.offset));
+        assert_eq!(last, Some((0, 0)), "seed {seed}, {operations} operations");
+    }
+    assert!(begun > 0);
+}
