@@ -332,7 +332,7 @@ async fn look_up(
     let end = offsets.high_watermark;
     answer.log_start_offset = offsets.log_start;
     answer.high_watermark = end;
-    let failed = |error: ReadError| PartitionError::Internal(error.to_string().into()).to_wire();
+    let failed = |error: ReadError| partition.read_failed(&error).to_wire();
     let found = match at {
         None => return Err(invalid("the query does not say which offset it asks for")),
         Some(At::Earliest(_)) => {

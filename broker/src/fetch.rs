@@ -350,18 +350,7 @@ impl Sending<'_> {
         Ok(())
     }
 
-    /// What the reader is told of a failed read. Bytes that cannot be read or make no sense fence the partition.
     fn read_error(&self, error: ReadError) -> End {
-        let offsets = self.watermarks.borrow().offsets;
-        End::Partition(match error {
-            ReadError::OutOfRange(range) => PartitionError::OffsetOutOfRange {
-                offset: range.offset,
-                log_start_offset: offsets.log_start,
-                end_offset: offsets.high_watermark,
-            },
-            ReadError::Closed => self.watermarks.borrow().ended.clone().unwrap_or(PartitionError::ShuttingDown),
-            ReadError::Io(_) if error.retryable() => PartitionError::Exhausted(error.to_string().into()),
-            ReadError::Io(_) | ReadError::Corruption(_) => self.partition.fence(&error),
-        })
+        End::Partition(self.partition.read_failed(&error))
     }
 }

@@ -359,3 +359,54 @@ async fn a_deletion_that_cannot_be_written_down_is_not_confirmed() {
     assert_eq!((opened.error, opened.log_start_offset), (None, 3));
     broker.shutdown().await;
 }
+
+/// A look-up by time answered `internal` where a fetch fences, and the next one read the bad block again.
+#[tokio::test]
+async fn a_bad_block_fences_its_partition_and_no_other_whoever_reads_it() {
+    use wire::offset_query::At;
+    let ways: [Option<At>; 3] = [None, Some(At::TimestampMs(1)), Some(At::MaxTimestamp(wire::Done {}))];
+    for (seed, way) in (7..).zip(ways) {
+        let dir = tempfile::tempdir().unwrap();
+        let files = SimFiles::new(seed);
+        let broker = start_on(dir.path(), &files, &[]).await;
+        let client = Client::connect(&broker).await;
+        let sick = client.create_topic("sick", 1, &[]).await;
+        let well = client.create_topic("well", 1, &[]).await;
+        for topic in [&sick, &well] {
+            assert_eq!(produced(&client, topic, b"kept").await.error, None);
+        }
+        assert!(broker.shutdown().await);
+
+        let files = files.restart();
+        let broker = start_on(dir.path(), &files, &[]).await;
+        let client = Client::connect(&broker).await;
+        files.fail(Fault::new(Operation::Read).on("sick-0/00000000000000000000.log"));
+        let error = match way {
+            None => client.fetch(open_fetch(&sick, 0, 0)).await.0.data().await.0.error,
+            Some(at) => {
+                let query = wire::OffsetQuery { topic: "sick".into(), partition: 0, at: Some(at) };
+                let list = wire::ListOffsets { queries: vec![query] };
+                match client.call(Request::ListOffsets(list)).await {
+                    Response::ListOffsets(listed) => listed.answers[0].error.clone(),
+                    other => panic!("{other:?}"),
+                }
+            }
+        };
+        assert_eq!(code(error.as_ref()), ErrorCode::PartitionFenced, "{error:?}");
+        assert!(error.unwrap().message.contains("00000000000000000000.log"));
+        // The disk may be well again: nothing of the log is served before it was recovered.
+        files.heal();
+        let (_, opened) = client.fetch(open_fetch(&sick, 0, 0)).await;
+        assert_eq!(code(opened.error.as_ref()), ErrorCode::PartitionFenced);
+        assert_eq!(code(produced(&client, &sick, b"x").await.error.as_ref()), ErrorCode::PartitionFenced);
+        assert_eq!(produced(&client, &well, b"x").await.durability(), Durability::Flushed);
+        assert_eq!(client.fetch(open_fetch(&well, 0, 0)).await.0.read_to(2).await.len(), 2);
+        assert!(!broker.shutdown().await, "no clean marker with a fenced partition");
+
+        let files = files.restart();
+        let broker = start_on(dir.path(), &files, &[]).await;
+        let client = Client::connect(&broker).await;
+        assert_eq!(&client.fetch(open_fetch(&sick, 0, 0)).await.0.read_to(1).await[0].1[..], b"kept");
+        assert!(broker.shutdown().await);
+    }
+}

@@ -22,16 +22,16 @@ pub(super) async fn read(partition: PartitionHandle, pool: Pool, after: Duration
     tokio::time::sleep(after).await;
     let reader = partition.reader()?;
     let end = partition.offsets().high_watermark;
-    pool.run_long(move || replay(&reader, end)).await
+    pool.run_long(move || replay(&partition, &reader, end)).await
 }
 
-fn replay(reader: &LogReader, end: i64) -> Result<Replay, PartitionError> {
+fn replay(partition: &PartitionHandle, reader: &LogReader, end: i64) -> Result<Replay, PartitionError> {
     let mut replay = Replay::default();
     let start = reader.log_start_offset();
     if start >= end {
         return Ok(replay);
     }
-    let failed = |error: ReadError| PartitionError::Internal(error.to_string().into());
+    let failed = |error: ReadError| partition.read_failed(&error);
     let mut cursor = reader.seek(start).map_err(failed)?;
     let mut bytes = BytesMut::new();
     while let Some(slice) = reader.read(&mut cursor, READ_BYTES, end).map_err(failed)? {

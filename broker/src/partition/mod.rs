@@ -19,7 +19,7 @@ use arc_swap::ArcSwap;
 use headwater_proto::TopicId;
 use headwater_proto::batch::TimestampType;
 use headwater_proto::wire::Acks;
-use headwater_storage::{Cleanup, LastSequence, Log, LogConfig, LogError, LogReader, NewBatch};
+use headwater_storage::{Cleanup, LastSequence, Log, LogConfig, LogError, LogReader, NewBatch, ReadError};
 use state::{Append, AppendDone, AppendResult, Limits, Offsets, PartitionState, fenced};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -326,7 +326,21 @@ impl PartitionHandle {
         self.shared.watermarks.borrow().ended.clone()
     }
 
-    /// Reading failed: a bad block, or bytes that make no sense. Nothing of the partition is served any more.
+    /// What whoever reads is told of a read that failed. A bad block, and bytes that make no sense, fence the partition.
+    pub(crate) fn read_failed(&self, error: &ReadError) -> PartitionError {
+        match error {
+            ReadError::OutOfRange(range) => PartitionError::OffsetOutOfRange {
+                offset: range.offset,
+                log_start_offset: self.offsets().log_start,
+                end_offset: self.offsets().high_watermark,
+            },
+            ReadError::Closed => self.why_ended(),
+            ReadError::Io(_) if error.retryable() => PartitionError::Exhausted(error.to_string().into()),
+            ReadError::Io(_) | ReadError::Corruption(_) => self.fence(error),
+        }
+    }
+
+    /// Nothing of the partition is served any more.
     pub(crate) fn fence(&self, reason: &impl std::fmt::Display) -> PartitionError {
         // A partition that ended is not served already.
         drop(self.send(Message::Fence(reason.to_string())));
