@@ -9,7 +9,7 @@ pub struct Command {
     pub command_id: ::prost::bytes::Bytes,
     #[prost(
         oneof = "command::Command",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
     )]
     pub command: ::core::option::Option<command::Command>,
 }
@@ -47,6 +47,14 @@ pub mod command {
         FenceReplicas(super::FenceReplicas),
         #[prost(message, tag = "15")]
         RaiseFeatureLevel(super::RaiseFeatureLevel),
+        #[prost(message, tag = "16")]
+        AlterPartition(super::AlterPartition),
+        #[prost(message, tag = "17")]
+        ElectLeaders(super::ElectLeaders),
+        #[prost(message, tag = "18")]
+        Reassign(super::Reassign),
+        #[prost(message, tag = "19")]
+        CancelReassignment(super::CancelReassignment),
     }
 }
 /// A broker started. Every leadership of an earlier incarnation ends: the epochs of the partitions it led go up. It leaves
@@ -141,6 +149,56 @@ pub struct FenceReplicas {
 pub struct RaiseFeatureLevel {
     #[prost(uint32, tag = "1")]
     pub level: u32,
+}
+/// The leader of a partition says who is in sync.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AlterPartition {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub topic_id: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub partition: u32,
+    #[prost(message, optional, tag = "3")]
+    pub leader: ::core::option::Option<Member>,
+    #[prost(int32, tag = "4")]
+    pub leader_epoch: i32,
+    /// The partition as it was when this was decided.
+    #[prost(int32, tag = "5")]
+    pub partition_epoch: i32,
+    #[prost(message, repeated, tag = "6")]
+    pub isr: ::prost::alloc::vec::Vec<Member>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Member {
+    #[prost(int32, tag = "1")]
+    pub broker_id: i32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub incarnation: ::prost::bytes::Bytes,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ElectLeaders {
+    #[prost(enumeration = "ElectionKind", tag = "1")]
+    pub kind: i32,
+    #[prost(message, repeated, tag = "2")]
+    pub partitions: ::prost::alloc::vec::Vec<TopicPartition>,
+}
+/// A partition moves to these brokers, the preferred leader first. The new ones keep it at once; those that go leave once all
+/// of the new ones are in sync.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Reassign {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub topic_id: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub partition: u32,
+    #[prost(int32, repeated, tag = "3")]
+    pub replicas: ::prost::alloc::vec::Vec<i32>,
+}
+/// A partition stays where it was.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct CancelReassignment {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub topic_id: ::prost::bytes::Bytes,
+    #[prost(uint32, tag = "2")]
+    pub partition: u32,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CreateTopic {
@@ -371,6 +429,40 @@ pub struct Partition {
     pub fenced: ::prost::alloc::vec::Vec<i32>,
     #[prost(int32, repeated, tag = "9")]
     pub last_known: ::prost::alloc::vec::Vec<i32>,
+    #[prost(int32, repeated, tag = "10")]
+    pub adding: ::prost::alloc::vec::Vec<i32>,
+    #[prost(int32, repeated, tag = "11")]
+    pub removing: ::prost::alloc::vec::Vec<i32>,
+    #[prost(int32, repeated, tag = "12")]
+    pub target: ::prost::alloc::vec::Vec<i32>,
+}
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum ElectionKind {
+    /// The first of the replicas leads, where it is in sync.
+    Preferred = 0,
+    /// Where nobody leads, a replica leads that may miss acknowledged records.
+    Unclean = 1,
+}
+impl ElectionKind {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Preferred => "PREFERRED",
+            Self::Unclean => "UNCLEAN",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "PREFERRED" => Some(Self::Preferred),
+            "UNCLEAN" => Some(Self::Unclean),
+            _ => None,
+        }
+    }
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -219,13 +219,18 @@ impl MetadataState {
     }
 
     /// The broker, if this is the incarnation that it registered.
-    fn incarnation_mut(&mut self, broker_id: i32, incarnation: &[u8]) -> Result<&mut Broker, Refusal> {
-        let incarnation = incarnation_from_wire(incarnation)?;
-        let broker = self.brokers.get_mut(&broker_id).ok_or(Refusal::UnknownBroker(broker_id))?;
-        if broker.incarnation != incarnation {
-            return Err(Refusal::StaleIncarnation { broker_id, given: incarnation, registered: broker.incarnation });
+    pub(super) fn incarnation(&self, broker_id: i32, incarnation: &[u8]) -> Result<&Broker, Refusal> {
+        let given = incarnation_from_wire(incarnation)?;
+        let broker = self.brokers.get(&broker_id).ok_or(Refusal::UnknownBroker(broker_id))?;
+        match broker.incarnation == given {
+            true => Ok(broker),
+            false => Err(Refusal::StaleIncarnation { broker_id, given, registered: broker.incarnation }),
         }
-        Ok(broker)
+    }
+
+    fn incarnation_mut(&mut self, broker_id: i32, incarnation: &[u8]) -> Result<&mut Broker, Refusal> {
+        self.incarnation(broker_id, incarnation)?;
+        self.brokers.get_mut(&broker_id).ok_or(Refusal::UnknownBroker(broker_id))
     }
 
     /// A broker that started anew, or is gone, is not the controller that it was. The epoch stays: it never falls.

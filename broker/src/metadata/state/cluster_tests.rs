@@ -1,26 +1,25 @@
-//! The rules of brokers, leaders and in-sync replicas, one by one, and any commands against what must always hold.
+//! The rules of brokers and elections, one by one.
 
 use super::brokers::incarnation_to_wire;
 use super::*;
-use proptest::prelude::*;
 
 /// A state under commands of a cluster. A broker's incarnation is its number and how often it was started.
 #[derive(Debug, Clone)]
-struct Cluster {
-    state: MetadataState,
-    boots: BTreeMap<i32, u64>,
+pub(super) struct Cluster {
+    pub(super) state: MetadataState,
+    pub(super) boots: BTreeMap<i32, u64>,
 }
 
-const TOPIC: TopicId = TopicId::from_bytes([1; 16]);
+pub(super) const TOPIC: TopicId = TopicId::from_bytes([1; 16]);
 
-fn incarnation(broker_id: i32, boots: u64) -> Uuid {
+pub(super) fn incarnation(broker_id: i32, boots: u64) -> Uuid {
     let mut bytes = [7; 16];
     bytes[0] = broker_id as u8;
     bytes[1] = boots as u8;
     Uuid::from_bytes(bytes)
 }
 
-fn registration(broker_id: i32, boots: u64) -> command::RegisterBroker {
+pub(super) fn registration(broker_id: i32, boots: u64) -> command::RegisterBroker {
     command::RegisterBroker {
         broker_id,
         incarnation: incarnation_to_wire(incarnation(broker_id, boots)),
@@ -30,7 +29,7 @@ fn registration(broker_id: i32, boots: u64) -> command::RegisterBroker {
     }
 }
 
-fn create_topic(partitions: &[&[i32]], config: &[(&str, &str)]) -> Kind {
+pub(super) fn create_topic(partitions: &[&[i32]], config: &[(&str, &str)]) -> Kind {
     let replicas = |brokers: &&[i32]| command::Replicas { brokers: brokers.to_vec() };
     Kind::CreateTopic(command::CreateTopic {
         name: "topic".into(),
@@ -41,17 +40,17 @@ fn create_topic(partitions: &[&[i32]], config: &[(&str, &str)]) -> Kind {
     })
 }
 
-fn values(config: &[(&str, &str)]) -> TopicValues {
+pub(super) fn values(config: &[(&str, &str)]) -> TopicValues {
     config.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
-fn named(partition: u32) -> Vec<command::TopicPartition> {
+pub(super) fn named(partition: u32) -> Vec<command::TopicPartition> {
     vec![command::TopicPartition { topic_id: TOPIC.to_wire(), partition }]
 }
 
 impl Cluster {
     /// Brokers 1 to `brokers`, active; the first is the controller.
-    fn new(brokers: i32) -> Cluster {
+    pub(super) fn new(brokers: i32) -> Cluster {
         let mut cluster = Cluster { state: MetadataState::new("cluster"), boots: BTreeMap::new() };
         for broker in 1..=brokers {
             cluster.start(broker);
@@ -64,13 +63,13 @@ impl Cluster {
     }
 
     /// The same with one topic of one partition.
-    fn with_topic(brokers: i32, replicas: &[i32], config: &[(&str, &str)]) -> Cluster {
+    pub(super) fn with_topic(brokers: i32, replicas: &[i32], config: &[(&str, &str)]) -> Cluster {
         let mut cluster = Cluster::new(brokers);
         cluster.run(create_topic(&[replicas], config));
         cluster
     }
 
-    fn try_run(&mut self, command: impl Into<command::Command>) -> Result<Outcome, Refusal> {
+    pub(super) fn try_run(&mut self, command: impl Into<command::Command>) -> Result<Outcome, Refusal> {
         let before = self.state.clone();
         let result = self.state.apply(before.index + 1, &command.into());
         check(&self.state);
@@ -80,24 +79,24 @@ impl Cluster {
         result
     }
 
-    fn run(&mut self, command: impl Into<command::Command>) -> Outcome {
+    pub(super) fn run(&mut self, command: impl Into<command::Command>) -> Outcome {
         self.try_run(command).expect("accepted")
     }
 
-    fn refused(&mut self, command: impl Into<command::Command>) -> Refusal {
+    pub(super) fn refused(&mut self, command: impl Into<command::Command>) -> Refusal {
         self.try_run(command).expect_err("refused")
     }
 
     /// The command of the controller in office.
-    fn controllers(&self, kind: Kind) -> command::Command {
+    pub(super) fn controllers(&self, kind: Kind) -> command::Command {
         command::Command { controller_epoch: self.state.controller_epoch, ..kind.into() }
     }
 
-    fn incarnation(&self, broker_id: i32) -> bytes::Bytes {
+    pub(super) fn incarnation(&self, broker_id: i32) -> bytes::Bytes {
         incarnation_to_wire(incarnation(broker_id, self.boots.get(&broker_id).copied().unwrap_or(1)))
     }
 
-    fn start_with(&mut self, broker_id: i32, change: impl FnOnce(&mut command::RegisterBroker)) -> Outcome {
+    pub(super) fn start_with(&mut self, broker_id: i32, change: impl FnOnce(&mut command::RegisterBroker)) -> Outcome {
         let boots = self.boots.entry(broker_id).or_default();
         *boots += 1;
         let mut register = registration(broker_id, *boots);
@@ -105,52 +104,52 @@ impl Cluster {
         self.run(Kind::RegisterBroker(register))
     }
 
-    fn start(&mut self, broker_id: i32) -> Outcome {
+    pub(super) fn start(&mut self, broker_id: i32) -> Outcome {
         self.start_with(broker_id, |_| {})
     }
 
-    fn become_controller(&mut self, broker_id: i32) {
+    pub(super) fn become_controller(&mut self, broker_id: i32) {
         let incarnation = self.incarnation(broker_id);
         self.run(Kind::BecomeController(command::BecomeController { broker_id, incarnation }));
     }
 
-    fn fence(&mut self, broker_id: i32) {
+    pub(super) fn fence(&mut self, broker_id: i32) {
         let fence = command::FenceBroker { broker_id, incarnation: self.incarnation(broker_id) };
         self.run(self.controllers(Kind::FenceBroker(fence)));
     }
 
-    fn unfence(&mut self, broker_id: i32) {
+    pub(super) fn unfence(&mut self, broker_id: i32) {
         let unfence = command::UnfenceBroker { broker_id, incarnation: self.incarnation(broker_id) };
         self.run(self.controllers(Kind::UnfenceBroker(unfence)));
     }
 
-    fn drain(&mut self, broker_id: i32) {
+    pub(super) fn drain(&mut self, broker_id: i32) {
         self.run(Kind::DrainBroker(command::DrainBroker { broker_id, incarnation: self.incarnation(broker_id) }));
     }
 
-    fn fence_replica(&mut self, broker_id: i32) {
+    pub(super) fn fence_replica(&mut self, broker_id: i32) {
         let incarnation = self.incarnation(broker_id);
         self.run(Kind::FenceReplicas(command::FenceReplicas { broker_id, incarnation, replicas: named(0) }));
     }
 
-    fn alter(&mut self, config: &[(&str, &str)]) {
+    pub(super) fn alter(&mut self, config: &[(&str, &str)]) {
         let alter = command::AlterTopic { topic_id: TOPIC.to_wire(), config: values(config) };
         self.run(Kind::AlterTopic(alter));
     }
 
-    fn partition(&self) -> &Partition {
+    pub(super) fn partition(&self) -> &Partition {
         &self.state.topic_by_id(&TOPIC).expect("there").partitions[0]
     }
 
     /// Leader, its epoch, in-sync and eligible replicas.
-    fn seen(&self) -> (i32, i32, &[i32], &[i32]) {
+    pub(super) fn seen(&self) -> (i32, i32, &[i32], &[i32]) {
         let partition = self.partition();
         (partition.leader, partition.leader_epoch, &partition.isr, &partition.elr)
     }
 }
 
 /// What must always hold, beyond what a partition says of itself.
-fn check(state: &MetadataState) {
+pub(super) fn check(state: &MetadataState) {
     assert_eq!(state.names.len(), state.topics.len());
     let state_of = |broker: &i32| state.broker(*broker).map(|broker| broker.state);
     for (name, topic) in &state.topics {
@@ -179,7 +178,7 @@ fn check(state: &MetadataState) {
     }
 }
 
-const MIN_2: &[(&str, &str)] = &[("min.insync.replicas", "2")];
+pub(super) const MIN_2: &[(&str, &str)] = &[("min.insync.replicas", "2")];
 
 #[test]
 fn a_registered_broker_is_fenced_until_a_controller_says_otherwise() {
@@ -533,143 +532,4 @@ fn a_journal_of_before_there_were_clusters_means_what_it_meant() {
     cluster.become_controller(1);
     cluster.unfence(1);
     assert_eq!(cluster.seen(), (1, 2, &[1][..], &[][..]));
-}
-
-/// What one command is made of; the state says what it means.
-#[derive(Debug, Clone)]
-struct Draw {
-    kind: usize,
-    broker: i32,
-    partition: u32,
-    /// Often 0: then nothing is wrong with the command.
-    fault: usize,
-    replicas: Vec<i32>,
-    number: usize,
-}
-
-fn any_draw() -> impl Strategy<Value = Draw> {
-    let replicas = prop::sample::subsequence(vec![1, 2, 3, 4], 1..4).prop_shuffle();
-    let fault = prop_oneof![6 => Just(0), 1 => 1..4usize];
-    let kind = prop_oneof![3 => 0..KINDS, 2 => Just(0usize), 4 => Just(1usize), 2 => Just(2usize)];
-    (kind, 1..5i32, 0..3u32, fault, replicas, 0..4usize).prop_map(
-        |(kind, broker, partition, fault, replicas, number)| Draw { kind, broker, partition, fault, replicas, number },
-    )
-}
-
-const KINDS: usize = 12;
-
-fn command_of(state: &MetadataState, draw: &Draw, step: usize) -> command::Command {
-    let Draw { broker: broker_id, fault, number, .. } = *draw;
-    let known = state.broker(broker_id);
-    let incarnation = match (known, fault) {
-        (Some(known), 0 | 2 | 3) => incarnation_to_wire(known.incarnation),
-        _ => incarnation_to_wire(Uuid::from_bytes([fault as u8; 16])),
-    };
-    let named = vec![command::TopicPartition { topic_id: TOPIC.to_wire(), partition: draw.partition }];
-    let config: &[&[(&str, &str)]] =
-        &[&[], MIN_2, &[("min.insync.replicas", "3")], &[("unclean.leader.election.enable", "true")]];
-    let config = values(config[number]);
-    let kind = match draw.kind {
-        0 => {
-            let mut fresh = [0x55; 16];
-            fresh[..8].copy_from_slice(&(step as u64).to_be_bytes());
-            let boots = known.map_or(1, |known| known.boots + 1);
-            Kind::RegisterBroker(command::RegisterBroker {
-                broker_id,
-                incarnation: incarnation_to_wire(Uuid::from_bytes(fresh)),
-                boots: if fault == 1 { boots.saturating_sub(2).max(1) } else { boots },
-                directory_id: if fault == 2 { "another" } else { "disk" }.into(),
-                lost: if fault == 3 { named } else { Vec::new() },
-                replaces: known.filter(|_| number > 1).map_or(0, |known| known.epoch),
-                ..command::RegisterBroker::default()
-            })
-        }
-        1 => Kind::UnfenceBroker(command::UnfenceBroker { broker_id, incarnation }),
-        2 => Kind::FenceBroker(command::FenceBroker { broker_id, incarnation }),
-        3 => Kind::DrainBroker(command::DrainBroker { broker_id, incarnation }),
-        4 => Kind::FenceReplicas(command::FenceReplicas { broker_id, incarnation, replicas: named }),
-        5 => Kind::BecomeController(command::BecomeController { broker_id, incarnation }),
-        6 => Kind::RemoveBroker(command::RemoveBroker { broker_id }),
-        7 => Kind::AlterTopic(command::AlterTopic { topic_id: TOPIC.to_wire(), config }),
-        8 if number == 0 => Kind::DeleteTopic(command::DeleteTopic { topic_id: TOPIC.to_wire() }),
-        9 => Kind::RegisterBroker(command::RegisterBroker { boots: 0, ..registration(broker_id, 99) }),
-        10 => Kind::AddPartitions(command::AddPartitions {
-            topic_id: TOPIC.to_wire(),
-            from: state.topic_by_id(&TOPIC).map_or(0, |topic| topic.partitions.len() as u32),
-            partitions: vec![command::Replicas { brokers: draw.replicas.clone() }],
-        }),
-        _ => {
-            let replicas = &draw.replicas[..];
-            let Kind::CreateTopic(create) = create_topic(&[replicas, replicas, replicas], &[]) else { unreachable!() };
-            Kind::CreateTopic(command::CreateTopic { config, ..create })
-        }
-    };
-    let is_controllers = matches!(kind, Kind::UnfenceBroker(_) | Kind::FenceBroker(_));
-    command::Command {
-        controller_epoch: if is_controllers {
-            state.controller_epoch - u64::from(fault == 2).min(state.controller_epoch)
-        } else {
-            0
-        },
-        ..kind.into()
-    }
-}
-
-/// Who led which epoch of a partition.
-type Leaderships = BTreeMap<(usize, i32), (i32, Uuid)>;
-
-fn check_step(before: &MetadataState, after: &MetadataState, leaderships: &mut Leaderships) {
-    assert!(after.controller_epoch >= before.controller_epoch && after.feature_level >= before.feature_level);
-    let (Some(new), old) = (after.topic_by_id(&TOPIC), before.topic_by_id(&TOPIC)) else {
-        leaderships.clear();
-        return;
-    };
-    for (number, partition) in new.partitions.iter().enumerate() {
-        if let Some(old) = old.and_then(|old| old.partitions.get(number)) {
-            assert!(partition.leader_epoch >= old.leader_epoch);
-            assert!(partition.unclean_recoveries >= old.unclean_recoveries);
-            assert_eq!(partition.partition_epoch, old.partition_epoch + i32::from(partition != old));
-            // Everybody who was in sync is, or is eligible, or was given up by name; with enough of them in sync, or none to
-            // lose, they may go.
-            if partition.isr.is_empty() && partition.elr.is_empty() && !(old.isr.is_empty() && old.elr.is_empty()) {
-                assert_eq!(partition.last_known.len(), 1, "{old:?} -> {partition:?}");
-            }
-            let may_miss = !old.isr.contains(&partition.leader) && !old.elr.contains(&partition.leader);
-            if old.leader != partition.leader && partition.leader != NO_LEADER && may_miss {
-                assert_eq!(partition.unclean_recoveries, old.unclean_recoveries + 1, "{old:?} -> {partition:?}");
-            }
-        }
-        if let Some(leader) = after.broker(partition.leader) {
-            let led_by = (leader.id, leader.incarnation);
-            let first = *leaderships.entry((number, partition.leader_epoch)).or_insert(led_by);
-            assert_eq!(first, led_by, "two leaderships in epoch {} of {number}", partition.leader_epoch);
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(256))]
-    #[test]
-    fn any_commands_of_a_cluster_keep_what_must_hold(
-        draws in prop::collection::vec(any_draw(), 1..120),
-        cut in 0..120usize,
-    ) {
-        let mut cluster = Cluster::new(4);
-        cluster.run(create_topic(&[&[1, 2, 3], &[2, 3, 4], &[4]], MIN_2));
-        let mut copy = cluster.state.clone();
-        let mut leaderships = Leaderships::new();
-        check_step(&cluster.state.clone(), &cluster.state, &mut leaderships);
-        for (step, draw) in draws.iter().enumerate() {
-            if step == cut {
-                copy = MetadataState::from_snapshot(copy.snapshot()).expect("its own snapshot");
-                prop_assert_eq!(&copy, &cluster.state);
-            }
-            let command = command_of(&cluster.state, draw, step);
-            let before = cluster.state.clone();
-            let outcome = cluster.try_run(command.clone());
-            check_step(&before, &cluster.state, &mut leaderships);
-            prop_assert_eq!(copy.apply(before.index + 1, &command), outcome);
-            prop_assert_eq!(&copy, &cluster.state);
-        }
-    }
 }

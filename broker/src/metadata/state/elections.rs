@@ -5,8 +5,10 @@
 //! then it alone is in sync and the recovery is counted; nobody. Only an active broker is elected. One that drains leads on
 //! where nobody can take over.
 
+use super::super::command::{self, ElectionKind};
 use super::brokers::{Broker, BrokerState};
 use super::partitions::{NO_LEADER, Partition, Rules, remove};
+use super::{MetadataState, Outcome, Refusal};
 
 impl Rules<'_> {
     fn state(&self, broker_id: i32) -> Option<BrokerState> {
@@ -62,5 +64,33 @@ impl Partition {
     fn lead_alone(&mut self, leader: i32) {
         self.leader = leader;
         self.isr = vec![leader];
+    }
+}
+
+impl MetadataState {
+    /// Elections that somebody asks for. Partitions where there is nothing to elect stay as they are.
+    pub(super) fn elect_leaders(&mut self, elect: &command::ElectLeaders) -> Result<Outcome, Refusal> {
+        let kind = ElectionKind::try_from(elect.kind);
+        let kind = kind.map_err(|_| Refusal::Unknown("asks for an election of no known kind"))?;
+        for named in &elect.partitions {
+            self.partition(&named.topic_id, named.partition)?;
+        }
+        let mut changed = 0;
+        for named in &elect.partitions {
+            let is_changed =
+                self.change_partition(&named.topic_id, named.partition, |partition, rules| match kind {
+                    ElectionKind::Preferred => partition.elect_preferred(rules),
+                    ElectionKind::Unclean => partition.elect_among(rules, true),
+                })?;
+            changed += usize::from(is_changed);
+        }
+        Ok(Outcome::PartitionsChanged(changed))
+    }
+}
+
+impl Partition {
+    fn elect_preferred(&mut self, rules: &Rules<'_>) {
+        let preferred = self.replicas.first().filter(|broker| self.isr.contains(broker) && rules.is_active(**broker));
+        self.leader = preferred.copied().unwrap_or(self.leader);
     }
 }

@@ -17,6 +17,7 @@ mod brokers;
 mod elections;
 mod partitions;
 mod producers;
+mod reassignments;
 mod snapshot;
 mod topics;
 
@@ -94,6 +95,13 @@ pub enum Outcome {
     FeatureLevelRaised(u32),
     /// So many partitions are not what they were.
     PartitionsChanged(usize),
+    /// A leader's word on who is in sync counts.
+    PartitionAltered {
+        /// The partition's leader epoch now: another one where the leader handed over with this.
+        leader_epoch: i32,
+        /// Its epoch now.
+        partition_epoch: i32,
+    },
     /// A topic was created.
     TopicCreated(TopicId),
     /// A topic's settings, or the number of its partitions, are new.
@@ -212,6 +220,72 @@ pub enum Refusal {
     /// The broker is about to stop.
     #[error("broker {0} drains: only its next start makes it active")]
     Draining(i32),
+    /// The topic has no such partition.
+    #[error("topic {topic} has no partition {partition}")]
+    UnknownPartition {
+        /// The topic.
+        topic: String,
+        /// The number that was given.
+        partition: u32,
+    },
+    /// Only a partition's leader says who is in sync.
+    #[error("broker {broker_id} does not lead the partition: {leader} does (-1: nobody)")]
+    NotLeader {
+        /// Who said it.
+        broker_id: i32,
+        /// Who leads.
+        leader: i32,
+    },
+    /// The command is of another leadership.
+    #[error("the command is of leader epoch {given}, the partition in {current}")]
+    LeaderEpoch {
+        /// The command's.
+        given: i32,
+        /// The partition's.
+        current: i32,
+    },
+    /// The partition is not what it was when the command was decided.
+    #[error("the command is of partition epoch {given}, the partition in {current}")]
+    PartitionEpoch {
+        /// The command's.
+        given: i32,
+        /// The partition's.
+        current: i32,
+    },
+    /// A broker that cannot be in sync.
+    #[error("broker {broker_id} cannot be in sync: it {why}")]
+    IneligibleReplica {
+        /// The broker.
+        broker_id: i32,
+        /// What keeps it out.
+        why: &'static str,
+    },
+    /// The partition moves elsewhere.
+    #[error("{topic}-{partition} moves to brokers {target:?} already: wait for that, or cancel it first")]
+    Reassigning {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: u32,
+        /// Where it moves.
+        target: Vec<i32>,
+    },
+    /// The partition does not move.
+    #[error("{topic}-{partition} is not being reassigned")]
+    NotReassigning {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: u32,
+    },
+    /// Going back would lose records.
+    #[error("{topic}-{partition} cannot stay where it was: only replicas that it moves to have everything")]
+    NoWayBack {
+        /// The topic.
+        topic: String,
+        /// The partition.
+        partition: u32,
+    },
     /// The broker cannot be removed.
     #[error("broker {broker_id} keeps {topic}-{partition}: move its replicas to other brokers first")]
     HasReplicas {
@@ -370,6 +444,10 @@ impl MetadataState {
             Kind::RemoveBroker(remove) => self.remove_broker(remove),
             Kind::FenceReplicas(fence) => self.fence_replicas(fence),
             Kind::RaiseFeatureLevel(raise) => self.raise_feature_level(raise),
+            Kind::AlterPartition(alter) => self.alter_partition(alter),
+            Kind::ElectLeaders(elect) => self.elect_leaders(elect),
+            Kind::Reassign(reassign) => self.reassign(reassign),
+            Kind::CancelReassignment(cancel) => self.cancel_reassignment(cancel),
         }?;
         if let Some(id) = id {
             self.applied.keep(id, &outcome);
@@ -401,5 +479,9 @@ fn topic_id(bytes: &[u8]) -> Result<TopicId, Refusal> {
 
 #[cfg(test)]
 mod cluster_tests;
+#[cfg(test)]
+mod partition_tests;
+#[cfg(test)]
+mod property_tests;
 #[cfg(test)]
 mod tests;

@@ -3,10 +3,13 @@
 //! Invariants ([`Partition::check`]): replicas are named once; in-sync and eligible replicas are among them, and nobody is
 //! both; the leader is in sync, and there is one exactly where somebody is in sync; epochs never fall.
 //!
-//! Owns: what one partition looks like after somebody came or went. Refuses: who is elected ([`super::elections`]).
+//! Owns: what one partition looks like after somebody came or went, and what its leader may say of who is in sync. Refuses:
+//! who is elected ([`super::elections`]), where it moves ([`super::reassignments`]).
 
-use super::brokers::Broker;
-use super::{MetadataState, Topic};
+use super::super::command;
+use super::brokers::{Broker, BrokerState};
+use super::topics::topic_mut;
+use super::{MetadataState, Outcome, Refusal, Topic, topic_id};
 use headwater_proto::TopicId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -36,6 +39,12 @@ pub struct Partition {
     pub last_known: Vec<i32>,
     /// How often a leader was elected that may have missed acknowledged records.
     pub unclean_recoveries: u32,
+    /// While it moves: the brokers that it moves to, in the order in which they should lead. Else empty.
+    pub target: Vec<i32>,
+    /// Those of the target that did not keep it before.
+    pub adding: Vec<i32>,
+    /// Those that will not keep it any more.
+    pub removing: Vec<i32>,
 }
 
 /// What a partition's changes depend on.
@@ -61,6 +70,9 @@ impl Partition {
             fenced: Vec::new(),
             last_known: Vec::new(),
             unclean_recoveries: 0,
+            target: Vec::new(),
+            adding: Vec::new(),
+            removing: Vec::new(),
         }
     }
 
@@ -131,6 +143,15 @@ impl Partition {
         ensure(isr.is_empty() == (self.leader == NO_LEADER), "some are in sync, and nobody leads")?;
         ensure(isr.is_empty() || isr.contains(&self.leader), "the leader is not in sync")?;
         ensure(last_known.is_empty() || (isr.is_empty() && elr.is_empty()), "the last one is not the last one")?;
+        let Partition { target, adding, removing, .. } = self;
+        ensure(among(target) && is_set(adding) && is_set(removing), "it moves to where it is not kept")?;
+        ensure(adding.iter().all(|broker| target.contains(broker)), "it moves to where it shall not be kept")?;
+        let is_to_go = |broker: &i32| !target.is_empty() && !target.contains(broker);
+        ensure(
+            replicas.iter().all(|broker| is_to_go(broker) == removing.contains(broker)),
+            "who is to go is not removed",
+        )?;
+        ensure(removing.iter().all(is_to_go), "who is to stay is removed")?;
         ensure(self.leader_epoch >= 0 && self.partition_epoch >= 0, "an epoch is negative")
     }
 }
@@ -187,9 +208,86 @@ impl Partition {
     pub(super) fn change(&mut self, rules: &Rules<'_>, change: impl FnOnce(&mut Partition)) -> bool {
         let before = self.clone();
         change(self);
+        self.finish_reassignment(rules);
         self.elect(rules);
         self.tidy(rules);
         self.raise_epochs(&before)
+    }
+}
+
+impl MetadataState {
+    pub(super) fn alter_partition(&mut self, alter: &command::AlterPartition) -> Result<Outcome, Refusal> {
+        let partition = self.partition(&alter.topic_id, alter.partition)?;
+        let leader = self.member(alter.leader.as_ref())?;
+        if partition.leader != leader.id {
+            return Err(Refusal::NotLeader { broker_id: leader.id, leader: partition.leader });
+        }
+        if partition.leader_epoch != alter.leader_epoch {
+            return Err(Refusal::LeaderEpoch { given: alter.leader_epoch, current: partition.leader_epoch });
+        }
+        if partition.partition_epoch != alter.partition_epoch {
+            return Err(Refusal::PartitionEpoch { given: alter.partition_epoch, current: partition.partition_epoch });
+        }
+        let mut isr = Vec::with_capacity(alter.isr.len());
+        for named in &alter.isr {
+            let broker = self.member(Some(named))?;
+            let ineligible = |why| Refusal::IneligibleReplica { broker_id: broker.id, why };
+            if !partition.replicas.contains(&broker.id) {
+                return Err(ineligible("is no replica of the partition"));
+            }
+            // The leader is in sync as long as it leads, and one that drains leads on where nobody can take over.
+            if broker.state != BrokerState::Active && broker.id != leader.id {
+                return Err(ineligible("is not active"));
+            }
+            if isr.contains(&broker.id) {
+                return Err(ineligible("is named twice"));
+            }
+            isr.push(broker.id);
+        }
+        if !isr.contains(&leader.id) {
+            return Err(Refusal::IneligibleReplica { broker_id: leader.id, why: "leads, and is not named" });
+        }
+        self.change_partition(&alter.topic_id, alter.partition, |partition, rules| {
+            let left: Vec<i32> = partition.isr.iter().copied().filter(|broker| !isr.contains(broker)).collect();
+            partition.isr = partition.replicas.iter().copied().filter(|broker| isr.contains(broker)).collect();
+            if partition.isr.len() < partition.enough(rules) {
+                partition.elr.extend(left);
+            }
+        })?;
+        let Partition { leader_epoch, partition_epoch, .. } = *self.partition(&alter.topic_id, alter.partition)?;
+        Ok(Outcome::PartitionAltered { leader_epoch, partition_epoch })
+    }
+
+    /// The registration of a broker, if this is the incarnation that it registered.
+    fn member(&self, named: Option<&command::Member>) -> Result<&Broker, Refusal> {
+        let named = named.ok_or(Refusal::Unknown("names no leader"))?;
+        self.incarnation(named.broker_id, &named.incarnation)
+    }
+
+    /// A partition of the topic with this id.
+    pub(super) fn partition(&self, topic: &[u8], number: u32) -> Result<&Partition, Refusal> {
+        let id = topic_id(topic)?;
+        let topic = self.topic_by_id(&id).ok_or(Refusal::UnknownTopicId(id))?;
+        let unknown = || Refusal::UnknownPartition { topic: topic.name.clone(), partition: number };
+        topic.partitions.get(number as usize).ok_or_else(unknown)
+    }
+
+    /// Changes one partition, as [`change_partitions`](Self::change_partitions) does. True: it is not what it was.
+    pub(super) fn change_partition(
+        &mut self,
+        topic: &[u8],
+        number: u32,
+        change: impl FnOnce(&mut Partition, &Rules<'_>),
+    ) -> Result<bool, Refusal> {
+        let mut partition = self.partition(topic, number)?.clone();
+        let MetadataState { names, topics, brokers, .. } = self;
+        let topic = topic_mut(names, topics, topic)?;
+        let rules = rules(brokers, topic);
+        let changed = partition.change(&rules, |partition| change(partition, &rules));
+        if let Some(place) = topic.partitions.get_mut(number as usize) {
+            *place = partition;
+        }
+        Ok(changed)
     }
 }
 

@@ -146,6 +146,9 @@ fn topic_message(topic: &Topic) -> command::Topic {
                 unclean_recoveries: partition.unclean_recoveries,
                 fenced: partition.fenced.clone(),
                 last_known: partition.last_known.clone(),
+                target: partition.target.clone(),
+                adding: partition.adding.clone(),
+                removing: partition.removing.clone(),
             })
             .collect(),
     }
@@ -172,6 +175,9 @@ fn topic_from(message: command::Topic) -> Result<Topic, Refusal> {
                 unclean_recoveries: partition.unclean_recoveries,
                 fenced: partition.fenced,
                 last_known: partition.last_known,
+                target: partition.target,
+                adding: partition.adding,
+                removing: partition.removing,
             })
             .collect(),
     })

@@ -161,7 +161,7 @@ impl MetadataState {
     }
 }
 
-fn invalid_replicas(topic: &str, partition: usize, with: &Partition, why: &'static str) -> Refusal {
+pub(super) fn invalid_replicas(topic: &str, partition: usize, with: &Partition, why: &'static str) -> Refusal {
     Refusal::InvalidReplicas { topic: topic.to_owned(), partition, replicas: with.replicas.clone(), why }
 }
 
