@@ -1,7 +1,8 @@
 //! Compaction of the logs of topics with `cleanup.policy=compact`: one log after another, on one thread of the I/O pool.
 //!
 //! Planning and putting the new segments in place need the log's write half for a moment; the work between them needs
-//! none, so appends and readers go on. How far each log is clean stands in Kafka's `cleaner-offset-checkpoint`.
+//! none, so appends and readers go on. A log that is stuck keeps none of the others waiting. How far each log is clean stands
+//! in Kafka's `cleaner-offset-checkpoint`.
 //! Owns: when, and that checkpoint. Refuses: what stays of a log (storage decides). Read next: `storage/src/compaction/`.
 
 use crate::clock::now_ms;
@@ -9,6 +10,8 @@ use crate::error::PartitionError;
 use crate::partition::PartitionHandle;
 use crate::partitions::Partitions;
 use crate::pool::Pool;
+use crate::rounds::{Pulse, Rounds};
+use futures::FutureExt;
 use headwater_storage::{CompactionError, CompactionStats, Log};
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,20 +30,18 @@ pub(crate) struct Cleaner {
 impl Cleaner {
     /// Compacts what is worth it, until the broker shuts down.
     pub(crate) async fn run(self) {
-        while tokio::time::timeout(self.backoff, self.shutdown.cancelled()).await.is_err() {
+        let mut rounds = Rounds::default();
+        while !rounds.pause(self.backoff, &self.shutdown).await {
             for handle in self.partitions.all() {
-                if !handle.config().cleanup_compact || handle.ended().is_some() {
+                let key = (handle.topic_id(), handle.partition());
+                if !handle.config().cleanup_compact || handle.ended().is_some() || rounds.is_stuck(&key) {
                     continue;
                 }
-                match self.compact(&handle).await {
-                    Ok(None) => {}
-                    Ok(Some((until, stats))) => {
-                        tracing::info!(topic = %handle.topic(), partition = handle.partition(), until, ?stats, "log compacted");
-                    }
-                    Err(PartitionError::Deleted | PartitionError::ShuttingDown) => {}
-                    Err(error) => tracing::warn!(
-                        topic = %handle.topic(), partition = handle.partition(), %error, "compaction failed and is tried again"
-                    ),
+                let pulse = Arc::new(Pulse::default());
+                let work = self.attempt(handle.clone(), Arc::clone(&pulse)).map(move |()| key).boxed();
+                if !rounds.attend(key, work, &pulse).await {
+                    let (topic, partition) = (handle.topic(), handle.partition());
+                    tracing::warn!(%topic, partition, "compaction waits for the log, and goes on with the others");
                 }
                 if self.shutdown.is_cancelled() {
                     return;
@@ -49,8 +50,21 @@ impl Cleaner {
         }
     }
 
+    async fn attempt(&self, handle: PartitionHandle, pulse: Arc<Pulse>) {
+        let (topic, partition) = (handle.topic(), handle.partition());
+        match self.compact(&handle, pulse).await {
+            Ok(None) | Err(PartitionError::Deleted | PartitionError::ShuttingDown) => {}
+            Ok(Some((until, stats))) => tracing::info!(%topic, partition, until, ?stats, "log compacted"),
+            Err(error) => tracing::warn!(%topic, partition, %error, "compaction failed and is tried again"),
+        }
+    }
+
     /// Compacts one log if it is worth it. Returns up to where it is clean.
-    async fn compact(&self, handle: &PartitionHandle) -> Result<Option<(i64, CompactionStats)>, PartitionError> {
+    async fn compact(
+        &self,
+        handle: &PartitionHandle,
+        pulse: Arc<Pulse>,
+    ) -> Result<Option<(i64, CompactionStats)>, PartitionError> {
         // Whoever deletes the partition waits for this, so that nothing is written into the folder of its successor, or said
         // of it in the checkpoint.
         let _compacting = handle.compacting().lock().await;
@@ -59,7 +73,11 @@ impl Cleaner {
         let plan = handle.with_log(move |log| log.plan_compaction(now_ms(), high_watermark, cleaned_until)).await?;
         let Some(plan) = plan else { return Ok(None) };
         let (memory_bytes, stop, watched) = (self.memory_bytes, self.shutdown.clone(), handle.clone());
-        let cancelled = move || stop.is_cancelled() || watched.ended().is_some();
+        pulse.queue();
+        let cancelled = move || {
+            pulse.beat();
+            stop.is_cancelled() || watched.ended().is_some()
+        };
         let result = match self.pool.run_long(move || plan.run(memory_bytes, &cancelled)).await {
             Ok(result) => result,
             Err(CompactionError::Cancelled | CompactionError::Departed) => return Ok(None),

@@ -35,6 +35,7 @@ mod pool;
 mod produce;
 pub mod quic;
 pub mod replica;
+mod rounds;
 pub mod runtime;
 mod server;
 mod session;

@@ -12,16 +12,14 @@ use crate::metrics::{Counted, Metrics};
 use crate::partition::state::{Offsets, fenced};
 use crate::partition::{AssignedPartition, PartitionContext, PartitionHandle, log_config};
 use crate::pool::Pool;
-use futures::StreamExt;
-use futures::stream;
+use crate::rounds::{Key, Pulse, Rounds};
+use futures::{FutureExt, StreamExt, stream};
 use headwater_proto::TopicId;
 use headwater_storage::{DataDir, IoFailure, Log, LogError, LogIdentity, OpenError, RecoveryProgress};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
-
-type Key = (TopicId, u32);
 
 /// How often opening that takes long says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
@@ -320,26 +318,17 @@ impl Partitions {
 
     /// Retention, age rolls and expiry of producers, at their interval, until `shutdown`.
     pub(crate) async fn enforce_retention(&self, interval: Duration, shutdown: CancellationToken) {
-        while !paused(interval, &shutdown).await {
+        let mut rounds = Rounds::default();
+        while !rounds.pause(interval, &shutdown).await {
             for handle in self.all() {
-                if handle.ended().is_some() {
+                let key = (handle.topic_id(), handle.partition());
+                if handle.ended().is_some() || rounds.is_stuck(&key) {
                     continue;
                 }
-                let high_watermark = handle.offsets().high_watermark;
-                let done = handle.with_log(move |log| {
-                    let now = now_ms();
-                    log.expire_producers(now);
-                    log.roll_if_due(now)?;
-                    log.enforce_retention(now, high_watermark)
-                });
-                match done.await {
-                    Ok(Some(log_start)) => tracing::info!(
-                        topic = %handle.topic(), partition = handle.partition(), log_start, "old segments deleted"
-                    ),
-                    Ok(None) | Err(PartitionError::Deleted | PartitionError::ShuttingDown) => {}
-                    Err(error) => tracing::warn!(
-                        topic = %handle.topic(), partition = handle.partition(), %error, "retention failed and is tried again"
-                    ),
+                let work = enforce_retention_of(handle.clone()).map(move |()| key).boxed();
+                if !rounds.attend(key, work, &Pulse::default()).await {
+                    let (topic, partition) = (handle.topic(), handle.partition());
+                    tracing::warn!(%topic, partition, "retention waits for the log, and goes on with the others");
                 }
             }
         }
@@ -413,6 +402,22 @@ pub(crate) fn set_strays_aside(data_dir: &DataDir, assigned: &[AssignedPartition
         }
     }
     Ok(())
+}
+
+async fn enforce_retention_of(handle: PartitionHandle) {
+    let high_watermark = handle.offsets().high_watermark;
+    let done = handle.with_log(move |log| {
+        let now = now_ms();
+        log.expire_producers(now);
+        log.roll_if_due(now)?;
+        log.enforce_retention(now, high_watermark)
+    });
+    let (topic, partition) = (handle.topic(), handle.partition());
+    match done.await {
+        Ok(Some(log_start)) => tracing::info!(%topic, partition, log_start, "old segments deleted"),
+        Ok(None) | Err(PartitionError::Deleted | PartitionError::ShuttingDown) => {}
+        Err(error) => tracing::warn!(%topic, partition, %error, "retention failed and is tried again"),
+    }
 }
 
 fn open_error(error: &OpenError) -> PartitionError {

@@ -1,10 +1,11 @@
 use super::*;
+use crate::cleaner::Cleaner;
+use crate::topic_config::TopicConfig;
 use headwater_proto::batch::{BatchBuilder, BatchHeader, BuildOptions};
 use headwater_proto::wire::Acks;
 use headwater_storage::sim::{Fault, Held, Operation};
 use headwater_storage::{Files, NewBatch, NewIdentity, SimFiles};
 use std::path::Path;
-use tokio::time::timeout;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -16,28 +17,35 @@ fn open_on(files: &Arc<SimFiles>) -> Partitions {
 }
 
 fn assigned(partition: u32) -> AssignedPartition {
-    let topic_id = TopicId::from_bytes([1; 16]);
-    AssignedPartition { topic: "t".into(), topic_id, partition, leader_epoch: 1, config: Arc::default() }
+    assigned_with(partition, TopicConfig::default())
+}
+
+fn assigned_with(partition: u32, config: TopicConfig) -> AssignedPartition {
+    let (topic_id, config) = (TopicId::from_bytes([1; 16]), Arc::new(config));
+    AssignedPartition { topic: "t".into(), topic_id, partition, leader_epoch: 1, config }
 }
 
 fn batch(bytes: usize) -> NewBatch {
     let mut builder = BatchBuilder::new(BuildOptions::default());
-    builder.append(0, None, Some(&vec![b'x'; bytes]), &[]);
+    builder.append(0, Some(b"key"), Some(&vec![b'x'; bytes]), &[]);
     let bytes: bytes::Bytes = builder.build().unwrap();
     NewBatch { header: BatchHeader::parse(&bytes).unwrap(), bytes }
 }
 
-async fn append(partitions: &Partitions, partition: u32, bytes: usize) {
-    let handle = partitions.get(&assigned(0).topic_id, partition).unwrap();
-    handle.append(vec![batch(bytes)], Acks::All).await.unwrap();
+fn handle(partitions: &Partitions, partition: u32) -> PartitionHandle {
+    partitions.get(&assigned(0).topic_id, partition).unwrap()
 }
 
-/// Waits, in real time, for so many operations that wait.
-async fn until_held(held: &Held, operations: usize) {
+async fn append(partitions: &Partitions, partition: u32, bytes: usize) {
+    handle(partitions, partition).append(vec![batch(bytes)], Acks::All).await.unwrap();
+}
+
+/// Waits, in real time: the clock of these tests runs on whenever nothing else does.
+async fn until(what: &str, mut probe: impl FnMut() -> bool) {
     let end = Instant::now() + DEADLINE;
-    while held.waiting() < operations {
-        assert!(Instant::now() < end, "nothing waits");
-        tokio::task::yield_now().await;
+    while !probe() {
+        assert!(Instant::now() < end, "{what}: not within {DEADLINE:?}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -92,27 +100,104 @@ async fn a_recovery_tells_how_far_it_is_within_a_partition() {
         let partitions = Arc::clone(&partitions);
         async move { partitions.apply(vec![assigned(0)]).await }
     });
-    until_held(&held, 1).await;
-    // The clock runs on while nothing else does.
-    let line = timeout(2 * PROGRESS_INTERVAL, async {
-        loop {
-            match logged.line("opening partitions") {
-                Some(line) => break line,
-                None => tokio::time::sleep(PROGRESS_INTERVAL / 10).await,
-            }
-        }
-    });
-    let line = line.await.expect("a line each interval");
+    until("a read that waits", || held.waiting() == 1).await;
     let (scanned, to_scan) = (partitions.recovery().scanned_bytes(), partitions.recovery().to_scan_bytes());
     assert!(
         scanned > 1 << 20 && scanned < to_scan && to_scan >= BATCHES * BATCH_BYTES as u64,
         "{scanned} of {to_scan}"
     );
-    for part in ["done=0 total=1", &format!("scanned_bytes={scanned} to_scan_bytes={to_scan}")] {
-        assert!(line.contains(part), "{part}: {line}");
-    }
+    let told = format!("scanned_bytes={scanned} to_scan_bytes={to_scan}");
+    until("a line each interval", || logged.line(&told).is_some()).await;
+    assert!(logged.line(&told).unwrap().contains("done=0 total=1"));
     drop(held);
     opening.await.unwrap();
     assert_eq!(partitions.recovery().scanned_bytes(), to_scan);
+    assert!(partitions.close().await);
+}
+
+/// Partitions `0..4`, of which number 0 hangs in a sync while it holds its log, and what was appended to it.
+async fn with_one_that_hangs(files: &Arc<SimFiles>, config: TopicConfig) -> (Arc<Partitions>, Held) {
+    let partitions = Arc::new(open_on(files));
+    partitions.apply((0..4).map(|partition| assigned_with(partition, config.clone())).collect()).await;
+    let held = files.hold(Fault::new(Operation::Sync).on("t-0/"));
+    tokio::spawn({
+        let partitions = Arc::clone(&partitions);
+        async move { append(&partitions, 0, 100).await }
+    });
+    until("a sync that waits", || held.waiting() == 1).await;
+    (partitions, held)
+}
+
+const SMALL_SEGMENT_BYTES: u32 = 4096;
+
+/// Retention waited for one partition after another without a deadline: the first that hung was the last that was looked at.
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_hangs_stops_the_retention_of_no_other() {
+    let config = TopicConfig { segment_bytes: SMALL_SEGMENT_BYTES, retention_bytes: Some(0), ..TopicConfig::default() };
+    let files = SimFiles::new(2);
+    let (partitions, held) = with_one_that_hangs(&files, config).await;
+    let stop = CancellationToken::new();
+    let retention = tokio::spawn({
+        let (partitions, stop) = (Arc::clone(&partitions), stop.clone());
+        async move { partitions.enforce_retention(Duration::from_secs(1), stop).await }
+    });
+    // More than one round, so that the others do not merely come before it.
+    for round in 1..=3 {
+        for partition in 1..4 {
+            for _ in 0..2 {
+                append(&partitions, partition, 3000).await;
+            }
+        }
+        let starts = || (1..4).map(|partition| handle(&partitions, partition).offsets().log_start);
+        until("segments to be deleted", || starts().all(|start| start == 2 * round - 1)).await;
+    }
+    drop(held);
+    append(&partitions, 0, 3000).await;
+    append(&partitions, 0, 3000).await;
+    until("the one that hung to come round again", || handle(&partitions, 0).offsets().log_start > 0).await;
+    stop.cancel();
+    retention.await.unwrap();
+    assert!(partitions.close().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_partition_that_hangs_stops_the_compaction_of_no_other() {
+    let config = TopicConfig {
+        segment_bytes: SMALL_SEGMENT_BYTES,
+        cleanup_compact: true,
+        cleanup_delete: false,
+        min_cleanable_dirty_ratio: 0.01,
+        ..TopicConfig::default()
+    };
+    let files = SimFiles::new(3);
+    let (partitions, held) = with_one_that_hangs(&files, config).await;
+    let stop = CancellationToken::new();
+    let cleaner = Cleaner {
+        partitions: Arc::clone(&partitions),
+        pool: partitions.context.pool.clone(),
+        memory_bytes: 1 << 20,
+        backoff: Duration::from_secs(1),
+        shutdown: stop.clone(),
+    };
+    let cleaning = tokio::spawn(cleaner.run());
+    let mut cleaned = [-1; 4];
+    for _ in 0..3 {
+        for partition in 1..4 {
+            for _ in 0..2 {
+                append(&partitions, partition, 3000).await;
+            }
+        }
+        until("logs to be compacted", || {
+            let now = |partition: u32| partitions.cleaned_until(&handle(&partitions, partition)).unwrap_or(-1);
+            (1..4).all(|partition| now(partition) > cleaned[partition as usize])
+        })
+        .await;
+        for partition in 1..4 {
+            cleaned[partition as usize] = partitions.cleaned_until(&handle(&partitions, partition)).unwrap();
+        }
+    }
+    drop(held);
+    stop.cancel();
+    cleaning.await.unwrap();
     assert!(partitions.close().await);
 }
