@@ -205,10 +205,17 @@ impl Partitions {
                 Ok(log)
             }
             Err(error) => {
-                tracing::error!(
-                    topic = %assigned.topic, partition = assigned.partition, %error,
-                    "partition cannot be opened and is fenced; every other is served"
-                );
+                let (topic, partition) = (&assigned.topic, assigned.partition);
+                match error.retryable() {
+                    false => tracing::error!(
+                        %topic, partition, %error, "partition cannot be opened and is fenced; every other is served"
+                    ),
+                    // It is tried again each second, and told once.
+                    true if self.get(&assigned.topic_id, partition).is_some() => {}
+                    true => tracing::error!(
+                        %topic, partition, %error, "partition cannot be opened yet and is tried again; every other is served"
+                    ),
+                }
                 // Its checkpoints stay as they are, so that the next recovery knows as much as this one did.
                 let hints = data_dir.hints(&assigned.topic, assigned.partition);
                 let offsets = Offsets {
@@ -223,16 +230,22 @@ impl Partitions {
         PartitionHandle::start(&assigned, log, &self.context)
     }
 
-    /// Partitions that found no room for their first files are tried again.
-    async fn reopen_where_the_disk_was_full(&self) {
+    /// Partitions that could not be opened for want of room, or of descriptors, are tried again.
+    async fn reopen_what_was_refused(&self) {
         let _one_at_a_time = self.applying.lock().await;
-        let is_full = |handle: &PartitionHandle| matches!(handle.ended(), Some(PartitionError::DiskFull(_)));
-        let mut again = Vec::new();
-        for handle in self.all().into_iter().filter(is_full) {
-            handle.delete().await;
-            again.push(handle.assigned());
+        let refused = self.refused();
+        self.open_all(refused.iter().map(PartitionHandle::assigned).collect(), false).await;
+        // Whoever still has one of the old handles is told what it was told before, and asks again.
+        let opened = refused.len() - self.refused().len();
+        if opened > 0 {
+            tracing::info!(opened, "partitions that could not be opened before are served");
         }
-        self.open_all(again, false).await;
+    }
+
+    /// The partitions that may open when they are tried again.
+    fn refused(&self) -> Vec<PartitionHandle> {
+        let passes = |why: PartitionError| matches!(why, PartitionError::DiskFull(_) | PartitionError::Exhausted(_));
+        self.all().into_iter().filter(|handle| handle.ended().is_some_and(passes)).collect()
     }
 
     /// Writes down how far each log is flushed, where it begins, and its high watermark, where that changed.
@@ -304,7 +317,7 @@ impl Partitions {
     pub(crate) async fn keep_checkpoints(&self, interval: Duration, shutdown: CancellationToken) {
         let mut failing = false;
         while !paused(interval, &shutdown).await {
-            self.reopen_where_the_disk_was_full().await;
+            self.reopen_what_was_refused().await;
             match self.checkpoint().await {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
@@ -423,6 +436,7 @@ async fn enforce_retention_of(handle: PartitionHandle) {
 fn open_error(error: &OpenError) -> PartitionError {
     match error {
         OpenError::FullDisk(full) => PartitionError::DiskFull(full.to_string().into()),
+        error if error.retryable() => PartitionError::Exhausted(error.to_string().into()),
         error => fenced(error),
     }
 }

@@ -410,3 +410,49 @@ async fn a_bad_block_fences_its_partition_and_no_other_whoever_reads_it() {
         assert!(broker.shutdown().await);
     }
 }
+
+/// Whoever found no descriptor while a partition was opened fenced it until the next start.
+#[tokio::test]
+async fn partitions_that_find_no_descriptor_open_by_themselves_once_there_are_some() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = ["log.flush.offset.checkpoint.interval.ms=20"];
+    let files = SimFiles::new(7);
+    let broker = start_on(dir.path(), &files, &config).await;
+    let client = Client::connect(&broker).await;
+    let kept = client.create_topic("kept", 1, &[]).await;
+    assert_eq!(produced(&client, &kept, b"kept").await.error, None);
+
+    let files = files.restart();
+    drop(broker);
+    for name in ["kept-0/0000", "new-0"] {
+        files.fail(Fault::new(Operation::Open).on(name).exhausted());
+    }
+    let broker = start_on(dir.path(), &files, &config).await;
+    let client = Client::connect(&broker).await;
+    let new = client.create_topic("new", 1, &[]).await;
+    let well = client.create_topic("well", 1, &[]).await;
+    assert_eq!(produced(&client, &well, b"x").await.error, None);
+    for topic in [&kept, &new] {
+        let refused = produced(&client, topic, b"refused").await.error.unwrap();
+        assert_eq!((code(Some(&refused)), refused.retryable), (ErrorCode::Overloaded, true), "{}", refused.message);
+    }
+    files.heal();
+    for (topic, offset) in [(&kept, 1), (&new, 0)] {
+        let done = within("a partition that opens by itself", async {
+            loop {
+                let done = produced(&client, topic, b"again").await;
+                match &done.error {
+                    None => return done,
+                    Some(error) => assert!(error.retryable, "{}", error.message),
+                }
+            }
+        });
+        assert_eq!(done.await.batches[0].base_offset, offset);
+    }
+    let (mut reader, _) = client.fetch(open_fetch(&kept, 0, 0)).await;
+    assert_eq!(
+        reader.read_to(2).await.into_iter().map(|(_, value)| value).collect::<Vec<_>>(),
+        [&b"kept"[..], b"again"]
+    );
+    assert!(broker.shutdown().await);
+}

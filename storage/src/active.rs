@@ -15,7 +15,7 @@ use headwater_proto::batch::{BatchHeader, HEADER_BYTES};
 use crate::config::{LogConfig, LogIdentity};
 use crate::crcfile::{self, CrcHeader, RunningCrc};
 use crate::error::{During, FullDisk, IoFailure, LogError, ReadError};
-use crate::files::{File, Files, OpenMode, is_full};
+use crate::files::{Directory, File, Files, OpenMode, is_full};
 use crate::index::{IndexBuilder, IndexBytes};
 use crate::reader::{RecentEnds, SegmentEntry};
 use crate::segment::Segment;
@@ -73,7 +73,7 @@ impl Active {
         base_offset: i64,
         recycled: Option<&Path>,
         now_ms: i64,
-    ) -> Result<Active, LogError> {
+    ) -> Result<Active, IoFailure> {
         let Place { files, dir, identity, config } = place;
         let segment = Segment::new(Arc::clone(files), Arc::clone(dir), base_offset, 0, 0, 0);
         let path = segment.log_path();
@@ -89,7 +89,8 @@ impl Active {
             // One that could not be removed when it was given up holds nothing.
             None => drop(files.open(&path, OpenMode::Create).during("create", &path)?),
         }
-        let active = Active {
+        segment.expect_bytes(u64::from(config.segment_bytes));
+        Ok(Active {
             segment,
             size: 0,
             reserved,
@@ -101,17 +102,15 @@ impl Active {
             recycled: recycled.is_some(),
             recent: RecentEnds::default(),
             unflushed: None,
-        };
-        active.segment.expect_bytes(u64::from(config.segment_bytes));
-        Ok(active)
+        })
     }
 
     /// Removes a segment without batches, durably.
-    pub(crate) fn discard(&self, files: &dyn Files, dir: &Path) -> Result<(), IoFailure> {
+    pub(crate) fn discard(&self, files: &dyn Files, dir: &dyn Directory) -> Result<(), IoFailure> {
         self.segment.retire();
         let path = self.segment.log_path();
         files.remove_file(&path).during("remove", &path)?;
-        files.sync_dir(dir).during("sync", dir)
+        dir.sync().during("sync the folder of", &path)
     }
 
     /// Makes sure that `more` bytes beyond the end (and a zeroed header behind them) have space. Nothing is changed when there is none.

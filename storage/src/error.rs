@@ -270,7 +270,11 @@ impl From<LogError> for OpenError {
 impl OpenError {
     /// Whether the same call may succeed later without anybody changing anything.
     pub fn retryable(&self) -> bool {
-        matches!(self, OpenError::FullDisk(_))
+        match self {
+            OpenError::FullDisk(_) => true,
+            OpenError::Io(failure) => is_exhausted(&failure.error),
+            _ => false,
+        }
     }
 }
 

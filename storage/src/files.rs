@@ -68,8 +68,12 @@ pub trait Files: Debug + Send + Sync + 'static {
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
     /// Removes an empty directory.
     fn remove_dir(&self, path: &Path) -> io::Result<()>;
+    /// Opens a directory, so that no further file is needed to sync it.
+    fn open_dir(&self, path: &Path) -> io::Result<Box<dyn Directory>>;
     /// Makes the names in a directory durable.
-    fn sync_dir(&self, path: &Path) -> io::Result<()>;
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.open_dir(path)?.sync()
+    }
     /// Bytes that may still be written below this path.
     fn free_bytes(&self, path: &Path) -> io::Result<u64>;
     /// Locks a file, which is created if missing, against every other process (and every other lock of it in this one) until what
@@ -81,6 +85,12 @@ pub trait Files: Debug + Send + Sync + 'static {
 
 /// What [`Files::lock`] returns: the lock is let go when this is dropped.
 pub trait Lock: Debug + Send + Sync {}
+
+/// An open directory.
+pub trait Directory: Debug + Send + Sync {
+    /// Makes the names in it durable (`fsync`).
+    fn sync(&self) -> io::Result<()>;
+}
 
 /// An open file. Reads and writes are positional; a write reaches every open handle and map of the file at once.
 pub trait File: Debug + Send + Sync {

@@ -39,7 +39,7 @@ pub use error::{
     AppendError, Corruption, FullDisk, IoFailure, LogError, OpenError, OutOfRange, Poisoned, ReadError,
     UnknownLogStarts,
 };
-pub use files::{File, Files, OpenMode};
+pub use files::{Directory, File, Files, OpenMode};
 pub use log::{BatchOutcome, Log, NewBatch};
 pub use map::Map;
 pub use os::OsFiles;

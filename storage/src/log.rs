@@ -22,7 +22,7 @@ use crate::checkpoint::segment_file_name;
 use crate::config::{LogConfig, LogIdentity, OpenHints};
 use crate::epochs::{self, LeaderEpochs};
 use crate::error::{AppendError, During, IoFailure, LogError, OpenError, Poisoned};
-use crate::files::{self, Files};
+use crate::files::{self, Directory, Files};
 use crate::index::{IndexBuilder, IndexBytes};
 use crate::metrics as names;
 use crate::producers::{self, Admission, LastSequence, ProducerState, SequenceError};
@@ -96,6 +96,13 @@ enum RunStart {
     Flush,
     /// In a new segment.
     Roll,
+}
+
+/// A segment in which the log may go on, and its folder in hand: what follows must not fail for want of a descriptor.
+#[derive(Debug)]
+struct Begun {
+    active: Active,
+    dir: Box<dyn Directory>,
 }
 
 /// Batches of a group that are written with one call.
@@ -362,6 +369,9 @@ impl Log {
 
     /// Seals the segment that is written and begins an empty one.
     pub(crate) fn roll(&mut self, now_ms: i64) -> Result<(), LogError> {
+        if let Err(failure) = self.active.hold() {
+            return Err(self.not_opened(failure));
+        }
         let begun = self.begin_segment(self.next_offset, 0, now_ms)?;
         self.roll_to(begun)?;
         self.relist();
@@ -482,7 +492,9 @@ impl Log {
             }
         };
         // Once something is written, nothing may fail for want of a descriptor.
-        if let Err(failure) = self.active.hold().and_then(|()| begun.iter_mut().try_for_each(Active::hold)) {
+        if let Err(failure) =
+            self.active.hold().and_then(|()| begun.iter_mut().try_for_each(|begun| begun.active.hold()))
+        {
             begun.iter().for_each(|unused| self.discard(unused));
             return Err(self.not_opened(failure).into());
         }
@@ -508,21 +520,17 @@ impl Log {
     fn write_runs(
         &mut self,
         runs: Vec<Run>,
-        begun: &mut impl Iterator<Item = Active>,
+        begun: &mut impl Iterator<Item = Begun>,
         bytes_written: &mut u64,
         now_ms: i64,
     ) -> Result<(), LogError> {
         for run in runs {
             match run.start {
                 RunStart::Continue => {}
-                RunStart::Flush => match self.flush_active() {
-                    // The batches are durable; the flushed offset stays behind them until there is room for their epochs.
-                    Err(LogError::FullDisk(full)) => tracing::warn!(%full, "leader epochs could not be written"),
-                    result => result?,
-                },
+                RunStart::Flush => self.flush_between()?,
                 RunStart::Roll => {
-                    if let Some(active) = begun.next() {
-                        self.roll_to(active)?;
+                    if let Some(begun) = begun.next() {
+                        self.roll_to(begun)?;
                     }
                 }
             }
@@ -531,10 +539,24 @@ impl Log {
         Ok(())
     }
 
+    /// Flushes in the middle of a group, of which the rest must not fail for want of room or of a descriptor: the file stays in hand, and
+    /// the flushed offset behind the batches, which are durable, where their epochs could not be written.
+    fn flush_between(&mut self) -> Result<(), LogError> {
+        let held = self.active.unflushed.clone();
+        match self.flush_active() {
+            Err(error) if error.retryable() && !self.is_poisoned() => {
+                tracing::warn!(%error, "leader epochs could not be written");
+            }
+            result => result?,
+        }
+        self.active.unflushed = held;
+        Ok(())
+    }
+
     /// Takes the space for all runs, so that a full disk refuses the whole group before anything is written. Returns the
     /// segments that it begins.
-    fn reserve_for(&mut self, runs: &[Run], now_ms: i64) -> Result<Vec<Active>, LogError> {
-        let mut begun: Vec<Active> = Vec::new();
+    fn reserve_for(&mut self, runs: &[Run], now_ms: i64) -> Result<Vec<Begun>, LogError> {
+        let mut begun: Vec<Begun> = Vec::new();
         let mut rest = runs;
         while let Some((first, others)) = rest.split_first() {
             let length = 1 + others.iter().take_while(|run| run.start != RunStart::Roll).count();
@@ -542,7 +564,7 @@ impl Log {
             let needed = these.iter().map(|run| run.bytes).sum();
             let result = match first.start {
                 RunStart::Roll => {
-                    self.begin_segment(first.base_offset, needed, now_ms).map(|active| begun.push(active))
+                    self.begin_segment(first.base_offset, needed, now_ms).map(|segment| begun.push(segment))
                 }
                 _ => self.reserve(needed),
             };
@@ -565,51 +587,59 @@ impl Log {
         }
     }
 
-    fn begin_segment(&mut self, base_offset: i64, needed: u64, now_ms: i64) -> Result<Active, LogError> {
-        let recycled = self.recycled.pop().map(|recycled| recycled.path);
-        match self.begin_in(recycled.as_deref(), base_offset, needed, now_ms) {
-            Err(LogError::FullDisk(_))
-                if self.poisoned.is_none() && (self.give_up_recycled() || recycled.is_some()) =>
-            {
+    /// Begins a segment that has space for `needed` bytes, or leaves nothing behind.
+    fn begin_segment(&mut self, base_offset: i64, needed: u64, now_ms: i64) -> Result<Begun, LogError> {
+        let recycled = self.recycled.pop();
+        match self.begin_in(recycled.as_ref().map(|recycled| &*recycled.path), base_offset, needed, now_ms) {
+            Err(LogError::FullDisk(_)) if !self.is_poisoned() && (self.give_up_recycled() || recycled.is_some()) => {
                 self.begin_in(None, base_offset, needed, now_ms)
             }
-            Ok(active) => {
+            Ok(begun) => {
                 metrics::counter!(names::SEGMENTS_RECYCLED).increment(u64::from(recycled.is_some()));
-                Ok(active)
+                Ok(begun)
             }
-            result => result,
+            Err(error) => {
+                // It may be as it was, for the next time.
+                self.recycled.extend(
+                    recycled.filter(|recycled| files::exists(&*self.files, &recycled.path).is_ok_and(|exists| exists)),
+                );
+                Err(error)
+            }
         }
     }
 
-    /// Begins a segment that has space for `needed` bytes, or leaves nothing behind.
     fn begin_in(
         &mut self,
         recycled: Option<&Path>,
         base_offset: i64,
         needed: u64,
         now_ms: i64,
-    ) -> Result<Active, LogError> {
-        let mut active = Active::begin(self.place(), base_offset, recycled, now_ms)?;
-        match if needed > 0 { active.reserve(needed, &self.config) } else { Ok(()) } {
-            Ok(()) => Ok(active),
-            Err(error) => {
-                self.discard(&active);
-                Err(error)
-            }
+    ) -> Result<Begun, LogError> {
+        let dir = match self.files.open_dir(&self.dir).during("open", &self.dir) {
+            Ok(dir) => dir,
+            Err(failure) => return Err(self.not_opened(failure)),
+        };
+        let mut begun = Begun { active: Active::begin(self.place(), base_offset, recycled, now_ms)?, dir };
+        if needed > 0
+            && let Err(error) = begun.active.reserve(needed, &self.config)
+        {
+            self.discard(&begun);
+            return Err(error);
         }
+        Ok(begun)
     }
 
     /// Removes a segment that was begun and is not needed, for good: the log may go on beyond its base offset in the one before.
-    fn discard(&mut self, unused: &Active) {
-        let removed = unused.discard(&*self.files, &self.dir);
+    fn discard(&mut self, unused: &Begun) {
+        let removed = unused.active.discard(&*self.files, &*unused.dir);
         if let Err(failure) = removed {
             self.poison(format!("an empty segment could not be removed: {failure}"));
         }
     }
 
     /// Seals the segment that is written; the log goes on in this one. Afterwards everything before it is durable.
-    fn roll_to(&mut self, begun: Active) -> Result<(), LogError> {
-        let sealed = self.seal_active();
+    fn roll_to(&mut self, begun: Begun) -> Result<(), LogError> {
+        let sealed = self.seal_active(&*begun.dir);
         let complete = match self.or_poison(sealed) {
             Ok(complete) => complete,
             Err(error) => {
@@ -619,7 +649,7 @@ impl Log {
         };
         self.active.segment.publish(self.active.size);
         self.sealed.push(self.active.entry());
-        let sealed = std::mem::replace(&mut self.active, begun);
+        let sealed = std::mem::replace(&mut self.active, begun.active);
         if !complete {
             self.incomplete.push(sealed);
         }
@@ -634,7 +664,7 @@ impl Log {
 
     /// Makes the active segment durable, and complete if there is room for its indexes: they are made from the log, and a group of
     /// which a part is written must not fail for want of room.
-    fn seal_active(&mut self) -> Result<bool, LogError> {
+    fn seal_active(&mut self, dir: &dyn Directory) -> Result<bool, LogError> {
         self.active.trim()?;
         let mut complete = true;
         let mut unless_full = |result: Result<(), IoFailure>| match result {
@@ -649,7 +679,8 @@ impl Log {
         unless_full(self.complete_sealed())?;
         unless_full(self.write_snapshot(self.next_offset, &self.producers))?;
         unless_full(self.write_epochs())?;
-        self.files.sync_dir(&self.dir).during("sync", &self.dir)?;
+        // Full or not: nobody knows which names are on the disk after this failed.
+        dir.sync().during("sync", &self.dir).map_err(LogError::Io)?;
         Ok(complete)
     }
 

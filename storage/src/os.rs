@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
-use crate::files::{DirEntry, File, Files, Lock, Metadata, OpenMode};
+use crate::files::{DirEntry, Directory, File, Files, Lock, Metadata, OpenMode};
 use crate::map::Map;
 use crate::segment::OpenLimit;
 
@@ -96,8 +96,8 @@ impl Files for OsFiles {
         fs::remove_dir(path)
     }
 
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        fs::File::open(path)?.sync_all()
+    fn open_dir(&self, path: &Path) -> io::Result<Box<dyn Directory>> {
+        Ok(Box::new(OsDirectory(fs::File::open(path)?)))
     }
 
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
@@ -125,6 +125,15 @@ struct OsLock {
 }
 
 impl Lock for OsLock {}
+
+#[derive(Debug)]
+struct OsDirectory(fs::File);
+
+impl Directory for OsDirectory {
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_all()
+    }
+}
 
 #[derive(Debug)]
 struct OsFile(fs::File);

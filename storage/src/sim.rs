@@ -21,7 +21,7 @@ use std::io::{self, ErrorKind, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use crate::files::{DirEntry, File, Files, Lock, Metadata, OpenMode};
+use crate::files::{DirEntry, Directory, File, Files, Lock, Metadata, OpenMode};
 use crate::map::Map;
 use crate::segment::{OpenLimit, lock};
 
@@ -42,7 +42,7 @@ pub struct SimFiles {
 /// What an operation does, for faults to choose from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Operation {
-    /// Opening a file, which may create or empty it.
+    /// Opening a file, which may create or empty it; or a directory, to list or to sync it.
     Open,
     /// Reading from a file, through a handle or a map.
     Read,
@@ -343,8 +343,9 @@ impl Files for SimFiles {
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
-        let state = lock(&self.state);
+        let mut state = lock(&self.state);
         state.check_power()?;
+        state.check_faults(Operation::Open, dir)?;
         let is_dir = |number: &u64| matches!(state.nodes.get(number), Some(Node::Dir(_)));
         let entry = |(name, number): (&String, &u64)| DirEntry { name: name.clone(), is_dir: is_dir(number) };
         Ok(state.dir(state.find(dir)?)?.cached.iter().map(entry).collect())
@@ -415,13 +416,13 @@ impl Files for SimFiles {
         state.end(())
     }
 
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        let mut state = self.change(Operation::SyncDir, path)?;
-        state.end(())?;
+    fn open_dir(&self, path: &Path) -> io::Result<Box<dyn Directory>> {
+        let mut state = lock(&self.state);
+        state.check_power()?;
+        state.check_faults(Operation::Open, path)?;
         let number = state.find(path)?;
         state.dir(number)?;
-        state.sync_dir(number);
-        Ok(())
+        Ok(Box::new(SimDirectory { state: Arc::clone(&self.state), number, path: path.into() }))
     }
 
     fn free_bytes(&self, path: &Path) -> io::Result<u64> {
@@ -457,6 +458,23 @@ impl Lock for SimLock {}
 impl Drop for SimLock {
     fn drop(&mut self) {
         lock(&self.state).locked.remove(&self.number);
+    }
+}
+
+#[derive(Debug)]
+struct SimDirectory {
+    state: Arc<Mutex<State>>,
+    number: u64,
+    path: PathBuf,
+}
+
+impl Directory for SimDirectory {
+    fn sync(&self) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        state.begin(Operation::SyncDir, &self.path)?;
+        state.end(())?;
+        state.sync_dir(self.number);
+        Ok(())
     }
 }
 
