@@ -17,7 +17,9 @@ pub(crate) fn start(global: &Global, level: &str, format: &str) -> Result<()> {
     let filter = global.log.as_deref().unwrap_or(level);
     let filter = EnvFilter::try_new(filter).map_err(|error| anyhow!("{filter:?} is no filter for logs: {error}"))?;
     let json = global.log_format.map_or(format == "json", |format| format == LogFormat::Json);
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // A log that nobody reads any more is lost in silence: to say so on standard error would panic.
+    let logs =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).log_internal_errors(false);
     // Somebody else may have started to log: an embedded broker's host. Theirs is as good.
     let _ = if json { logs.json().try_init() } else { logs.with_ansi(std::io::stderr().is_terminal()).try_init() };
     Ok(())

@@ -3,6 +3,9 @@
 //! Owns: the process: logs, errors, exit codes (0 done, 1 failed, 2 misused). Refuses: everything else. Read next:
 //! [`args`], the surface; [`commands`], what stands behind it; [`spec`], the small languages inside the values.
 
+// `println!` and `eprintln!` panic where nobody reads any more; `output` has what does not.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod acks;
 mod args;
 mod commands;
@@ -38,7 +41,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<output::StdoutClosed>() => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", sentence(&error));
+            output::complain(format_args!("error: {}", sentence(&error)));
             ExitCode::FAILURE
         }
     }

@@ -106,8 +106,13 @@ pub(crate) fn table(titles: &[&str], rows: impl IntoIterator<Item = Vec<String>>
 /// A remark for a person, unless they asked for quiet.
 pub(crate) fn note(global: &Global, text: impl std::fmt::Display) {
     if !global.quiet {
-        eprintln!("{text}");
+        complain(text);
     }
+}
+
+/// Writes a line to standard error, where somebody still reads it: what cannot be said stops nobody.
+pub(crate) fn complain(text: impl std::fmt::Display) {
+    let _ = io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
 /// A progress bar on standard error, where that is a terminal and nobody asked for quiet; else nothing.

@@ -1,8 +1,9 @@
 //! `headwater up`, `broker`, `config` and `import`.
 
+use crate::Held;
 use crate::harness::{Broker, Running, eventually, headwater, kafka_logs, run};
 use serde_json::Value;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 
 fn get(address: &str, path: &str) -> String {
     let mut connection = std::net::TcpStream::connect(address).expect("the admin port answers");
@@ -35,6 +36,27 @@ fn up_is_pleasant_without_json_and_ends_well() {
         headwater().current_dir(folder.path()).env_remove("HEADWATER_PROFILE").args(["topic", "list"]).output();
     assert!(listed.expect("it runs").status.success(), "commands in the same folder find the broker");
     assert!(broker.terminate().success());
+}
+
+/// `headwater up 2>&1 | head -1`: the one who read the first line has gone, and there is much to log yet.
+#[test]
+fn a_broker_outlives_whoever_read_its_output() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let mut command = headwater();
+    command.current_dir(folder.path()).args(["up", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+    command.args(["--log", "debug"]).stdout(writer.try_clone().expect("a handle")).stderr(writer);
+    let mut broker = Held::start(command);
+    BufReader::new(reader).read_line(&mut String::new()).expect("a line");
+    let profile = folder.path().join("headwater-data/client.toml");
+    eventually("the profile", || profile.exists().then_some(()));
+    let command = |arguments: &[&str]| {
+        headwater().arg("--profile").arg(&profile).args(arguments).output().expect("it runs").status.success()
+    };
+    eventually("it serves", || command(&["topic", "list"]).then_some(()));
+    assert!(command(&["topic", "create", "t"]));
+    broker.signal("TERM");
+    assert!(broker.wait().success(), "{:?}", broker.wait());
 }
 
 #[test]

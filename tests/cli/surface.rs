@@ -1,6 +1,8 @@
 //! What needs no broker, and what no broker can be found for.
 
+use crate::Held;
 use crate::harness::{Broker, headwater, run};
+use std::process::Stdio;
 
 #[test]
 fn help_and_version_are_answers() {
@@ -99,4 +101,21 @@ fn logs_go_to_standard_error_in_the_form_asked_for() {
     assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
     broker.run(&["topic", "list", "--log", "=="]).fails(1);
     assert_eq!(broker.run(&["topic", "list"]).ok().stderr, "", "nothing to say by default");
+}
+
+#[test]
+fn what_cannot_be_said_changes_no_outcome() {
+    let broker = Broker::start(&[]);
+    for (arguments, code) in [
+        (&["topic", "create", "t"][..], 0),
+        (&["topic", "describe", "nosuch"], 1),
+        (&["topic", "list", "--log", "trace"], 0),
+        (&["topic", "bogus"], 2),
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = broker.command(arguments);
+        command.stdout(Stdio::null()).stderr(writer);
+        assert_eq!(Held::start(command).wait().code(), Some(code), "{arguments:?}");
+    }
 }
