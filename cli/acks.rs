@@ -10,9 +10,8 @@ use std::fs::File;
 use std::future::poll_fn;
 use std::io::Write;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::outcomes::{Expect, Outcomes};
 
@@ -20,18 +19,20 @@ use crate::outcomes::{Expect, Outcomes};
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
     pub(crate) acknowledged: u64,
+    /// Bytes of the keys and values that are acknowledged.
+    pub(crate) bytes: u64,
     /// The weakest level that any acknowledgement told.
     pub(crate) durability: Option<Durability>,
     /// First and last offset of each partition.
     pub(crate) partitions: BTreeMap<u32, (i64, i64)>,
-    pub(crate) failed: u64,
     /// The smallest number that failed, and why.
     pub(crate) first_failure: Option<(u64, ProduceError)>,
 }
 
 impl Tally {
-    fn count(&mut self, partition: u32, acknowledgement: &Acknowledgement) {
+    fn count(&mut self, partition: u32, bytes: usize, acknowledgement: &Acknowledgement) {
         self.acknowledged += 1;
+        self.bytes += bytes as u64;
         let (offset, level) = (acknowledgement.offset, acknowledgement.durability);
         if offset >= 0 {
             self.partitions.entry(partition).and_modify(|(_, last)| *last = offset).or_insert((offset, offset));
@@ -41,17 +42,20 @@ impl Tally {
 
     /// Counts a record that failed.
     pub(crate) fn fail(&mut self, number: u64, error: ProduceError) {
-        self.failed += 1;
         if self.first_failure.as_ref().is_none_or(|(first, _)| number < *first) {
             self.first_failure = Some((number, error));
         }
     }
 }
 
+/// What an acknowledgement is told by: the record's number, and the bytes of its key and value.
+pub(crate) type Mark = (u64, usize);
+
 /// Where deliveries go.
 pub(crate) struct Acknowledgements {
-    expect: Expect<u64>,
-    failed: Arc<AtomicBool>,
+    expect: Expect<Mark>,
+    /// Something failed, or the collecting itself did.
+    failed: CancellationToken,
     thread: JoinHandle<Result<Tally>>,
 }
 
@@ -69,30 +73,37 @@ impl Acknowledgements {
             None => None,
         };
         let (expect, outcomes) = Outcomes::new();
-        let failed = Arc::new(AtomicBool::new(false));
+        let failed = CancellationToken::new();
         let collector = collect(outcomes, log, failed.clone());
-        let runtime = tokio::runtime::Handle::current();
-        let thread = std::thread::Builder::new()
-            .name("acknowledgements".into())
-            .spawn(move || runtime.block_on(collector))
-            .context("cannot start a thread")?;
+        let (runtime, ended) = (tokio::runtime::Handle::current(), failed.clone().drop_guard());
+        let work = move || {
+            let _ended = ended;
+            runtime.block_on(collector)
+        };
+        let thread =
+            std::thread::Builder::new().name("acknowledgements".into()).spawn(work).context("cannot start a thread")?;
         Ok(Acknowledgements { expect, failed, thread })
     }
 
-    /// Hands deliveries over, each with its record's number; those of a partition in the order of their sending.
-    pub(crate) fn expect(&self, deliveries: Vec<(u64, Delivery)>) {
+    /// Hands deliveries over; those of a partition in the order of their sending.
+    pub(crate) fn expect(&self, deliveries: Vec<(Mark, Delivery)>) {
         // A collector that ended had a reason, which `finish` tells.
         let _ = self.expect.send(deliveries);
     }
 
     /// Whether anything failed so far.
     pub(crate) fn any_failed(&self) -> bool {
-        self.failed.load(Ordering::Relaxed) || self.thread.is_finished()
+        self.failed.is_cancelled()
+    }
+
+    /// Is cancelled when something fails.
+    pub(crate) fn failure(&self) -> CancellationToken {
+        self.failed.clone()
     }
 
     /// Waits for every outcome.
     pub(crate) async fn finish(self) -> Result<Tally> {
-        let Acknowledgements { expect, thread, .. } = self;
+        let Acknowledgements { expect, thread, failed: _ } = self;
         drop(expect);
         tokio::task::spawn_blocking(move || thread.join())
             .await
@@ -102,14 +113,14 @@ impl Acknowledgements {
 }
 
 /// What the thread runs.
-async fn collect(mut outcomes: Outcomes<u64>, mut log: Option<File>, failed: Arc<AtomicBool>) -> Result<Tally> {
+async fn collect(mut outcomes: Outcomes<Mark>, mut log: Option<File>, failed: CancellationToken) -> Result<Tally> {
     let mut tally = Tally::default();
     let mut lines = Vec::new();
     poll_fn(|context| {
         let logging = log.is_some();
-        let done = outcomes.poll(context, |partition, number, outcome| match outcome {
+        let done = outcomes.poll(context, |partition, (number, bytes), outcome| match outcome {
             Ok(acknowledgement) => {
-                tally.count(partition, &acknowledgement);
+                tally.count(partition, bytes, &acknowledgement);
                 if logging && acknowledgement.offset >= 0 {
                     let offset = acknowledgement.offset;
                     // Writing to a Vec cannot fail.
@@ -117,7 +128,7 @@ async fn collect(mut outcomes: Outcomes<u64>, mut log: Option<File>, failed: Arc
                 }
             }
             Err(error) => {
-                failed.store(true, Ordering::Relaxed);
+                failed.cancel();
                 tally.fail(number, error);
             }
         });

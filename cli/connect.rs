@@ -1,8 +1,7 @@
 //! Which broker a command talks to, and the runtime it talks in.
 //!
 //! Owns: finding the client profile (`--profile`, $HEADWATER_PROFILE, ./headwater-data/client.toml), what `--broker` and
-//! `--ca` change in it, and the signals that end a command. Refuses: retries (the client has them). Read next:
-//! `commands/`.
+//! `--ca` change in it. Refuses: retries (the client has them). Read next: `commands/`.
 
 use anyhow::{Context, Result, bail};
 use headwater_client::{Client, ClientConfig};
@@ -84,30 +83,4 @@ pub(crate) fn with_client<T>(global: &Global, conversation: impl AsyncFnOnce(&Cl
         client.close().await;
         outcome
     })
-}
-
-/// Resolves when somebody asks this process to end: Ctrl-C, or SIGTERM. Both are caught from the call on, so that
-/// neither ends the process at once any more.
-pub(crate) fn asked_to_end() -> impl Future<Output = ()> + use<> {
-    #[cfg(unix)]
-    {
-        use tokio::signal::unix::{SignalKind, signal};
-        let signals = signal(SignalKind::terminate()).and_then(|end| Ok((end, signal(SignalKind::interrupt())?)));
-        async {
-            match signals {
-                Ok((mut terminate, mut interrupt)) => tokio::select! {
-                    _ = terminate.recv() => (),
-                    _ = interrupt.recv() => (),
-                },
-                Err(error) => {
-                    tracing::warn!(%error, "signals cannot be caught; they end this process at once");
-                    std::future::pending().await
-                }
-            }
-        }
-    }
-    #[cfg(not(unix))]
-    async {
-        let _ = tokio::signal::ctrl_c().await;
-    }
 }

@@ -21,6 +21,8 @@ mod output;
 mod pace;
 mod printer;
 mod record;
+mod shares;
+mod signals;
 mod spec;
 
 use std::process::ExitCode;

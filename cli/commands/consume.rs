@@ -1,30 +1,39 @@
 //! `headwater consume`: records out, alone or as a member of a group.
 //!
-//! With `--group`, what is committed is what was printed: every second, when a partition is taken away, and at the end,
-//! whichever end it is. Commits of one process follow each other, so that an older one never undoes a newer one.
+//! With `--group`, what is committed is what was printed, and where nothing was, the place where the reading began: every
+//! second, when a partition is taken away, and at the end, whichever end it is. Commits of one process follow each other,
+//! so that an older one never undoes a newer one.
 //!
-//! Read next: [`crate::printer`].
+//! A member has read up to `--until` when the group has: its own partitions are not all there are, and at times it has none.
+//!
+//! Read next: [`crate::shares`], then [`crate::printer`].
 
 use anyhow::{Context, Result};
 use headwater_client::{
-    Admin, Client, Committer, ConsumeError, Consumer, OffsetAt, OffsetQuery, PartitionDescription, Rebalance,
-    StartFrom, TopicDescription, TopicPartition,
+    Admin, Client, Committer, ConsumeError, ConsumedBatch, Consumer, ErrorCode, OffsetAt, OffsetQuery,
+    PartitionDescription, Position, Rebalance, StartFrom, TopicDescription, TopicPartition,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Notify};
 
 use crate::args::{ConsumeArgs, Global};
 use crate::commands::{ago_ms, check_offset, chosen, now_ms};
-use crate::connect::{asked_to_end, with_client};
+use crate::connect::with_client;
 use crate::filter::Filter;
 use crate::printer::{Printer, Progress, Rules, Work};
 use crate::record::Style;
+use crate::shares::Shares;
+use crate::signals::Signals;
 use crate::spec::{End, Start};
 
 /// How often a member commits what it printed.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+/// How often a member that has read what it has asks how far its group is.
+const GROUP_INTERVAL: Duration = Duration::from_millis(500);
+/// How long a partition that is taken away waits for a reader who does not read: less than its coordinator waits for it.
+const READER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 pub(crate) fn run(global: &Global, args: ConsumeArgs) -> Result<()> {
@@ -32,7 +41,6 @@ pub(crate) fn run(global: &Global, args: ConsumeArgs) -> Result<()> {
 }
 
 async fn consume(global: &Global, client: &Client, args: ConsumeArgs) -> Result<()> {
-    let end = asked_to_end();
     let admin = client.admin();
     let topic =
         admin.describe_topic(&args.topic).await.with_context(|| format!("cannot consume topic {}", args.topic))?;
@@ -47,31 +55,53 @@ async fn consume(global: &Global, client: &Client, args: ConsumeArgs) -> Result<
         until = Some(End::Now);
     }
     let ends = Ends::resolve(&admin, &topic, &partitions, until, args.no_follow).await?;
-    let printer = Printer::start(Rules {
+    let signals = Signals::catch();
+    let shares = args.group.is_some().then(Arc::<Shares>::default);
+    let rules = Rules {
         style: Style::new(global.json, args.format.clone()),
         filter: Filter::default(),
         limit: args.count,
         until_ms: ends.wait_for_ms,
-    })?;
-    let commits = args.group.is_some().then(|| Commits::new(printer.progress()));
-    let mut consumer = build(client, &args, &partitions, commits.clone()).await?;
-    let committing = match &commits {
-        Some(commits) => Some((commits, consumer.committer()?)),
-        None => None,
     };
-    let ticking = committing
+    let printer = Printer::start(rules, shares.clone())?;
+    let commits = shares.map(|shares| Commits::new(printer.progress(), shares));
+    let Some(consumer) = signals.unless_asked(build(client, &args, &partitions, commits.clone())).await else {
+        return printer.stop().await.map(|_| ());
+    };
+    let mut consumer = consumer?;
+    let member = match (&args.group, &commits) {
+        (Some(group), Some(commits)) => {
+            let starts = starts_without_a_commit(&admin, &topic, &partitions, args.from).await?;
+            Some(Member { group, commits, committer: consumer.committer()?, starts })
+        }
+        _ => None,
+    };
+    let ticking = member
         .as_ref()
-        .map(|(commits, committer)| tokio::spawn(Arc::clone(commits).keep_committing(committer.clone())));
-    let outcome = pump(&mut consumer, &printer, &admin, &topic, &partitions, ends, end).await;
+        .map(|member| tokio::spawn(Arc::clone(member.commits).keep_committing(member.committer.clone())));
+    let reading = Reading {
+        consumer: &mut consumer,
+        printer: &printer,
+        admin: &admin,
+        topic: &topic,
+        partitions: &partitions,
+        member: member.as_ref(),
+        signals: &signals,
+        bounds: ends.bounds,
+    };
+    let outcome = reading.pump(ends.wait_for_ms).await;
     let printed = match outcome {
-        Ok(Ended::Asked) => printer.stop().await.map(|_| ()),
-        _ => printer.finish().await.map(|_| ()),
+        Ok(Ended::Asked) => printer.stop().await,
+        _ => printer.finish(signals.asked()).await,
     };
     if let Some(ticking) = ticking {
         ticking.abort();
     }
-    let committed = match &committing {
-        Some((commits, committer)) => commits.commit(committer).await.context("cannot commit what was printed"),
+    let committed = match &member {
+        Some(member) => {
+            member.commits.begin(&consumer);
+            member.commits.commit(&member.committer).await.context("cannot commit what was printed")
+        }
         None => Ok(()),
     };
     let closed = consumer.close().await.context("cannot leave in good order");
@@ -134,51 +164,181 @@ pub(crate) fn start_from(start: Start) -> StartFrom {
     }
 }
 
-/// Fetches and hands over until one of the ends comes.
-async fn pump(
-    consumer: &mut Consumer,
-    printer: &Printer,
-    admin: &Admin,
-    topic: &TopicDescription,
-    partitions: &[&PartitionDescription],
-    ends: Ends,
-    end: impl Future<Output = ()>,
-) -> Result<Ended> {
-    if let Some(bounds) = ends.bounds {
-        consumer.until(bounds);
-    }
-    tokio::pin!(end);
-    let moment = async {
-        match ends.wait_for_ms {
-            Some(ms) => tokio::time::sleep(until(ms)).await,
-            None => std::future::pending().await,
+/// A membership, for whoever has to know how far the group is.
+struct Member<'a> {
+    group: &'a str,
+    commits: &'a Arc<Commits>,
+    committer: Committer,
+    /// Where partitions begin of which the group has committed nothing.
+    starts: BTreeMap<TopicPartition, i64>,
+}
+
+/// Everything that reading needs.
+struct Reading<'a> {
+    consumer: &'a mut Consumer,
+    printer: &'a Printer,
+    admin: &'a Admin,
+    topic: &'a TopicDescription,
+    partitions: &'a [&'a PartitionDescription],
+    member: Option<&'a Member<'a>>,
+    signals: &'a Signals,
+    /// The first offset of each partition that is not wanted. `None`: there is no end, or nobody knows it yet.
+    bounds: Option<BTreeMap<TopicPartition, i64>>,
+}
+
+impl Reading<'_> {
+    /// Fetches and hands over until one of the ends comes.
+    async fn pump(mut self, mut waiting: Option<i64>) -> Result<Ended> {
+        if let Some(bounds) = &self.bounds {
+            self.consumer.until(bounds.clone());
         }
-    };
-    tokio::pin!(moment);
-    let mut waiting = ends.wait_for_ms;
-    loop {
-        tokio::select! {
-            biased;
-            () = &mut end => return Ok(Ended::Asked),
-            () = printer.ended() => return Ok(Ended::Done),
-            () = &mut moment, if waiting.is_some() => {
-                let bounds = bounds_at(admin, topic, partitions, waiting.take().unwrap_or_default()).await?;
-                consumer.until(bounds);
+        if self.member.is_some() {
+            tokio::select! {
+                biased;
+                () = self.signals.asked() => return Ok(Ended::Asked),
+                () = self.printer.ended() => return Ok(Ended::Done),
+                assigned = self.consumer.assigned() => { assigned.map_err(explain)?; }
             }
-            batch = consumer.next_batch() => match batch {
-                None => return Ok(Ended::Done),
-                Some(batch) => {
-                    let printing = printer.print(Work::Batch(batch.map_err(explain)?));
-                    tokio::select! {
-                        biased;
-                        // Whoever reads the output may have stopped to.
-                        () = &mut end => return Ok(Ended::Asked),
-                        more = printing => if !more { return Ok(Ended::Done) },
+        }
+        let awaited = waiting;
+        let moment = async {
+            match awaited {
+                Some(ms) => tokio::time::sleep(until(ms)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(moment);
+        let mut tick = tokio::time::interval(GROUP_INTERVAL);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        // Nothing is left of what this member has, and since when the group has not been asked.
+        let (mut idle, mut unasked) = (false, true);
+        loop {
+            if let Some(member) = self.member {
+                member.commits.begin(self.consumer);
+            }
+            tokio::select! {
+                biased;
+                () = self.signals.asked() => return Ok(Ended::Asked),
+                () = self.printer.ended() => return Ok(Ended::Done),
+                () = &mut moment, if waiting.is_some() => {
+                    let ms = waiting.take().unwrap_or_default();
+                    let found = self.signals.unless_asked(bounds_at(self.admin, self.topic, self.partitions, ms)).await;
+                    let Some(bounds) = found else { return Ok(Ended::Asked) };
+                    let bounds = bounds?;
+                    self.consumer.until(bounds.clone());
+                    self.bounds = Some(bounds);
+                }
+                () = assigned(self.member) => idle = false,
+                _ = tick.tick(), if self.member.is_some() => {
+                    self.bound_what_was_added();
+                    if idle {
+                        match self.signals.unless_asked(self.is_through()).await {
+                            None => return Ok(Ended::Asked),
+                            Some(through) => if through? { return Ok(Ended::Done) },
+                        }
+                        (idle, unasked) = (false, false);
+                    }
+                }
+                batch = self.consumer.next_batch(), if !idle => match batch {
+                    None if self.member.is_none() => return Ok(Ended::Done),
+                    None => {
+                        idle = true;
+                        if unasked {
+                            tick.reset_immediately();
+                        }
+                    }
+                    Some(batch) => {
+                        unasked = true;
+                        let batch = batch.map_err(explain)?;
+                        if !self.is_wanted(&batch) {
+                            continue;
+                        }
+                        let printing = self.printer.print(Work::Batch(batch));
+                        tokio::select! {
+                            biased;
+                            // Whoever reads the output may have stopped to.
+                            () = self.signals.asked() => return Ok(Ended::Asked),
+                            more = printing => if !more { return Ok(Ended::Done) },
+                        }
                     }
                 }
             }
         }
     }
+
+    /// Takes note of where a batch begins. `false`: its partition was added since the end was fixed, and what is in it
+    /// lies beyond the end.
+    fn is_wanted(&mut self, batch: &ConsumedBatch) -> bool {
+        let Some(member) = self.member else { return true };
+        let at = TopicPartition::new(batch.topic().clone(), batch.partition());
+        member.commits.shares.begin(&at, Position { offset: batch.base_offset(), leader_epoch: -1 });
+        self.bounds.as_ref().is_none_or(|bounds| bounds.get(&at).is_some_and(|bound| *bound > batch.base_offset()))
+    }
+
+    /// Partitions that were added since the end was fixed lie beyond it.
+    fn bound_what_was_added(&mut self) {
+        let Some(bounds) = &mut self.bounds else { return };
+        let known = bounds.len();
+        for at in self.consumer.assignment() {
+            bounds.entry(at).or_insert(0);
+        }
+        if bounds.len() > known {
+            self.consumer.until(bounds.clone());
+        }
+    }
+
+    /// Whether the group has read everything up to the end. What this member printed counts once it is committed.
+    async fn is_through(&self) -> Result<bool> {
+        let (Some(member), Some(bounds)) = (self.member, &self.bounds) else { return Ok(false) };
+        if !self.printer.progress().caught_up().await || member.commits.commit(&member.committer).await.is_err() {
+            // The one who commits regularly says why, and tries again.
+            return Ok(false);
+        }
+        let committed = match self.admin.fetch_offsets(member.group).await {
+            Ok(offsets) => offsets,
+            // The broker may be starting again; the consumer waits for it too.
+            Err(error) if error.retryable() => return Ok(false),
+            Err(error) if error.code() == Some(ErrorCode::GroupNotFound) => Vec::new(),
+            Err(error) => return Err(error).context("cannot ask how far the group is"),
+        };
+        let committed: BTreeMap<TopicPartition, i64> = committed
+            .into_iter()
+            .map(|entry| (TopicPartition::new(entry.topic, entry.partition), entry.offset))
+            .collect();
+        let place = |at| committed.get(at).or_else(|| member.starts.get(at)).copied().unwrap_or(0);
+        Ok(bounds.iter().all(|(at, bound)| place(at) >= *bound))
+    }
+}
+
+/// Resolves when a member was given partitions.
+async fn assigned(member: Option<&Member<'_>>) {
+    match member {
+        Some(member) => member.commits.assigned.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Where a group begins that has committed nothing, as its members find it when they join.
+async fn starts_without_a_commit(
+    admin: &Admin,
+    topic: &TopicDescription,
+    partitions: &[&PartitionDescription],
+    from: Start,
+) -> Result<BTreeMap<TopicPartition, i64>> {
+    let ms = match from {
+        Start::Time(ms) => ms,
+        Start::Ago(ago) => ago_ms(ago),
+        Start::Earliest | Start::Latest | Start::Offset(_) => {
+            let place = |partition: &PartitionDescription| match from {
+                Start::Offset(offset) => offset,
+                Start::Latest => partition.high_watermark,
+                _ => partition.log_start_offset,
+            };
+            let at = |number| TopicPartition::new(topic.name.as_str(), number);
+            return Ok(partitions.iter().map(|partition| (at(partition.partition), place(partition))).collect());
+        }
+    };
+    bounds_at(admin, topic, partitions, ms).await
 }
 
 /// What to do about an error of the consumer.
@@ -261,32 +421,61 @@ async fn bounds_at(
 /// What a member commits.
 struct Commits {
     progress: Progress,
+    shares: Arc<Shares>,
     /// What was committed last; held while a commit is under way.
-    last: Mutex<BTreeMap<TopicPartition, i64>>,
+    last: Mutex<BTreeMap<TopicPartition, Position>>,
+    /// Partitions were given to this member.
+    assigned: Notify,
+    /// Partitions were lost: what is being committed of them must not be tried again.
+    lost: Notify,
 }
 
 impl Commits {
-    fn new(progress: Progress) -> Arc<Commits> {
-        Arc::new(Commits { progress, last: Mutex::default() })
+    fn new(progress: Progress, shares: Arc<Shares>) -> Arc<Commits> {
+        let (last, assigned, lost) = (Mutex::default(), Notify::new(), Notify::new());
+        Arc::new(Commits { progress, shares, last, assigned, lost })
+    }
+
+    /// Takes note of where reading began, for partitions of which nothing came yet.
+    fn begin(&self, consumer: &Consumer) {
+        if self.shares.all_begun() {
+            return;
+        }
+        for (at, position) in consumer.positions() {
+            self.shares.begin(&at, position);
+        }
     }
 
     /// Commits what was printed since the last time.
     async fn commit(&self, committer: &Committer) -> Result<(), ConsumeError> {
         let mut last = self.last.lock().await;
-        let mut news = self.progress.positions();
-        news.retain(|partition, offset| last.get(partition) != Some(offset));
-        if !news.is_empty() {
-            committer.commit_offsets(news.clone()).await?;
-            last.append(&mut news);
+        let mut lost = std::pin::pin!(self.lost.notified());
+        lost.as_mut().enable();
+        let mut news = self.shares.positions();
+        news.retain(|partition, position| last.get(partition) != Some(position));
+        if news.is_empty() {
+            return Ok(());
         }
+        tokio::select! {
+            biased;
+            // A member that comes back may not commit what it had before.
+            () = lost => return Ok(()),
+            committed = committer.commit_offsets(news.iter().map(|(at, position)| (at.clone(), position.offset))) => committed?,
+        }
+        last.append(&mut news);
         Ok(())
     }
 
     async fn rebalance(&self, change: Rebalance) {
         match change {
-            Rebalance::Assigned(_) => {}
+            Rebalance::Assigned(partitions) => {
+                self.shares.take_on(&partitions);
+                self.assigned.notify_one();
+            }
             Rebalance::Revoked(partitions, committer) => {
-                self.progress.caught_up().await;
+                if tokio::time::timeout(READER_PATIENCE, self.progress.caught_up()).await.is_err() {
+                    tracing::warn!("nobody reads the output; what waits to be printed is left to the next owner");
+                }
                 if let Err(error) = self.commit(&committer).await {
                     tracing::warn!(%error, "cannot commit what was printed; the next owner prints it again");
                 }
@@ -297,15 +486,16 @@ impl Commits {
                     count = partitions.len(),
                     "partitions are lost; their next owner may print some records again"
                 );
+                self.shares.give_up(&partitions);
+                self.lost.notify_waiters();
                 self.forget(&partitions).await;
             }
         }
     }
 
     async fn forget(&self, partitions: &[TopicPartition]) {
-        let mut last = self.last.lock().await;
-        self.progress.forget(partitions);
-        last.retain(|partition, _| !partitions.contains(partition));
+        self.shares.give_up(partitions);
+        self.last.lock().await.retain(|partition, _| !partitions.contains(partition));
     }
 
     async fn keep_committing(self: Arc<Self>, committer: Committer) {

@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::args::Global;
-use crate::connect::{asked_to_end, block_on};
+use crate::connect::block_on;
 use crate::output::{bytes, number, plural, print, print_json};
+use crate::signals::Signals;
 use crate::spec::time_ms;
 use broker::Embedded;
 use members::{Member, Seen, headwater};
@@ -41,11 +42,8 @@ pub(crate) fn run(global: &Global) -> Result<()> {
     let folder = tempfile::Builder::new().prefix("headwater-demo-").tempdir().context("cannot make a folder")?;
     let broker = Embedded::start(folder.path())?;
     let told = block_on(async {
-        let end = asked_to_end();
-        tokio::select! {
-            told = tell(&report, &broker) => told,
-            () = end => Err(anyhow!("interrupted")),
-        }
+        let told = Signals::catch().unless_asked(tell(&report, &broker)).await;
+        told.unwrap_or_else(|| Err(anyhow!("interrupted")))
     });
     let stopped = broker.stop();
     told?;

@@ -1,7 +1,8 @@
 //! `headwater produce`: lines in, acknowledgements out.
 //!
 //! Three threads share the work: one reads and cuts the input, one talks to the broker, one takes the acknowledgements
-//! in. The first record that fails ends the reading, since what comes after it could no longer be in order.
+//! in. A record that is itself not fit to be sent is passed over, and told of at the end. The first one that is sent and
+//! fails ends the reading, since what comes after it could no longer be in order.
 //!
 //! Read next: [`crate::lines`], [`crate::fields`], [`crate::acks`].
 
@@ -18,10 +19,11 @@ use tokio::sync::mpsc;
 
 use crate::acks::{Acknowledgements, Tally};
 use crate::args::{Global, ProduceArgs};
-use crate::connect::{asked_to_end, with_client};
+use crate::connect::with_client;
 use crate::fields::{Fields, Parsed};
 use crate::lines::Lines;
 use crate::output::{Unit, bytes, number, plural, print, print_json, progress};
+use crate::signals::Signals;
 
 /// Blocks of lines that may wait to be sent.
 const QUEUE_BLOCKS: usize = 4;
@@ -104,76 +106,109 @@ async fn produce(
     }
     let acknowledgements = Acknowledgements::start(args.ack_log.as_deref())?;
     let mut blocks = read(input, Fields::from(args))?;
+    let failure = acknowledgements.failure();
     let mut sending =
-        Sending { producer, template: Template::new(args), acknowledgements, records: 0, bytes: 0, refused: None };
+        Sending { producer, template: Template::new(args), acknowledgements, records: 0, bytes: 0, unfit: None };
     let began = Instant::now();
-    let mut input_error = None;
-    let mut interrupted = false;
-    let end = asked_to_end();
-    tokio::pin!(end);
-    while !sending.acknowledgements.any_failed() {
+    let signals = Signals::catch();
+    let stop = loop {
         let step = async {
-            let Some(block) = blocks.recv().await else { return Step::Last(None) };
-            if !sending.send(block.first, block.records).await {
-                return Step::Last(None);
+            let Some(block) = blocks.recv().await else { return Some(Stop::End) };
+            if let Err(failure) = sending.send(block.first, block.records).await {
+                return Some(Stop::Unsent(failure));
             }
             bar.set_position(sending.bytes);
             // A block is sent without waiting; the connection needs its turn.
             tokio::task::yield_now().await;
-            block.error.map_or(Step::More, |error| Step::Last(Some(error)))
+            block.error.map(Stop::Input)
         };
         tokio::select! {
             biased;
-            () = &mut end => {
-                // Somebody who types ends the input this way.
-                interrupted = !by_hand;
-                break;
-            }
-            step = step => if let Step::Last(error) = step {
-                input_error = error;
-                break;
-            }
+            // Somebody who types ends the input this way.
+            () = signals.asked() => break if by_hand { Stop::End } else { Stop::Asked },
+            () = failure.cancelled() => break Stop::Unacknowledged,
+            stop = step => if let Some(stop) = stop { break stop },
         }
-    }
+    };
     drop(blocks);
-    sending.producer.flush().await;
-    let Sending { producer, acknowledgements, records, bytes, refused, .. } = sending;
+    let Sending { producer, acknowledgements, records, unfit, .. } = sending;
+    // Whoever asks only now does not want to wait for acknowledgements.
+    let asked_before = signals.is_asked();
+    let waited = tokio::select! {
+        () = producer.flush() => true,
+        () = signals.asked(), if !asked_before => false,
+    };
+    match waited {
+        true => producer.close().await,
+        false => drop(producer),
+    }
     let mut tally = acknowledgements.finish().await?;
     let seconds = began.elapsed().as_secs_f64();
     bar.finish_and_clear();
-    producer.close().await;
-    if let Some((line, error)) = refused {
+    if let Some((line, error)) = unfit {
         tally.fail(line, error);
     }
-    report(global, &args.topic, &tally, bytes, seconds)?;
-    let acknowledged = plural(tally.acknowledged, "record");
-    if let Some((line, error)) = &tally.first_failure {
-        bail!(
-            "{} of {} records were not acknowledged, from line {line} on: {}{}",
-            number(records - tally.acknowledged),
-            number(records),
-            sentence(error),
-            if tally.acknowledged > 0 && args.ack_log.is_none() {
-                ". Later lines may be acknowledged; --ack-log FILE lists which"
-            } else {
-                ""
-            }
-        );
-    }
-    if let Some(error) = input_error {
-        return Err(error.context(format!("the input cannot be sent on; {acknowledged} before are acknowledged")));
-    }
-    if interrupted {
-        bail!("interrupted: {acknowledged} until then are acknowledged, the rest of the input was not read");
-    }
-    Ok(())
+    let stop = match stop {
+        Stop::Unsent((line, error)) => {
+            tally.fail(line, error);
+            Stop::Unacknowledged
+        }
+        stop => stop,
+    };
+    report(global, &args.topic, &tally, seconds)?;
+    outcome(args, tally, records, stop, waited)
 }
 
-/// What comes after a block.
-enum Step {
-    More,
-    /// Nothing, or the reason for it.
-    Last(Option<anyhow::Error>),
+/// What is to be said of all of it.
+fn outcome(args: &ProduceArgs, tally: Tally, records: u64, stop: Stop, waited: bool) -> Result<()> {
+    let acknowledged = plural(tally.acknowledged, "record");
+    let Some((line, error)) = &tally.first_failure else {
+        return match stop {
+            Stop::End | Stop::Unsent(_) | Stop::Unacknowledged => Ok(()),
+            Stop::Input(error) => {
+                Err(error.context(format!("the input cannot be sent on; {acknowledged} before are acknowledged")))
+            }
+            Stop::Asked => bail!(
+                "interrupted: reading stopped after line {records}, and nothing after it was sent; {acknowledged} until \
+                 then are acknowledged"
+            ),
+        };
+    };
+    let mut text = format!(
+        "{}{} of {} records were not acknowledged, from line {line} on: {}",
+        if waited { "" } else { "interrupted: " },
+        number(records - tally.acknowledged),
+        number(records),
+        sentence(error)
+    );
+    match stop {
+        Stop::End => {}
+        Stop::Input(error) => text += &format!("; then the input could not be sent on: {error:#}"),
+        Stop::Asked | Stop::Unsent(_) | Stop::Unacknowledged => {
+            text += &format!("; reading stopped after line {records}, and nothing after it was sent");
+        }
+    }
+    if tally.acknowledged > 0 && args.ack_log.is_none() {
+        text += ". Later lines may be acknowledged; --ack-log FILE lists which";
+    }
+    bail!(text)
+}
+
+/// A line that was not sent or not acknowledged, and why.
+type Failure = (u64, ProduceError);
+
+/// Why there is nothing more to send.
+enum Stop {
+    /// The input has ended.
+    End,
+    /// It cannot be read on, or a line is not what it should be.
+    Input(anyhow::Error),
+    /// A record could not be sent, and so none after it.
+    Unsent(Failure),
+    /// A record was sent and failed.
+    Unacknowledged,
+    /// Somebody asked for it.
+    Asked,
 }
 
 /// Reads the input on a thread of its own.
@@ -251,13 +286,13 @@ struct Sending {
     /// Records tried so far, and the bytes of their keys and values.
     records: u64,
     bytes: u64,
-    /// The record that could not even be sent.
-    refused: Option<(u64, ProduceError)>,
+    /// The first record that was passed over, since nobody would take it.
+    unfit: Option<Failure>,
 }
 
 impl Sending {
-    /// Sends a block's records; `false` when one of them was refused.
-    async fn send(&mut self, first: u64, records: Vec<Parsed>) -> bool {
+    /// Sends a block's records, as far as anybody would take them.
+    async fn send(&mut self, first: u64, records: Vec<Parsed>) -> Result<(), Failure> {
         let mut under_way = Vec::with_capacity(records.len());
         for (parsed, number) in records.into_iter().zip(first..) {
             let size = parsed.key.as_ref().map_or(0, Bytes::len) + parsed.value.as_ref().map_or(0, Bytes::len);
@@ -274,16 +309,19 @@ impl Sending {
             self.records += 1;
             self.bytes += size as u64;
             match outcome {
-                Ok(delivery) => under_way.push((number, delivery)),
+                Ok(delivery) => under_way.push(((number, size), delivery)),
+                // It is this record's own fault, and was never given a place: those after it stay in order.
+                Err(error @ (ProduceError::TooLarge { .. } | ProduceError::LargerThanBuffer { .. })) => {
+                    self.unfit.get_or_insert((number, error));
+                }
                 Err(error) => {
                     self.acknowledgements.expect(under_way);
-                    self.refused = Some((number, error));
-                    return false;
+                    return Err((number, error));
                 }
             }
         }
         self.acknowledgements.expect(under_way);
-        true
+        Ok(())
     }
 }
 
@@ -304,10 +342,10 @@ struct PartitionSummary {
 }
 
 /// The answer; also after a failure, since what was acknowledged stays.
-pub(super) fn report(global: &Global, topic: &str, tally: &Tally, sent_bytes: u64, seconds: f64) -> Result<()> {
+pub(super) fn report(global: &Global, topic: &str, tally: &Tally, seconds: f64) -> Result<()> {
     let summary = Summary {
         records: tally.acknowledged,
-        bytes: sent_bytes,
+        bytes: tally.bytes,
         seconds,
         durability: tally.durability.map(level),
         partitions: tally
@@ -322,7 +360,8 @@ pub(super) fn report(global: &Global, topic: &str, tally: &Tally, sent_bytes: u6
     if global.quiet {
         return Ok(());
     }
-    let mut text = format!("{} to {topic}, {} in {seconds:.2} s", plural(summary.records, "record"), bytes(sent_bytes));
+    let mut text =
+        format!("{} to {topic}, {} in {seconds:.2} s", plural(summary.records, "record"), bytes(summary.bytes));
     if let Some(durability) = summary.durability {
         text += &format!(", {durability}");
     }

@@ -5,32 +5,32 @@
 //! at any place. Ends are fixed when the replay begins. No group is involved.
 //!
 //! At full speed partitions are read together and come as they come. At a pace every partition has a reader of its own,
-//! and the record with the smallest timestamp among those at the head goes next, so that records of a partition stay in
-//! order. Read next: [`crate::pace`], then `replay/sink.rs`.
+//! and `replay/ordered.rs` puts their records into one row. Read next: [`crate::pace`], then `replay/ordered.rs` and
+//! `replay/sink.rs`.
 
+mod ordered;
 mod sink;
 
 use anyhow::{Context, Result};
 use futures::StreamExt;
 use headwater_client::{
-    Client, ConsumedRecord, Consumer, OffsetAt, OffsetQuery, PartitionDescription, StartFrom, TopicDescription,
-    TopicPartition,
+    Client, Consumer, OffsetAt, OffsetQuery, PartitionDescription, StartFrom, TopicDescription, TopicPartition,
 };
 use indicatif::ProgressBar;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 use std::io::IsTerminal;
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use crate::args::{Global, ReplayArgs};
 use crate::commands::consume::explain;
 use crate::commands::{ago_ms, check_offset, chosen};
-use crate::connect::{asked_to_end, with_client};
+use crate::connect::with_client;
 use crate::filter::Filter;
 use crate::output::{Unit, progress};
 use crate::pace::{Pacer, Speed};
+use crate::signals::Signals;
 use crate::spec::{End, Start};
+use ordered::{Step, ordered, wait_for};
 use sink::Sink;
 
 /// Bytes that each reader of a paced replay fetches ahead.
@@ -39,7 +39,6 @@ const PACED_PREFETCH_BYTES: usize = 256 << 10;
 /// Runs the command.
 pub(crate) fn run(global: &Global, args: ReplayArgs) -> Result<()> {
     with_client(global, async |client| {
-        let end = asked_to_end();
         let topic = client
             .admin()
             .describe_topic(&args.topic)
@@ -54,18 +53,21 @@ pub(crate) fn run(global: &Global, args: ReplayArgs) -> Result<()> {
             Sink::Print(_) if std::io::stdout().is_terminal() => ProgressBar::hidden(),
             _ => progress(global, "replay", Unit::Records, Some(total)),
         };
+        let signals = Signals::catch();
         let began = Instant::now();
         let pacer = Pacer::new(args.speed, args.rate);
         let topic = topic.name.as_str().into();
+        let ended = sink.ended();
         let mut replay = Replay { client, topic, stretches, filter, pacer, began, sink, bar };
         let outcome = tokio::select! {
             biased;
-            () = end => Ok(false),
+            () = signals.asked() => Ok(false),
             outcome = replay.run(args.speed) => outcome.map(|()| true),
+            () = ended => Ok(true),
         };
         let Replay { sink, bar, .. } = replay;
         bar.finish_and_clear();
-        let ended = sink.finish(global, !matches!(outcome, Ok(false)), began).await;
+        let ended = sink.finish(global, !matches!(outcome, Ok(false)), began, &signals).await;
         outcome?;
         ended
     })
@@ -211,57 +213,33 @@ impl Replay<'_> {
 
     async fn run_ordered(&mut self) -> Result<()> {
         let mut readers = Vec::new();
-        let mut heads = BinaryHeap::new();
-        for stretch in self.stretches.clone() {
-            let mut reader = self.consumer(std::slice::from_ref(&stretch), Some(PACED_PREFETCH_BYTES)).await?;
-            let head = self.next_wanted(&mut reader).await?;
-            if let Some(record) = &head {
-                heads.push(Reverse((record.timestamp_ms, readers.len())));
-            }
-            readers.push((reader, head));
+        for stretch in &self.stretches {
+            let reader = self.consumer(std::slice::from_ref(stretch), Some(PACED_PREFETCH_BYTES)).await?;
+            let (filter, bar) = (&self.filter, &self.bar);
+            readers.push(Box::pin(reader.filter_map(async move |record| match record.map_err(explain) {
+                Ok(record) => {
+                    bar.inc(1);
+                    filter.keeps(&record).then_some(Ok(record))
+                }
+                Err(error) => Some(Err(error)),
+            })));
         }
-        while let Some(Reverse((_, index))) = heads.pop() {
-            let Some((reader, head)) = readers.get_mut(index) else { continue };
-            let Some(record) = head.take() else { continue };
-            if !self.emit(record).await? {
-                return Ok(());
-            }
-            let next = self.next_wanted(reader).await?;
-            if let Some(next) = &next {
-                heads.push(Reverse((next.timestamp_ms, index)));
-            }
-            *head = next;
-        }
-        self.sink.flush().await;
-        Ok(())
-    }
-
-    async fn next_wanted(&self, reader: &mut Consumer) -> Result<Option<ConsumedRecord>> {
-        while let Some(record) = reader.next().await {
-            let record = record.map_err(explain)?;
-            self.bar.inc(1);
-            if self.filter.keeps(&record) {
-                return Ok(Some(record));
-            }
-        }
-        Ok(None)
+        let sink = &mut self.sink;
+        let pass_on = async |step| match step {
+            Step::Due(record) => sink.take(record).await,
+            Step::Pause => Ok(sink.flush().await),
+        };
+        ordered(readers, &mut self.pacer, self.began, pass_on).await
     }
 
     /// Waits until a record is due and passes it on; `false`: nobody takes any more.
-    async fn emit(&mut self, record: ConsumedRecord) -> Result<bool> {
-        if !self.pacer.is_idle() {
-            let now = self.began.elapsed();
-            let due = self.pacer.due(now, record.timestamp_ms, sink::size(&record));
-            if due > now {
-                if !self.sink.flush().await {
-                    return Ok(false);
-                }
-                // A moment that no clock reaches is waited for until somebody asks this to end.
-                match self.began.checked_add(due) {
-                    Some(due) => tokio::time::sleep_until(due.into()).await,
-                    None => std::future::pending().await,
-                }
+    async fn emit(&mut self, record: headwater_client::ConsumedRecord) -> Result<bool> {
+        let due = self.pacer.due(self.began.elapsed(), record.timestamp_ms, sink::size(&record));
+        if due > self.began.elapsed() {
+            if !self.sink.flush().await {
+                return Ok(false);
             }
+            wait_for(self.began, due).await;
         }
         self.sink.take(record).await
     }

@@ -6,9 +6,9 @@ use headwater_broker::{Broker, runtime};
 use serde::Serialize;
 
 use crate::args::{Global, UpArgs};
-use crate::connect::asked_to_end;
 use crate::logs;
 use crate::output::{StdoutClosed, print, print_json};
+use crate::signals::Signals;
 
 /// Variables that begin as the broker's do and are this command's own.
 const OWN_VARIABLES: [&str; 3] = ["HEADWATER_PROFILE", "HEADWATER_LOG", "HEADWATER_LOG_FORMAT"];
@@ -53,11 +53,15 @@ pub(super) fn serve(global: &Global, config: BrokerConfig) -> Result<()> {
     logs::start(global, &config.logging_level, &config.logging_format)?;
     let data = config.data_dir.clone();
     let runtime = runtime::build(&config).context("cannot start the broker's threads")?;
-    runtime.block_on(async {
+    let mut served = false;
+    let outcome = runtime.block_on(async {
         // From here on a signal is an orderly end.
-        let end = asked_to_end();
-        let broker =
-            Broker::start(config).await.with_context(|| format!("cannot start a broker on {}", data.display()))?;
+        let signals = Signals::catch();
+        let Some(broker) = signals.unless_asked(Broker::start(config)).await else {
+            bail!("interrupted before it served; the next start recovers what this one did not");
+        };
+        served = true;
+        let broker = broker.with_context(|| format!("cannot start a broker on {}", data.display()))?;
         let ready = Ready {
             ready: true,
             profile: broker.profile().map(|path| path.display().to_string()),
@@ -70,15 +74,17 @@ pub(super) fn serve(global: &Global, config: BrokerConfig) -> Result<()> {
             Err(error) if !error.is::<StdoutClosed>() => return Err(error),
             _ => {}
         }
-        end.await;
-        tokio::select! {
-            clean = broker.shutdown() => match clean {
-                true => Ok(()),
-                false => bail!("not everything could be closed in good order; the next start recovers it"),
-            },
-            () = asked_to_end() => bail!("interrupted while shutting down; the next start recovers"),
+        signals.asked().await;
+        match broker.shutdown().await {
+            true => Ok(()),
+            false => bail!("not everything could be closed in good order; the next start recovers it"),
         }
-    })
+    });
+    if !served {
+        // A start that was given up is still busy; nobody waits for it.
+        runtime.shutdown_background();
+    }
+    outcome
 }
 
 fn announce(global: &Global, ready: &Ready, data: &std::path::Path) -> Result<()> {

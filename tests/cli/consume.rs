@@ -1,9 +1,11 @@
 //! `headwater consume`, alone.
 
-use crate::harness::{Broker, Running, eventually};
+use crate::Held;
+use crate::harness::{self, Broker, Running, eventually};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::process::Stdio;
+use std::time::Duration;
 
 /// Three partitions with ten records each, one second apart; values `partition-offset`.
 fn filled() -> Broker {
@@ -162,6 +164,50 @@ fn a_reader_who_stops_reading_stops_only_this_command() {
     crate::harness::signal(stalled.id(), "TERM");
     let status = eventually("it ends although nobody reads", || stalled.try_wait().expect("it can be asked"));
     assert!(status.success(), "{status}");
+}
+
+/// A member must commit and leave in good order although its printing sits in a write that never ends.
+#[test]
+fn a_member_whose_reader_stopped_reading_can_be_ended() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    broker.run_with(&["produce", "t"], format!("{}\n", "x".repeat(999)).repeat(30_000)).ok();
+    for signal in ["TERM", "INT"] {
+        let mut command = broker.command(&["consume", "t", "--group", signal]);
+        let (mut reader, writer) = std::io::pipe().expect("a pipe");
+        command.stdout(writer);
+        let mut stalled = Held::start(command);
+        reader.read_exact(&mut [0; 1]).expect("it prints");
+        stalled.signal(signal);
+        assert!(stalled.wait().success(), "{signal}");
+        let group = broker.object(&["group", "describe", signal]);
+        assert_eq!(group["members"], serde_json::json!([]), "it has left");
+    }
+}
+
+#[test]
+fn a_second_signal_ends_it_at_once() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    broker.run_with(&["produce", "t"], "a\n").ok();
+    for (signal, code) in [("TERM", 143), ("INT", 130)] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut command = broker.command(&["consume", "t", "--group", signal]);
+        command.stdout(writer);
+        let mut member = Held::start(command);
+        BufReader::new(reader).read_line(&mut String::new()).expect("it prints");
+        // Nobody answers any more: what was printed cannot be committed, and the goodbye is not heard.
+        harness::signal(broker.pid(), "STOP");
+        member.signal(signal);
+        let mut asked = 1;
+        let status = harness::eventually_within(Duration::from_secs(15), "it ends", || {
+            asked += 1;
+            member.signal(signal);
+            member.0.try_wait().expect("it can be asked")
+        });
+        harness::signal(broker.pid(), "CONT");
+        assert_eq!(status.code(), Some(code), "after {asked} signals");
+    }
 }
 
 #[test]

@@ -1,7 +1,9 @@
 //! `headwater group`, and `headwater consume --group`.
 
+use crate::Held;
 use crate::harness::{Answer, Broker, Running, eventually};
 use serde_json::{Value, json};
+use std::io::Read;
 
 /// A topic `t` with two partitions of ten records each, one second apart.
 fn filled() -> Broker {
@@ -221,4 +223,87 @@ fn a_static_member_returns_to_its_partitions() {
     let _again = start("one");
     eventually("the same partition again", || (owned("one") == Some(before.clone())).then_some(()));
     assert_eq!(owned("two"), Some(other), "nobody else noticed");
+}
+
+/// The reading ends when the group has read everything, not when this member has nothing.
+#[test]
+fn a_member_without_partitions_waits_for_those_that_others_hold() {
+    let broker = Broker::start(&["group.consumer.min.session.timeout.ms=1000"]);
+    broker.run(&["topic", "create", "t", "-p", "2"]).ok();
+    let mut dead =
+        Running::start(broker.command(&["consume", "t", "--group", "g", "--session-timeout", "3s", "--json"]));
+    eventually("it holds both", || members(&broker, "g").first().filter(|member| partitions(member) == 2).map(|_| ()));
+    crate::harness::signal(dead.pid(), "STOP");
+    broker.run_with(&["produce", "t", "--partition", "0"], "a\nb\n").ok();
+    broker.run_with(&["produce", "t", "--partition", "1"], "c\n").ok();
+    let read = broker.json(&["consume", "t", "--group", "g", "--session-timeout", "3s", "--until", "end"]);
+    assert_eq!(read.len(), 3, "what a dead member held is read once its session is over: {read:?}");
+    assert_eq!(committed(&broker, "g"), [(0, Some(2)), (1, Some(1))]);
+    dead.kill();
+}
+
+#[test]
+fn partitions_that_are_added_lie_beyond_an_end_that_was_fixed_before() {
+    let broker = Broker::start(&["group.consumer.min.session.timeout.ms=1000"]);
+    broker.run(&["topic", "create", "t", "-p", "1"]).ok();
+    let mut holder = Running::start(broker.command(&["consume", "t", "--group", "g", "--session-timeout", "3s"]));
+    eventually("it holds all", || members(&broker, "g").first().filter(|member| partitions(member) == 1).map(|_| ()));
+    crate::harness::signal(holder.pid(), "STOP");
+    broker.run_with(&["produce", "t"], "before\n").ok();
+    let mut waiting = Running::start(broker.command(&["consume", "t", "--group", "g", "--until", "end"]));
+    eventually("its end is fixed, and it has joined", || (members(&broker, "g").len() == 2).then_some(()));
+    broker.run(&["topic", "add-partitions", "t", "3"]).ok();
+    broker.run_with(&["produce", "t", "--partition", "2"], "after\n").ok();
+    assert!(waiting.wait().success());
+    let lines = eventually("what it printed", || Some(waiting.lines()).filter(|lines| !lines.is_empty()));
+    assert_eq!(lines, ["before"]);
+    assert_eq!(committed(&broker, "g")[0], (0, Some(1)));
+    holder.kill();
+}
+
+#[test]
+fn a_member_that_printed_nothing_has_a_place_all_the_same() {
+    let broker = filled();
+    let read = |more: &[&str]| broker.json(&[&["consume", "t", "--group", "g", "--from", "latest"][..], more].concat());
+    assert!(read(&["--until", "end"]).is_empty());
+    assert_eq!(committed(&broker, "g"), [(0, Some(10)), (1, Some(10))]);
+    broker.run_with(&["produce", "t", "--partition", "1"], "between two members\n").ok();
+    assert_eq!(read(&["--until", "end"]).len(), 1);
+
+    let mut tail = Running::start(broker.command(&["consume", "t", "--group", "h", "--from", "latest"]));
+    eventually("its place", || {
+        let known = broker.run(&["group", "describe", "h"]).status.success();
+        (known && committed(&broker, "h") == [(0, Some(10)), (1, Some(11))]).then_some(())
+    });
+    tail.kill();
+}
+
+/// It was stopped, and others went on; when it wakes up it has much to print of what is no longer its own.
+#[test]
+fn a_member_that_was_fenced_does_not_move_the_group_back() {
+    let broker = Broker::start(&["group.consumer.min.session.timeout.ms=1000"]);
+    broker.run(&["topic", "create", "t"]).ok();
+    broker.run_with(&["produce", "t"], format!("{}\n", "x".repeat(999)).repeat(30_000)).ok();
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    let mut command = broker.command(&["consume", "t", "--group", "g", "--session-timeout", "2s"]);
+    command.stdout(writer);
+    let mut slow = Held::start(command);
+    reader.read_exact(&mut [0; 1]).expect("it prints");
+    let first = members(&broker, "g")[0]["member_id"].clone();
+    slow.signal("STOP");
+    broker.run(&["consume", "t", "--group", "g", "--session-timeout", "2s", "--until", "end"]).ok();
+    assert_eq!(committed(&broker, "g"), [(0, Some(30_000))]);
+    slow.signal("CONT");
+    eventually("it is a member again", || {
+        members(&broker, "g").iter().any(|m| m["member_id"] == first && partitions(m) == 1).then_some(())
+    });
+    // Now it may print what it has.
+    let drained = std::thread::spawn(move || std::io::copy(&mut reader, &mut std::io::sink()));
+    broker.run_with(&["produce", "t"], "new\n").ok();
+    eventually("it goes on where the group is", || (committed(&broker, "g") == [(0, Some(30_001))]).then_some(()));
+    slow.signal("TERM");
+    assert!(slow.wait().success());
+    assert_eq!(committed(&broker, "g"), [(0, Some(30_001))]);
+    let printed = drained.join().expect("it ends").expect("it can be read");
+    assert!(printed < 30_000_000, "what waited was the other's to print: {printed} bytes");
 }

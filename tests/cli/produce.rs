@@ -1,5 +1,6 @@
 //! `headwater produce`.
 
+use crate::Held;
 use crate::harness::{Broker, Running, eventually};
 use serde_json::{Value, json};
 use std::io::Write;
@@ -155,13 +156,23 @@ fn what_cannot_be_produced_is_said_with_its_line() {
     broker.run(&["topic", "create", "t", "-p", "2"]).ok();
     let none = broker.run_with(&["produce", "t", "--partition", "2"], "x\n").fails(1);
     assert!(none.stderr.contains("partition 2"), "{}", none.stderr);
-    let large = broker.run_with(&["produce", "t"], format!("small\n{}\n", "y".repeat(3 << 20))).fails(1);
-    assert!(large.stderr.contains("max.message.bytes") && large.stderr.contains("from line 2 on"), "{}", large.stderr);
+    let large = "y".repeat(3 << 20);
+    let large = broker.run_with(&["produce", "t", "--json"], format!("small\n{large}\nbehind it\n{large}\n")).fails(1);
+    for said in ["2 of 4 records were not acknowledged", "from line 2 on", "max.message.bytes"] {
+        assert!(large.stderr.contains(said), "{said}: {}", large.stderr);
+    }
+    assert!(!large.stderr.contains("reading stopped"), "{}", large.stderr);
+    let summary = large.object();
+    assert_eq!((&summary["records"], &summary["bytes"]), (&2.into(), &14.into()), "what is acknowledged counts");
     let json = broker.run_with(&["produce", "t", "--json-key", "k"], "{\"k\":\"a\"}\nno json\n").fails(1);
     assert!(json.stderr.contains("line 2") && json.stderr.contains("JSON"), "{}", json.stderr);
     let time = broker.run_with(&["produce", "t", "--timestamp-field", "at"], "{\"at\":\"noon\"}\n").fails(1);
     assert!(time.stderr.contains("line 1") && time.stderr.contains("noon"), "{}", time.stderr);
-    assert_eq!(broker.records("t").len(), 2, "what came before the fault is kept");
+    let kept: Vec<Value> = broker.records("t").iter().map(|record| record["value"].clone()).collect();
+    assert_eq!(kept.len(), 3, "{kept:?}");
+    for value in ["small", "behind it", "{\"k\":\"a\"}"] {
+        assert!(kept.contains(&value.into()), "what is not at fault is kept: {value} is missing of {kept:?}");
+    }
     broker.run_with(&["produce", "t", "--ack-log", "no/such/folder"], "x\n").fails(1);
 }
 
@@ -185,4 +196,59 @@ fn a_delivery_timeout_ends_the_waiting() {
     assert_eq!(output.status.code(), Some(1));
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("1 of 2 records were not acknowledged, from line 2 on"), "{said}");
+}
+
+/// A topic that compacts refuses records without a key.
+#[test]
+fn a_failure_ends_it_although_the_input_goes_on() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t", "-c", "cleanup.policy=compact"]).ok();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let mut command = broker.command(&["produce", "t", "--key-separator", ":", "--json", "--ack-log", "acks"]);
+    command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::null()).stderr(writer);
+    let mut producer = Held::start(command);
+    let mut input = producer.0.stdin.take().expect("piped");
+    input.write_all(b"k:first\n").expect("it reads");
+    let acks = broker.folder().join("acks");
+    eventually("the first", || std::fs::read_to_string(&acks).is_ok_and(|acks| !acks.is_empty()).then_some(()));
+    input.write_all(b"no key\n").expect("it reads");
+    // The input stays open and says nothing more.
+    assert_eq!(producer.wait().code(), Some(1));
+    let said = std::io::read_to_string(reader).expect("text");
+    assert!(said.contains("1 of 2 records were not acknowledged, from line 2 on"), "{said}");
+    assert!(said.contains("reading stopped after line 2, and nothing after it was sent"), "{said}");
+    drop(input);
+}
+
+/// Whoever asks it to end while it waits for acknowledgements hears which are missing.
+#[test]
+#[cfg(target_os = "linux")]
+fn nobody_has_to_wait_for_acknowledgements_that_do_not_come() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    let fifo = broker.folder().join("input");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().expect("it runs").success());
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let mut command = broker.command(&["produce", "t", "--file", "input", "--ack-log", "acks"]);
+    command.stdout(std::process::Stdio::null()).stderr(writer);
+    let mut producer = Held::start(command);
+    let mut input = std::fs::File::options().write(true).open(&fifo).expect("it reads");
+    input.write_all(b"first\n").expect("it reads");
+    let acks = broker.folder().join("acks");
+    eventually("the first", || std::fs::read_to_string(&acks).is_ok_and(|acks| !acks.is_empty()).then_some(()));
+    crate::harness::signal(broker.pid(), "STOP");
+    input.write_all(b"second\nthird\n").expect("it reads");
+    drop(input);
+    let handles = format!("/proc/{}/fd", producer.0.id());
+    eventually("it has read all of it", || {
+        let open = std::fs::read_dir(&handles).expect("its handles").flatten();
+        let mut open = open.filter_map(|handle| std::fs::read_link(handle.path()).ok());
+        (!open.any(|path| path == fifo)).then_some(())
+    });
+    producer.signal("INT");
+    let status = producer.wait_within(std::time::Duration::from_secs(20));
+    crate::harness::signal(broker.pid(), "CONT");
+    let said = std::io::read_to_string(reader).expect("text");
+    assert_eq!(status.code(), Some(1), "{said}");
+    assert!(said.contains("interrupted: 2 of 3 records were not acknowledged, from line 2 on"), "{said}");
 }

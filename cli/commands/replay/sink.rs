@@ -3,15 +3,20 @@
 use anyhow::{Context, Result, bail};
 use headwater_client::{Client, ConsumedBatch, ConsumedRecord, Producer, ProducerRecord, TopicDescription};
 use std::sync::Arc;
-use std::time::Instant;
+use tokio::time::Instant;
 
 use crate::acks::Acknowledgements;
 use crate::args::{Global, ReplayArgs};
 use crate::commands::produce::report;
 use crate::filter::Filter;
-use crate::output::number;
+use crate::output::{number, plural};
 use crate::printer::{Printer, Rules, Work};
 use crate::record::Style;
+use crate::signals::Signals;
+
+/// Records that are due go to the printer together, but no more than so many, and no more than so many bytes of them.
+const DUE_RECORDS: usize = 1_000;
+const DUE_BYTES: usize = 256 << 10;
 
 /// Bytes of a record's key and value.
 pub(super) fn size(record: &ConsumedRecord) -> usize {
@@ -27,8 +32,9 @@ pub(super) enum Sink {
 /// Standard output.
 pub(super) struct Print {
     printer: Printer,
-    /// Records that are due and not handed over yet.
+    /// Records that are due and not handed over yet, and the bytes of their keys and values.
     due: Vec<ConsumedRecord>,
+    due_bytes: usize,
 }
 
 /// Another topic.
@@ -39,7 +45,6 @@ pub(super) struct Copy {
     keep_partition: bool,
     acknowledgements: Acknowledgements,
     records: u64,
-    bytes: u64,
 }
 
 impl Sink {
@@ -53,8 +58,8 @@ impl Sink {
     ) -> Result<Sink> {
         if args.to == "stdout" {
             let style = Style::new(global.json, args.format.clone());
-            let printer = Printer::start(Rules { style, filter: filter.clone(), limit: None, until_ms: None })?;
-            return Ok(Sink::Print(Print { printer, due: Vec::new() }));
+            let rules = Rules { style, filter: filter.clone(), limit: None, until_ms: None };
+            return Ok(Sink::Print(Print::new(Printer::start(rules, None)?)));
         }
         let producer = client.producer().build().await.context("cannot start to produce")?;
         let partitions = producer
@@ -67,40 +72,68 @@ impl Sink {
             keep_partition: partitions as usize == topic.partitions.len(),
             acknowledgements: Acknowledgements::start(None)?,
             records: 0,
-            bytes: 0,
         }))
     }
 
     /// Takes a record; `false`: no more.
     pub(super) async fn take(&mut self, record: ConsumedRecord) -> Result<bool> {
         match self {
-            Sink::Print(print) => print.due.push(record),
-            Sink::Topic(copy) => return copy.take(record).await,
+            Sink::Print(print) => Ok(print.take(record).await),
+            Sink::Topic(copy) => copy.take(record).await,
         }
-        Ok(true)
     }
 
     /// Passes on what is due; `false`: nobody takes any more.
     pub(super) async fn flush(&mut self) -> bool {
         match self {
-            Sink::Print(print) if !print.due.is_empty() => {
-                print.printer.print(Work::Records(std::mem::take(&mut print.due))).await
+            Sink::Print(print) => print.flush().await,
+            Sink::Topic(_) => true,
+        }
+    }
+
+    /// Resolves when nobody takes any more.
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + use<> {
+        let printing = match self {
+            Sink::Print(print) => Some(print.printer.ended()),
+            Sink::Topic(_) => None,
+        };
+        async move {
+            match printing {
+                Some(printing) => printing.await,
+                None => std::future::pending().await,
             }
-            _ => true,
         }
     }
 
     /// Ends; unless it is `whole`, without what is still waiting.
-    pub(super) async fn finish(self, global: &Global, whole: bool, began: Instant) -> Result<()> {
+    pub(super) async fn finish(self, global: &Global, whole: bool, began: Instant, signals: &Signals) -> Result<()> {
         match self {
-            Sink::Print(print) if whole => print.printer.finish().await.map(|_| ()),
+            Sink::Print(print) if whole => print.printer.finish(signals.asked()).await.map(|_| ()),
             Sink::Print(print) => print.printer.stop().await.map(|_| ()),
-            Sink::Topic(copy) => copy.finish(global, began).await,
+            Sink::Topic(copy) => copy.finish(global, whole, began, signals).await,
         }
     }
 }
 
 impl Print {
+    fn new(printer: Printer) -> Print {
+        Print { printer, due: Vec::new(), due_bytes: 0 }
+    }
+
+    async fn take(&mut self, record: ConsumedRecord) -> bool {
+        self.due_bytes += size(&record);
+        self.due.push(record);
+        if self.due.len() < DUE_RECORDS && self.due_bytes < DUE_BYTES { true } else { self.flush().await }
+    }
+
+    async fn flush(&mut self) -> bool {
+        self.due_bytes = 0;
+        match std::mem::take(&mut self.due) {
+            due if due.is_empty() => true,
+            due => self.printer.print(Work::Records(due)).await,
+        }
+    }
+
     /// Passes a batch on as it is; the printer has the filter.
     pub(super) async fn batch(&self, batch: ConsumedBatch) -> bool {
         self.printer.print(Work::Batch(batch)).await
@@ -113,7 +146,7 @@ impl Copy {
             return Ok(false);
         }
         self.records += 1;
-        self.bytes += size(&record) as u64;
+        let bytes = size(&record);
         let (partition, offset) = (record.partition, record.offset);
         let mut copy =
             ProducerRecord::new(self.target.clone(), record.value).key(record.key).timestamp_ms(record.timestamp_ms);
@@ -126,22 +159,34 @@ impl Copy {
         let delivery = self.producer.send(copy).await.with_context(|| {
             format!("cannot append record {offset} of partition {partition} to topic {}", self.target)
         })?;
-        self.acknowledgements.expect(vec![(self.records, delivery)]);
+        self.acknowledgements.expect(vec![((self.records, bytes), delivery)]);
         Ok(true)
     }
 
-    async fn finish(self, global: &Global, began: Instant) -> Result<()> {
-        self.producer.flush().await;
+    async fn finish(self, global: &Global, whole: bool, began: Instant, signals: &Signals) -> Result<()> {
+        // Whoever asks only now does not want to wait for acknowledgements.
+        let asked_before = signals.is_asked();
+        let waited = tokio::select! {
+            () = self.producer.flush() => true,
+            () = signals.asked(), if !asked_before => false,
+        };
+        match waited {
+            true => self.producer.close().await,
+            false => drop(self.producer),
+        }
         let tally = self.acknowledgements.finish().await?;
-        self.producer.close().await;
-        report(global, &self.target, &tally, self.bytes, began.elapsed().as_secs_f64())?;
+        report(global, &self.target, &tally, began.elapsed().as_secs_f64())?;
+        let interrupted = if whole && waited { "" } else { "interrupted: " };
         if let Some((_, error)) = tally.first_failure {
             bail!(
-                "{} of {} records were not acknowledged by topic {}: {error}",
+                "{interrupted}{} of {} records were not acknowledged by topic {}: {error}",
                 number(self.records - tally.acknowledged),
                 number(self.records),
                 self.target
             );
+        }
+        if !whole {
+            bail!("interrupted: {} copied to topic {}, not all", plural(tally.acknowledged, "record"), self.target);
         }
         Ok(())
     }
