@@ -1,5 +1,5 @@
-//! What each operating system does in its own way: space reserved in a file, the CPU time of this process, and how exactly a
-//! thread sleeps.
+//! What each operating system does in its own way: space reserved in a file, the CPU time of this process, how exactly a
+//! thread sleeps, and whether anybody reads a pipe.
 //!
 //! Owns: the differences, each with a portable answer. Refuses: unsafe code. Read next: `commands/bench/disk.rs`.
 
@@ -33,6 +33,29 @@ pub(crate) fn sleep_exactly() {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     if let Err(error) = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1)) {
         tracing::debug!(%error, "sleeps of this thread stay inexact");
+    }
+}
+
+/// Waits until nobody reads any more what is written to a pipe, a socket or a terminal. `false`: that cannot be known
+/// here.
+pub(crate) fn wait_until_unread(out: &File) -> bool {
+    #[cfg(unix)]
+    {
+        use rustix::event::{PollFd, PollFlags, poll};
+        // Errors and hang-ups are told unasked.
+        let mut polled = [PollFd::new(out, PollFlags::empty())];
+        loop {
+            match poll(&mut polled, None) {
+                Ok(_) => return polled[0].revents().intersects(PollFlags::ERR | PollFlags::HUP),
+                Err(rustix::io::Errno::INTR) => {}
+                Err(_) => return false,
+            }
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = out;
+        false
     }
 }
 

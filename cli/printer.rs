@@ -23,6 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::filter::Filter;
+use crate::os::wait_until_unread;
 use crate::output::{stdout, stdout_error};
 use crate::record::Style;
 use crate::shares::Shares;
@@ -90,7 +91,9 @@ impl Printer {
         Printer::start_on(stdout()?, rules, shares)
     }
 
-    fn start_on(out: File, rules: Rules, shares: Option<Arc<Shares>>) -> Result<Printer> {
+    pub(crate) fn start_on(out: File, rules: Rules, shares: Option<Arc<Shares>>) -> Result<Printer> {
+        // Whoever has nothing to print hears from no write that its reader has gone.
+        let watched = out.metadata().is_ok_and(|metadata| !metadata.is_file()).then(|| out.try_clone().ok()).flatten();
         let (queue, work) = mpsc::channel(QUEUE_BATCHES);
         let (report, printed) = watch::channel(0);
         let shared = Arc::new(Shared::default());
@@ -113,6 +116,16 @@ impl Printer {
         };
         let thread =
             std::thread::Builder::new().name("printer".into()).spawn(print).context("cannot start a thread")?;
+        if let Some(watched) = watched {
+            let ended = shared.ended.clone();
+            let watch = move || {
+                if wait_until_unread(&watched) {
+                    ended.cancel();
+                }
+            };
+            // It waits for as long as somebody reads, and ends with the process.
+            std::thread::Builder::new().name("reader".into()).spawn(watch).context("cannot start a thread")?;
+        }
         Ok(Printer { queue, progress: Progress { shared, printed }, shares, thread })
     }
 

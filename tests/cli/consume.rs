@@ -152,6 +152,27 @@ fn a_closed_pipe_is_a_clean_end() {
     }
 }
 
+/// Nothing is written any more that could tell it that its reader has gone.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_pipe_that_closes_ends_a_command_that_has_nothing_to_say() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    broker.run_with(&["produce", "t", "--timestamp-field", "at"], "{\"at\":0}\n{\"at\":3600000}\n").ok();
+    for arguments in [
+        &["consume", "t"][..],
+        &["consume", "t", "--group", "g"],
+        &["replay", "t", "--from", "earliest", "--speed", "real"],
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut command = broker.command(arguments);
+        command.stdout(writer);
+        let mut idle = Held::start(command);
+        BufReader::new(reader).read_line(&mut String::new()).expect("it prints");
+        assert!(idle.wait().success(), "{arguments:?}");
+    }
+}
+
 #[test]
 fn a_reader_who_stops_reading_stops_only_this_command() {
     let broker = Broker::start(&[]);
