@@ -7,6 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use bytes::Bytes;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::spec::time_ms;
 
@@ -53,7 +54,7 @@ impl Fields {
                 .and_then(|found| json.end().map(|()| found))
                 .context("not a JSON object")?;
             if self.json_key.is_some() {
-                key = found.key.and_then(text);
+                key = found.key.map(key_of).transpose().context("not a JSON object")?.flatten();
             }
             if let Some(field) = &self.timestamp {
                 timestamp_ms = Some(moment(field, found.time)?);
@@ -63,17 +64,19 @@ impl Fields {
     }
 }
 
-/// A field's text: a string's own, nothing for null, JSON for all else.
-fn text(value: Value) -> Option<Bytes> {
-    match value {
-        Value::Null => None,
-        Value::String(text) => Some(text.into()),
-        other => Some(other.to_string().into()),
+/// A field as a key: a string's own text, nothing for null, and all else as it stands in the line. A number that was read
+/// and written again would be another one: 1.10 would be 1.1, and of two large ones only one would be left.
+fn key_of(json: &RawValue) -> serde_json::Result<Option<Bytes>> {
+    match json.get() {
+        "null" => Ok(None),
+        text if text.starts_with('"') => serde_json::from_str::<String>(text).map(|text| Some(text.into())),
+        other => Ok(Some(Bytes::copy_from_slice(other.as_bytes()))),
     }
 }
 
-fn moment(field: &str, value: Option<Value>) -> Result<i64> {
-    match value {
+fn moment(field: &str, json: Option<&RawValue>) -> Result<i64> {
+    let value = json.map(|json| serde_json::from_str(json.get())).transpose();
+    match value.with_context(|| format!("the time field {field:?}"))? {
         None | Some(Value::Null) => Err(anyhow!("the time field {field:?} is missing")),
         Some(Value::String(text)) => time_ms(&text).with_context(|| format!("the time field {field:?}")),
         Some(Value::Number(number)) => number
@@ -91,33 +94,33 @@ struct Wanted<'a> {
 }
 
 #[derive(Default)]
-struct Found {
-    key: Option<Value>,
-    time: Option<Value>,
+struct Found<'de> {
+    key: Option<&'de RawValue>,
+    time: Option<&'de RawValue>,
 }
 
 impl<'de> DeserializeSeed<'de> for Wanted<'_> {
-    type Value = Found;
+    type Value = Found<'de>;
 
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Found, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Found<'de>, D::Error> {
         deserializer.deserialize_map(self)
     }
 }
 
 impl<'de> Visitor<'de> for Wanted<'_> {
-    type Value = Found;
+    type Value = Found<'de>;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found<'de>, A::Error> {
         let mut found = Found::default();
         while let Some((is_key, is_time)) = map.next_key_seed(Name(&self))? {
             if is_key || is_time {
-                let value: Value = map.next_value()?;
+                let value = map.next_value()?;
                 if is_time {
-                    found.time = Some(value.clone());
+                    found.time = Some(value);
                 }
                 if is_key {
                     found.key = Some(value);
@@ -185,7 +188,18 @@ mod tests {
         assert_eq!(parsed(&fields, r#"{"k":null,"t":5}"#).0, None);
         assert_eq!(parsed(&fields, r#"{"k":"","t":5}"#).0, some(""));
         assert_eq!(parsed(&fields, r#"{"k":7,"t":5.9}"#), (some("7"), some(r#"{"k":7,"t":5.9}"#), Some(5)));
-        assert_eq!(parsed(&fields, r#"{"k":[1, 2],"t":"5"}"#).0, some("[1,2]"));
+        assert_eq!(parsed(&fields, r#"{"k":[1, 2],"t":"5"}"#).0, some("[1, 2]"));
+    }
+
+    #[test]
+    fn a_number_is_the_key_as_it_stands_there() {
+        let fields = Fields { json_key: Some("k".into()), ..Fields::default() };
+        for number in ["1.10", "1.1", "-0", "1e3", "123456789012345678901234567890", "123456789012345678901234567891"] {
+            let line: &'static str = format!("{{\"a\":[{number}],\"k\": {number} }}").leak();
+            assert_eq!(parsed(&fields, line).0, some(number));
+        }
+        assert_eq!(parsed(&fields, r#"{"k":true}"#).0, some("true"));
+        assert_eq!(parsed(&fields, r#"{"k":"\u0041\\"}"#).0, some("A\\"));
     }
 
     #[test]
