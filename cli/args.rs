@@ -19,7 +19,9 @@ use crate::spec::ResetTarget;
 pub(crate) use bench::{BenchArgs, Direction, Durability, Mode, NUMBER_BYTES};
 pub(crate) use data::{AcksArg, CodecArg, ConsumeArgs, ProduceArgs, ReplayArgs};
 pub(crate) use groups::{DeleteOffsetsArgs, GroupCommand, ResetArgs};
-pub(crate) use server::{BrokerArgs, ConfigCommand, Decode, DumpArgs, ImportArgs, RepairArgs, SegmentCommand, UpArgs};
+pub(crate) use server::{
+    BrokerArgs, BrokerCommand, ConfigCommand, Decode, DumpArgs, ImportArgs, RepairArgs, SegmentCommand, UpArgs,
+};
 pub(crate) use topics::TopicCommand;
 
 /// Record streams that are kept: a partitioned, append-only log over QUIC.
@@ -148,6 +150,8 @@ mod tests {
             "up --data d --listen 127.0.0.1:0 --admin 127.0.0.1:0 -c log.retention.check.interval.ms=500 -c a=b --json",
             "import --data d dirs --topic a --topic b -c retention.ms=1",
             "broker --config f",
+            "broker config example",
+            "broker config check f",
             "config example",
             "config check f",
             "topic create t -p 3 -c retention.ms=1 -c cleanup.policy=compact,delete",
@@ -201,6 +205,9 @@ mod tests {
     fn nonsense_is_a_usage_error() {
         for line in [
             "",
+            "broker",
+            "broker config",
+            "broker --config f config example",
             "topic bogus",
             "topic create",
             "topic create t -p 0",

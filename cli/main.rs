@@ -51,7 +51,12 @@ fn main() -> ExitCode {
 
 fn run(global: &Global, command: Command) -> anyhow::Result<()> {
     // Brokers begin to log when they know their configuration.
-    if !matches!(command, Command::Up(_) | Command::Broker(_)) {
+    let serves = match &command {
+        Command::Up(_) => true,
+        Command::Broker(args) => args.command.is_none(),
+        _ => false,
+    };
+    if !serves {
         logs::start(global, logs::COMMAND_LEVEL, "human")?;
     }
     match command {

@@ -15,17 +15,27 @@ pub(crate) struct UpArgs {
     /// Where to serve /health, /ready and /metrics (TCP); port 0 takes a free one.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) admin: Option<String>,
-    /// A broker setting under Kafka's name, such as log.retention.check.interval.ms=500. `headwater config example`
-    /// lists them all.
+    /// A broker setting under Kafka's name, such as log.retention.check.interval.ms=500. `headwater broker config
+    /// example` lists them all.
     #[arg(short, long = "config", value_name = "KEY=VALUE")]
     pub(crate) config: Vec<Setting>,
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct BrokerArgs {
-    /// The configuration file; `headwater config example` prints one.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: PathBuf,
+    /// The configuration file; `headwater broker config example` prints one.
+    #[arg(long, value_name = "FILE", required = true)]
+    pub(crate) config: Option<PathBuf>,
+    #[command(subcommand)]
+    pub(crate) command: Option<BrokerCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum BrokerCommand {
+    /// Shows or checks broker configuration files.
+    #[command(subcommand)]
+    Config(ConfigCommand),
 }
 
 #[derive(Debug, Subcommand)]

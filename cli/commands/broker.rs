@@ -1,20 +1,23 @@
-//! `headwater broker` and `headwater config`: a broker from its configuration file.
+//! `headwater broker`, and `headwater config`: a broker from its configuration file.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use headwater_broker::config::BrokerConfig;
 use serde_json::json;
 use std::path::Path;
 
 use super::up::{apply_environment, serve};
-use crate::args::{BrokerArgs, ConfigCommand, Global};
+use crate::args::{BrokerArgs, BrokerCommand, ConfigCommand, Global};
 use crate::output::{print, print_json};
 
 /// Runs `headwater broker`.
 pub(crate) fn run(global: &Global, args: BrokerArgs) -> Result<()> {
-    serve(global, read(&args.config)?)
+    match args.command {
+        Some(BrokerCommand::Config(command)) => config(global, command),
+        None => serve(global, read(&args.config.context("--config is missing")?)?),
+    }
 }
 
-/// Runs `headwater config`.
+/// Runs `headwater config`, which is `headwater broker config` too.
 pub(crate) fn config(global: &Global, command: ConfigCommand) -> Result<()> {
     match command {
         ConfigCommand::Example => print(BrokerConfig::example()),

@@ -122,6 +122,7 @@ fn a_broker_starts_from_its_configuration_file() {
 #[test]
 fn configuration_is_shown_and_checked() {
     let example = run(&["config", "example"]).ok().text();
+    assert_eq!(run(&["broker", "config", "example"]).ok().text(), example);
     assert!(example.contains("log.retention.check.interval.ms") && example.contains("listen"), "{example}");
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("broker.toml");
@@ -135,8 +136,10 @@ fn configuration_is_shown_and_checked() {
         ("listen =", "broker.toml"),
     ] {
         std::fs::write(&file, text).expect("written");
-        let answer = run(&["config", "check", path]).fails(1);
-        assert!(answer.stderr.contains(named), "{text}: {}", answer.stderr);
+        for arguments in [&["config", "check", path][..], &["broker", "config", "check", path]] {
+            let answer = run(arguments).fails(1);
+            assert!(answer.stderr.contains(named), "{text}: {}", answer.stderr);
+        }
         run(&["broker", "--config", path]).fails(1);
     }
     run(&["config", "check", "nowhere.toml"]).fails(1);
