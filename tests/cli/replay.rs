@@ -1,5 +1,6 @@
 //! `headwater replay`.
 
+use crate::Held;
 use crate::harness::{Broker, Running, eventually};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -153,6 +154,23 @@ fn a_replay_that_is_asked_to_end_ends_well() {
     eventually("the first record", || (replay.lines().len() == 1).then_some(()));
     assert!(replay.terminate().success());
     assert_eq!(replay.lines().len(), 1, "the second is an hour away");
+}
+
+#[test]
+fn an_interrupted_copy_is_no_success() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    broker.run(&["topic", "create", "u"]).ok();
+    broker.run_with(&["produce", "t", "--timestamp-field", "at"], "{\"at\":0}\n{\"at\":3600000}\n").ok();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let mut command = broker.command(&["replay", "t", "--from", "earliest", "--speed", "real", "--to", "u"]);
+    command.stdout(std::process::Stdio::null()).stderr(writer);
+    let mut copy = Held::start(command);
+    eventually("the first record", || (broker.records("u").len() == 1).then_some(()));
+    copy.signal("TERM");
+    assert_eq!(copy.wait().code(), Some(1));
+    let said = std::io::read_to_string(reader).expect("text");
+    assert!(said.contains("interrupted: 1 record copied to topic u"), "{said}");
 }
 
 #[test]

@@ -191,3 +191,46 @@ impl Copy {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filter::Filter;
+    use headwater_client::TimestampType;
+    use std::io::{Read, Seek};
+
+    fn record(offset: i64, bytes: usize) -> ConsumedRecord {
+        ConsumedRecord {
+            topic: "t".into(),
+            partition: 0,
+            offset,
+            timestamp_ms: 0,
+            timestamp_type: TimestampType::Create,
+            key: None,
+            value: Some(vec![b'x'; bytes].into()),
+            headers: Vec::new(),
+            leader_epoch: 0,
+        }
+    }
+
+    /// A replay that is behind has records due without end, and must not keep them.
+    #[tokio::test]
+    async fn what_is_due_does_not_pile_up() {
+        let mut file = tempfile::tempfile().expect("a file");
+        let rules = Rules { style: Style::Value, filter: Filter::default(), limit: None, until_ms: None };
+        let printer = Printer::start_on(file.try_clone().expect("a handle"), rules, None).expect("a printer");
+        let mut print = Print::new(printer);
+        for (count, bytes) in [(10 * DUE_RECORDS, 1), (100, DUE_BYTES / 10)] {
+            for offset in 0..count {
+                assert!(print.take(record(offset as i64, bytes)).await);
+                assert!(print.due.len() < DUE_RECORDS && print.due_bytes < DUE_BYTES, "{} wait", print.due.len());
+            }
+        }
+        assert!(print.flush().await);
+        let printed = print.printer.finish(std::future::pending()).await.expect("a count");
+        assert_eq!(printed, 10 * DUE_RECORDS as u64 + 100);
+        let mut text = String::new();
+        file.rewind().and_then(|()| file.read_to_string(&mut text)).expect("the output can be read");
+        assert_eq!(text.lines().count() as u64, printed);
+    }
+}
