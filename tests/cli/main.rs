@@ -10,6 +10,7 @@ mod consume;
 mod demo;
 mod groups;
 mod produce;
+mod readme;
 mod replay;
 mod segments;
 mod servers;
