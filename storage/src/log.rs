@@ -232,6 +232,13 @@ impl Log {
     pub fn append_as_follower(&mut self, batches: &[NewBatch], now_ms: i64) -> Result<(), AppendError> {
         self.check_poisoned()?;
         let mut next_offset = self.next_offset;
+        if let (Some(first), Some(latest)) = (batches.first(), self.epochs.entries().last())
+            && latest.start_offset >= next_offset
+            && first.header.leader_epoch < latest.epoch
+        {
+            // Whoever led here from this end wrote nothing, and the leader has older records than that from here on.
+            self.epochs_changed |= Arc::make_mut(&mut self.epochs).truncate_from(next_offset);
+        }
         let mut latest = self.epochs.latest().unwrap_or(-1);
         let mut group = Vec::with_capacity(batches.len());
         for batch in batches {

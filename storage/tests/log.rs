@@ -3,8 +3,8 @@
 mod common;
 
 use common::*;
-use headwater_proto::batch;
-use headwater_storage::{NewBatch, OpenHints, ReadError};
+use headwater_proto::batch::{self, BuildOptions};
+use headwater_storage::{AppendError, LogConfig, NewBatch, OpenHints, ReadError};
 
 #[test]
 fn what_is_appended_is_read_in_pieces_of_any_size() {
@@ -231,4 +231,21 @@ fn readers_on_other_threads_see_only_whole_flushed_records() {
 
 fn values_reach(bytes: &[u8], total: usize) -> bool {
     batch::Batches::new(bytes).filter(Result::is_ok).count() == total
+}
+
+/// A broker led in epoch 2 and wrote nothing. The next leader knows records of epoch 1 from there on: they were refused as older
+/// than the log's latest epoch, for ever.
+#[test]
+fn an_epoch_that_wrote_nothing_does_not_refuse_a_leaders_older_batches() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), &LogConfig::default(), OpenHints::default());
+    log.append(&[one(b"first", NOW)], 1, NOW).unwrap();
+    log.assign_leader_epoch(2);
+    let of_epoch = |base_offset, leader_epoch| {
+        batch_of(BuildOptions { base_offset, leader_epoch, ..BuildOptions::default() }, NOW, &[b"x"])
+    };
+    log.append_as_follower(&[of_epoch(1, 1), of_epoch(2, 3)], NOW).unwrap();
+    let epochs: Vec<_> = log.leader_epochs().entries().iter().map(|entry| (entry.epoch, entry.start_offset)).collect();
+    assert_eq!(epochs, [(1, 0), (3, 2)]);
+    assert!(matches!(log.append_as_follower(&[of_epoch(3, 2)], NOW), Err(AppendError::OldEpoch { .. })));
 }

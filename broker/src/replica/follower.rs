@@ -15,6 +15,7 @@
 
 use super::history::{History, Verdict};
 use super::{Hello, Member, Report, Tenure};
+use headwater_storage::epochs::EpochEntry;
 
 /// The replica as it is when an epoch begins. No job is on its way then.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -221,7 +222,9 @@ impl FollowerState {
             Verdict::Agrees => {
                 self.phase = Phase::Following;
                 self.unclean_taken = self.unclean_recorded;
-                self.taken_epoch = self.history.epochs().last().map_or(-1, |latest| latest.epoch);
+                // An epoch that begins at the end wrote nothing: it may have been this broker's, and the leader has older records.
+                let wrote = |entry: &&EpochEntry| entry.start_offset < self.written;
+                self.taken_epoch = self.history.epochs().iter().rfind(wrote).map_or(-1, |latest| latest.epoch);
                 return self.report();
             }
             Verdict::Cut { to } if to < self.log_start || to >= self.written => {

@@ -169,6 +169,18 @@ fn batches_are_taken_once_in_order_and_without_a_hole() {
     assert_eq!(state.high_watermark(), 5);
 }
 
+/// It had led in epoch 4 from offset 15 and written nothing; the next leader knew records of epoch 3 from there on.
+#[test]
+fn an_epoch_that_wrote_nothing_does_not_refuse_older_batches() {
+    let epochs = [(1, 0), (3, 10), (4, 15)].map(|(epoch, start_offset)| EpochEntry { epoch, start_offset });
+    let history = History::new(epochs.to_vec(), 0, 15).unwrap();
+    let replica =
+        Replica { member: nobody(2), history, flushed: 15, high_watermark: 5, generation: 0, unclean_taken: 0 };
+    let mut state = FollowerState::follow(EPOCH, replica, 0);
+    state.verdict(TENURE, Verdict::Agrees);
+    assert_eq!(state.push(&push(15, &[(15, 16, 3)], 0)), Ok(Take::Append(TENURE)));
+}
+
 #[test]
 fn it_asks_again_when_the_stream_ends_and_goes_on_from_what_it_has() {
     let mut state = following(15);

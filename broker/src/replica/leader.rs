@@ -20,9 +20,12 @@
 use super::history::{History, Verdict};
 use super::{Hello, Member, Report, Tenure};
 use crate::error::PartitionError;
+use crate::metadata::state::BrokerState;
+use crate::metadata::{MetadataState, Partition};
 use crate::topic_config::TopicDurability;
 use headwater_proto::wire::Acks;
 use std::collections::{BTreeMap, VecDeque};
+use uuid::Uuid;
 
 /// How long after a refused proposal the next one is made, in milliseconds.
 const PROPOSE_AGAIN_MS: i64 = 100;
@@ -33,6 +36,9 @@ const MAX_APPENDED: usize = 64;
 /// What the metadata say of a partition, as of one command.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct View {
+    /// The last command that had been applied. A view of an earlier one tells nothing new, even of the same partition epoch: a broker
+    /// that registers anew need not change the partition.
+    pub index: u64,
     /// The broker that leads it, and its incarnation; `None`: nobody does.
     pub leader: Option<Member>,
     /// How often the leadership was given.
@@ -55,10 +61,34 @@ pub struct Assigned {
 }
 
 impl View {
+    /// What the metadata say of this partition of theirs.
+    pub fn of(metadata: &MetadataState, partition: &Partition) -> View {
+        let replica = |broker: &i32| {
+            let registered = metadata.broker(*broker);
+            Assigned {
+                member: Member {
+                    broker: *broker,
+                    incarnation: registered.map_or(Uuid::nil(), |broker| broker.incarnation),
+                },
+                active: registered.is_some_and(|broker| broker.state == BrokerState::Active),
+                in_sync: partition.isr.contains(broker),
+            }
+        };
+        let replicas: Vec<Assigned> = partition.replicas.iter().map(replica).collect();
+        let leader = replicas.iter().find(|replica| replica.member.broker == partition.leader);
+        View {
+            index: metadata.index(),
+            leader: leader.map(|leader| leader.member),
+            leader_epoch: partition.leader_epoch,
+            partition_epoch: partition.partition_epoch,
+            replicas,
+        }
+    }
+
     /// A partition whose only replica is `me`.
     pub fn alone(me: Member, leader_epoch: i32) -> View {
         let replicas = vec![Assigned { member: me, active: true, in_sync: true }];
-        View { leader: Some(me), leader_epoch, partition_epoch: 0, replicas }
+        View { index: 0, leader: Some(me), leader_epoch, partition_epoch: 0, replicas }
     }
 }
 
@@ -161,6 +191,8 @@ pub struct LeaderState {
     tenure: Tenure,
     epoch_start: i64,
     settings: Settings,
+    /// The command as of which the replicas and the ISR are known.
+    index: u64,
     partition_epoch: i32,
     /// The committed ISR, by broker.
     isr: Vec<Member>,
@@ -188,6 +220,7 @@ impl LeaderState {
             tenure: Tenure { leader_epoch: view.leader_epoch, generation: log.generation },
             epoch_start: log.log_end,
             settings,
+            index: view.index,
             partition_epoch: view.partition_epoch,
             isr: Vec::new(),
             others: BTreeMap::new(),
@@ -335,10 +368,11 @@ impl LeaderState {
 
     /// The metadata say this of the partition. What is older than what is known changes nothing; another leader epoch ends this one.
     pub fn view(&mut self, view: &View, now_ms: i64) {
-        if self.ended || view.leader_epoch < self.tenure.leader_epoch || view.partition_epoch < self.partition_epoch {
+        if self.ended || view.index < self.index {
             return;
         }
-        if view.leader_epoch > self.tenure.leader_epoch || view.leader != Some(self.me) {
+        self.index = view.index;
+        if view.leader_epoch != self.tenure.leader_epoch || view.leader != Some(self.me) {
             self.end();
             return;
         }

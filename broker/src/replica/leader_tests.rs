@@ -23,7 +23,7 @@ fn settings(min_insync_replicas: u32, durability: TopicDurability) -> Settings {
 fn view(partition_epoch: i32, isr: &[i32]) -> View {
     let assigned = |broker| Assigned { member: member(broker), active: true, in_sync: isr.contains(&broker) };
     let replicas = [1, 2, 3].map(assigned).to_vec();
-    View { leader: Some(member(1)), leader_epoch: EPOCH, partition_epoch, replicas }
+    View { index: partition_epoch as u64, leader: Some(member(1)), leader_epoch: EPOCH, partition_epoch, replicas }
 }
 
 /// A broker in an incarnation that is nobody's.
@@ -251,6 +251,21 @@ fn a_proposal_that_names_a_dead_incarnation_counts_no_more() {
     restarted.replicas[2].member.incarnation = Uuid::from_u128(999);
     state.view(&restarted, 0);
     assert_eq!(state.high_watermark(), 20);
+}
+
+/// The answer to a proposal came later than the metadata of a broker's next start, and brought its old incarnation back: the new one
+/// never joined.
+#[test]
+fn an_older_view_of_the_same_partition_epoch_changes_nothing() {
+    let mut state = leader(&[1, 2]);
+    let restarted = Member { incarnation: Uuid::from_u128(999), ..member(3) };
+    let mut newer = view(7, &[1, 2]);
+    newer.index = 9;
+    newer.replicas[2].member = restarted;
+    state.view(&newer, 0);
+    state.altered(7, Altered::Committed(View { index: 8, ..view(7, &[1, 2]) }), 0);
+    let hello = Hello { member: restarted, tenure: TENURE, history: history(10) };
+    assert_eq!(state.hello(&hello, &history(10), 0), Ok(Verdict::Agrees));
 }
 
 #[test]

@@ -1,0 +1,545 @@
+//! The scheduler: a virtual clock, a network, a quorum. What brokers do is in `broker.rs`, what goes wrong in `trouble.rs`.
+
+mod broker;
+mod trouble;
+
+use crate::checks::Checks;
+use crate::node::{FollowerJob, Node, Process, RequestId, Role, Stream, TOPIC, batch, values};
+use crate::producer::Producer;
+use crate::random::Random;
+use headwater_broker::error::PartitionError;
+use headwater_broker::metadata::command::{self, command::Command as Kind};
+use headwater_broker::metadata::state::BrokerState;
+use headwater_broker::metadata::{MetadataState, Partition, Refusal};
+use headwater_broker::partition::state::{
+    Append, AppendResult, Effect as LeaderEffect, Job, Limits, Offsets, PartitionState,
+};
+use headwater_broker::replica::follower::{self, BatchSpan, FollowerState, Push, Replica, Take};
+use headwater_broker::replica::history::{History, Verdict};
+use headwater_broker::replica::leader::{AlterPartition, Altered, View};
+use headwater_broker::replica::{Hello, Member, Report, Tenure};
+use headwater_broker::topic_config::{TopicConfig, TopicDurability};
+use headwater_proto::wire::Acks;
+use headwater_storage::{BatchOutcome, NewBatch};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Arguments;
+
+/// Milliseconds of trouble, and those that a healed cluster gets.
+const TROUBLE_MS: i64 = 6_000;
+const HEALED_MS: i64 = 20_000;
+const TICK_MS: i64 = 50;
+const SESSION_MS: i64 = 600;
+const LEASE_MS: i64 = 400;
+const LAG_MS: u64 = 800;
+/// After which a proposal without an answer counts as unknown, and a stream without a word as dead.
+const PATIENCE_MS: i64 = 500;
+
+/// What a seed reached.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reached {
+    pub(crate) isr_of_one: bool,
+    pub(crate) eligible_elected: bool,
+    pub(crate) truncation: bool,
+    pub(crate) controller_lost: bool,
+    pub(crate) duplicate_after_failover: bool,
+    pub(crate) torn_write: bool,
+    pub(crate) proposal_unknown: bool,
+}
+
+/// What became of a seed.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) trace: u64,
+    pub(crate) committed: usize,
+    pub(crate) elections: i32,
+    pub(crate) reached: Reached,
+}
+
+#[derive(Debug, Clone)]
+enum Event {
+    Tick(i32, Member),
+    Apply(i32, Member),
+    Deliver(Box<Envelope>),
+    Job(i32, Member, Box<Work>),
+    /// A command reaches the quorum's log.
+    Commit(Box<Proposal>),
+    /// Nobody answered a proposal in time, or somebody did.
+    Answer(i32, Member, i32, Answer),
+    Start(i32),
+    Elect,
+    Trouble,
+    Heal(i32, i32),
+    Producer,
+}
+
+#[derive(Debug, Clone)]
+enum Work {
+    Commit(Vec<NewBatch>, i32, bool),
+    Flush,
+    Follower(FollowerJob),
+}
+
+#[derive(Debug, Clone)]
+struct Proposal {
+    from: i32,
+    member: Member,
+    command: command::Command,
+    /// The partition epoch of an `AlterPartition`, and whether its outcome is told.
+    alter: Option<(i32, bool)>,
+}
+
+#[derive(Debug, Clone)]
+enum Answer {
+    Committed(View),
+    Refused,
+    Unknown,
+}
+
+#[derive(Debug, Clone)]
+struct Envelope {
+    from: i32,
+    to: i32,
+    /// Both ends of the connection; without, it is a datagram.
+    connection: Option<(u64, Option<Member>)>,
+    message: Message,
+}
+
+#[derive(Debug, Clone)]
+enum Message {
+    Heartbeat(Member),
+    Hello(u64, Hello),
+    Verdict(u64, Tenure, Verdict),
+    Push(u64, Push, Vec<NewBatch>),
+    Report(Report),
+    Produce(RequestId, NewBatch),
+    Produced(RequestId, bool),
+}
+
+/// The producer's place in the network.
+const CLIENT: i32 = -1;
+/// The quorum's.
+const QUORUM: i32 = -2;
+
+pub(crate) struct World {
+    random: Random,
+    seed: u64,
+    now: i64,
+    queue: BTreeMap<(i64, u64), Event>,
+    next_event: u64,
+    nodes: Vec<Node>,
+    topic: TopicConfig,
+    /// The quorum's log, and the state after all of it.
+    commands: Vec<command::Command>,
+    truth: MetadataState,
+    leaderless_since: i64,
+    proposals: BTreeMap<i32, usize>,
+    cut: BTreeSet<(i32, i32)>,
+    slow: bool,
+    broken: BTreeSet<u64>,
+    next_stream: u64,
+    last_on: BTreeMap<(u64, i32), i64>,
+    producer: Producer,
+    checks: Checks,
+    healing: bool,
+    trace: u64,
+    reached: Reached,
+    verbose: bool,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64) -> World {
+        let mut random = Random::new(seed);
+        let count = random.between(2, 5) as i32;
+        let durability = if random.percent(75) { TopicDurability::Flushed } else { TopicDurability::Replicated };
+        let replicas = i64::from(count.min(3));
+        let topic = TopicConfig {
+            durability,
+            min_insync_replicas: random.between(1, replicas - i64::from(replicas > 2)) as u32,
+            flush_ms: 200,
+            ..TopicConfig::default()
+        };
+        let nodes = (1..=count)
+            .map(|id| Node::new(id, random.next(), (random.between(950, 1050), random.between(0, 100_000))))
+            .collect();
+        let mut world = World {
+            random,
+            seed,
+            now: 1,
+            queue: BTreeMap::new(),
+            next_event: 0,
+            nodes,
+            topic,
+            commands: Vec::new(),
+            truth: MetadataState::new("simulated"),
+            leaderless_since: 0,
+            proposals: BTreeMap::new(),
+            cut: BTreeSet::new(),
+            slow: false,
+            broken: BTreeSet::new(),
+            next_stream: 0,
+            last_on: BTreeMap::new(),
+            producer: Producer::default(),
+            checks: Checks::default(),
+            healing: false,
+            trace: 0xcbf2_9ce4_8422_2325,
+            reached: Reached::default(),
+            verbose: std::env::var_os("SIMULATION_TRACE").is_some(),
+        };
+        for id in 1..=count {
+            world.start(id);
+        }
+        world.at(20, Event::Elect);
+        world.at(50, Event::Producer);
+        world
+    }
+
+    /// Lives through the seed.
+    pub(crate) fn run(mut self) -> Outcome {
+        self.run_until("the topic is led", 5_000, |world| {
+            if world.truth.topic_by_id(&TOPIC).is_none() {
+                world.create_topic();
+            }
+            world.partition().is_some_and(|partition| partition.leader >= 0)
+        });
+        let begin = self.now;
+        self.at(300, Event::Trouble);
+        while self.now < begin + TROUBLE_MS {
+            self.step();
+        }
+        self.heal();
+        self.run_until("everything is healed", HEALED_MS, World::is_healed);
+        self.finish()
+    }
+
+    fn run_until(&mut self, what: &str, within_ms: i64, mut done: impl FnMut(&mut World) -> bool) {
+        let deadline = self.now + within_ms;
+        while !done(self) {
+            assert!(self.now < deadline, "not within {within_ms} ms: {what}; {}", self.describe());
+            self.step();
+        }
+    }
+
+    fn describe(&self) -> String {
+        let nodes = self.nodes.iter().map(|node| match &node.process {
+            None => format!("{} down", node.id),
+            Some(process) => format!(
+                "{} end {} hw {} role {:?} applied {} {}",
+                node.id,
+                process.mirror.len(),
+                process.high_watermark,
+                process.role_of,
+                process.applied,
+                match &process.role {
+                    Role::Idle => "idle".to_owned(),
+                    Role::Leader { state, .. } => format!("{:?}", state.leader()),
+                    Role::Follower { state, .. } => format!("following {}", state.is_following()),
+                }
+            ),
+        });
+        let nodes: Vec<String> = nodes.collect();
+        format!(
+            "{:?}, {} unacknowledged, {} commands\n{}",
+            self.partition(),
+            self.producer.unacknowledged(),
+            self.commands.len(),
+            nodes.join("\n")
+        )
+    }
+
+    fn at(&mut self, after_ms: i64, event: Event) {
+        self.next_event += 1;
+        self.queue.insert((self.now + after_ms.max(0), self.next_event), event);
+    }
+
+    fn note(&mut self, what: Arguments<'_>) {
+        let text = format!("{} {what}", self.now);
+        for byte in text.bytes() {
+            self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+        }
+        if self.verbose {
+            eprintln!("{text}");
+        }
+    }
+
+    fn node(&mut self, id: i32) -> &mut Node {
+        &mut self.nodes[id as usize - 1]
+    }
+
+    /// What a broker's own clock says.
+    fn local(&self, id: i32) -> i64 {
+        self.nodes[id as usize - 1].local(self.now)
+    }
+
+    /// The process of a broker, if it is still this one.
+    fn process(&mut self, id: i32, member: Member) -> Option<&mut Process> {
+        self.node(id).process.as_mut().filter(|process| process.me == member)
+    }
+
+    fn partition(&self) -> Option<&Partition> {
+        self.truth.topic_by_id(&TOPIC)?.partitions.first()
+    }
+
+    fn step(&mut self) {
+        let ((at, number), event) = self.queue.pop_first().expect("ticks go on for ever");
+        self.now = self.now.max(at);
+        let on = match &event {
+            Event::Tick(id, _) | Event::Apply(id, _) | Event::Job(id, ..) | Event::Answer(id, ..) => *id,
+            Event::Deliver(envelope) => envelope.to,
+            _ => 0,
+        };
+        if on > 0 {
+            let paused_until = self.node(on).paused_until;
+            if paused_until > self.now {
+                // In the order in which it would have come.
+                self.queue.insert((paused_until, number), event);
+                return;
+            }
+        }
+        match event {
+            Event::Tick(id, member) => self.tick(id, member),
+            Event::Apply(id, member) => self.apply(id, member),
+            Event::Deliver(envelope) => self.deliver(*envelope),
+            Event::Job(id, member, work) => self.work(id, member, *work),
+            Event::Commit(proposal) => self.commit(*proposal),
+            Event::Answer(id, member, epoch, answer) => self.answered(id, member, epoch, answer),
+            Event::Start(id) => self.start(id),
+            Event::Elect => self.elect(),
+            Event::Trouble => self.trouble(),
+            Event::Heal(from, to) => drop(self.cut.remove(&(from, to))),
+            Event::Producer => self.produce(),
+        }
+        if on > 0 {
+            self.proceed(on);
+        }
+    }
+
+    // The network.
+
+    fn is_cut(&self, from: i32, to: i32) -> bool {
+        self.cut.contains(&(from, to))
+    }
+
+    fn delay(&mut self) -> i64 {
+        if self.slow && self.random.percent(20) { self.random.between(50, 400) } else { self.random.between(1, 8) }
+    }
+
+    /// Sends on a connection, in order; it breaks where something is lost.
+    fn send(&mut self, from: i32, to: i32, connection: u64, message: Message) {
+        if self.broken.contains(&connection) {
+            return;
+        }
+        if self.is_cut(from, to) || (!self.healing && self.random.below(1000) < 3) {
+            self.broken.insert(connection);
+            return;
+        }
+        let delay = self.delay();
+        let last = self.last_on.entry((connection, to)).or_default();
+        *last = (*last + 1).max(self.now + delay);
+        let after = *last - self.now;
+        let member = (to > 0).then(|| self.node(to).process.as_ref().map(|process| process.me)).flatten();
+        if to > 0 && member.is_none() {
+            self.broken.insert(connection);
+            return;
+        }
+        let envelope = Envelope { from, to, connection: Some((connection, member)), message };
+        if matches!(envelope.message, Message::Report(_)) && self.random.percent(5) {
+            let late = self.random.between(1, 1_000);
+            self.at(after + late, Event::Deliver(Box::new(envelope.clone())));
+        }
+        self.at(after, Event::Deliver(Box::new(envelope)));
+    }
+
+    fn deliver(&mut self, envelope: Envelope) {
+        let Envelope { from, to, connection, message } = envelope;
+        // A report that comes late comes all the same.
+        let is_broken = connection.is_some_and(|(connection, _)| self.broken.contains(&connection));
+        if self.is_cut(from, to) || (is_broken && !matches!(message, Message::Report(_))) {
+            if let Some((connection, _)) = connection {
+                self.broken.insert(connection);
+            }
+            return;
+        }
+        if to == CLIENT {
+            if let Message::Produced(id, done) = message
+                && !self.producer.answered(id, done)
+            {
+                self.reconnect_producer();
+            }
+            return;
+        }
+        let now = self.now;
+        let Some(process) = &mut self.node(to).process else { return };
+        if connection.is_some_and(|(_, member)| member != Some(process.me)) {
+            return;
+        }
+        match message {
+            Message::Heartbeat(member) => drop(process.heard.insert(from, (member, now))),
+            Message::Hello(stream, hello) => self.hello(to, from, stream, hello),
+            Message::Verdict(stream, tenure, verdict) => self.verdict(to, stream, tenure, verdict),
+            Message::Push(stream, push, batches) => self.pushed(to, stream, push, batches),
+            Message::Report(report) => {
+                let local = self.local(to);
+                if let Some(Process { role: Role::Leader { state, .. }, .. }) = &mut self.node(to).process {
+                    state.replicas(|leader| leader.report(report, local));
+                }
+            }
+            Message::Produce(id, batch) => self.append(to, id, batch),
+            Message::Produced(..) => {}
+        }
+    }
+
+    // The quorum.
+
+    fn propose(&mut self, from: i32, command: command::Command, alter: Option<i32>) {
+        let Some(member) = self.node(from).process.as_ref().map(|process| process.me) else { return };
+        let luck = if self.healing { 100 } else { self.random.below(100) };
+        let is_lost = self.is_cut(from, QUORUM) || luck < 4;
+        let is_unanswered = is_lost || luck < 10;
+        if let Some(epoch) = alter.filter(|_| is_unanswered) {
+            self.reached.proposal_unknown = true;
+            self.at(PATIENCE_MS, Event::Answer(from, member, epoch, Answer::Unknown));
+        }
+        if !is_lost {
+            // What nobody heard of any more may be committed long after.
+            let after = if luck < 7 { self.random.between(100, 1_500) } else { self.delay() };
+            *self.proposals.entry(from).or_default() += 1;
+            let alter = alter.map(|epoch| (epoch, !is_unanswered));
+            self.at(after, Event::Commit(Box::new(Proposal { from, member, command, alter })));
+        }
+    }
+
+    fn commit(&mut self, proposal: Proposal) {
+        let Proposal { from, member, command, alter } = proposal;
+        *self.proposals.entry(from).or_default() -= 1;
+        let before = self.partition().cloned();
+        let index = self.commands.len() as u64 + 1;
+        let result = self.truth.apply(index, &command);
+        self.note(format_args!("{from} commits {index}: {:?} {result:?}", command.command));
+        self.commands.push(command);
+        if matches!(result, Err(Refusal::StaleBoots { .. })) && self.process(from, member).is_some() {
+            // It is told so and ends; its next start counts one more.
+            self.kill(from);
+        }
+        if let Some(partition) = self.partition().cloned() {
+            self.checks.partition(&partition);
+            self.reached.isr_of_one |= partition.isr.len() == 1;
+            let eligible = before
+                .is_some_and(|before| partition.leader != before.leader && before.elr.contains(&partition.leader));
+            self.reached.eligible_elected |= eligible;
+        }
+        for id in 1..=self.nodes.len() as i32 {
+            self.apply_later(id);
+        }
+        if let Some((epoch, true)) = alter {
+            let view = self.partition().map(|partition| View::of(&self.truth, partition));
+            let answer = match (result, view) {
+                (Ok(_), Some(view)) => Answer::Committed(view),
+                _ => Answer::Refused,
+            };
+            let delay = self.delay();
+            self.at(delay, Event::Answer(from, member, epoch, answer));
+        }
+    }
+
+    fn answered(&mut self, id: i32, member: Member, epoch: i32, answer: Answer) {
+        let now = self.local(id);
+        let Some(process) = self.process(id, member) else { return };
+        let Role::Leader { state, .. } = &mut process.role else { return };
+        let answer = match answer {
+            Answer::Committed(view) => Altered::Committed(view),
+            Answer::Refused => Altered::Refused,
+            Answer::Unknown => Altered::Unknown,
+        };
+        state.replicas(|leader| leader.altered(epoch, answer, now));
+    }
+
+    fn apply_later(&mut self, id: i32) {
+        let delay = if self.slow { self.random.between(1, 300) } else { self.random.between(1, 20) };
+        if let Some(process) = &mut self.node(id).process
+            && !process.apply_pending
+        {
+            process.apply_pending = true;
+            let member = process.me;
+            self.at(delay, Event::Apply(id, member));
+        }
+    }
+
+    fn apply(&mut self, id: i32, member: Member) {
+        let cut = self.is_cut(QUORUM, id);
+        let (total, count) = (self.commands.len(), self.random.between(1, 4) as usize);
+        let Some(process) = self.process(id, member) else { return };
+        process.apply_pending = false;
+        let from = process.applied;
+        if !cut {
+            let to = (from + count).min(total);
+            for place in from..to {
+                let command = self.commands[place].clone();
+                if let Some(process) = self.process(id, member) {
+                    // Refused here as it was there.
+                    let _ = process.metadata.apply(place as u64 + 1, &command);
+                    process.applied = place + 1;
+                }
+            }
+            self.learned(id);
+        }
+        if self.process(id, member).is_some_and(|process| process.applied < total) {
+            self.apply_later(id);
+        }
+    }
+
+    /// Now and then the office goes to somebody.
+    fn elect(&mut self) {
+        self.at(100, Event::Elect);
+        let sits = self.truth.controller().map(|(id, incarnation)| Member { broker: id, incarnation });
+        let works = sits
+            .is_some_and(|member| !self.is_cut(member.broker, QUORUM) && self.process(member.broker, member).is_some());
+        if works {
+            self.leaderless_since = self.now;
+        }
+        let deposed = !self.healing && self.random.percent(1);
+        if !deposed && self.now - self.leaderless_since < 300 {
+            return;
+        }
+        let able: Vec<i32> = (1..=self.nodes.len() as i32).filter(|id| self.is_registered(*id)).collect();
+        if let Some(id) = self.random.pick(&able) {
+            let incarnation = self.incarnation(id);
+            let broker_id = id;
+            let kind = Kind::BecomeController(command::BecomeController { broker_id, incarnation });
+            self.propose(id, kind.into(), None);
+            self.leaderless_since = self.now;
+        }
+    }
+
+    fn is_registered(&mut self, id: i32) -> bool {
+        let registered = self.truth.broker(id).map(|broker| broker.incarnation);
+        let up = self.node(id).process.as_ref().map(|process| process.me.incarnation);
+        up.is_some() && up == registered && !self.is_cut(id, QUORUM)
+    }
+
+    fn incarnation(&mut self, id: i32) -> bytes::Bytes {
+        let member = self.node(id).process.as_ref().map(|process| process.me);
+        member.map(|member| wire(member.incarnation)).unwrap_or_default()
+    }
+
+    fn create_topic(&mut self) {
+        let count = self.nodes.len() as i32;
+        let all_active = self.truth.brokers().filter(|broker| broker.state == BrokerState::Active).count();
+        if all_active < count as usize || self.random.percent(90) {
+            return;
+        }
+        let first = self.random.between(0, i64::from(count) - 1) as i32;
+        let brokers = (0..count.min(3)).map(|n| (first + n) % count + 1).collect();
+        let create = command::CreateTopic {
+            name: "topic".into(),
+            topic_id: TOPIC.to_wire(),
+            partitions: vec![command::Replicas { brokers }],
+            default_min_insync_replicas: self.topic.min_insync_replicas,
+            ..command::CreateTopic::default()
+        };
+        self.propose(1, Kind::CreateTopic(create).into(), None);
+    }
+}
+
+fn wire(incarnation: uuid::Uuid) -> bytes::Bytes {
+    bytes::Bytes::copy_from_slice(incarnation.as_bytes())
+}

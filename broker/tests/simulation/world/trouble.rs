@@ -1,0 +1,171 @@
+//! What goes wrong: power failures with torn writes, killed processes, emptied disks, pauses, cut links. And the end, where all of
+//! it is mended and everything must come right.
+
+use super::*;
+
+impl World {
+    pub(super) fn trouble(&mut self) {
+        if self.healing {
+            return;
+        }
+        let next = self.random.between(50, 700);
+        self.at(next, Event::Trouble);
+        let id = self.random.between(1, self.nodes.len() as i64) as i32;
+        match self.random.below(12) {
+            0..3 => self.power_off(id),
+            3 => self.kill(id),
+            4 => self.empty(id),
+            5 => {
+                let until = self.now + self.random.between(50, 1_500);
+                self.node(id).paused_until = until;
+                self.note(format_args!("{id} pauses until {until}"));
+            }
+            6 => self.slow = !self.slow,
+            7 => {
+                self.cut_link(id, QUORUM);
+                self.cut_link(QUORUM, id);
+            }
+            8 => self.cut_link(id, QUORUM),
+            9 => self.cut_link(QUORUM, id),
+            _ => {
+                let mut ends: Vec<i32> = (1..=self.nodes.len() as i32).filter(|other| *other != id).collect();
+                ends.push(CLIENT);
+                let Some(other) = self.random.pick(&ends) else { return };
+                self.cut_link(id, other);
+                if self.random.percent(60) {
+                    self.cut_link(other, id);
+                }
+            }
+        }
+    }
+
+    fn cut_link(&mut self, from: i32, to: i32) {
+        let lasts = self.random.between(50, 2_000);
+        self.cut.insert((from, to));
+        self.note(format_args!("{from} to {to} cut for {lasts}"));
+        self.at(lasts, Event::Heal(from, to));
+    }
+
+    /// Whether what is promised outlives the loss of this replica: an acknowledgement stands for min.insync.replicas copies, so
+    /// that one fewer may be lost before the metadata hear of it, as long as another replica is known to have everything.
+    fn may_lose(&self, id: i32) -> bool {
+        let Some(partition) = self.partition() else { return false };
+        let is_lost = |other: i32| other == id || self.nodes[other as usize - 1].lost;
+        let lost = partition.replicas.iter().filter(|other| is_lost(**other)).count();
+        let mut whole = partition.isr.iter().chain(&partition.elr);
+        lost < self.topic.min_insync_replicas as usize && whole.any(|other| !is_lost(*other))
+    }
+
+    fn end(&mut self, id: i32) {
+        let proposals = self.proposals.get(&id).copied().unwrap_or(0);
+        let sits = self.truth.controller().is_some_and(|(controller, _)| controller == id);
+        self.reached.controller_lost |= sits && proposals > 0;
+        self.node(id).process = None;
+        let after = self.random.between(20, 2_500);
+        self.at(after, Event::Start(id));
+    }
+
+    /// The process ends; what it wrote stays in the page cache.
+    pub(super) fn kill(&mut self, id: i32) {
+        if self.node(id).process.is_some() {
+            self.note(format_args!("{id} is killed"));
+            self.end(id);
+            let node = self.node(id);
+            node.files = node.files.restart();
+        }
+    }
+
+    /// The power fails, perhaps within a write.
+    pub(super) fn power_off(&mut self, id: i32) {
+        // Replicas in memory are all that a replicated topic promises: the machine does not lose the last one.
+        let loses = self.topic.durability == TopicDurability::Replicated;
+        if self.node(id).process.is_none() || (loses && !self.may_lose(id)) {
+            return;
+        }
+        self.note(format_args!("{id} loses its power"));
+        if self.random.percent(50) {
+            let (operations, now) = (self.random.below(6), self.now);
+            let node = self.node(id);
+            node.files.power_off_after(operations);
+            if let Some(process) = &mut node.process {
+                let batch = batch(-1, u64::MAX - 8, 1, 300, now);
+                let epoch = process.log.leader_epochs().latest().unwrap_or(0).max(0);
+                // Nobody is told what becomes of these.
+                let _ = process.log.append(&[batch], epoch, now);
+                let _ = process.log.flush();
+            }
+            self.reached.torn_write = true;
+        }
+        self.end(id);
+        let node = self.node(id);
+        node.files = node.files.crash();
+        node.lost |= loses;
+    }
+
+    /// The broker comes back with an empty disk.
+    fn empty(&mut self, id: i32) {
+        if self.node(id).process.is_none() || !self.may_lose(id) {
+            return;
+        }
+        self.note(format_args!("{id} loses its disk"));
+        self.end(id);
+        let seed = self.random.next();
+        let node = self.node(id);
+        node.wipe(seed);
+        node.lost = true;
+    }
+
+    /// All links work, all brokers start.
+    pub(super) fn heal(&mut self) {
+        self.note(format_args!("all is mended"));
+        self.healing = true;
+        self.slow = false;
+        self.cut.clear();
+        for id in 1..=self.nodes.len() as i32 {
+            self.start(id);
+        }
+    }
+
+    /// Led, all replicas in sync, equal and read to their end, and everything that the producer sent is acknowledged.
+    pub(super) fn is_healed(&mut self) -> bool {
+        if self.producer.unacknowledged() > 0 {
+            return false;
+        }
+        let Some(partition) = self.partition() else { return false };
+        let (committed, total) = (self.checks.committed.len() as i64, self.commands.len());
+        let is_up = |node: &Node| {
+            let broker = self.truth.broker(node.id);
+            let process = node.process.as_ref().filter(|process| process.applied == total);
+            process.is_some_and(|process| {
+                broker.is_some_and(|broker| {
+                    broker.state == BrokerState::Active && broker.incarnation == process.me.incarnation
+                })
+            })
+        };
+        let is_whole = |id: &i32| {
+            let process = self.nodes[*id as usize - 1].process.as_ref();
+            process
+                .is_some_and(|process| process.high_watermark == committed && process.mirror.len() as i64 == committed)
+        };
+        partition.leader >= 0
+            && partition.isr.len() == partition.replicas.len()
+            && partition.replicas.iter().all(is_whole)
+            && self.nodes.iter().all(is_up)
+    }
+
+    pub(super) fn finish(self) -> Outcome {
+        for node in &self.nodes {
+            let process = node.process.as_ref().expect("every broker is up");
+            assert_eq!(process.mirror, process.read_all(), "broker {} reads something else", node.id);
+            assert_eq!(process.metadata, self.truth, "the metadata of broker {} differ", node.id);
+        }
+        let sent = self.producer.next_value;
+        let committed = &self.checks.committed;
+        // In order, each once: a record that was sent later never comes before.
+        assert!(committed.windows(2).all(|pair| pair[0].1 < pair[1].1), "records changed places");
+        assert_eq!(committed.len() as u64, sent, "sent, and kept");
+        assert!(sent > 0, "seed {}: nothing was sent", self.seed);
+        let elections = self.partition().map_or(0, |partition| partition.leader_epoch);
+        Outcome { trace: self.trace, committed: committed.len(), elections, reached: self.reached }
+    }
+}
