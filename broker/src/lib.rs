@@ -25,6 +25,7 @@ pub mod error;
 mod fetch;
 pub mod group;
 mod import;
+mod loan;
 mod member;
 pub mod metadata;
 mod metrics;

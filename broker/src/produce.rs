@@ -15,6 +15,7 @@
 use crate::clock::now_ms;
 use crate::credit::{CreditExceeded, StreamCredit};
 use crate::error::{PartitionError, ProducerIdentity};
+use crate::loan::Loan;
 use crate::metadata::{MetadataError, MetadataState, Refusal};
 use crate::metrics::Counted;
 use crate::partition::PartitionHandle;
@@ -34,8 +35,7 @@ use headwater_proto::{ErrorCode, wire};
 use headwater_storage::{BatchOutcome, LastSequence, NewBatch};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::sync::{Notify, mpsc, oneshot};
 
 /// Largest header of a produce frame, in bytes: two small numbers, and room for fields to come.
 const MAX_HEADER_BYTES: usize = 4 << 10;
@@ -57,7 +57,7 @@ struct Pending {
     bytes: u64,
     began: Instant,
     outcome: Outcome,
-    _loan: Vec<OwnedSemaphorePermit>,
+    _loan: Option<Loan>,
 }
 
 enum Outcome {
@@ -204,7 +204,7 @@ struct Arriving {
     remaining: u64,
     /// Why the rest is thrown away as it arrives.
     refused: Option<wire::Error>,
-    loan: Vec<OwnedSemaphorePermit>,
+    loan: Option<Loan>,
 }
 
 impl Stream<'_> {
@@ -253,7 +253,7 @@ impl Stream<'_> {
                         held: 0,
                         remaining: payload_bytes as u64,
                         refused: self.refusal(&message, payload_bytes),
-                        loan: Vec::new(),
+                        loan: None,
                     };
                     if payload_bytes == 0 {
                         self.complete(frame, &pending).await?;
@@ -336,14 +336,10 @@ impl Stream<'_> {
         if shortfall == 0 {
             return Ok(false);
         }
-        if frame.loan.is_empty() {
-            let closed = |_| StreamError::Refused(ErrorCode::ShuttingDown, "the broker is shutting down".into());
-            let permits = u32::try_from(shortfall).unwrap_or(u32::MAX).min(self.session.shared.config.loan_bytes);
-            let turn = self.session.loan_turn.clone().acquire_owned().await.map_err(closed)?;
-            // Whoever has its turn holds it no longer than its own deadlines permit; memory is everybody's.
-            let memory = timeout(self.patience, self.session.shared.loans.clone().acquire_many_owned(permits)).await;
-            let memory = memory.map_err(|_| StreamError::Deadline("memory for a large frame"))?.map_err(closed)?;
-            frame.loan = vec![turn, memory];
+        if frame.loan.is_none() {
+            let shared = &self.session.shared;
+            let bytes = u32::try_from(shortfall).unwrap_or(u32::MAX).min(shared.config.loan_bytes);
+            frame.loan = Some(Loan::take(&self.session.loan_turn, &shared.loans, bytes, self.patience).await?);
         }
         {
             let mut account = self.account();
