@@ -16,7 +16,7 @@ use crate::metrics::Counted;
 use crate::partition::state::Offsets;
 use crate::partition::{PartitionHandle, Watermarks};
 use crate::session::Session;
-use crate::stream::{Frames, StreamError, send_frame};
+use crate::stream::{Frames, StreamError, send_within};
 use bytes::Bytes;
 use headwater_proto::frame;
 use headwater_proto::wire::{FetchCredit, FetchData, FetchOpened, OpenFetch};
@@ -41,6 +41,9 @@ const HANDED_BYTES: u64 = 1 << 20;
 
 /// Priority of a reader that is far behind: whatever reads at the tail, and every acknowledgement, goes first.
 const BACKGROUND_PRIORITY: i32 = -1;
+
+/// What a reader is told first.
+const OPENING: &str = "the answer to the opening";
 
 /// A number of bytes that goes up and down, and somebody who waits for it.
 #[derive(Default)]
@@ -126,7 +129,8 @@ pub(crate) async fn serve(
         Ok(admitted) => admitted,
         Err(error) => {
             session.shared.metrics.rejected(ErrorCode::from_number(error.code));
-            return send_frame(send, &FetchOpened { error: Some(error), ..FetchOpened::default() }).await;
+            let refused = FetchOpened { error: Some(error), ..FetchOpened::default() };
+            return send_within(send, &refused, session.patience(), OPENING).await;
         }
     };
     if open.background {
@@ -140,7 +144,7 @@ pub(crate) async fn serve(
         log_start_offset: log_start,
         high_watermark,
     };
-    send_frame(send, &opened).await?;
+    send_within(send, &opened, session.patience(), OPENING).await?;
     let credit = Account::default();
     credit.add(open.credit_bytes);
     let sending = Sending {
@@ -174,7 +178,7 @@ pub(crate) async fn serve(
                 log_start_offset: offsets.log_start,
                 error: Some(error.to_wire()),
             };
-            send_frame(send, &last).await
+            send_within(send, &last, session.patience(), "why the stream ends").await
         }
     }
 }

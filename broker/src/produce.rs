@@ -22,7 +22,7 @@ use crate::partition::PartitionHandle;
 use crate::partition::state::{AppendDone, AppendResult};
 use crate::quic::LOAN_PART_BYTES;
 use crate::session::Session;
-use crate::stream::{Frames, StreamError, send_frame, write_within};
+use crate::stream::{Frames, StreamError, send_within, write_within};
 use crate::topic_config::{TimestampSource, TopicConfig};
 use bytes::{BufMut, Bytes, BytesMut};
 use headwater_proto::batch::{
@@ -50,6 +50,9 @@ const MAX_PENDING: usize = 1024;
 const INLINE_BYTES: usize = 128 << 10;
 /// ... and this many records (10 microseconds of walking).
 const INLINE_RECORDS: i64 = 1000;
+
+/// What a client is told first.
+const OPENING: &str = "the answer to the opening";
 
 /// A request that was handed over, or refused before.
 struct Pending {
@@ -97,28 +100,29 @@ pub(crate) async fn serve(
 ) -> Result<(), StreamError> {
     let _counted = Counted::new(&session.shared.metrics.produce_streams);
     let frames = frames.followed_by::<ProduceRequest>(MAX_HEADER_BYTES, MAX_FRAME_PAYLOAD_BYTES)?;
+    let patience = session.patience();
     let refuse = |error: wire::Error| {
         session.shared.metrics.rejected(ErrorCode::from_number(error.code));
         ProduceOpened { error: Some(error), last_sequence: -1, last_offset: -1, ..ProduceOpened::default() }
     };
     let partition = match admit(session, &open) {
         Ok(partition) => partition,
-        Err(error) => return send_frame(send, &refuse(error)).await,
+        Err(error) => return send_within(send, &refuse(error), patience, OPENING).await,
     };
     let Ok(acks) = Acks::try_from(open.acks) else {
         let error = wire::Error::new(ErrorCode::InvalidRequest, format!("acks cannot be {}", open.acks));
-        return send_frame(send, &refuse(error)).await;
+        return send_within(send, &refuse(error), patience, OPENING).await;
     };
     let last = match open.producer_id {
         ..0 => None,
         id => match partition.last_sequence(id).await {
             Ok(last) => last,
-            Err(error) => return send_frame(send, &refuse(error.to_wire())).await,
+            Err(error) => return send_within(send, &refuse(error.to_wire()), patience, OPENING).await,
         },
     };
     let producer = match identify(&session.shared.metadata.state(), &open, last) {
         Ok(producer) => producer,
-        Err(error) => return send_frame(send, &refuse(error)).await,
+        Err(error) => return send_within(send, &refuse(error), patience, OPENING).await,
     };
     let credit = session.credit().open();
     let opened = ProduceOpened {
@@ -131,9 +135,8 @@ pub(crate) async fn serve(
         last_producer_epoch: last.map_or(-1, |last| i32::from(last.epoch)),
     };
     let account = Mutex::new(Account { credit, grant: 0, failed: false });
-    let patience = Duration::from_millis(session.shared.config.frame_timeout_ms);
     let stream = Stream { session, partition, producer, acks, account, credited: Notify::new(), patience };
-    write_within(send, frame::encode(&opened, 0), patience, "the answer to the opening").await?;
+    send_within(send, &opened, patience, OPENING).await?;
     let (tell, told) = mpsc::channel(MAX_PENDING);
     // The reader ends first; then the writer answers what is pending, and ends.
     tokio::try_join!(stream.read(frames, tell), stream.write(send, told)).map(|_| ())

@@ -8,7 +8,7 @@
 use crate::credit::ConnectionCredit;
 use crate::quic::{FETCH_CREDIT_BYTES, PRODUCE_CREDIT};
 use crate::shared::Shared;
-use crate::stream::{Frames, StreamError, send_frame, write_within};
+use crate::stream::{Frames, StreamError, send_within, write_within};
 use crate::{call, fetch, member, produce};
 use bytes::Bytes;
 use headwater_proto::frame;
@@ -32,6 +32,9 @@ use tracing::Instrument;
 
 /// Acknowledgements, assignments and answers go before the data of the same connection.
 const CONTROL_PRIORITY: i32 = 1;
+
+/// What a call waits for.
+const ANSWER: &str = "an answer";
 
 /// Longest texts that hello may carry, in bytes.
 const MAX_CLIENT_TEXT_BYTES: usize = 256;
@@ -62,6 +65,15 @@ impl Session {
     pub(crate) fn credit(&self) -> MutexGuard<'_, ConnectionCredit> {
         self.credit.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// How long the client may leave unread what is written to it, data that it granted credit for excepted.
+    pub(crate) fn patience(&self) -> Duration {
+        patience(&self.shared)
+    }
+}
+
+fn patience(shared: &Shared) -> Duration {
+    Duration::from_millis(shared.config.frame_timeout_ms)
 }
 
 /// Serves a connection from its handshake to its end.
@@ -174,7 +186,7 @@ async fn hello(shared: &Shared, connection: &quinn::Connection) -> Result<Peer, 
             (Response::Error(error), Err(refused))
         }
     };
-    send_frame(&mut send, &CallResponse { response: Some(response) }).await?;
+    send_within(&mut send, &CallResponse { response: Some(response) }, patience(shared), ANSWER).await?;
     finish(&mut send);
     outcome
 }
@@ -249,8 +261,10 @@ async fn serve_stream(session: Arc<Session>, mut send: quinn::SendStream, recv: 
         open::Stream::Call(call) => {
             prioritise(&send);
             let answer = answer(&session, call).await;
-            if let Err(error) = send_frame(&mut send, &answer).await {
+            if let Err(error) = send_within(&mut send, &answer, session.patience(), ANSWER).await {
                 tracing::debug!(%error, "nobody waits for the answer");
+                // An error means that the stream is closed already.
+                drop(send.reset(error.reset_code().number().into()));
             }
         }
         open::Stream::Produce(open) => {
@@ -355,8 +369,7 @@ async fn refuse(
     let code = error.reset_code();
     if let Some(told) = error.to_wire() {
         session.shared.metrics.rejected(ErrorCode::from_number(told.code));
-        let limit = Duration::from_millis(session.shared.config.frame_timeout_ms);
-        if write_within(send, last(told), limit, "an error").await.is_ok() {
+        if write_within(send, last(told), session.patience(), "an error").await.is_ok() {
             return finish(send);
         }
     }

@@ -1,6 +1,6 @@
 //! Frames on a QUIC stream: what every stream's task reads and writes through.
 //!
-//! Owns: [`Frames`] (the receiving side, with whatever was read beyond the last frame) and [`send_frame`]; the errors of
+//! Owns: [`Frames`] (the receiving side, with whatever was read beyond the last frame) and [`write_within`]; the errors of
 //! both. Refuses: to know what a message means. Read next: [`crate::session`].
 
 use bytes::Bytes;
@@ -163,14 +163,6 @@ impl<M: Message + Default> Frames<M> {
     }
 }
 
-/// Writes a frame that has no payload.
-///
-/// # Errors
-/// When the stream or the connection ended.
-pub(crate) async fn send_frame<M: Message>(send: &mut quinn::SendStream, header: &M) -> Result<(), StreamError> {
-    Ok(send.write_chunk(frame::encode(header, 0)).await?)
-}
-
 /// Writes whole frames to a peer that has `limit` to make room for them. `what`: what they are to it.
 ///
 /// # Errors
@@ -185,4 +177,14 @@ pub(crate) async fn write_within(
         Ok(written) => Ok(written?),
         Err(_) => Err(StreamError::Unread(what)),
     }
+}
+
+/// As [`write_within`], of one frame that has no payload.
+pub(crate) async fn send_within<M: Message>(
+    send: &mut quinn::SendStream,
+    header: &M,
+    limit: Duration,
+    what: &'static str,
+) -> Result<(), StreamError> {
+    write_within(send, frame::encode(header, 0), limit, what).await
 }

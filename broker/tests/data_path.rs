@@ -657,6 +657,32 @@ async fn what_was_received_is_acknowledged_before_the_broker_goes() {
     broker.shutdown().await;
 }
 
+/// A call whose answer was never read kept its stream, and the answer in memory, for as long as the connection lived.
+#[tokio::test]
+async fn an_answer_that_is_not_read_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start_with(dir.path(), &["frame.timeout.ms=300"]).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let deaf = Client::connect_with_window(&broker, 2).await;
+    deaf.greet().await;
+    let metadata = wire::Call { timeout_ms: 0, request: Some(call::Request::Metadata(wire::Metadata::default())) };
+    for stream in [
+        wire::open::Stream::Call(metadata),
+        wire::open::Stream::Fetch(open_fetch(&topic, 0, 0)),
+        wire::open::Stream::Fetch(open_fetch(&topic, 7, 0)),
+        wire::open::Stream::Produce(open_produce(&topic, 7)),
+    ] {
+        let mut stream = deaf.open(stream).await;
+        let reset = within("the broker to give up", stream.recv.received_reset()).await.unwrap();
+        assert_eq!(reset, Some(quinn::VarInt::from(headwater_proto::ResetCode::Deadline.number())));
+    }
+    // The connection goes on for whoever reads.
+    let answer = deaf.call(call::Request::Metadata(wire::Metadata::default())).await;
+    assert!(matches!(answer, call_response::Response::Metadata(_)), "{answer:?}");
+    broker.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_second_broker_is_kept_out_of_the_folder() {
     let dir = tempfile::tempdir().unwrap();
