@@ -6,14 +6,19 @@ use headwater_proto::wire::Acks;
 use headwater_storage::sim::{Fault, Held, Operation};
 use headwater_storage::{Files, NewBatch, NewIdentity, SimFiles};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
 fn open_on(files: &Arc<SimFiles>) -> Partitions {
+    open_with(files, &BrokerConfig::default())
+}
+
+fn open_with(files: &Arc<SimFiles>, config: &BrokerConfig) -> Partitions {
     let files: Arc<dyn Files> = files.clone();
     let us = NewIdentity { cluster_id: "c".into(), broker_id: 1, directory_id: "d".into() };
     let data_dir = Arc::new(DataDir::open(files, Path::new("/data"), &us).unwrap());
-    Partitions::new(data_dir, Pool::start(4).unwrap(), 4, Arc::new(Metrics::new()), &BrokerConfig::default())
+    Partitions::new(data_dir, Pool::start(4).unwrap(), 4, Arc::new(Metrics::new()), config)
 }
 
 fn assigned(partition: u32) -> AssignedPartition {
@@ -115,9 +120,12 @@ async fn a_recovery_tells_how_far_it_is_within_a_partition() {
     assert!(partitions.close().await);
 }
 
+const QUEUE_BYTES: u32 = 1 << 20;
+
 /// Partitions `0..4`, of which number 0 hangs in a sync while it holds its log, and what was appended to it.
 async fn with_one_that_hangs(files: &Arc<SimFiles>, config: TopicConfig) -> (Arc<Partitions>, Held) {
-    let partitions = Arc::new(open_on(files));
+    let partitions =
+        Arc::new(open_with(files, &BrokerConfig { append_queue_bytes: QUEUE_BYTES, ..BrokerConfig::default() }));
     partitions.apply((0..4).map(|partition| assigned_with(partition, config.clone())).collect()).await;
     let held = files.hold(Fault::new(Operation::Sync).on("t-0/"));
     tokio::spawn({
@@ -199,5 +207,42 @@ async fn a_partition_that_hangs_stops_the_compaction_of_no_other() {
     drop(held);
     stop.cancel();
     cleaning.await.unwrap();
+    assert!(partitions.close().await);
+}
+
+/// Appends were bounded by their bytes, of which empty ones have none, and work for the log not at all: behind a log that hung,
+/// clients that came, asked and went could gather as much as they liked.
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_a_partition_that_hangs_is_bounded() {
+    const ASKED: usize = 20_000;
+    let files = SimFiles::new(4);
+    let (partitions, held) = with_one_that_hangs(&files, TopicConfig::default()).await;
+    let hung = handle(&partitions, 0);
+    let done = Arc::new(AtomicUsize::new(0));
+    let mut appends = Vec::new();
+    for _ in 0..ASKED {
+        // As a client does who asks and goes at once.
+        let done = Arc::clone(&done);
+        let count = move |_: &mut Log| Ok(done.fetch_add(1, Ordering::Relaxed));
+        assert!(hung.with_log(count).now_or_never().is_none());
+        appends.extend(hung.enqueue(Vec::new(), Acks::All).now_or_never());
+        hung.configure(1, Arc::default());
+        tokio::task::yield_now().await;
+    }
+    let most = QUEUE_BYTES as usize / 256;
+    assert!((most / 2..=most).contains(&appends.len()), "{} appends wait", appends.len());
+    let waiting = tokio::spawn({
+        let hung = hung.clone();
+        async move { hung.with_log(|log| Ok(log.log_start_offset())).await }
+    });
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert!(!waiting.is_finished() && done.load(Ordering::Relaxed) == 0);
+    drop(held);
+    assert_eq!(waiting.await.unwrap().unwrap(), 0);
+    assert_eq!(done.load(Ordering::Relaxed), 256);
+    for append in appends {
+        hung.outcome(append.unwrap()).await.unwrap();
+    }
+    append(&partitions, 0, 100).await;
     assert!(partitions.close().await);
 }

@@ -22,7 +22,7 @@ use headwater_proto::wire::Acks;
 use headwater_storage::{Cleanup, LastSequence, Log, LogConfig, LogError, LogReader, NewBatch, ReadError};
 use state::{Append, AppendDone, AppendResult, Limits, Offsets, PartitionState, fenced};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 
 /// This broker's replica, where nothing but the broker keeps the partition.
@@ -30,6 +30,12 @@ const ONLY_REPLICA: Member = Member { broker: 0, incarnation: uuid::Uuid::nil() 
 
 /// Kafka's `replica.lag.time.max.ms`.
 const REPLICA_LAG_TIME_MAX_MS: u64 = 30_000;
+
+/// What an append counts for in the mailbox beside its bytes: empty ones take memory too.
+const APPEND_OVERHEAD_BYTES: usize = 256;
+
+/// Work that may wait for the write half. Whoever has more waits with it: a partition that hangs gathers no more than this.
+const MAX_WAITING_WORK: usize = 256;
 
 /// What every partition of a broker needs.
 #[derive(Clone)]
@@ -90,6 +96,10 @@ struct PartitionShared {
     /// Bytes that may wait in the mailbox and behind it.
     admission: Arc<Semaphore>,
     admission_bytes: u32,
+    /// Work that may still be handed over.
+    work_admission: Arc<Semaphore>,
+    /// New settings wait for the write half.
+    configuring: AtomicBool,
     /// Held while the log's segments are compacted.
     compacting: tokio::sync::Mutex<()>,
 }
@@ -168,6 +178,8 @@ impl PartitionHandle {
             mailbox,
             admission: Arc::new(Semaphore::new(context.append_queue_bytes as usize)),
             admission_bytes: context.append_queue_bytes,
+            work_admission: Arc::new(Semaphore::new(MAX_WAITING_WORK)),
+            configuring: AtomicBool::new(false),
             compacting: tokio::sync::Mutex::default(),
         });
         task::spawn(Arc::clone(&shared), state, log, ended, messages, context);
@@ -237,7 +249,8 @@ impl PartitionHandle {
         }
         drop(config);
         let bytes: usize = batches.iter().map(|batch| batch.bytes.len()).sum();
-        let permits = u32::try_from(bytes).unwrap_or(u32::MAX).min(self.shared.admission_bytes);
+        let counted = bytes.saturating_add(APPEND_OVERHEAD_BYTES);
+        let permits = u32::try_from(counted).unwrap_or(u32::MAX).min(self.shared.admission_bytes);
         let admitted = Arc::clone(&self.shared.admission).acquire_many_owned(permits).await;
         let admitted = admitted.map_err(|_| self.why_ended())?;
         let (tell, told) = oneshot::channel();
@@ -357,10 +370,13 @@ impl PartitionHandle {
         &self,
         work: impl FnOnce(&mut Log) -> Result<T, LogError> + Send + 'static,
     ) -> Result<T, PartitionError> {
+        let admitted = Arc::clone(&self.shared.work_admission).acquire_owned().await;
+        let admitted = admitted.map_err(|_| self.why_ended())?;
         let (tell, told) = oneshot::channel();
         let work: Work = Box::new(move |log| {
             // Whoever asked may have gone.
             drop(tell.send(log.and_then(|log| work(log).map_err(|error| log_error(&error)))));
+            drop(admitted);
         });
         self.send(Message::Work(work))?;
         told.await.unwrap_or_else(|_| Err(self.why_ended()))

@@ -128,12 +128,16 @@ impl Task {
                 let now = now_ms();
                 self.state.configure(&config, now);
                 self.state.lead(alone(leader_epoch), now);
-                let log = log_config(&config, self.context.producer_id_expiration_ms);
-                self.state.work(Box::new(move |write_half| {
-                    if let Ok(write_half) = write_half {
-                        write_half.set_config(log);
-                    }
-                }));
+                // The newest count when their turn has come: one turn is enough, however often they change until then.
+                if !self.shared.configuring.swap(true, Ordering::AcqRel) {
+                    let (shared, expiration_ms) = (Arc::clone(&self.shared), self.context.producer_id_expiration_ms);
+                    self.state.work(Box::new(move |write_half| {
+                        shared.configuring.store(false, Ordering::Release);
+                        if let Ok(write_half) = write_half {
+                            write_half.set_config(log_config(&shared.config.load(), expiration_ms));
+                        }
+                    }));
+                }
             }
             Message::Fence(reason) => {
                 if self.ended().is_none() {
@@ -225,6 +229,7 @@ impl Task {
     fn publish_end(&self, why: PartitionError) {
         self.shared.watermarks.send_modify(|watermarks| watermarks.ended = Some(why));
         self.shared.admission.close();
+        self.shared.work_admission.close();
     }
 
     fn perform(&mut self) {
