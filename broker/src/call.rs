@@ -10,7 +10,7 @@ use crate::group::{CommitEntry, Group, GroupError, OwnedSpeaker};
 use crate::member::to_topic_partitions;
 use crate::metadata::command::{self, command::Command as Kind};
 use crate::metadata::handle::{new_topic_id, topic_to_change};
-use crate::metadata::{MetadataError, MetadataState, Refusal, Topic, name};
+use crate::metadata::{MetadataError, MetadataState, Refusal, Topic, name, placement};
 use crate::os;
 use crate::partition::PartitionHandle;
 use crate::shared::Shared;
@@ -155,7 +155,7 @@ async fn create_topic(shared: &Arc<Shared>, request: wire::CreateTopic) -> Answe
         let changes = request.config.into_iter().map(|change| (change.name, change.value));
         let config = topic_config::change(&TopicValues::new(), changes, &defaults)?;
         let create = command::CreateTopic {
-            partitions: place(state, &request.name, partitions, replicas)?,
+            partitions: place(state, None, (&request.name, &topic_id), partitions, replicas)?,
             name: request.name,
             topic_id: topic_id.to_wire(),
             internal: false,
@@ -173,26 +173,22 @@ async fn create_topic(shared: &Arc<Shared>, request: wire::CreateTopic) -> Answe
     }))
 }
 
-/// The replicas of new partitions: brokers in turn, each the leader of as many as the next.
+/// The replicas of new partitions of a topic, of which there may be some.
 fn place(
     state: &MetadataState,
-    topic: &str,
+    topic: Option<&Topic>,
+    (name, topic_id): (&str, &TopicId),
     partitions: u32,
     replicas: u32,
 ) -> Result<Vec<command::Replicas>, MetadataError> {
     if partitions > MAX_PARTITIONS_PER_TOPIC {
         let why = format!("at most {MAX_PARTITIONS_PER_TOPIC} are allowed");
-        let (topic, asked) = (topic.to_owned(), partitions as usize);
+        let (topic, asked) = (name.to_owned(), partitions as usize);
         return Err(Refusal::InvalidPartitions { topic, asked, why }.into());
     }
-    let brokers: Vec<i32> = state.brokers().map(|broker| broker.id).collect();
-    if replicas as usize > brokers.len() || brokers.is_empty() {
-        return Err(MetadataError::InvalidReplicationFactor { asked: replicas, brokers: brokers.len() });
-    }
-    let one = |first: u32| command::Replicas {
-        brokers: brokers.iter().cycle().skip(first as usize % brokers.len()).take(replicas as usize).copied().collect(),
-    };
-    Ok((0..partitions).map(one).collect())
+    // The id is random: it will do for a seed.
+    let seed = topic_id.as_bytes().iter().fold(0u64, |seed, byte| seed.rotate_left(8) ^ u64::from(*byte));
+    placement::place(state, topic, partitions, replicas, seed)
 }
 
 async fn change_metadata(
@@ -268,7 +264,7 @@ async fn add_partitions(shared: &Arc<Shared>, request: wire::AddPartitions) -> A
             return Err(Refusal::InvalidPartitions { topic, asked, why }.into());
         };
         let replicas = topic.partitions.first().map_or(1, |partition| partition.replicas.len() as u32);
-        let partitions = place(state, &request.name, more, replicas)?;
+        let partitions = place(state, Some(topic), (&request.name, &topic.id), more, replicas)?;
         Ok(Kind::AddPartitions(command::AddPartitions { topic_id: topic.id.to_wire(), from, partitions }).into())
     };
     change_metadata(shared, false, decide).await?;

@@ -40,11 +40,11 @@ pub enum MetadataError {
     #[error("topic {0} belongs to the broker: it is not changed by hand")]
     Internal(String),
     /// More replicas than brokers.
-    #[error("a topic cannot have {asked} replicas: there is {brokers} broker")]
+    #[error("a topic cannot have {asked} replicas: there {}", in_words(*brokers))]
     InvalidReplicationFactor {
         /// How many were asked for.
         asked: u32,
-        /// How many brokers there are.
+        /// How many brokers are active.
         brokers: usize,
     },
     /// The journal did not take the command.
@@ -86,6 +86,13 @@ impl MetadataError {
 impl From<&MetadataError> for wire::Error {
     fn from(error: &MetadataError) -> Self {
         wire::Error::new(error.code(), error.to_string())
+    }
+}
+
+fn in_words(brokers: usize) -> String {
+    match brokers {
+        1 => "is 1 active broker".to_owned(),
+        _ => format!("are {brokers} active brokers"),
     }
 }
 

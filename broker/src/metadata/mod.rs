@@ -1,13 +1,14 @@
 //! What the cluster is: topics, their partitions and settings, brokers, producer ids.
 //!
 //! Owns: the commands and snapshots ([`command`]), the state machine they drive ([`state`]), the rules of topic names
-//! ([`name`]), and the journal that keeps them ([`journal`], its bytes [`mod@format`]). Refuses: opinions on how commands
+//! ([`name`]), where new partitions are kept ([`placement`]), and the journal that keeps them ([`journal`], its bytes [`mod@format`]). Refuses: opinions on how commands
 //! reach the machine: one broker's file does today, a quorum can. Read next: [`state`].
 
 pub mod format;
 pub mod handle;
 pub mod journal;
 pub mod name;
+pub mod placement;
 mod producer_ids;
 pub mod state;
 
