@@ -11,7 +11,8 @@ use crate::clock::now_ms;
 use crate::config::BrokerConfig;
 use crate::error::StartError;
 use crate::group::Groups;
-use crate::metadata::command::{Command, RegisterBroker, command};
+use crate::metadata::alone;
+use crate::metadata::command::RegisterBroker;
 use crate::metadata::journal::Journal;
 use crate::metadata::{MetadataHandle, MetadataState, Topic};
 use crate::metrics::Metrics;
@@ -234,8 +235,8 @@ async fn start(
 
     let advertised = config.advertised_listener.clone().unwrap_or_else(|| tls::reachable(listen).to_string());
     let (manifest, mut journal, mut state) = open_journal(&data_dir, &pool, &cluster_id).await?;
-    // A registration raises every leader epoch, so that a consumer which is ahead of what was kept is told so.
-    let mut commands = vec![register(&config, advertised)];
+    // A registration ends every leadership, so that a consumer which is ahead of what was kept is told so.
+    let mut commands = Vec::from(alone::start_commands(&state, registration(&config, advertised)));
     if let Some(manifest) = &manifest {
         let broker_id = i32::try_from(config.broker_id).unwrap_or(i32::MAX);
         commands.push(import::topics_command(manifest, broker_id, now_ms(), &config.topic_defaults)?);
@@ -362,16 +363,14 @@ async fn open_journal(
     .await
 }
 
-fn register(config: &BrokerConfig, address: String) -> Command {
-    command::Command::RegisterBroker(RegisterBroker {
+fn registration(config: &BrokerConfig, address: String) -> RegisterBroker {
+    RegisterBroker {
         broker_id: i32::try_from(config.broker_id).unwrap_or(i32::MAX),
         incarnation: uuid::Uuid::new_v4().as_bytes().to_vec().into(),
         address,
-        rack: String::new(),
         registered_ms: now_ms(),
         ..RegisterBroker::default()
-    })
-    .into()
+    }
 }
 
 /// What a state of the metadata assigns to this broker. Settings are resolved once for each state of a topic.

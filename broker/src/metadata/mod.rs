@@ -4,6 +4,7 @@
 //! ([`name`]), where new partitions are kept ([`placement`]), and the journal that keeps them ([`journal`], its bytes [`mod@format`]). Refuses: opinions on how commands
 //! reach the machine: one broker's file does today, a quorum can. Read next: [`state`].
 
+pub(crate) mod alone;
 pub mod format;
 pub mod handle;
 pub mod journal;

@@ -1,0 +1,98 @@
+//! A broker that is the whole cluster: what a quorum of one decides when it starts.
+//!
+//! Owns: the commands of a start. Every one of them may be the last that is kept: the next start begins again.
+
+use super::command::{BecomeController, Command, RegisterBroker, UnfenceBroker, command::Command as Kind};
+use super::state::MetadataState;
+
+/// The commands by which a broker starts that votes, controls and serves alone, in order and with nothing between them: it
+/// registers, which ends what its last start held, takes office, and leads again. Its disk's starts are counted in the
+/// journal, which is on the same disk; for the same reason nothing needs to tell one disk from another.
+pub(crate) fn start_commands(state: &MetadataState, registration: RegisterBroker) -> [Command; 3] {
+    let (broker_id, incarnation) = (registration.broker_id, registration.incarnation.clone());
+    let boots = state.broker(broker_id).map_or(0, |known| known.boots) + 1;
+    let register = Kind::RegisterBroker(RegisterBroker { boots, ..registration });
+    let office = Kind::BecomeController(BecomeController { broker_id, incarnation: incarnation.clone() });
+    // The index of the command that takes office is the controller's epoch.
+    let controller_epoch = state.index() + 2;
+    let unfence = Kind::UnfenceBroker(UnfenceBroker { broker_id, incarnation });
+    [register.into(), office.into(), Command { controller_epoch, ..unfence.into() }]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::command::{CreateTopic, Replicas};
+    use super::super::state::{BrokerState, Outcome};
+    use super::*;
+    use headwater_proto::TopicId;
+    use uuid::Uuid;
+
+    /// A start of broker 1 of whose commands the first `kept` are kept.
+    fn start(state: &mut MetadataState, start: u128, kept: usize) {
+        let incarnation = Uuid::from_u128(start).as_bytes().to_vec().into();
+        let registration = RegisterBroker { broker_id: 1, incarnation, ..RegisterBroker::default() };
+        for command in start_commands(state, registration).iter().take(kept) {
+            state.apply(state.index() + 1, command).expect("accepted");
+        }
+    }
+
+    fn topic(state: &mut MetadataState) {
+        let create = CreateTopic {
+            name: "topic".into(),
+            topic_id: TopicId::from_bytes([1; 16]).to_wire(),
+            partitions: vec![Replicas { brokers: vec![1] }; 2],
+            default_min_insync_replicas: 2,
+            ..CreateTopic::default()
+        };
+        let created = state.apply(state.index() + 1, &Kind::CreateTopic(create).into());
+        assert!(matches!(created, Ok(Outcome::TopicCreated(_))));
+    }
+
+    fn epochs(state: &MetadataState) -> Vec<(i32, i32)> {
+        let partitions = state.topic("topic").map(|topic| topic.partitions.iter());
+        partitions.into_iter().flatten().map(|partition| (partition.leader, partition.leader_epoch)).collect()
+    }
+
+    #[test]
+    fn each_start_raises_every_leader_epoch_by_one() {
+        let mut state = MetadataState::new("cluster");
+        start(&mut state, 1, 3);
+        topic(&mut state);
+        for n in 2..5 {
+            start(&mut state, n, 3);
+            assert_eq!(epochs(&state), [(1, n as i32 - 1); 2]);
+            let broker = state.broker(1).expect("there");
+            assert_eq!((broker.boots, broker.state), (n as u64, BrokerState::Active));
+            assert_eq!(state.controller(), Some((1, Uuid::from_u128(n))));
+        }
+    }
+
+    #[test]
+    fn a_start_that_is_cut_short_hinders_no_later_one() {
+        for kept in 0..3 {
+            let mut state = MetadataState::new("cluster");
+            start(&mut state, 1, 3);
+            topic(&mut state);
+            start(&mut state, 2, kept);
+            start(&mut state, 3, kept);
+            start(&mut state, 4, 3);
+            assert_eq!(epochs(&state), [(1, 1); 2], "nobody led in between, after {kept} commands");
+        }
+    }
+
+    #[test]
+    fn a_journal_of_before_there_were_clusters_goes_on() {
+        let mut state = MetadataState::new("cluster");
+        for start in 1..=3u128 {
+            let incarnation = Uuid::from_u128(start).as_bytes().to_vec().into();
+            let register = RegisterBroker { broker_id: 1, incarnation, ..RegisterBroker::default() };
+            state.apply(state.index() + 1, &Kind::RegisterBroker(register).into()).expect("accepted");
+            if start == 1 {
+                topic(&mut state);
+            }
+        }
+        assert_eq!(epochs(&state), [(1, 2); 2]);
+        start(&mut state, 4, 3);
+        assert_eq!(epochs(&state), [(1, 3); 2]);
+    }
+}
