@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! file:   "HWMETA\0\0" | u32 version | u32 CRC-32 of the 12 bytes before | frames | zeros to the end
-//! frame:  u32 payload length | u32 kind | u64 index | u32 CRC-32 of the 16 bytes before
+//! frame:  zeros to the next sector, if the header would cross its edge
+//!         u32 payload length | u32 kind | u64 index | u32 CRC-32 of the 16 bytes before
 //!         payload | u32 CRC-32 of frame header and payload | 0xA5
 //! ```
 //! All numbers are big-endian. The first frame is a snapshot, every later one a command with a larger index. The file's
@@ -11,7 +12,11 @@
 //! **A torn frame and a damaged one.** Each frame is synced before the next is written, and the snapshot before the
 //! file gets its name, so a crash can tear the last frame only; it leaves zeros where bytes never arrived: from some
 //! byte to the frame's end, or in whole sectors. (That is what the last byte, which is never zero, is for.) A frame that
-//! is wrong in any other way, or that has a good one behind it, was whole once: that is damage, and never cut.
+//! is wrong in any other way, or that has a good one behind it, was whole once: that is damage, and never cut. A header
+//! lies in one sector, so that it is whole or was never there.
+//!
+//! Version 1 had no zeros before a header: of one that crossed an edge, the first bytes, zero by right, looked like a
+//! sector that never arrived, and hid damage further on. It is read all the same, and replaced when it is opened.
 //!
 //! Owns: the layout, and the verdict on every byte. Refuses: I/O. Read next: [`super::journal`].
 
@@ -25,7 +30,9 @@ pub const FRAME_OVERHEAD_BYTES: usize = FRAME_HEADER_BYTES + 5;
 pub const MAX_PAYLOAD_BYTES: usize = 1 << 30;
 
 const MAGIC: &[u8; 8] = b"HWMETA\0\0";
-const VERSION: u32 = 1;
+/// The format that is written.
+pub const VERSION: u32 = 2;
+const OLDEST_VERSION: u32 = 1;
 const FRAME_HEADER_BYTES: usize = 20;
 const END: u8 = 0xA5;
 /// What a disk writes whole or not at all.
@@ -56,6 +63,8 @@ pub struct Frame<'a> {
 /// What a journal's bytes hold.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Scan<'a> {
+    /// The format of the file.
+    pub version: u32,
     /// The snapshot, and the commands after it.
     pub frames: Vec<Frame<'a>>,
     /// Where the next frame goes.
@@ -74,28 +83,36 @@ pub struct Damage {
     pub why: String,
 }
 
-/// The bytes in front of the first frame.
-pub fn file_header() -> [u8; FILE_HEADER_BYTES] {
+/// The bytes in front of the first frame of a file of this version.
+pub fn file_header(version: u32) -> [u8; FILE_HEADER_BYTES] {
     let mut out = [0; FILE_HEADER_BYTES];
     let (front, crc) = out.split_at_mut(12);
-    let (magic, version) = front.split_at_mut(8);
+    let (magic, number) = front.split_at_mut(8);
     magic.copy_from_slice(MAGIC);
-    version.copy_from_slice(&VERSION.to_be_bytes());
+    number.copy_from_slice(&version.to_be_bytes());
     crc.copy_from_slice(&crc32fast::hash(front).to_be_bytes());
     out
 }
 
-/// A frame's bytes.
-pub fn frame(kind: FrameKind, index: u64, payload: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(payload.len() + FRAME_OVERHEAD_BYTES);
+/// The bytes of a frame that goes behind `end`, in a file of this version.
+pub fn frame(version: u32, end: usize, kind: FrameKind, index: u64, payload: &[u8]) -> Vec<u8> {
+    let zeros = start_of_frame(version, end) - end;
+    let mut out = Vec::with_capacity(zeros + payload.len() + FRAME_OVERHEAD_BYTES);
+    out.resize(zeros, 0);
     out.extend_from_slice(&(payload.len() as u32).to_be_bytes());
     out.extend_from_slice(&kind_number(kind).to_be_bytes());
     out.extend_from_slice(&index.to_be_bytes());
-    out.extend_from_slice(&crc32fast::hash(&out).to_be_bytes());
+    out.extend_from_slice(&crc32fast::hash(&out[zeros..]).to_be_bytes());
     out.extend_from_slice(payload);
-    out.extend_from_slice(&crc32fast::hash(&out).to_be_bytes());
+    out.extend_from_slice(&crc32fast::hash(&out[zeros..]).to_be_bytes());
     out.push(END);
     out
+}
+
+/// Where the header of the frame behind `end` begins.
+fn start_of_frame(version: u32, end: usize) -> usize {
+    let crosses = end % SECTOR_BYTES > SECTOR_BYTES - FRAME_HEADER_BYTES;
+    if crosses && version > 1 { end.next_multiple_of(SECTOR_BYTES) } else { end }
 }
 
 /// Takes a journal's bytes apart.
@@ -103,10 +120,14 @@ pub fn frame(kind: FrameKind, index: u64, payload: &[u8]) -> Vec<u8> {
 /// # Errors
 /// [`Damage`]: the first byte range that must not be trusted.
 pub fn scan(bytes: &[u8]) -> Result<Scan<'_>, Damage> {
-    check_file(bytes)?;
+    let version = check_file(bytes)?;
     let mut frames: Vec<Frame<'_>> = Vec::new();
-    let mut position = FILE_HEADER_BYTES;
-    while let Some(frame) = good_frame(bytes, position) {
+    let mut end = FILE_HEADER_BYTES;
+    while let Some(frame) = good_frame(bytes, start_of_frame(version, end)) {
+        let position = frame.position;
+        if !is_zero(bytes, end, position) {
+            return Err(Damage { position: end, why: "there are bytes where zeros come before a frame".to_owned() });
+        }
         let orderly = match frames.last() {
             None => frame.kind == FrameKind::Snapshot,
             Some(before) => frame.kind == FrameKind::Command && frame.index > before.index,
@@ -115,39 +136,43 @@ pub fn scan(bytes: &[u8]) -> Result<Scan<'_>, Damage> {
             let why = "a frame that cannot stand in this place".to_owned();
             return Err(Damage { position, why });
         }
-        position += frame.payload.len() + FRAME_OVERHEAD_BYTES;
+        end = position + frame.payload.len() + FRAME_OVERHEAD_BYTES;
         frames.push(frame);
     }
-    let torn_bytes = bytes.len() - position - trailing_zeros(bytes, position);
+    let torn_bytes = bytes.len() - end - trailing_zeros(bytes, end);
     if frames.is_empty() {
-        return Err(Damage { position, why: "no snapshot can be read".to_owned() });
+        return Err(Damage { position: end, why: "no snapshot can be read".to_owned() });
     }
     if torn_bytes > 0 {
-        check_torn(bytes, position, position + torn_bytes)?;
+        check_torn(version, bytes, end, end + torn_bytes)?;
     }
-    Ok(Scan { frames, end: position, torn_bytes })
+    Ok(Scan { version, frames, end, torn_bytes })
 }
 
-fn check_file(bytes: &[u8]) -> Result<(), Damage> {
+/// The file's version.
+fn check_file(bytes: &[u8]) -> Result<u32, Damage> {
     let damaged = |position, why: String| Err(Damage { position, why });
     let Some(header) = bytes.get(..FILE_HEADER_BYTES) else {
         return damaged(bytes.len(), format!("the file has only {} bytes: it was cut", bytes.len()));
     };
-    if header != file_header() {
+    let Some(version) = (OLDEST_VERSION..=VERSION).find(|version| header == file_header(*version)) else {
         let (front, crc) = header.split_at(12);
         return match header.strip_prefix(MAGIC).and_then(|rest| rest.first_chunk::<4>()) {
             Some(version) if crc == crc32fast::hash(front).to_be_bytes() => damaged(
                 8,
-                format!("the journal has format version {}, this build reads {VERSION}", u32::from_be_bytes(*version)),
+                format!(
+                    "the journal has format version {}, this build reads {OLDEST_VERSION} to {VERSION}",
+                    u32::from_be_bytes(*version)
+                ),
             ),
             _ => damaged(0, "the file's header is wrong".to_owned()),
         };
-    }
+    };
     if !(bytes.len() as u64).is_multiple_of(STEP_BYTES) {
         let why = format!("the file ends, and a whole one has a multiple of {STEP_BYTES} bytes: it was cut");
         return damaged(bytes.len(), why);
     }
-    Ok(())
+    Ok(version)
 }
 
 /// The frame at `position` if every byte of it is right.
@@ -177,27 +202,44 @@ fn good_header(bytes: &[u8], position: usize) -> Option<(FrameKind, u64, usize)>
     good.then_some((kind, index, length + FRAME_OVERHEAD_BYTES))
 }
 
-/// Whether what lies at `position..end` (the last byte of it is not zero) is what a crash leaves of a frame.
-fn check_torn(bytes: &[u8], position: usize, end: usize) -> Result<(), Damage> {
+/// Whether what lies between the last good frame's `end` and `torn_end` (the last byte of it is not zero) is what a crash
+/// leaves of a frame.
+fn check_torn(version: u32, bytes: &[u8], end: usize, torn_end: usize) -> Result<(), Damage> {
+    let position = start_of_frame(version, end);
     let damaged = |why: &str| Err(Damage { position, why: why.to_owned() });
-    if (position + 1..end).any(|later| good_frame(bytes, later).is_some()) {
+    if (end + 1..torn_end).any(|later| good_frame(bytes, later).is_some()) {
         return damaged("a frame is damaged, and good ones lie behind it");
     }
-    // Where a sector may be missing, and the end of the frame.
-    let (from, frame_end) = match good_header(bytes, position) {
-        Some((_, _, size)) if position + size < end => {
+    if torn_end > position && !is_zero(bytes, end, position) {
+        return damaged("there are bytes where zeros come before a frame");
+    }
+    let header_end = position + FRAME_HEADER_BYTES;
+    let torn = match good_header(bytes, position) {
+        Some((_, _, size)) if position + size < torn_end => {
             return damaged("a frame is damaged, and other bytes lie behind it");
         }
-        // The header's first bytes are right, whether they were written or are zero anyway.
-        Some((_, _, size)) => ((position + 1).next_multiple_of(SECTOR_BYTES), position + size),
+        // The header's first bytes are right, whether they were written or are zero anyway. The end is cut off, or a sector
+        // behind that of the first bytes is missing.
+        Some((_, _, size)) => {
+            let second_sector = (position + 1).next_multiple_of(SECTOR_BYTES);
+            torn_end < position + size || misses_sector(bytes, second_sector, position + size)
+        }
         // The header never arrived, or was cut off.
-        None if end <= position + FRAME_HEADER_BYTES => (position, position + FRAME_HEADER_BYTES + 1),
-        None => (position, end),
+        None if torn_end <= header_end => true,
+        None if version == 1 => misses_sector(bytes, position, torn_end),
+        // With the header, all that shares its sector never arrived.
+        None => is_zero(bytes, position, header_end.next_multiple_of(SECTOR_BYTES)),
     };
-    let cut_short = end < frame_end;
-    let sector_missing = sectors(from, frame_end)
-        .any(|sector| bytes.get(sector.clone()).is_some_and(|part| !part.is_empty() && part.iter().all(|b| *b == 0)));
-    if cut_short || sector_missing { Ok(()) } else { damaged("the last frame is damaged") }
+    if torn { Ok(()) } else { damaged("the last frame is damaged") }
+}
+
+/// Whether all that `from..to` has of some sector is zero.
+fn misses_sector(bytes: &[u8], from: usize, to: usize) -> bool {
+    sectors(from, to).any(|sector| is_zero(bytes, sector.start, sector.end))
+}
+
+fn is_zero(bytes: &[u8], from: usize, to: usize) -> bool {
+    bytes.get(from..to).is_some_and(|part| part.iter().all(|byte| *byte == 0))
 }
 
 /// The parts of `from..to` that lie in one sector each.
@@ -227,17 +269,34 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn journal(payloads: &[Vec<u8>]) -> (Vec<u8>, Vec<usize>) {
-        let mut bytes = file_header().to_vec();
-        bytes.extend(frame(FrameKind::Snapshot, 7, b"the state"));
-        let mut starts = Vec::new();
-        for (n, payload) in payloads.iter().enumerate() {
-            starts.push(bytes.len());
-            bytes.extend(frame(FrameKind::Command, 8 + n as u64, payload));
+    /// Where a frame is.
+    #[derive(Debug, Clone, Copy)]
+    struct Place {
+        /// Where the frame before it ends.
+        behind: usize,
+        header: usize,
+        end: usize,
+    }
+
+    fn journal_of(version: u32, payloads: &[Vec<u8>]) -> (Vec<u8>, Vec<Place>) {
+        let mut bytes = file_header(version).to_vec();
+        let mut places = Vec::new();
+        let commands = payloads.iter().zip(8..).map(|(payload, index)| (FrameKind::Command, index, &payload[..]));
+        for (kind, index, payload) in [(FrameKind::Snapshot, 7, &b"the state"[..])].into_iter().chain(commands) {
+            let behind = bytes.len();
+            bytes.extend(frame(version, behind, kind, index, payload));
+            places.push(Place { behind, header: start_of_frame(version, behind), end: bytes.len() });
         }
-        starts.push(bytes.len());
         bytes.resize(STEP_BYTES as usize, 0);
-        (bytes, starts)
+        (bytes, places)
+    }
+
+    fn journal(payloads: &[Vec<u8>]) -> (Vec<u8>, Vec<Place>) {
+        journal_of(VERSION, payloads)
+    }
+
+    fn versions() -> impl Strategy<Value = u32> {
+        OLDEST_VERSION..=VERSION
     }
 
     fn payloads() -> impl Strategy<Value = Vec<Vec<u8>>> {
@@ -248,26 +307,29 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn frames_come_back(payloads in payloads()) {
-            let (bytes, starts) = journal(&payloads);
+        fn frames_come_back(version in versions(), payloads in payloads()) {
+            let (bytes, places) = journal_of(version, &payloads);
             let scan = scan(&bytes).expect("good");
-            prop_assert_eq!(scan.torn_bytes, 0);
-            prop_assert_eq!(Some(&scan.end), starts.last());
+            prop_assert_eq!((scan.version, scan.torn_bytes), (version, 0));
+            prop_assert_eq!(Some(scan.end), places.last().map(|last| last.end));
+            let headers: Vec<usize> = places.iter().map(|place| place.header).collect();
+            prop_assert_eq!(scan.frames.iter().map(|frame| frame.position).collect::<Vec<_>>(), headers);
             let found: Vec<Vec<u8>> = scan.frames.iter().skip(1).map(|frame| frame.payload.to_vec()).collect();
             prop_assert_eq!(found, payloads);
         }
 
         #[test]
         fn whatever_a_crash_leaves_of_the_last_frame_is_cut(
+            version in versions(),
             payloads in payloads(),
             keep in any::<prop::sample::Index>(),
             sectors_kept in any::<u64>(),
             by_sector: bool,
         ) {
-            let (mut bytes, starts) = journal(&payloads);
-            let (last, end) = (starts[payloads.len() - 1], starts[payloads.len()]);
+            let (mut bytes, places) = journal_of(version, &payloads);
+            let Place { behind, end, .. } = *places.last().expect("a frame");
             if by_sector {
-                let parts: Vec<_> = sectors(last, end).collect();
+                let parts: Vec<_> = sectors(behind, end).collect();
                 let mut lost = false;
                 for (n, part) in parts.iter().enumerate() {
                     if sectors_kept >> n & 1 == 0 {
@@ -278,11 +340,11 @@ mod tests {
                 }
                 prop_assume!(lost);
             } else {
-                bytes[last + keep.index(end - last)..end].fill(0);
+                bytes[behind + keep.index(end - behind)..end].fill(0);
             }
             let scan = scan(&bytes).expect("a torn frame is no damage");
-            prop_assert_eq!(scan.end, last);
-            prop_assert!(bytes[last + scan.torn_bytes..].iter().all(|b| *b == 0));
+            prop_assert_eq!(scan.end, behind);
+            prop_assert!(bytes[behind + scan.torn_bytes..].iter().all(|b| *b == 0));
             prop_assert_eq!(scan.frames.len(), payloads.len());
         }
 
@@ -292,15 +354,13 @@ mod tests {
             at in any::<prop::sample::Index>(),
             bit in 0..8u32,
         ) {
-            let (mut bytes, starts) = journal(&payloads);
-            let at = at.index(*starts.last().expect("an end"));
+            let (mut bytes, places) = journal(&payloads);
+            let at = at.index(places.last().expect("a frame").end);
             bytes[at] ^= 1 << bit;
-            // A last frame whose first bytes, zero by right, lie alone in their sector looks like one whose sector never arrived.
-            let begins = starts.iter().copied().filter(|start| *start <= at).max().unwrap_or(0);
-            prop_assume!(begins % SECTOR_BYTES <= SECTOR_BYTES - 8 || at >= begins + FRAME_HEADER_BYTES);
             let damage = scan(&bytes).expect_err("damage");
-            let frame = starts.iter().copied().chain([FILE_HEADER_BYTES]).filter(|start| *start <= at).max();
-            prop_assert_eq!(damage.position, frame.unwrap_or(0), "{}", damage.why);
+            let hit = places.iter().find(|place| (place.behind..place.end).contains(&at));
+            let expected = hit.map_or(0, |place| if at < place.header { place.behind } else { place.header });
+            prop_assert_eq!(damage.position, expected, "{}", damage.why);
         }
 
         #[test]
@@ -311,23 +371,45 @@ mod tests {
 
         #[test]
         fn random_bytes_never_panic(tail in prop::collection::vec(any::<u8>(), 0..3000)) {
-            let (mut bytes, starts) = journal(&[]);
-            let from = starts[0];
+            let (mut bytes, places) = journal(&[]);
+            let from = places[0].end;
             bytes[from..from + tail.len()].copy_from_slice(&tail);
             drop(scan(&bytes));
             drop(scan(&tail));
         }
     }
 
+    /// A header that lay across the edge of a sector, with nothing but zeros before the edge, looked as if its first sector had
+    /// never arrived: a flipped bit in it, or further on, cut the frame, which had been acknowledged.
+    #[test]
+    fn damage_to_a_last_frame_is_told_wherever_it_begins() {
+        let mut padded = 0;
+        for begins in SECTOR_BYTES - FRAME_HEADER_BYTES..=SECTOR_BYTES + 1 {
+            let (_, places) = journal(&[Vec::new()]);
+            let fills = vec![1; begins - places[1].end];
+            let (whole, places) = journal(&[fills, vec![1; 40]]);
+            let Place { behind, header, end } = places[2];
+            assert_eq!(behind, begins);
+            assert!(header % SECTOR_BYTES + FRAME_HEADER_BYTES <= SECTOR_BYTES);
+            padded += usize::from(header > behind);
+            for at in behind..end {
+                let mut bytes = whole.clone();
+                bytes[at] ^= 1 << (at % 8);
+                assert!(scan(&bytes).is_err(), "byte {at} of a frame at {header}");
+            }
+        }
+        assert_eq!(padded, FRAME_HEADER_BYTES - 1);
+    }
+
     #[test]
     fn a_newer_version_is_named() {
         let (mut bytes, _) = journal(&[]);
-        bytes[11] = 2;
+        bytes[11] = 3;
         let crc = crc32fast::hash(&bytes[..12]).to_be_bytes();
         bytes[12..16].copy_from_slice(&crc);
         assert_eq!(
             scan(&bytes).expect_err("refused").to_string(),
-            "the journal has format version 2, this build reads 1 at byte 8"
+            "the journal has format version 3, this build reads 1 to 2 at byte 8"
         );
     }
 }

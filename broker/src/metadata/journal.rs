@@ -10,7 +10,7 @@
 //! Read next: [`mod@super::format`], then [`super::state`].
 
 use super::command::{Command, Snapshot};
-use super::format::{self, Damage, FILE_HEADER_BYTES, FrameKind, MAX_PAYLOAD_BYTES, STEP_BYTES};
+use super::format::{self, Damage, FILE_HEADER_BYTES, FrameKind, MAX_PAYLOAD_BYTES, STEP_BYTES, VERSION};
 use super::state::{MetadataState, Refusal};
 use headwater_storage::files::{self, File, Files, OpenMode};
 use prost::Message;
@@ -31,6 +31,8 @@ pub struct Journal {
     files: Arc<dyn Files>,
     path: PathBuf,
     file: Arc<dyn File>,
+    /// The file's format.
+    version: u32,
     /// Where the next frame goes.
     end: u64,
     len: u64,
@@ -168,6 +170,7 @@ impl Journal {
         let mut journal = Journal {
             files,
             file,
+            version: scan.version,
             end: scan.end as u64,
             len: bytes.len() as u64,
             snapshot_bytes,
@@ -175,6 +178,11 @@ impl Journal {
             poisoned: None,
             path,
         };
+        if journal.version < VERSION
+            && let Err(error) = journal.snapshot(&state)
+        {
+            tracing::warn!(%error, "the metadata journal keeps its old format for now");
+        }
         // With a full disk the reserve stays as it is.
         drop(journal.make_room(RESERVE_BYTES));
         Ok(Opened { journal, state, commands: scan.frames.len() - 1, torn_bytes: scan.torn_bytes })
@@ -190,7 +198,8 @@ impl Journal {
         }
         let payload = command.encode_to_vec();
         self.check_size(payload.len())?;
-        let frame = format::frame(FrameKind::Command, index, &payload);
+        let end = usize::try_from(self.end).unwrap_or(usize::MAX);
+        let frame = format::frame(self.version, end, FrameKind::Command, index, &payload);
         let needed = frame.len() as u64;
         if let Err(error) = self.make_room(needed + RESERVE_BYTES) {
             let fits = urgent && self.len - self.end >= needed;
@@ -242,7 +251,7 @@ impl Journal {
         files.sync_dir(root).map_err(|error| JournalError::Io { path: path.clone(), what: SYNC_FOLDER, error })?;
         let snapshot_bytes = end - FILE_HEADER_BYTES as u64;
         let snapshot_at = snapshot_at(snapshot_bytes);
-        Ok(Journal { files, path, file, end, len, snapshot_bytes, snapshot_at, poisoned: None })
+        Ok(Journal { files, path, file, version: VERSION, end, len, snapshot_bytes, snapshot_at, poisoned: None })
     }
 
     /// Writes a journal that holds a snapshot alone, and gives it its name. The file, its end, its length.
@@ -257,8 +266,8 @@ impl Journal {
         if payload.len() > MAX_PAYLOAD_BYTES {
             return Err(JournalError::TooLarge { path: path.to_owned(), bytes: payload.len() });
         }
-        let frame = format::frame(FrameKind::Snapshot, state.index(), &payload);
-        let header = format::file_header();
+        let frame = format::frame(VERSION, FILE_HEADER_BYTES, FrameKind::Snapshot, state.index(), &payload);
+        let header = format::file_header(VERSION);
         let end = (header.len() + frame.len()) as u64;
         let len = (end + RESERVE_BYTES).next_multiple_of(STEP_BYTES);
         let file = files.open(aside, OpenMode::Create).map_err(failed("create"))?;

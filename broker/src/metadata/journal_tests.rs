@@ -113,6 +113,59 @@ fn a_torn_command_is_cut_and_the_next_one_takes_its_place() {
     }
 }
 
+/// What version 1 wrote of these commands.
+fn version_1(commands: &[Command]) -> (Vec<u8>, MetadataState) {
+    let mut state = MetadataState::new("cluster");
+    let mut bytes = format::file_header(1).to_vec();
+    bytes.extend(format::frame(1, bytes.len(), FrameKind::Snapshot, 0, &state.snapshot().encode_to_vec()));
+    for command in commands {
+        let index = state.index() + 1;
+        state.apply(index, command).expect("accepted");
+        bytes.extend(format::frame(1, bytes.len(), FrameKind::Command, index, &command.encode_to_vec()));
+    }
+    bytes.resize(2 * STEP_BYTES as usize, 0);
+    (bytes, state)
+}
+
+fn version_of(files: &dyn Files) -> u8 {
+    files::read(files, Path::new("/data").join(JOURNAL_FILE).as_path(), u64::MAX).expect("reads")[11]
+}
+
+#[test]
+fn a_journal_of_the_first_version_is_read_and_replaced_once_there_is_room() {
+    let commands: Vec<Command> = std::iter::once(register()).chain((0..20).map(create)).collect();
+    let (bytes, state) = version_1(&commands);
+    let root = Path::new("/data");
+    for full in [false, true] {
+        let disk = SimFiles::new(0);
+        disk.create_dir_all(root).expect("made");
+        let file = disk.open(&root.join(JOURNAL_FILE), OpenMode::Create).expect("created");
+        file.write_at(0, &[IoSlice::new(&bytes)]).expect("written");
+        drop(file);
+        if full {
+            disk.set_capacity(Some(disk.used_bytes()));
+        }
+        let open = || Journal::open(Arc::clone(&disk) as Arc<dyn Files>, root, "cluster", true).expect("opens");
+        let mut opened = open();
+        assert_eq!((&opened.state, opened.commands), (&state, 21));
+        assert_eq!(version_of(&*disk), if full { 1 } else { 2 });
+        // What goes on in the old file is read as the rest of it is, wherever its frames begin.
+        for n in 0..20 {
+            let topic_id = opened.state.topic(&format!("topic-{n}")).expect("there").id.to_wire();
+            let delete: Command = Kind::DeleteTopic(command::DeleteTopic { topic_id }).into();
+            let index = opened.state.index() + 1;
+            opened.state.apply(index, &delete).expect("accepted");
+            opened.journal.append(index, &delete, true).expect("kept");
+        }
+        disk.set_capacity(None);
+        drop(opened.journal);
+        let again = open();
+        assert_eq!((again.state, again.commands), (opened.state, if full { 41 } else { 20 }));
+        assert_eq!(version_of(&*disk), 2);
+        assert_eq!(open().commands, if full { 0 } else { 20 });
+    }
+}
+
 #[test]
 fn damage_is_refused_with_file_and_position() {
     let root = tempfile::tempdir().expect("a folder");
