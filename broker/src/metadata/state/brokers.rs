@@ -110,9 +110,9 @@ impl MetadataState {
         let boots = broker.boots;
         self.brokers.insert(broker_id, broker);
         self.end_office_of(broker_id);
-        self.change_partitions(is_on(broker_id), |topic, number, partition, rules| {
+        self.change_partitions(is_on(broker_id), |topic, number, partition, _| {
             remove(&mut partition.fenced, broker_id);
-            partition.leave(broker_id, !is_other_disk && !lost.contains(&(*topic, number)), rules);
+            partition.leave(broker_id, !is_other_disk && !lost.contains(&(*topic, number)));
         });
         Ok(Outcome::BrokerRegistered { boots })
     }
@@ -144,8 +144,8 @@ impl MetadataState {
     pub(super) fn fence(&mut self, fence: &command::FenceBroker) -> Result<Outcome, Refusal> {
         let broker_id = fence.broker_id;
         self.incarnation_mut(broker_id, &fence.incarnation)?.state = BrokerState::Fenced;
-        let partitions = self.change_partitions(is_on(broker_id), |_, _, partition, rules| {
-            partition.leave(broker_id, true, rules);
+        let partitions = self.change_partitions(is_on(broker_id), |_, _, partition, _| {
+            partition.leave(broker_id, true);
         });
         Ok(Outcome::BrokerChanged { broker_id, partitions })
     }
@@ -170,7 +170,7 @@ impl MetadataState {
         broker.state = BrokerState::Draining;
         let partitions = self.change_partitions(is_on(broker_id), |_, _, partition, rules| {
             if partition.isr.iter().any(|other| rules.is_active(*other)) {
-                partition.leave(broker_id, true, rules);
+                partition.leave(broker_id, true);
             }
         });
         Ok(Outcome::BrokerChanged { broker_id, partitions })
@@ -195,12 +195,12 @@ impl MetadataState {
         let broker_id = fence.broker_id;
         self.incarnation_mut(broker_id, &fence.incarnation)?;
         let replicas = replicas_of(&fence.replicas)?;
-        let partitions = self.change_partitions(is_on(broker_id), |topic, number, partition, rules| {
+        let partitions = self.change_partitions(is_on(broker_id), |topic, number, partition, _| {
             if replicas.contains(&(*topic, number)) {
                 if !partition.fenced.contains(&broker_id) {
                     partition.fenced.push(broker_id);
                 }
-                partition.leave(broker_id, false, rules);
+                partition.leave(broker_id, false);
             }
         });
         Ok(Outcome::BrokerChanged { broker_id, partitions })

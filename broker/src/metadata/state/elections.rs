@@ -42,7 +42,7 @@ impl Partition {
         if let Some(leader) = first(self, &|broker| is_in_sync(self, broker) && rules.is_active(broker)) {
             // It led on because nobody else was in sync.
             if is_in_sync(self, self.leader) && rules.is_draining(self.leader) {
-                self.leave(self.leader, true, rules);
+                self.leave(self.leader, true);
             }
             self.leader = leader;
         } else if let Some(leader) = first(self, &|broker| is_in_sync(self, broker) && rules.is_draining(broker)) {

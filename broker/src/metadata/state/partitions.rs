@@ -76,12 +76,12 @@ impl Partition {
         }
     }
 
-    /// Takes a replica out of the in-sync replicas. If it has its log, it stays eligible where too few remain for an
-    /// acknowledgement; if not, it is not eligible either.
-    pub(super) fn leave(&mut self, broker_id: i32, has_its_log: bool, rules: &Rules<'_>) {
+    /// Takes a replica out of the in-sync replicas. If it has its log it stays eligible, unless enough others remain
+    /// ([`tidy`](Self::tidy)); if not, it is not eligible either.
+    pub(super) fn leave(&mut self, broker_id: i32, has_its_log: bool) {
         let was_in_sync = remove(&mut self.isr, broker_id);
         if has_its_log {
-            if was_in_sync && self.isr.len() < self.enough(rules) {
+            if was_in_sync {
                 self.elr.push(broker_id);
             }
         } else {
@@ -93,12 +93,13 @@ impl Partition {
     }
 
     /// As many in-sync replicas as an acknowledgement needs, as far as there are replicas.
-    pub(super) fn enough(&self, rules: &Rules<'_>) -> usize {
+    fn enough(&self, rules: &Rules<'_>) -> usize {
         (rules.min_insync_replicas as usize).min(self.replicas.len()).max(1)
     }
 
-    /// Puts lists right after a change: with enough replicas in sync, the eligible ones may miss what is acknowledged now.
-    pub(super) fn tidy(&mut self, rules: &Rules<'_>) {
+    /// Puts lists right after a change. Whoever left stays eligible only while too few remain for an acknowledgement: with
+    /// enough in sync, the others may miss what is acknowledged now.
+    fn tidy(&mut self, rules: &Rules<'_>) {
         let Partition { isr, elr, fenced, last_known, .. } = self;
         elr.retain(|broker| !isr.contains(broker));
         fenced.retain(|broker| !isr.contains(broker));
@@ -247,12 +248,10 @@ impl MetadataState {
         if !isr.contains(&leader.id) {
             return Err(Refusal::IneligibleReplica { broker_id: leader.id, why: "leads, and is not named" });
         }
-        self.change_partition(&alter.topic_id, alter.partition, |partition, rules| {
-            let left: Vec<i32> = partition.isr.iter().copied().filter(|broker| !isr.contains(broker)).collect();
+        self.change_partition(&alter.topic_id, alter.partition, |partition, _| {
+            let left = partition.isr.iter().copied().filter(|broker| !isr.contains(broker));
+            partition.elr.extend(left);
             partition.isr = partition.replicas.iter().copied().filter(|broker| isr.contains(broker)).collect();
-            if partition.isr.len() < partition.enough(rules) {
-                partition.elr.extend(left);
-            }
         })?;
         let Partition { leader_epoch, partition_epoch, .. } = *self.partition(&alter.topic_id, alter.partition)?;
         Ok(Outcome::PartitionAltered { leader_epoch, partition_epoch })
