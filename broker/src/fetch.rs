@@ -9,6 +9,9 @@
 //! credit: more would only pile up in front of streams that are opened later, and its pages could be gone by the time
 //! they are sent.
 //!
+//! A reader that replays, or has more than [`FAR_BYTES`] to catch up with, comes after whoever reads at the tail of the same
+//! connection, until it has caught up. (Not a moment earlier: the first of several would overtake the others near its end.)
+//!
 //! Owns: one stream. Refuses: to read above the high watermark. Read next: `storage/src/reader.rs`.
 
 use crate::error::PartitionError;
@@ -39,8 +42,38 @@ const COLD_FRAME_BYTES: usize = 1 << 20;
 /// Bytes handed to QUIC and not yet sent.
 const HANDED_BYTES: u64 = 1 << 20;
 
-/// Priority of a reader that is far behind: whatever reads at the tail, and every acknowledgement, goes first.
-const BACKGROUND_PRIORITY: i32 = -1;
+/// A reader that has more of the log before it catches up.
+const FAR_BYTES: u64 = 4 << 20;
+
+/// Who goes first on a connection.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Precedence {
+    /// A reader at the tail.
+    Tail,
+    /// A reader that has to catch up: whatever reads at the tail, and every acknowledgement, goes before it.
+    CatchUp,
+    /// A reader that wants no more than that, wherever it is.
+    Background,
+}
+
+impl Precedence {
+    const fn priority(self) -> i32 {
+        match self {
+            Precedence::Tail => 0,
+            Precedence::CatchUp | Precedence::Background => -1,
+        }
+    }
+
+    /// After a read that left much, or little, to the end of the log.
+    fn after_read(self, is_far: impl FnOnce() -> bool) -> Precedence {
+        if self == Precedence::Tail && is_far() { Precedence::CatchUp } else { self }
+    }
+
+    /// After a look that found nothing more.
+    fn at_the_end(self) -> Precedence {
+        if self == Precedence::CatchUp { Precedence::Tail } else { self }
+    }
+}
 
 /// What a reader is told first.
 const OPENING: &str = "the answer to the opening";
@@ -133,10 +166,8 @@ pub(crate) async fn serve(
             return send_within(send, &refused, session.patience(), OPENING).await;
         }
     };
-    if open.background {
-        // An error means that the stream is gone, which the next write says.
-        drop(send.set_priority(BACKGROUND_PRIORITY));
-    }
+    let precedence = if open.background { Precedence::Background } else { Precedence::Tail };
+    prioritise(send, precedence);
     let Offsets { log_start, high_watermark, .. } = partition.offsets();
     let opened = FetchOpened {
         error: None,
@@ -157,6 +188,7 @@ pub(crate) async fn serve(
         min_bytes: u64::from(open.min_bytes),
         max_wait: Duration::from_millis(u64::from(open.max_wait_ms)),
         sent_to: open.offset,
+        precedence,
     };
     tokio::select! {
         biased;
@@ -234,6 +266,11 @@ fn check_position(reader: &LogReader, partition: &PartitionHandle, open: &OpenFe
     Ok(())
 }
 
+fn prioritise(send: &quinn::SendStream, precedence: Precedence) {
+    // An error means that the stream is gone, which the next write says.
+    drop(send.set_priority(precedence.priority()));
+}
+
 struct Sending<'a> {
     session: &'a Session,
     partition: PartitionHandle,
@@ -246,6 +283,7 @@ struct Sending<'a> {
     max_wait: Duration,
     /// Everything below went out in whole batches.
     sent_to: i64,
+    precedence: Precedence,
 }
 
 impl Sending<'_> {
@@ -260,6 +298,7 @@ impl Sending<'_> {
         // Finding the position reads an index and the log, which may not be in memory.
         let sought = self.session.shared.pool.run(move || reader.seek(offset)).await;
         let mut cursor = sought.map_err(|error| self.read_error(error))?;
+        self.take_precedence(send, self.precedence.after_read(|| self.reader.is_far(&cursor, FAR_BYTES)));
         // Read and not yet sent: it is less than the reader waits for.
         let mut gathered: Vec<Slice> = Vec::new();
         let mut gathered_bytes = 0;
@@ -283,11 +322,13 @@ impl Sending<'_> {
                     }
                 }
                 None => {
+                    self.take_precedence(send, self.precedence.at_the_end());
                     if self.changed(due).await? {
                         continue;
                     }
                 }
             }
+            self.take_precedence(send, self.precedence.after_read(|| self.reader.is_far(&cursor, FAR_BYTES)));
             gathered_bytes = 0;
             due = None;
             for slice in gathered.drain(..) {
@@ -295,6 +336,13 @@ impl Sending<'_> {
                 chunk = if cold { COLD_FRAME_BYTES } else { FRAME_BYTES };
                 self.send_slice(send, slice, cold).await?;
             }
+        }
+    }
+
+    fn take_precedence(&mut self, send: &quinn::SendStream, precedence: Precedence) {
+        if precedence != self.precedence {
+            self.precedence = precedence;
+            prioritise(send, precedence);
         }
     }
 
@@ -356,5 +404,20 @@ impl Sending<'_> {
 
     fn read_error(&self, error: ReadError) -> End {
         End::Partition(self.partition.read_failed(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Precedence::{Background, CatchUp, Tail};
+
+    #[test]
+    fn a_reader_lets_others_go_first_from_far_behind_until_it_has_caught_up() {
+        assert_eq!(Tail.after_read(|| false), Tail);
+        assert_eq!(Tail.after_read(|| true), CatchUp);
+        assert_eq!(CatchUp.after_read(|| false), CatchUp, "near the end is not at it");
+        assert_eq!(CatchUp.at_the_end(), Tail);
+        assert_eq!((Background.at_the_end(), Background.after_read(|| false)), (Background, Background));
+        assert!(CatchUp.priority() < Tail.priority() && Background.priority() == CatchUp.priority());
     }
 }

@@ -274,6 +274,22 @@ impl LogReader {
         }
     }
 
+    /// Whether more than `bytes` of the log lie behind the cursor. Does not block.
+    pub fn is_far(&self, cursor: &Cursor, bytes: u64) -> bool {
+        let view = self.view.load();
+        let mut behind = 0;
+        for (number, entry) in view.segments.iter().enumerate().rev() {
+            if entry.base_offset() <= cursor.segment.base_offset {
+                return behind + view.size(number).saturating_sub(cursor.position) > bytes;
+            }
+            behind += view.size(number);
+            if behind > bytes {
+                return true;
+            }
+        }
+        false
+    }
+
     fn read_in(
         &self,
         view: &View,

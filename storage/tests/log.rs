@@ -43,6 +43,24 @@ fn nothing_at_or_beyond_the_limit_is_read_and_the_next_offset_is_exact() {
 }
 
 #[test]
+fn how_far_the_end_is_counts_over_segments() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(&dir.path().join("t-0"), &small(), OpenHints::default());
+    fill(&mut log, 200);
+    let reader = log.reader();
+    let mut cursor = reader.seek(0).unwrap();
+    let mut left = log.size_bytes();
+    loop {
+        for bytes in [0, 1, left.saturating_sub(1), left, left + 1, u64::MAX] {
+            assert_eq!(reader.is_far(&cursor, bytes), left > bytes, "{left} and {bytes}");
+        }
+        let Some(slice) = reader.read(&mut cursor, 500, i64::MAX).unwrap() else { break };
+        left -= slice.len() as u64;
+    }
+    assert_eq!(left, 0);
+}
+
+#[test]
 fn a_cursor_at_the_end_sees_what_comes_over_rolls() {
     let dir = tempfile::tempdir().unwrap();
     let (mut log, _) = open(&dir.path().join("t-0"), &small(), OpenHints::default());

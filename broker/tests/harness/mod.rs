@@ -9,6 +9,7 @@ use headwater_proto::limits::{ALPN, MAX_FRAME_HEADER_BYTES, MAX_FRAME_PAYLOAD_BY
 use headwater_proto::wire::{self, call, call_response, open};
 use prost::Message;
 use rustls_pki_types::pem::PemObject;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -52,6 +53,11 @@ impl Client {
 
     /// As [`Client::connect_silently`]: a stream takes in `stream_window` bytes that were not read yet.
     pub async fn connect_with_window(broker: &Broker, stream_window: u32) -> Client {
+        Client::connect_at(broker, broker.listen_addr(), stream_window).await
+    }
+
+    /// As [`Client::connect_with_window`], by a way of its own.
+    pub async fn connect_at(broker: &Broker, address: SocketAddr, stream_window: u32) -> Client {
         let mut roots = rustls::RootCertStore::empty();
         let ca = rustls_pki_types::CertificateDer::from_pem_slice(broker.ca_pem().unwrap().as_bytes()).unwrap();
         roots.add(ca).unwrap();
@@ -77,7 +83,7 @@ impl Client {
         settings.max_udp_payload_size(6500).unwrap();
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let endpoint = quinn::Endpoint::new(settings, None, socket, Arc::new(quinn::TokioRuntime)).unwrap();
-        let connecting = endpoint.connect_with(client, broker.listen_addr(), "localhost").unwrap();
+        let connecting = endpoint.connect_with(client, address, "localhost").unwrap();
         let connection = within("handshake", connecting).await.unwrap();
         Client { connection, endpoint }
     }
