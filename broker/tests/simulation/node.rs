@@ -44,6 +44,8 @@ pub(crate) struct Node {
     pub(crate) was_flushed: i64,
     pub(crate) process: Option<Process>,
     pub(crate) paused_until: i64,
+    /// The disk takes long for everything until then.
+    pub(crate) slow_disk_until: i64,
     /// The clock runs so many thousandths as fast, from here.
     pub(crate) clock: (i64, i64),
 }
@@ -101,8 +103,9 @@ pub(crate) enum FollowerJob {
 impl Node {
     pub(crate) fn new(id: i32, seed: u64, clock: (i64, i64)) -> Node {
         let (files, kept) = (disk(seed), Kept { disk: seed, ..Kept::default() });
-        let (has_replica, lost, was_flushed, process, paused_until) = (false, false, 0, None, 0);
-        Node { id, files, kept, has_replica, lost, was_flushed, process, paused_until, clock }
+        let (has_replica, lost, was_flushed, process) = (false, false, 0, None);
+        let (paused_until, slow_disk_until) = (0, 0);
+        Node { id, files, kept, has_replica, lost, was_flushed, process, paused_until, slow_disk_until, clock }
     }
 
     pub(crate) fn local(&self, now: i64) -> i64 {

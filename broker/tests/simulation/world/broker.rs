@@ -337,8 +337,14 @@ impl World {
 
     // The log.
 
+    /// How long the disk takes for a job.
+    fn job_ms(&mut self, id: i32) -> i64 {
+        let is_slow = self.now < self.node(id).slow_disk_until;
+        if is_slow { self.random.between(20, 400) } else { self.random.between(1, 10) }
+    }
+
     fn begin_job(&mut self, id: i32) {
-        let after = self.random.between(1, 10);
+        let after = self.job_ms(id);
         let local = self.local(id);
         let Some(process) = &mut self.node(id).process else { return };
         if process.busy {
@@ -360,7 +366,7 @@ impl World {
     }
 
     pub(super) fn work(&mut self, id: i32, member: Member, work: Work) {
-        let after = self.random.between(1, 10);
+        let after = self.job_ms(id);
         let local = self.local(id);
         let Some(process) = self.process(id, member) else { return };
         match work {

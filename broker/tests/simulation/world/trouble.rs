@@ -1,4 +1,4 @@
-//! What goes wrong: power failures with torn writes, killed processes, emptied disks, pauses, cut links. And the end, where all of
+//! What goes wrong: power failures with torn writes, killed processes, emptied and slow disks, pauses, cut links. And the end, where all of
 //! it is mended and everything must come right.
 
 use super::*;
@@ -11,16 +11,22 @@ impl World {
         let next = self.random.between(50, 700);
         self.at(next, Event::Trouble);
         let id = self.random.between(1, self.nodes.len() as i64) as i32;
-        match self.random.below(12) {
+        match self.random.below(13) {
             0..3 => self.power_off(id),
             3 => self.kill(id),
             4 => self.empty(id),
             5 => {
-                let until = self.now + self.random.between(50, 1_500);
+                // What waits already goes on waiting, so that nothing overtakes it.
+                let until = (self.now + self.random.between(50, 1_500)).max(self.nodes[id as usize - 1].paused_until);
                 self.node(id).paused_until = until;
                 self.note(format_args!("{id} pauses until {until}"));
             }
             6 => self.slow = !self.slow,
+            12 => {
+                let until = self.now + self.random.between(200, 2_000);
+                self.node(id).slow_disk_until = until;
+                self.note(format_args!("{id} has a slow disk until {until}"));
+            }
             7 => {
                 self.cut_link(id, QUORUM);
                 self.cut_link(QUORUM, id);
