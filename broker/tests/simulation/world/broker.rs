@@ -195,6 +195,11 @@ impl World {
 
     /// Does what the machines of a broker decided, and gives the log its next job.
     pub(super) fn proceed(&mut self, id: i32) {
+        let node = self.node(id);
+        if let Some(process) = &node.process {
+            // A segment that is rolled is flushed too.
+            node.was_flushed = node.was_flushed.max(process.log.flushed_offset());
+        }
         self.adopt(id);
         self.perform(id);
         self.begin_job(id);

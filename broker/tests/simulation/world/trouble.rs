@@ -1,4 +1,4 @@
-//! What goes wrong: power failures with torn writes, killed processes, emptied and slow disks, pauses, cut links. And the end, where all of
+//! What goes wrong: power failures with torn writes, of one broker or of all, killed processes, emptied and slow disks, pauses, cut links. And the end, where all of
 //! it is mended and everything must come right.
 
 use super::*;
@@ -11,7 +11,7 @@ impl World {
         let next = self.random.between(50, 700);
         self.at(next, Event::Trouble);
         let id = self.random.between(1, self.nodes.len() as i64) as i32;
-        match self.random.below(13) {
+        match self.random.below(14) {
             0..3 => self.power_off(id),
             3 => self.kill(id),
             4 => self.empty(id),
@@ -22,6 +22,10 @@ impl World {
                 self.note(format_args!("{id} pauses until {until}"));
             }
             6 => self.slow = !self.slow,
+            // What is flushed outlives a power failure of all of them at once; what is only received need not.
+            13 if self.topic.durability == TopicDurability::Flushed => {
+                (1..=self.nodes.len() as i32).for_each(|id| self.power_off(id));
+            }
             12 => {
                 let until = self.now + self.random.between(200, 2_000);
                 self.node(id).slow_disk_until = until;
