@@ -26,7 +26,7 @@ use crate::stream::{Frames, StreamError, send_within, write_within};
 use crate::topic_config::{TimestampSource, TopicConfig};
 use bytes::{BufMut, Bytes, BytesMut};
 use headwater_proto::batch::{
-    BatchHeader, Batches, Codec, LENGTH_PREFIX_BYTES, NO_PRODUCER_EPOCH, NO_PRODUCER_ID, WalkRules, walk,
+    Batches, Codec, LENGTH_PREFIX_BYTES, NO_PRODUCER_EPOCH, NO_PRODUCER_ID, Walk, WalkRules, walk,
 };
 use headwater_proto::frame::{self, FrameEvent};
 use headwater_proto::limits::MAX_FRAME_PAYLOAD_BYTES;
@@ -575,37 +575,34 @@ fn check(
         }
         let walked = walk(bytes, rules)?;
         if config.message_timestamp_type == TimestampSource::Create {
-            check_timestamps(&header, walked.max_timestamp, config, now_ms)?;
+            check_timestamps(&walked, config, now_ms)?;
         }
         batches.push(NewBatch { header, bytes: payload.slice(position..position + bytes.len()) });
     }
     Ok(batches)
 }
 
-/// The oldest timestamp that is looked at is the first record's, the newest the largest.
-fn check_timestamps(
-    header: &BatchHeader,
-    max_timestamp: i64,
-    config: &TopicConfig,
-    now_ms: i64,
-) -> Result<(), PartitionError> {
+/// A record without a timestamp is neither too old nor too new.
+fn check_timestamps(walked: &Walk, config: &TopicConfig, now_ms: i64) -> Result<(), PartitionError> {
     let after = config.message_timestamp_after_max_ms;
-    if i128::from(max_timestamp) - i128::from(now_ms) > i128::from(after) {
+    if i128::from(walked.max_timestamp) - i128::from(now_ms) > i128::from(after) {
         return Err(PartitionError::Timestamp {
-            timestamp_ms: max_timestamp,
+            timestamp_ms: walked.max_timestamp,
             now_ms,
             key: "message.timestamp.after.max.ms",
             limit_ms: after,
         });
     }
     let before = config.message_timestamp_before_max_ms;
-    if header.base_timestamp >= 0 && i128::from(now_ms) - i128::from(header.base_timestamp) > i128::from(before) {
-        return Err(PartitionError::Timestamp {
-            timestamp_ms: header.base_timestamp,
-            now_ms,
-            key: "message.timestamp.before.max.ms",
-            limit_ms: before,
-        });
+    match walked.min_timestamp {
+        Some(timestamp_ms) if i128::from(now_ms) - i128::from(timestamp_ms) > i128::from(before) => {
+            Err(PartitionError::Timestamp {
+                timestamp_ms,
+                now_ms,
+                key: "message.timestamp.before.max.ms",
+                limit_ms: before,
+            })
+        }
+        _ => Ok(()),
     }
-    Ok(())
 }

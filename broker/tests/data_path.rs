@@ -4,7 +4,7 @@ mod harness;
 
 use bytes::Bytes;
 use harness::*;
-use headwater_proto::batch::{BuildOptions, Codec};
+use headwater_proto::batch::{BatchBuilder, BuildOptions, Codec};
 use headwater_proto::wire::{self, Acks, Durability, call, call_response};
 use headwater_proto::{ErrorCode, frame};
 
@@ -180,6 +180,49 @@ async fn damaged_and_absurd_batches_are_refused_by_name() {
     let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
     produce.request(&good).await;
     assert_eq!(produce.answer().await.batches[0].base_offset, 0, "nothing of the refused was appended");
+    broker.shutdown().await;
+}
+
+/// Only the first record of a batch was once looked at: an old one behind a new one was taken.
+#[tokio::test]
+async fn every_records_timestamp_is_within_what_the_topic_takes() {
+    const HOUR_MS: i64 = 3_600_000;
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let client = Client::connect(&broker).await;
+    let limit = HOUR_MS.to_string();
+    let limits = [("message.timestamp.before.max.ms", &limit[..]), ("message.timestamp.after.max.ms", &limit)];
+    let limited = client.create_topic("limited", 1, &limits).await;
+    let stamped = client.create_topic("stamped", 1, &[limits[0], ("message.timestamp.type", "LogAppendTime")]).await;
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_millis() as i64;
+    let [old, new] = [now - 2 * HOUR_MS, now + 2 * HOUR_MS];
+    for codec in [Codec::None, Codec::Zstd] {
+        for (topic, timestamps, offence) in [
+            (&limited, &[now, now - HOUR_MS / 2, -1, now + HOUR_MS / 2][..], None),
+            (&limited, &[-1, -1], None),
+            (&limited, &[old, now], Some("message.timestamp.before.max.ms")),
+            (&limited, &[now, old], Some("message.timestamp.before.max.ms")),
+            (&limited, &[-1, now, old, now], Some("message.timestamp.before.max.ms")),
+            (&limited, &[now, new, now], Some("message.timestamp.after.max.ms")),
+            (&stamped, &[now, old, now], None),
+        ] {
+            let mut builder = BatchBuilder::new(BuildOptions { codec, ..BuildOptions::default() });
+            for timestamp in timestamps {
+                builder.append(*timestamp, None, Some(b"x"), &[]);
+            }
+            let (mut produce, _) = client.produce(open_produce(topic, 0)).await;
+            produce.request(&builder.build().unwrap()).await;
+            let error = produce.answer().await.error;
+            match (offence, &error) {
+                (None, None) => {}
+                (Some(key), Some(error)) => {
+                    assert_eq!(code(Some(error)), ErrorCode::InvalidTimestamp);
+                    assert!(error.message.contains(key), "{}", error.message);
+                }
+                _ => panic!("{timestamps:?}: {error:?}"),
+            }
+        }
+    }
     broker.shutdown().await;
 }
 

@@ -141,6 +141,8 @@ proptest! {
         let walked = walk(&batch, WalkRules::default()).unwrap();
         prop_assert_eq!(walked.max_timestamp, largest);
         prop_assert_eq!(records[walked.offset_of_max_timestamp_delta as usize].timestamp, largest);
+        let own = records.iter().map(|record| record.timestamp).filter(|timestamp| *timestamp != -1);
+        prop_assert_eq!(walked.min_timestamp, own.min());
         let keyed = records.iter().all(|record| record.key.is_some());
         prop_assert_eq!(walk(&batch, WalkRules { require_keys: true, ..WalkRules::default() }).is_ok(), keyed);
 

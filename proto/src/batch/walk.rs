@@ -4,7 +4,7 @@
 //! at a time, so that neither a large batch nor a lying one costs memory. It runs on every batch that is produced; off the
 //! I/O threads, because decompressing burns the CPU.
 //!
-//! Owns: checksum, counts, offset deltas, lengths to the last byte, the largest timestamp, keys, and what only a log may
+//! Owns: checksum, counts, offset deltas, lengths to the last byte, the range of timestamps, keys, and what only a log may
 //! hold. Refuses: sizes (`max.message.bytes`) and sequences, which are the log's. Read next: the broker's produce path.
 
 use std::io::BufRead;
@@ -56,6 +56,8 @@ pub struct Walk {
     pub max_timestamp: i64,
     /// Offset of the first record with that timestamp, less the base offset.
     pub offset_of_max_timestamp_delta: i32,
+    /// Smallest timestamp of the records that have one of their own.
+    pub min_timestamp: Option<i64>,
 }
 
 /// Checks `batch`, one whole batch, to the last byte. Begins with [`check`], so that a broker needs no other call.
@@ -73,6 +75,7 @@ pub fn walk(batch: &[u8], rules: WalkRules) -> Result<Walk, BatchError> {
         next_delta: 0,
         max_timestamp: NO_TIMESTAMP,
         delta_of_max: 0,
+        min_timestamp: None,
     };
     match codec {
         Codec::None => progress.walk_bytes(body)?,
@@ -128,6 +131,7 @@ struct Progress<'h> {
     next_delta: i32,
     max_timestamp: i64,
     delta_of_max: i32,
+    min_timestamp: Option<i64>,
 }
 
 impl Progress<'_> {
@@ -221,6 +225,9 @@ impl Progress<'_> {
             self.max_timestamp = timestamp;
             self.delta_of_max = offset_delta;
         }
+        if timestamp != NO_TIMESTAMP {
+            self.min_timestamp = Some(self.min_timestamp.map_or(timestamp, |smallest| smallest.min(timestamp)));
+        }
         Ok(())
     }
 
@@ -228,12 +235,18 @@ impl Progress<'_> {
         let header = *self.header;
         // Compaction leaves an emptied batch its largest timestamp; the broker's own append time is nobody's record's.
         if header.timestamp_type() == TimestampType::LogAppend || header.record_count == 0 {
-            return Ok(Walk { header, max_timestamp: header.max_timestamp, offset_of_max_timestamp_delta: 0 });
+            let max_timestamp = header.max_timestamp;
+            return Ok(Walk { header, max_timestamp, offset_of_max_timestamp_delta: 0, min_timestamp: None });
         }
         if self.max_timestamp != header.max_timestamp {
             return Err(BatchError::MaxTimestamp { stored: header.max_timestamp, found: self.max_timestamp });
         }
-        Ok(Walk { header, max_timestamp: self.max_timestamp, offset_of_max_timestamp_delta: self.delta_of_max })
+        Ok(Walk {
+            header,
+            max_timestamp: self.max_timestamp,
+            offset_of_max_timestamp_delta: self.delta_of_max,
+            min_timestamp: self.min_timestamp,
+        })
     }
 
     fn trailing(&self) -> BatchError {

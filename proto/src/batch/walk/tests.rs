@@ -47,6 +47,22 @@ fn the_largest_timestamp_is_the_first_of_its_kind() {
 }
 
 #[test]
+fn the_smallest_timestamp_is_looked_for_in_every_record_and_may_be_missing() {
+    all_codecs(|options| {
+        for (timestamps, smallest) in
+            [(&[5_000, 4_000, 6_000][..], Some(4_000)), (&[5_000, -1, 6_000], Some(5_000)), (&[-1, -1], None)]
+        {
+            let mut builder = BatchBuilder::new(options);
+            for timestamp in timestamps {
+                builder.append(*timestamp, None, Some(b"x"), &[]);
+            }
+            let walked = walk(&builder.build().unwrap(), WalkRules::default()).unwrap();
+            assert_eq!(walked.min_timestamp, smallest);
+        }
+    });
+}
+
+#[test]
 fn what_does_not_add_up_is_named() {
     all_codecs(|options| {
         let good = batch(options);
