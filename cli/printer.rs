@@ -302,7 +302,7 @@ impl Writer {
             if let Some(life) = life
                 && (full || much || self.rules.until_ms.is_some())
             {
-                let next = Position { offset: record.offset + 1, leader_epoch: record.leader_epoch };
+                let next = record.next_position();
                 self.pending.insert(TopicPartition::new(record.topic, record.partition), (life, next));
             }
             if full {

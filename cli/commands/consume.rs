@@ -460,7 +460,7 @@ impl Commits {
             biased;
             // A member that comes back may not commit what it had before.
             () = lost => return Ok(()),
-            committed = committer.commit_offsets(news.iter().map(|(at, position)| (at.clone(), position.offset))) => committed?,
+            committed = committer.commit_offsets(news.clone()) => committed?,
         }
         last.append(&mut news);
         Ok(())

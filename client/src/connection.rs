@@ -310,23 +310,23 @@ impl Connections {
 
     /// One call on the control connection, repeated while that can help and cannot do harm, until the request's time is up.
     pub(crate) async fn call(self: &Arc<Self>, what: &'static str, request: call::Request) -> Result<Response, Error> {
-        self.call_with(what, || request.clone()).await
+        self.call_with(what, || Some(request.clone())).await?.ok_or(Error::Closed)
     }
 
-    /// As [`Connections::call`], with a request made anew for each attempt.
+    /// As [`Connections::call`], with a request made anew for each attempt; `None` where nothing is left to be asked.
     pub(crate) async fn call_with(
         self: &Arc<Self>,
         what: &'static str,
-        request: impl Fn() -> call::Request,
-    ) -> Result<Response, Error> {
+        request: impl Fn() -> Option<call::Request>,
+    ) -> Result<Option<Response>, Error> {
         let deadline = Deadline::within(self.config.request_timeout);
         let mut backoff = Backoff::new(&self.config);
         loop {
             let link = self.control_by(deadline).await?;
-            let request = request();
+            let Some(request) = request() else { return Ok(None) };
             let repeatable = repeatable(&request);
             let error = match link.call(what, request, deadline).await {
-                Ok(response) => return Ok(response),
+                Ok(response) => return Ok(Some(response)),
                 Err(error) => error,
             };
             let unknown_outcome = match &error {

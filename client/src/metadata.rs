@@ -11,7 +11,7 @@ use headwater_proto::{ErrorCode, TopicId};
 use tokio::time::Instant;
 
 use crate::connection::{Connections, lock};
-use crate::error::Error;
+use crate::error::{ConsumeError, Error};
 
 /// A topic, as the broker described it last.
 #[derive(Debug)]
@@ -111,5 +111,13 @@ impl Metadata {
         });
         lock(&self.topics).insert(info.name.clone(), info.clone());
         Ok(info)
+    }
+}
+
+/// Why a consumer cannot have a topic.
+pub(crate) fn unknown_topic(error: Error, topic: &Arc<str>) -> ConsumeError {
+    match error.code() {
+        Some(ErrorCode::UnknownTopic) => ConsumeError::UnknownTopic { topic: topic.clone() },
+        _ => error.into(),
     }
 }

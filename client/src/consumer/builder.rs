@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
-use headwater_proto::ErrorCode;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -23,7 +22,7 @@ use super::{Consumer, Membership, RebalanceFn};
 use crate::TopicPartition;
 use crate::connection::Connections;
 use crate::error::ConsumeError;
-use crate::metadata::{Metadata, TopicInfo};
+use crate::metadata::{Metadata, TopicInfo, unknown_topic};
 
 /// How a consumer is set up. Made by [`crate::Client::consumer`].
 ///
@@ -192,7 +191,10 @@ impl ConsumerBuilder {
             stop: stop.clone(),
         });
         let readers = Arc::new(Readers { context, prefetch_bytes: self.prefetch_bytes as u64 });
-        let committer = self.group.clone().map(|group| Committer::new(self.connections.clone(), group));
+        let committer = self.group.clone().map(|group| {
+            let (connections, metadata) = (self.connections.clone(), self.metadata.clone());
+            Committer::new(connections, metadata, state.clone(), group, !self.topics.is_empty())
+        });
         let mut membership = None;
         if self.topics.is_empty() {
             let mut infos: BTreeMap<Arc<str>, Arc<TopicInfo>> = BTreeMap::new();
@@ -253,12 +255,5 @@ impl ConsumerBuilder {
         }
         let auto_commit = self.auto_commit.is_some();
         Ok(Consumer::new(readers, committer, membership, auto_commit, stop))
-    }
-}
-
-fn unknown_topic(error: crate::Error, topic: &Arc<str>) -> ConsumeError {
-    match error.code() {
-        Some(ErrorCode::UnknownTopic) => ConsumeError::UnknownTopic { topic: topic.clone() },
-        _ => error.into(),
     }
 }

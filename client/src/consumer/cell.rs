@@ -7,7 +7,7 @@
 //! takes both back.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use headwater_proto::TopicId;
 use tokio::sync::Notify;
@@ -24,6 +24,8 @@ pub(crate) struct Cell {
     progress: Mutex<Progress>,
     /// -1: not known yet.
     pub(crate) high_watermark: AtomicI64,
+    /// It is not this consumer's any more, or another one has taken its place here.
+    let_go: AtomicBool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +47,17 @@ impl Cell {
             topic_id,
             progress: Mutex::new(Progress { delivered, processed, held: false }),
             high_watermark: AtomicI64::new(-1),
+            let_go: AtomicBool::new(false),
         }
+    }
+
+    /// From now on the partition is somebody else's.
+    pub(crate) fn let_go(&self) {
+        self.let_go.store(true, Ordering::Release);
+    }
+
+    pub(crate) fn is_let_go(&self) -> bool {
+        self.let_go.load(Ordering::Acquire)
     }
 
     /// Reading goes on at `to`. What the application has in hand is not done with by that, but what lies behind `to` is to

@@ -2,13 +2,17 @@
 //!
 //! Owns: [`Committer`], who speaks for a group and under which epoch, automatic commits. Refuses: deciding who owns what
 //! (see [`super::group`]).
+//!
+//! What must always hold: commits of one consumer reach the coordinator one after another, in the order in which they were
+//! asked for; each names the topic that the position was read from; nothing is committed for a partition that this
+//! consumer's group took away, however often an attempt is repeated.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use headwater_proto::ErrorCode;
 use headwater_proto::wire::{self, call, call_response::Response};
+use headwater_proto::{ErrorCode, TopicId};
 use tokio_util::sync::CancellationToken;
 
 use super::cell::Cell;
@@ -17,6 +21,7 @@ use super::state::State;
 use crate::TopicPartition;
 use crate::connection::{Connections, lock};
 use crate::error::{ConsumeError, Error};
+use crate::metadata::{Metadata, unknown_topic};
 
 /// Commits offsets in the name of one consumer. Cheap to clone, and usable while the consumer is being read.
 #[derive(Clone)]
@@ -26,17 +31,52 @@ pub struct Committer {
 
 struct Inner {
     connections: Arc<Connections>,
+    metadata: Arc<Metadata>,
+    state: Arc<State>,
     group: Arc<str>,
+    /// Partitions are this consumer's only while the group says so.
+    subscribed: bool,
     /// Empty id and epoch 0 for a consumer that is no member.
     member: Mutex<(String, i32)>,
     /// What the coordinator has, as far as this consumer knows.
-    committed: Mutex<BTreeMap<TopicPartition, Position>>,
+    committed: Mutex<HashMap<TopicPartition, (TopicId, Position)>>,
+    /// Held by the commit that is under way.
+    turn: Arc<tokio::sync::Mutex<()>>,
+}
+
+/// What is to be committed of a partition.
+struct Entry {
+    at: TopicPartition,
+    /// `None`: the partition was not assigned when this was asked for.
+    cell: Option<Arc<Cell>>,
+    wanted: Wanted,
+}
+
+enum Wanted {
+    Given(Position),
+    /// What this says of the cell at the time of the attempt.
+    Of(fn(&Cell) -> Position),
+}
+
+/// What an attempt sends of an entry.
+struct Sent {
+    at: TopicPartition,
+    topic_id: TopicId,
+    position: Position,
 }
 
 impl Committer {
-    pub(crate) fn new(connections: Arc<Connections>, group: Arc<str>) -> Committer {
-        let (member, committed) = (Mutex::default(), Mutex::default());
-        Committer { inner: Arc::new(Inner { connections, group, member, committed }) }
+    pub(crate) fn new(
+        connections: Arc<Connections>,
+        metadata: Arc<Metadata>,
+        state: Arc<State>,
+        group: Arc<str>,
+        subscribed: bool,
+    ) -> Committer {
+        let (member, committed, turn) = (Mutex::default(), Mutex::default(), Arc::default());
+        Committer {
+            inner: Arc::new(Inner { connections, metadata, state, group, subscribed, member, committed, turn }),
+        }
     }
 
     pub(crate) fn group(&self) -> &Arc<str> {
@@ -48,73 +88,59 @@ impl Committer {
         *lock(&self.inner.member) = (member_id.to_owned(), epoch);
     }
 
-    /// Commits offsets: for each partition the next one to be read.
+    /// Commits positions: for each partition the next offset to be read, and the leader epoch of the record before it
+    /// where it is known ([`crate::ConsumedRecord::next_position`]). With the epoch a consumer that resumes there is told
+    /// if the log lost what was read; a plain offset leaves it out.
+    ///
+    /// Commits of one consumer are made one after another. One that nobody waits for any more is carried through all the
+    /// same once its turn has come.
     ///
     /// # Errors
-    /// When the coordinator refuses, for instance because this member was fenced.
-    pub async fn commit_offsets(
+    /// When the coordinator refuses, for instance because this member was fenced, or a partition is not (any more) among
+    /// those that the group gave to this consumer; the other ones are committed all the same.
+    pub async fn commit_offsets<P: Into<Position>>(
         &self,
-        offsets: impl IntoIterator<Item = (TopicPartition, i64)>,
+        positions: impl IntoIterator<Item = (TopicPartition, P)>,
     ) -> Result<(), ConsumeError> {
-        let positions = offsets.into_iter().map(|(at, offset)| (at, Position { offset, leader_epoch: -1 }));
-        self.commit(positions.collect()).await
+        let entries = positions.into_iter().map(|(at, position)| {
+            let cell = self.inner.state.cell(&at);
+            Entry { at, cell, wanted: Wanted::Given(position.into()) }
+        });
+        self.commit(entries.collect()).await
     }
 
-    /// Commits the positions of `cells` that the coordinator does not have yet.
+    /// Commits the positions of `cells` that the coordinator does not have yet, as they are when they are sent.
     pub(crate) async fn commit_cells(
         &self,
         cells: &[Arc<Cell>],
-        position: impl Fn(&Cell) -> Position,
+        position: fn(&Cell) -> Position,
     ) -> Result<(), ConsumeError> {
-        let moved = {
-            let committed = lock(&self.inner.committed);
-            let positions = cells.iter().map(|cell| (cell.at.clone(), position(cell)));
-            positions.filter(|(at, new)| new.is_known() && committed.get(at) != Some(new)).collect()
-        };
-        self.commit(moved).await
+        let entries = cells.iter().map(|cell| Entry {
+            at: cell.at.clone(),
+            cell: Some(cell.clone()),
+            wanted: Wanted::Of(position),
+        });
+        self.commit(entries.collect()).await
     }
 
-    async fn commit(&self, positions: Vec<(TopicPartition, Position)>) -> Result<(), ConsumeError> {
-        if positions.is_empty() {
+    /// Waits until what is being committed has its outcome.
+    pub(crate) async fn idle(&self) {
+        drop(self.inner.turn.lock().await);
+    }
+
+    async fn commit(&self, entries: Vec<Entry>) -> Result<(), ConsumeError> {
+        if entries.is_empty() {
             return Ok(());
         }
-        let offsets: Vec<wire::OffsetEntry> = positions
-            .iter()
-            .map(|(at, position)| wire::OffsetEntry {
-                topic: at.topic.to_string(),
-                partition: at.partition,
-                offset: position.offset,
-                leader_epoch: position.leader_epoch,
-                ..wire::OffsetEntry::default()
-            })
-            .collect();
-        // The epoch is read for each attempt: an update may have raised it since the last one.
-        let request = || {
-            let (member_id, member_epoch) = lock(&self.inner.member).clone();
-            let group = self.inner.group.to_string();
-            call::Request::CommitOffsets(wire::CommitOffsets {
-                group,
-                member_id,
-                member_epoch,
-                offsets: offsets.clone(),
-            })
-        };
-        let answer = self.inner.connections.call_with("commit offsets", request).await;
-        let results = match answer.map_err(|error| self.refused(error))? {
-            Response::CommitOffsets(answer) if answer.results.len() == positions.len() => answer.results,
-            _ => return Err(Error::Protocol("an answer that does not belong to commit offsets".into()).into()),
-        };
-        let mut outcome = Ok(());
-        let mut committed = lock(&self.inner.committed);
-        for ((at, position), result) in positions.into_iter().zip(results) {
-            if result.code == 0 {
-                committed.insert(at, position);
-            } else if outcome.is_ok() {
-                let TopicPartition { topic, partition } = at;
-                outcome = Err(ConsumeError::CommitRefused { topic, partition, refusal: result.into() });
-            }
-        }
-        outcome
+        let turn = self.inner.turn.clone().lock_owned().await;
+        let inner = self.inner.clone();
+        // Whoever waits may stop waiting; but what was sent may still arrive, so the next one must wait for it.
+        let work = tokio::spawn(async move {
+            let outcome = inner.exchange(entries).await;
+            drop(turn);
+            outcome
+        });
+        work.await.unwrap_or(Err(ConsumeError::Closed))
     }
 
     /// What the group committed for partitions; those without a commit are missing.
@@ -125,33 +151,151 @@ impl Committer {
         let request = || {
             let (member_id, member_epoch) = lock(&self.inner.member).clone();
             let (group, partitions) = (self.inner.group.to_string(), partitions.clone());
-            call::Request::FetchOffsets(wire::FetchOffsets { group, partitions, member_id, member_epoch })
+            Some(call::Request::FetchOffsets(wire::FetchOffsets { group, partitions, member_id, member_epoch }))
         };
         let answer = self.inner.connections.call_with("fetch offsets", request).await;
         let offsets = match answer {
-            Ok(Response::FetchOffsets(answer)) => answer.offsets,
+            Ok(Some(Response::FetchOffsets(answer))) => answer.offsets,
             Ok(_) => return Err(Error::Protocol("no answer to fetch offsets".into()).into()),
             // A group that does not exist has committed nothing.
             Err(error) if error.code() == Some(ErrorCode::GroupNotFound) => Vec::new(),
-            Err(error) => return Err(self.refused(error)),
+            Err(error) => return Err(self.inner.refused(error)),
+        };
+        let asked: BTreeMap<&str, &[u8]> = partitions.iter().map(|t| (&*t.topic, &*t.topic_id)).collect();
+        // The commit of another topic that bears the name now says nothing about this one.
+        let same = |o: &wire::CommittedOffset| {
+            o.topic_id.is_empty() || asked.get(&*o.topic).is_none_or(|id| **id == *o.topic_id)
         };
         let known: Vec<(TopicPartition, Position)> = offsets
-            .into_iter()
+            .iter()
+            .filter(|o| same(o))
             .map(|o| {
                 let position = Position { offset: o.offset, leader_epoch: o.leader_epoch };
-                (TopicPartition::new(o.topic, o.partition), position)
+                (TopicPartition::new(&*o.topic, o.partition), position)
             })
             .collect();
-        lock(&self.inner.committed).extend(known.iter().cloned());
+        let mut committed = lock(&self.inner.committed);
+        for (at, position) in &known {
+            if let Some(id) = asked.get(&*at.topic).and_then(|id| TopicId::from_slice(id)) {
+                committed.insert(at.clone(), (id, *position));
+            }
+        }
+        drop(committed);
         Ok(known)
+    }
+}
+
+impl Inner {
+    /// One commit, from the first attempt to the outcome.
+    async fn exchange(&self, entries: Vec<Entry>) -> Result<(), ConsumeError> {
+        let mut outcome = Ok(());
+        let mut resolved = Vec::with_capacity(entries.len());
+        for entry in entries {
+            match self.topic_id(&entry).await {
+                Ok(topic_id) => resolved.push((entry, topic_id)),
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
+        }
+        let sent = Mutex::new(Vec::new());
+        // Made anew for each attempt: an update may have raised the epoch since the last one, the application may have
+        // got further, and what was let go of is somebody else's now.
+        let request = || {
+            let entries = self.due(&resolved);
+            let offsets: Vec<wire::OffsetEntry> = entries.iter().map(Sent::to_wire).collect();
+            let (member_id, member_epoch) = lock(&self.member).clone();
+            let group = self.group.to_string();
+            *lock(&sent) = entries;
+            (!offsets.is_empty()).then_some(call::Request::CommitOffsets(wire::CommitOffsets {
+                group,
+                member_id,
+                member_epoch,
+                offsets,
+            }))
+        };
+        let answer = self.connections.call_with("commit offsets", request).await;
+        let sent = std::mem::take(&mut *lock(&sent));
+        let results = match answer.map_err(|error| self.refused(error))? {
+            None => Vec::new(),
+            Some(Response::CommitOffsets(answer)) if answer.results.len() == sent.len() => answer.results,
+            Some(_) => return Err(Error::Protocol("an answer that does not belong to commit offsets".into()).into()),
+        };
+        let mut committed = lock(&self.committed);
+        for (Sent { at, topic_id, position }, result) in sent.into_iter().zip(results) {
+            if result.code == 0 {
+                committed.insert(at, (topic_id, position));
+            } else {
+                let TopicPartition { topic, partition } = at;
+                outcome = outcome.and(Err(ConsumeError::CommitRefused { topic, partition, refusal: result.into() }));
+            }
+        }
+        drop(committed);
+        let given_up = |(entry, _): &&(Entry, TopicId)| matches!(entry.wanted, Wanted::Given(_)) && self.is_gone(entry);
+        match resolved.iter().find(given_up) {
+            Some((entry, _)) => outcome.and(Err(not_assigned(&entry.at))),
+            None => outcome,
+        }
+    }
+
+    /// The topic that an entry's position belongs to.
+    async fn topic_id(&self, entry: &Entry) -> Result<TopicId, ConsumeError> {
+        match &entry.cell {
+            Some(cell) => Ok(cell.topic_id),
+            // Of a consumer that was closed the coordinator says itself that it is no member any more.
+            None if self.subscribed && !self.state.is_closed() => Err(not_assigned(&entry.at)),
+            None => {
+                let info = self.metadata.topic(&entry.at.topic).await;
+                Ok(info.map_err(|error| unknown_topic(error, &entry.at.topic))?.id)
+            }
+        }
+    }
+
+    /// Whether the group took the partition away since the commit was asked for.
+    fn is_gone(&self, entry: &Entry) -> bool {
+        self.subscribed && entry.cell.as_ref().is_some_and(|cell| cell.is_let_go())
+    }
+
+    /// What is to be sent now. Until it is known what became of it, the coordinator may have either.
+    fn due(&self, entries: &[(Entry, TopicId)]) -> Vec<Sent> {
+        let mut committed = lock(&self.committed);
+        let due = entries.iter().filter(|(entry, _)| !self.is_gone(entry)).filter_map(|(entry, topic_id)| {
+            let position = match (&entry.wanted, &entry.cell) {
+                (Wanted::Given(position), _) => *position,
+                (Wanted::Of(position), Some(cell)) => {
+                    let position = position(cell);
+                    let known = committed.get(&entry.at) == Some(&(*topic_id, position));
+                    Some(position).filter(|position| position.is_known() && !known)?
+                }
+                (Wanted::Of(_), None) => return None,
+            };
+            committed.remove(&entry.at);
+            Some(Sent { at: entry.at.clone(), topic_id: *topic_id, position })
+        });
+        due.collect()
     }
 
     fn refused(&self, error: Error) -> ConsumeError {
         match error {
-            Error::Refused(refusal) => ConsumeError::Group { group: self.inner.group.clone(), refusal },
+            Error::Refused(refusal) => ConsumeError::Group { group: self.group.clone(), refusal },
             error => ConsumeError::Client(error),
         }
     }
+}
+
+impl Sent {
+    fn to_wire(&self) -> wire::OffsetEntry {
+        wire::OffsetEntry {
+            topic: self.at.topic.to_string(),
+            topic_id: self.topic_id.to_wire(),
+            partition: self.at.partition,
+            offset: self.position.offset,
+            leader_epoch: self.position.leader_epoch,
+            ..wire::OffsetEntry::default()
+        }
+    }
+}
+
+fn not_assigned(at: &TopicPartition) -> ConsumeError {
+    ConsumeError::NotAssigned { topic: at.topic.clone(), partition: at.partition }
 }
 
 /// Commits what the application is done with, every `interval`, until cancelled.

@@ -378,8 +378,10 @@ impl Member {
                 tracing::warn!(group = &**committer.group(), %error, "commit before letting go fails");
             }
             if let Some(callback) = callback {
-                callback(Rebalance::Revoked(partitions.clone(), committer)).await;
+                callback(Rebalance::Revoked(partitions.clone(), committer.clone())).await;
             }
+            // Nothing that speaks of these partitions may reach the coordinator after their next owner was told.
+            let _ = tokio::time::timeout(LEAVE_TIMEOUT, committer.idle()).await;
             state.end(&partitions);
             state.assignment_known();
             Ok(())

@@ -172,7 +172,7 @@ pub(crate) async fn start_positions(
             StartFrom::Earliest => OffsetAt::Earliest,
             StartFrom::Latest => OffsetAt::Latest,
             StartFrom::Timestamp(ms) => OffsetAt::Timestamp(*ms),
-            StartFrom::Offset(_) => return None,
+            StartFrom::Offset(_) | StartFrom::Position(_) => return None,
         };
         Some(OffsetQuery { topic: at.topic.to_string(), partition: at.partition, at: place })
     });
@@ -185,12 +185,11 @@ pub(crate) async fn start_positions(
     let mut found = Vec::with_capacity(starts.len());
     for (at, from) in starts {
         let position = match from {
-            StartFrom::Offset(offset) => Ok(Position { offset, leader_epoch: -1 }),
+            StartFrom::Offset(offset) => Ok(offset.into()),
+            StartFrom::Position(position) => Ok(position),
             _ => match answers.next() {
                 // No record is that young: what comes next is.
-                Some(Ok(answer)) => {
-                    Ok(Position { offset: answer.offset.unwrap_or(answer.high_watermark), leader_epoch: -1 })
-                }
+                Some(Ok(answer)) => Ok(answer.offset.unwrap_or(answer.high_watermark).into()),
                 Some(Err(refusal)) => Err(match refusal.code {
                     ErrorCode::UnknownTopic => ConsumeError::UnknownTopic { topic: at.topic.clone() },
                     _ => ConsumeError::Refused { topic: at.topic.clone(), partition: at.partition, refusal },

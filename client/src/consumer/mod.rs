@@ -399,15 +399,15 @@ impl Consumer {
         committer.commit_cells(&self.state.cells(), Cell::delivered).await
     }
 
-    /// Commits offsets: for each partition the next one to be read.
+    /// Commits positions, or plain offsets: see [`Committer::commit_offsets`].
     ///
     /// # Errors
-    /// When there is no group, or the coordinator refuses.
-    pub async fn commit_offsets(
+    /// When there is no group, or the coordinator refuses, or a partition is not this consumer's.
+    pub async fn commit_offsets<P: Into<Position>>(
         &self,
-        offsets: impl IntoIterator<Item = (TopicPartition, i64)>,
+        positions: impl IntoIterator<Item = (TopicPartition, P)>,
     ) -> Result<(), ConsumeError> {
-        self.committer()?.commit_offsets(offsets).await
+        self.committer()?.commit_offsets(positions).await
     }
 
     /// A handle that commits for this consumer while it is being read elsewhere.

@@ -32,6 +32,13 @@ pub struct ConsumedRecord {
     pub leader_epoch: i32,
 }
 
+impl ConsumedRecord {
+    /// The position after this record: what to commit once it is done with, and where to go on.
+    pub fn next_position(&self) -> Position {
+        Position { offset: self.offset + 1, leader_epoch: self.leader_epoch }
+    }
+}
+
 /// Where a consumer begins with a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum StartFrom {
@@ -41,6 +48,9 @@ pub enum StartFrom {
     Latest,
     /// This offset.
     Offset(i64),
+    /// This offset, with the leader epoch of the record before it: if the log lost that record meanwhile, the consumer is
+    /// told ([`ConsumeError::LogTruncated`]) instead of passing over what stands in its place.
+    Position(Position),
     /// The first record whose timestamp is at or after this one, in milliseconds since 1970; the end if there is none.
     Timestamp(i64),
 }
@@ -64,6 +74,13 @@ pub struct Position {
     pub offset: i64,
     /// Leader epoch of the record before it; -1: unknown. With it a broker can tell that the log was cut in between.
     pub leader_epoch: i32,
+}
+
+/// An offset alone, of which nothing more is known.
+impl From<i64> for Position {
+    fn from(offset: i64) -> Position {
+        Position { offset, leader_epoch: -1 }
+    }
 }
 
 impl Position {
@@ -161,6 +178,11 @@ impl ConsumedBatch {
     /// The offset after what this batch delivers: the consumer's position.
     pub fn next_offset(&self) -> i64 {
         self.below
+    }
+
+    /// The position after what this batch delivers: what to commit once it is done with, and where to go on.
+    pub fn next_position(&self) -> Position {
+        Position { offset: self.below, leader_epoch: self.origin.leader_epoch }
     }
 
     /// Bytes of the batch in the log, compressed as it is there.

@@ -148,7 +148,9 @@ impl State {
                 cut: false,
                 task: None,
             };
-            inner.partitions.insert(at, partition);
+            if let Some(before) = inner.partitions.insert(at, partition) {
+                before.cell.let_go();
+            }
             lives.push(life);
         }
         self.partitions.store(inner.partitions.len(), Ordering::Relaxed);
@@ -207,15 +209,16 @@ impl State {
         lock(&self.inner).assigned_once
     }
 
-    /// Stops reading partitions. Their last positions are returned.
-    pub(crate) fn end(&self, partitions: &[TopicPartition]) -> Vec<Arc<Cell>> {
+    /// Stops reading partitions: they are this consumer's no more.
+    pub(crate) fn end(&self, partitions: &[TopicPartition]) {
         let mut inner = lock(&self.inner);
-        let ended: Vec<Partition> = partitions.iter().filter_map(|at| inner.partitions.remove(at)).collect();
+        for ended in partitions.iter().filter_map(|at| inner.partitions.remove(at)) {
+            ended.cell.let_go();
+        }
         inner.rotation.retain(|at| !partitions.contains(at));
         self.partitions.store(inner.partitions.len(), Ordering::Relaxed);
         drop(inner);
         self.changed();
-        ended.into_iter().map(|partition| partition.cell).collect()
     }
 
     /// Stops delivering from partitions that are about to be given away, without forgetting them.
@@ -383,10 +386,14 @@ impl State {
         lock(&self.inner).partitions.keys().cloned().collect()
     }
 
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.inner).closed
+    }
+
     pub(crate) fn close(&self) {
         let mut inner = lock(&self.inner);
         inner.closed = true;
-        inner.partitions.clear();
+        inner.partitions.drain().for_each(|(_, partition)| partition.cell.let_go());
         inner.rotation.clear();
         drop(inner);
         self.changed();
