@@ -332,6 +332,12 @@ pub enum ConsumeError {
         /// What the coordinator said.
         refusal: Refusal,
     },
+    /// The application's rebalance callback panicked. The consumer has left its group and reads nothing more.
+    #[error("the rebalance callback panicked: {reason}; the consumer has left its group")]
+    CallbackPanicked {
+        /// What the panic said.
+        reason: String,
+    },
     /// A call failed.
     #[error(transparent)]
     Client(#[from] Error),
@@ -353,7 +359,10 @@ impl ConsumeError {
             ConsumeError::UnknownTopic { .. } => Some(ErrorCode::UnknownTopic),
             ConsumeError::UnknownPartition { .. } => Some(ErrorCode::UnknownPartition),
             ConsumeError::Client(error) => error.code(),
-            ConsumeError::NotAssigned { .. } | ConsumeError::Usage(_) | ConsumeError::Closed => None,
+            ConsumeError::NotAssigned { .. }
+            | ConsumeError::Usage(_)
+            | ConsumeError::CallbackPanicked { .. }
+            | ConsumeError::Closed => None,
         }
     }
 

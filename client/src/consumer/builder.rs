@@ -14,8 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::commit::{Committer, commit_regularly};
 use super::fetch::Context;
-use super::group::{Member, Rebalance, Settings};
+use super::group::{Member, Settings};
 use super::readers::{Readers, Wanted};
+use super::rebalance::{Hands, Rebalance};
 use super::record::{OutOfRange, StartFrom};
 use super::state::State;
 use super::{Consumer, Membership, RebalanceFn};
@@ -241,12 +242,16 @@ impl ConsumerBuilder {
                 instance_id: self.instance_id,
                 assignor: self.assignor,
                 session_timeout: self.session_timeout,
-                rebalance_timeout: self.rebalance_timeout,
-                auto_commit: self.auto_commit.is_some(),
+            };
+            let hands = Hands {
+                readers: readers.clone(),
+                committer: committer.clone(),
                 on_rebalance: self.on_rebalance,
+                auto_commit: self.auto_commit.is_some(),
+                rebalance_timeout: self.rebalance_timeout,
                 start: self.start,
             };
-            let member = Member::new(settings, readers.clone(), state.clone(), committer.clone(), wanted, stop.clone());
+            let member = Member::new(settings, hands, wanted);
             let task = tokio::spawn(member.run());
             membership = Some(Membership { member_id, topics, task });
         }

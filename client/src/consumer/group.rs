@@ -1,29 +1,26 @@
 //! Membership in a consumer group.
 //!
-//! Owns: the membership stream, heartbeats, letting go of partitions and taking them on, in the steps that the coordinator
-//! asks for. Refuses: deciding assignments. Read next: [`super::state`], where partitions begin and end.
+//! Owns: the membership stream, heartbeats, the steps that the coordinator asks for, leaving. Refuses: deciding
+//! assignments, and carrying the steps out. Read next: [`super::rebalance`], where partitions come and go.
 //!
 //! What must always hold: a partition that was taken away is no longer read, its progress is committed (where commits are
-//! automatic) and its callback has run, before the coordinator hears that it was let go.
+//! automatic) and its callback has run, before the coordinator hears that it was let go. However membership ends, no
+//! partition is read afterwards, and the application hears of each that it had.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
-use futures::future::BoxFuture;
+use futures::future::Either;
 use headwater_proto::wire::{self, open};
 use headwater_proto::{ErrorCode, TopicId};
 use quinn::SendStream;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::RebalanceFn;
-use super::cell::Cell;
 use super::commit::Committer;
-use super::readers::{Readers, Wanted};
-use super::record::StartFrom;
+use super::rebalance::{Hands, Job, Rebalance};
 use super::state::State;
 use crate::TopicPartition;
 use crate::connection::Connections;
@@ -33,20 +30,6 @@ use crate::stream::{FrameReader, write_message};
 
 /// How long a coordinator may take to answer that a member left.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A coordinator that answers a join later than this is tried anew.
-const JOIN_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// What happens to a consumer's partitions. Told before it takes effect, and waited for.
-#[derive(Clone)]
-pub enum Rebalance {
-    /// These are read from now on.
-    Assigned(Vec<TopicPartition>),
-    /// These are no longer read, and somebody else gets them once this has been handled. What the application wants to
-    /// have committed it commits now.
-    Revoked(Vec<TopicPartition>, Committer),
-    /// These were taken away: the member was fenced, and somebody else may read them already. Nothing can be committed.
-    Lost(Vec<TopicPartition>),
-}
 
 /// What a member says of itself.
 pub(crate) struct Settings {
@@ -54,11 +37,6 @@ pub(crate) struct Settings {
     pub(crate) instance_id: String,
     pub(crate) assignor: String,
     pub(crate) session_timeout: Option<Duration>,
-    pub(crate) rebalance_timeout: Duration,
-    pub(crate) auto_commit: bool,
-    pub(crate) on_rebalance: Option<Arc<RebalanceFn>>,
-    /// Where a partition begins that has no commit.
-    pub(crate) start: StartFrom,
 }
 
 /// A partition by its topic's id; the name goes with it.
@@ -66,25 +44,20 @@ type Owned = BTreeMap<TopicPartition, TopicId>;
 
 /// The membership task.
 pub(crate) struct Member {
-    pub(crate) settings: Settings,
-    pub(crate) readers: Arc<Readers>,
-    pub(crate) state: Arc<State>,
-    pub(crate) committer: Committer,
-    pub(crate) topics: watch::Receiver<Vec<String>>,
-    pub(crate) leave: CancellationToken,
+    settings: Settings,
+    hands: Hands,
+    connections: Arc<Connections>,
+    state: Arc<State>,
+    committer: Committer,
+    topics: watch::Receiver<Vec<String>>,
+    leave: CancellationToken,
     epoch: i32,
     /// What this member has, from taking it on until it has let go.
     owned: Owned,
     /// What it may have, as it was told last.
     assignment: Option<Owned>,
+    /// One at a time.
     job: Option<Job>,
-}
-
-/// Letting go, or taking on: one at a time.
-struct Job {
-    partitions: Vec<TopicPartition>,
-    letting_go: bool,
-    work: BoxFuture<'static, Result<(), ConsumeError>>,
 }
 
 /// Why a membership stream ended.
@@ -98,22 +71,46 @@ enum End {
     Fatal(ConsumeError),
 }
 
+/// An open membership stream.
+struct Membership {
+    send: SendStream,
+    updates: FrameReader<wire::MemberUpdate>,
+    address: Arc<str>,
+}
+
 impl Member {
-    pub(crate) fn new(
-        settings: Settings,
-        readers: Arc<Readers>,
-        state: Arc<State>,
-        committer: Committer,
-        topics: watch::Receiver<Vec<String>>,
-        leave: CancellationToken,
-    ) -> Member {
+    pub(crate) fn new(settings: Settings, hands: Hands, topics: watch::Receiver<Vec<String>>) -> Member {
+        let context = hands.readers.context.clone();
+        let (connections, state) = (context.connections.clone(), context.state.clone());
+        let (committer, leave) = (hands.committer.clone(), context.stop.clone());
         let (owned, assignment, job) = (Owned::new(), None, None);
-        Member { settings, readers, state, committer, topics, leave, epoch: 0, owned, assignment, job }
+        Member { settings, hands, connections, state, committer, topics, leave, epoch: 0, owned, assignment, job }
     }
 
-    /// Runs until this member leaves or is refused for good.
+    /// Runs until this member leaves or is refused for good. Then it has nothing any more.
     pub(crate) async fn run(mut self) {
-        let mut backoff = Backoff::new(&self.readers.context.connections.config);
+        match self.serve().await {
+            Ok(()) => self.settle().await,
+            Err(error) => {
+                // Whoever panicked is not called again.
+                if matches!(error, ConsumeError::CallbackPanicked { .. }) {
+                    self.hands.on_rebalance = None;
+                }
+                let lost = self.lose_everything().await;
+                self.state.push_error(error);
+                if let Err(error) = lost {
+                    self.state.push_error(error);
+                }
+            }
+        }
+    }
+
+    /// One stream after another, until this member has left.
+    ///
+    /// # Errors
+    /// When the coordinator will not have it, or the application's callback panicked.
+    async fn serve(&mut self) -> Result<(), ConsumeError> {
+        let mut backoff = Backoff::new(&self.connections.config);
         let mut unreleased_since: Option<Instant> = None;
         loop {
             let (end, joined) = self.belong().await;
@@ -121,83 +118,144 @@ impl Member {
                 backoff.reset();
                 unreleased_since = None;
             }
-            let refusal = match end {
-                End::Left => return,
-                End::Fatal(error) => return self.state.push_error(error),
+            match end {
+                End::Left => return Ok(()),
+                End::Fatal(error) => return Err(error),
                 End::Lost(error) => {
                     tracing::debug!(group = &**self.committer.group(), %error, "membership stream lost");
-                    None
                 }
-                End::Refused(refusal) => Some(refusal),
-            };
-            if let Some(refusal) = refusal {
-                tracing::info!(group = &**self.committer.group(), %refusal, "membership refused");
-                match refusal.code {
-                    ErrorCode::UnknownMember | ErrorCode::FencedMemberEpoch => self.lose_everything().await,
-                    // The one before this one may have been killed: it is out when its session is over.
-                    ErrorCode::UnreleasedInstanceId => {
-                        let since = *unreleased_since.get_or_insert_with(Instant::now);
-                        let session = self.settings.session_timeout.unwrap_or(Duration::from_secs(10));
-                        if since.elapsed() > session + Duration::from_secs(5) {
-                            return self.give_up(refusal).await;
+                End::Refused(refusal) => {
+                    tracing::info!(group = &**self.committer.group(), %refusal, "membership refused");
+                    match refusal.code {
+                        ErrorCode::UnknownMember | ErrorCode::FencedMemberEpoch => self.lose_everything().await?,
+                        // The one before this one may have been killed: it is out when its session is over.
+                        ErrorCode::UnreleasedInstanceId => {
+                            let since = *unreleased_since.get_or_insert_with(Instant::now);
+                            let session = self.settings.session_timeout.unwrap_or(Duration::from_secs(10));
+                            if since.elapsed() > session.saturating_add(Duration::from_secs(5)) {
+                                return Err(self.refused(refusal));
+                            }
                         }
+                        _ if refusal.retryable => {}
+                        _ => return Err(self.refused(refusal)),
                     }
-                    _ if refusal.retryable => {}
-                    _ => return self.give_up(refusal).await,
                 }
             }
-            tokio::select! {
-                () = self.leave.cancelled() => return,
-                () = backoff.pause() => {}
+            if self.leave.is_cancelled() {
+                return Ok(());
+            }
+            let (leave, pause) = (self.leave.clone(), backoff.next(rand::random()));
+            let pause = async move {
+                tokio::select! {
+                    () = leave.cancelled() => {}
+                    () = sleep(pause) => {}
+                }
+            };
+            self.meanwhile(pause).await?;
+        }
+    }
+
+    fn refused(&self, refusal: Refusal) -> ConsumeError {
+        ConsumeError::Group { group: self.committer.group().clone(), refusal }
+    }
+
+    /// Fenced, or out: whatever this member had, others may have by now.
+    ///
+    /// # Errors
+    /// When the application's callback panicked.
+    async fn lose_everything(&mut self) -> Result<(), ConsumeError> {
+        self.assignment = None;
+        self.epoch = 0;
+        self.committer.set_member(&self.settings.member_id, 0);
+        let partitions: Vec<TopicPartition> = self.owned.keys().cloned().collect();
+        // Nothing more of it is delivered, whatever the application is in the middle of.
+        self.state.end(&partitions);
+        let mut outcome = Ok(());
+        if let Some(mut job) = self.job.take() {
+            job.fence();
+            let done = job.done().await;
+            outcome = self.finish_job(&job, done);
+        }
+        let lost: Vec<TopicPartition> = std::mem::take(&mut self.owned).into_keys().collect();
+        self.state.end(&lost);
+        if !lost.is_empty() && outcome.is_ok() {
+            outcome = self.hands.tell(Rebalance::Lost(lost)).await;
+        }
+        outcome
+    }
+
+    /// Leaving: lets go of everything that is left, though nobody can be told but the application.
+    async fn settle(&mut self) {
+        loop {
+            self.begin_job();
+            let Some(job) = &mut self.job else { return };
+            let done = job.done().await;
+            if let Some(job) = self.job.take()
+                && let Err(error) = self.finish_job(&job, done)
+            {
+                tracing::warn!(group = &**self.committer.group(), %error, "leaving");
+                return;
             }
         }
     }
 
-    /// The coordinator will not have this member: the application must hear of it.
-    async fn give_up(&mut self, refusal: Refusal) {
-        self.lose_everything().await;
-        self.state.push_error(ConsumeError::Group { group: self.committer.group().clone(), refusal });
-    }
-
-    /// Fenced: whatever this member had, others may have by now.
-    async fn lose_everything(&mut self) {
-        self.job = None;
-        self.assignment = None;
-        self.epoch = 0;
-        self.committer.set_member(&self.settings.member_id, 0);
-        let lost: Vec<TopicPartition> = std::mem::take(&mut self.owned).into_keys().collect();
-        self.state.end(&lost);
-        if let Some(callback) = self.settings.on_rebalance.clone().filter(|_| !lost.is_empty()) {
-            callback(Rebalance::Lost(lost)).await;
+    /// Waits for `work`, while partitions come and go.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> Result<T, ConsumeError> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            self.begin_job();
+            let done = tokio::select! {
+                biased;
+                done = &mut work => return Ok(done),
+                done = job_done(&mut self.job) => done,
+            };
+            if let Some(job) = self.job.take() {
+                self.finish_job(&job, done)?;
+            }
         }
     }
 
     /// One stream, from opening it to its end; whether it was answered.
     async fn belong(&mut self) -> (End, bool) {
         let topics = self.topics.borrow_and_update().clone();
-        let opening = open_member(self.readers.context.connections.clone(), self.join(topics));
-        let mut opening = tokio::time::timeout(JOIN_TIMEOUT, opening).boxed();
-        let opened = tokio::select! {
-            opened = &mut opening => opened,
-            // The coordinator may hear of this member any moment, and then it must hear the goodbye too.
-            () = self.leave.cancelled() => match tokio::time::timeout(LEAVE_TIMEOUT, opening).await {
-                Ok(opened) => opened,
-                Err(_) => return (End::Left, false),
-            },
+        // An answer is as long in coming as any other; a static member's coordinator may first wait for another's end.
+        let patience = self.connections.config.request_timeout.max(self.settings.session_timeout.unwrap_or_default());
+        let answer_by = Instant::now() + patience;
+        let late = || End::Lost(Error::TimedOut { what: "join group", after: patience });
+        let reported = self.owned.clone();
+        let opening = open_member(self.connections.clone(), self.join(topics));
+        let leave = self.leave.clone();
+        let opening = async move {
+            let mut opening = std::pin::pin!(tokio::time::timeout_at(answer_by, opening));
+            tokio::select! {
+                opened = &mut opening => opened.ok(),
+                // The coordinator may hear of this member any moment, and then it must hear the goodbye too.
+                () = leave.cancelled() => timeout(LEAVE_TIMEOUT, opening).await.ok().and_then(Result::ok),
+            }
         };
-        let (mut send, mut updates, address) = match opened {
-            Ok(Ok(stream)) => stream,
-            Ok(Err(error)) if error.retryable() => return (End::Lost(error), false),
-            Ok(Err(error)) => return (End::Fatal(error.into()), false),
-            Err(_) => return (End::Lost(Error::TimedOut { what: "join group", after: JOIN_TIMEOUT }), false),
+        let mut stream = match self.meanwhile(opening).await {
+            Ok(Some(Ok(stream))) => stream,
+            Ok(Some(Err(error))) if error.retryable() => return (End::Lost(error), false),
+            Ok(Some(Err(error))) => return (End::Fatal(error.into()), false),
+            Ok(None) if self.leave.is_cancelled() => return (End::Left, false),
+            Ok(None) => return (late(), false),
+            Err(error) => return (End::Fatal(error), false),
         };
         let mut heartbeat_interval = Duration::from_secs(1);
         let mut heartbeat_at = Instant::now() + heartbeat_interval;
+        if self.owned != reported {
+            // Others wait for what was let go of meanwhile.
+            heartbeat_at = Instant::now();
+        }
         let mut joined = false;
         let end = loop {
+            let leaving = self.leave.is_cancelled();
             self.begin_job();
+            if leaving && self.job.is_none() {
+                break stream.part(self.goodbye()).await;
+            }
             let result = tokio::select! {
-                update = updates.message() => match update {
+                update = stream.updates.message() => match update {
                     Ok(Some(update)) => {
                         joined |= update.error.is_none();
                         if update.heartbeat_interval_ms > 0 {
@@ -207,36 +265,38 @@ impl Member {
                         self.updated(update)
                     }
                     Ok(None) => Err(End::Lost(Error::ConnectionLost {
-                        address: address.to_string(),
+                        address: stream.address.to_string(),
                         reason: "the broker ended the membership stream".into(),
                     })),
                     Err(error) => Err(End::Lost(error)),
                 },
-                done = async { match &mut self.job { Some(job) => (&mut job.work).await, None => std::future::pending().await } } => {
-                    match self.finish_job(done) {
+                done = job_done(&mut self.job) => {
+                    let finished = self.job.take().map_or(Ok(()), |job| self.finish_job(&job, done));
+                    match finished {
+                        Ok(()) if leaving && self.owned.is_empty() => Ok(()),
                         Ok(()) => {
                             heartbeat_at = Instant::now() + heartbeat_interval;
-                            write_message(&mut send, &self.heartbeat(None), &address).await.map_err(End::Lost)
+                            stream.tell(&self.heartbeat(None)).await
                         }
-                        Err(error) => Err(End::Fatal(error)),
+                        Err(error) => {
+                            // Others need not wait for this member's session to end.
+                            self.state.end(&self.owned.keys().cloned().collect::<Vec<_>>());
+                            stream.part(self.goodbye()).await;
+                            Err(End::Fatal(error))
+                        }
                     }
                 }
                 () = sleep_until(heartbeat_at) => {
                     heartbeat_at = Instant::now() + heartbeat_interval;
-                    write_message(&mut send, &self.heartbeat(None), &address).await.map_err(End::Lost)
+                    stream.tell(&self.heartbeat(None)).await
                 }
-                changed = self.topics.changed() => {
-                    // The consumer went away: it also asked to leave.
-                    let topics = changed.is_ok().then(|| self.topics.borrow_and_update().clone());
-                    match topics {
-                        Some(topics) => {
-                            let heartbeat = self.heartbeat(Some(topics));
-                            write_message(&mut send, &heartbeat, &address).await.map_err(End::Lost)
-                        }
-                        None => Err(self.leave_group(&mut send, &mut updates, &address).await),
-                    }
+                () = sleep_until(answer_by), if !joined => Err(late()),
+                // A consumer that went away also asked to leave.
+                Ok(()) = self.topics.changed(), if !leaving => {
+                    let topics = self.topics.borrow_and_update().clone();
+                    stream.tell(&self.heartbeat(Some(topics))).await
                 }
-                () = self.leave.cancelled() => Err(self.leave_group(&mut send, &mut updates, &address).await),
+                () = self.leave.cancelled(), if !leaving => Ok(()),
             };
             if let Err(end) = result {
                 break end;
@@ -252,11 +312,11 @@ impl Member {
             group: self.committer.group().to_string(),
             member_id: settings.member_id.clone(),
             instance_id: settings.instance_id.clone(),
-            client_id: self.readers.context.connections.config.client_id.clone(),
+            client_id: self.connections.config.client_id.clone(),
             topics,
             assignor: settings.assignor.clone(),
             session_timeout_ms: settings.session_timeout.map_or(0, ms),
-            rebalance_timeout_ms: ms(settings.rebalance_timeout),
+            rebalance_timeout_ms: ms(self.hands.rebalance_timeout),
             rack: String::new(),
             owned: to_wire(&self.owned),
             member_epoch: self.epoch,
@@ -269,7 +329,11 @@ impl Member {
             return Err(End::Refused(error.into()));
         }
         if update.left {
-            return Err(End::Left);
+            let why = "the coordinator put this member out";
+            return Err(match self.leave.is_cancelled() {
+                true => End::Left,
+                false => End::Refused(wire::Error::new(ErrorCode::UnknownMember, why).into()),
+            });
         }
         self.epoch = update.member_epoch;
         self.committer.set_member(&self.settings.member_id, self.epoch);
@@ -295,14 +359,20 @@ impl Member {
         Ok(())
     }
 
-    /// Begins what is to be done next, if nothing is being done: letting go comes first.
+    /// Begins what is to be done next, if nothing is being done: letting go comes first. Whoever leaves lets go of
+    /// everything.
     fn begin_job(&mut self) {
-        let (None, Some(assignment)) = (&self.job, &self.assignment) else { return };
+        let nothing = Owned::new();
+        let assignment = match &self.assignment {
+            _ if self.job.is_some() => return,
+            _ if self.leave.is_cancelled() => &nothing,
+            Some(assignment) => assignment,
+            None => return,
+        };
         let surplus = |(at, id): (&TopicPartition, &TopicId)| (assignment.get(at) != Some(id)).then(|| at.clone());
         let let_go: Vec<TopicPartition> = self.owned.iter().filter_map(surplus).collect();
         if !let_go.is_empty() {
-            let work = self.let_go(let_go.clone()).boxed();
-            self.job = Some(Job { partitions: let_go, letting_go: true, work });
+            self.job = Some(self.hands.let_go(let_go));
             return;
         }
         let new: Vec<(TopicPartition, TopicId)> = assignment
@@ -313,96 +383,19 @@ impl Member {
         if !new.is_empty() {
             // From now on it is reported as this member's.
             self.owned.extend(new.iter().cloned());
-            let partitions = new.iter().map(|(at, _)| at.clone()).collect();
-            let work = self.take_on(new).boxed();
-            self.job = Some(Job { partitions, letting_go: false, work });
+            self.job = Some(self.hands.take_on(new));
         }
     }
 
-    /// Lets go of everything, so that the application hears of it before anybody else is given it; then the goodbye.
-    async fn leave_group(
-        &mut self,
-        send: &mut SendStream,
-        updates: &mut FrameReader<wire::MemberUpdate>,
-        address: &str,
-    ) -> End {
-        if let Some(mut job) = self.job.take() {
-            // What the application is in the middle of is carried through.
-            if tokio::time::timeout(LEAVE_TIMEOUT, &mut job.work).await.is_err() {
-                tracing::debug!(group = &**self.committer.group(), "the last rebalance did not end in time");
-            }
-            if job.letting_go {
-                self.owned.retain(|at, _| !job.partitions.contains(at));
-            }
-        }
-        let goodbye = self.goodbye();
-        let let_go: Vec<TopicPartition> = std::mem::take(&mut self.owned).into_keys().collect();
-        if let Some(callback) = self.settings.on_rebalance.clone().filter(|_| !let_go.is_empty()) {
-            callback(Rebalance::Revoked(let_go, self.committer.clone())).await;
-        }
-        part(goodbye, send, updates, address).await
-    }
-
-    fn finish_job(&mut self, done: Result<(), ConsumeError>) -> Result<(), ConsumeError> {
-        let Some(job) = self.job.take() else { return Ok(()) };
-        if job.letting_go {
+    /// What follows from a job's end.
+    fn finish_job(&mut self, job: &Job, done: Result<bool, ConsumeError>) -> Result<(), ConsumeError> {
+        let told = done?;
+        if job.letting_go && told {
             job.partitions.iter().for_each(|at| {
                 self.owned.remove(at);
             });
         }
-        done
-    }
-
-    /// Stops reading, waits until the application is done with what it has in hand, commits.
-    fn let_go(&self, partitions: Vec<TopicPartition>) -> impl Future<Output = Result<(), ConsumeError>> + use<> {
-        let (state, committer) = (self.state.clone(), self.committer.clone());
-        let callback = self.settings.on_rebalance.clone();
-        let auto_commit = self.settings.auto_commit;
-        // The coordinator's patience, less some for the commit and the report.
-        let patience = self.settings.rebalance_timeout.mul_f64(0.7);
-        async move {
-            let until = Instant::now() + patience;
-            let cells = state.hold_back(&partitions);
-            loop {
-                let mut asked = std::pin::pin!(state.asked.notified());
-                asked.as_mut().enable();
-                if !cells.iter().any(|cell| cell.is_held()) || Instant::now() >= until {
-                    break;
-                }
-                tokio::select! {
-                    () = asked => {}
-                    () = sleep_until(until) => {}
-                }
-            }
-            if auto_commit && let Err(error) = committer.commit_cells(&cells, Cell::processed).await {
-                tracing::warn!(group = &**committer.group(), %error, "commit before letting go fails");
-            }
-            if let Some(callback) = callback {
-                callback(Rebalance::Revoked(partitions.clone(), committer.clone())).await;
-            }
-            // Nothing that speaks of these partitions may reach the coordinator after their next owner was told.
-            let _ = tokio::time::timeout(LEAVE_TIMEOUT, committer.idle()).await;
-            state.end(&partitions);
-            state.assignment_known();
-            Ok(())
-        }
-    }
-
-    /// Tells the application, and begins to read; where to, is found out without holding up what the coordinator asks next.
-    fn take_on(&self, new: Vec<(TopicPartition, TopicId)>) -> impl Future<Output = Result<(), ConsumeError>> + use<> {
-        let (readers, committer) = (self.readers.clone(), self.committer.clone());
-        let callback = self.settings.on_rebalance.clone();
-        let from = self.settings.start;
-        async move {
-            if let Some(callback) = callback {
-                callback(Rebalance::Assigned(new.iter().map(|(at, _)| at.clone()).collect())).await;
-            }
-            let wanted = new.into_iter().map(|(at, topic_id)| Wanted { at, topic_id, from, ask_group: true });
-            let search = readers.begin(wanted.collect(), Some(committer));
-            tokio::spawn(search.run());
-            readers.context.state.assignment_known();
-            Ok(())
-        }
+        Ok(())
     }
 
     /// What this member has, and that it lives.
@@ -423,37 +416,45 @@ impl Member {
     }
 }
 
-async fn open_member(
-    connections: Arc<Connections>,
-    request: wire::OpenMember,
-) -> Result<(SendStream, FrameReader<wire::MemberUpdate>, Arc<str>), Error> {
-    let link = connections.control().await?;
-    let (send, recv) = link.open(open::Stream::Member(request)).await?;
-    Ok((send, FrameReader::new(recv, link.address().clone()), link.address().clone()))
+impl Membership {
+    async fn tell(&mut self, heartbeat: &wire::MemberHeartbeat) -> Result<(), End> {
+        write_message(&mut self.send, heartbeat, &self.address).await.map_err(End::Lost)
+    }
+
+    /// Says goodbye, and waits for the answer.
+    async fn part(&mut self, goodbye: wire::MemberHeartbeat) -> End {
+        let exchange = async {
+            write_message(&mut self.send, &goodbye, &self.address).await?;
+            while let Some(update) = self.updates.message().await? {
+                if update.left || update.error.is_some() {
+                    break;
+                }
+            }
+            Ok::<(), Error>(())
+        };
+        match timeout(LEAVE_TIMEOUT, exchange).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "leaving was not answered"),
+            Err(_) => tracing::debug!("leaving was not answered in time"),
+        }
+        End::Left
+    }
 }
 
-/// Says goodbye, and waits for the answer.
-async fn part(
-    goodbye: wire::MemberHeartbeat,
-    send: &mut SendStream,
-    updates: &mut FrameReader<wire::MemberUpdate>,
-    address: &str,
-) -> End {
-    let exchange = async {
-        write_message(send, &goodbye, address).await?;
-        while let Some(update) = updates.message().await? {
-            if update.left || update.error.is_some() {
-                break;
-            }
-        }
-        Ok::<(), Error>(())
-    };
-    match tokio::time::timeout(LEAVE_TIMEOUT, exchange).await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => tracing::debug!(%error, "leaving was not answered"),
-        Err(_) => tracing::debug!("leaving was not answered in time"),
+/// The end of the job that is being done; never, if there is none.
+async fn job_done(job: &mut Option<Job>) -> Result<bool, ConsumeError> {
+    match job {
+        Some(job) => Either::Left(job.done()),
+        None => Either::Right(std::future::pending()),
     }
-    End::Left
+    .await
+}
+
+async fn open_member(connections: Arc<Connections>, request: wire::OpenMember) -> Result<Membership, Error> {
+    let link = connections.control().await?;
+    let (send, recv) = link.open(open::Stream::Member(request)).await?;
+    let address = link.address().clone();
+    Ok(Membership { send, updates: FrameReader::new(recv, address.clone()), address })
 }
 
 fn to_wire(owned: &Owned) -> Vec<wire::TopicPartitions> {

@@ -47,7 +47,8 @@ impl Search {
         self.open.is_empty()
     }
 
-    /// Asks until each partition has begun, failed for good, or been given away.
+    /// Asks until each partition has begun, failed for good, or been given away. After the first answers the assignment
+    /// counts as known: then only those have no position that are not served at the moment.
     pub(crate) async fn run(mut self) {
         let stop = self.readers.context.stop.clone();
         tokio::select! {
@@ -72,6 +73,7 @@ impl Search {
                 }
             }
             let state = &self.readers.context.state;
+            state.assignment_known();
             self.open.retain(|sought| state.is_alive(&sought.life));
             if !self.is_done() {
                 backoff.pause().await;

@@ -11,12 +11,13 @@ mod fetch;
 mod group;
 mod locate;
 mod readers;
+mod rebalance;
 mod record;
 mod state;
 
 pub use builder::ConsumerBuilder;
 pub use commit::Committer;
-pub use group::Rebalance;
+pub use rebalance::Rebalance;
 pub use record::{ConsumedBatch, ConsumedRecord, ConsumedRecords, OutOfRange, Position, StartFrom};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -333,7 +334,8 @@ impl Consumer {
     }
 
     /// Waits for the first assignment of a group, and returns the present one. It may be empty: a group may have more
-    /// members than partitions. Errors that come first are returned here.
+    /// members than partitions. Where they begin is known then, except for partitions that are not served at the moment.
+    /// Errors that come first are returned here.
     ///
     /// # Errors
     /// When the group refuses this consumer.
@@ -444,6 +446,7 @@ impl Consumer {
     /// When the commit fails; the group is left all the same.
     pub async fn close(mut self) -> Result<(), ConsumeError> {
         self.let_go_of_held();
+        self.state.asked.notify_waiters();
         let committed = match &self.committer {
             Some(committer) if self.auto_commit => committer.commit_cells(&self.state.cells(), Cell::delivered).await,
             _ => Ok(()),

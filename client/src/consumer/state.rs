@@ -167,6 +167,9 @@ impl State {
             partition.cell.reposition(from);
             partition.task = Some(spawn(life.clone()));
         }
+        drop(inner);
+        // It may have begun at its bound.
+        self.ready.wake();
     }
 
     /// Goes on elsewhere in a partition: another life of it. What the present one left is dropped. One that is being let

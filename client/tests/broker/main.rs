@@ -304,15 +304,15 @@ async fn a_group_resumes_exactly_where_it_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn progress_in_a_deleted_topic_says_nothing_about_its_successor() {
-    let (_node, client) = Node::with_topic(1).await;
-    let fill = async || {
+    let (node, client) = Node::with_topic(1).await;
+    let fill = async |client: &Client| {
         let producer = within("build", client.producer().build()).await.unwrap();
         for i in 0..10 {
             drop(producer.send(record(format!("{i}"))).await.unwrap());
         }
         within("close", producer.close()).await;
     };
-    fill().await;
+    fill(&client).await;
     let build = client.consumer().group("g").assign([("flights", 0)]).auto_commit(None).build();
     let mut old = within("build", build).await.unwrap();
     for _ in 0..5 {
@@ -322,7 +322,8 @@ async fn progress_in_a_deleted_topic_says_nothing_about_its_successor() {
     client.admin().create_topic(NewTopic::new("flights")).await.unwrap();
     let error = within("commit", old.commit()).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::UnknownTopicId), "{error}");
-    fill().await;
+    let client = node.client().await;
+    fill(&client).await;
     let build = client.consumer().group("g").assign([("flights", 0)]).build();
     let mut new = within("build", build).await.unwrap();
     assert_eq!(within("a record", new.next()).await.unwrap().unwrap().offset, 0);

@@ -3,6 +3,7 @@
 
 #![allow(unreachable_pub)]
 
+mod commits;
 mod connect;
 mod consumer;
 mod group;

@@ -2,19 +2,22 @@
 //! reads what comes on it, and answers as it likes. Calls are answered at once: hello and metadata of one topic by
 //! themselves, the rest by a function that the test may set.
 
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use headwater_client::{Client, ClientConfig, quic};
+use futures::StreamExt;
+use headwater_client::{Client, ClientConfig, Consumer, ConsumerBuilder, quic};
 use headwater_proto::batch::{BatchBuilder, BuildOptions};
 use headwater_proto::frame::{self, FrameDecoder, FrameEvent};
 use headwater_proto::limits::{ALPN, MAX_FRAME_HEADER_BYTES, MAX_FRAME_PAYLOAD_BYTES, PROTOCOL_VERSION};
-use headwater_proto::wire::{self, call, call_response::Response, open};
+use headwater_proto::wire::{self, MemberHeartbeat, MemberUpdate, call, call_response::Response, open};
 use headwater_proto::{ErrorCode, TopicId};
 use prost::Message;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// How long anything in a test may take before it counts as hanging.
 pub const DEADLINE: Duration = Duration::from_secs(20);
@@ -41,6 +44,9 @@ struct Shared {
     /// Calls other than hello and metadata, in order of arrival.
     calls: Mutex<Vec<call::Request>>,
     connections: Mutex<Vec<quinn::Connection>>,
+    deaf: AtomicBool,
+    /// Attempts to connect that were not answered.
+    knocks: watch::Sender<HashSet<String>>,
     hello: Mutex<wire::HelloResponse>,
     partitions: u32,
     max_message_bytes: u32,
@@ -99,6 +105,8 @@ impl Peer {
             answer: Mutex::new(Arc::new(|_| None)),
             calls: Mutex::default(),
             connections: Mutex::default(),
+            deaf: AtomicBool::new(false),
+            knocks: watch::Sender::default(),
             hello: Mutex::new(hello),
             partitions,
             max_message_bytes,
@@ -106,6 +114,12 @@ impl Peer {
         let (accepting, connections) = (endpoint.clone(), shared.clone());
         tokio::spawn(async move {
             while let Some(incoming) = accepting.accept().await {
+                if connections.deaf.load(Ordering::SeqCst) {
+                    let attempt = format!("{:?}", incoming.orig_dst_cid());
+                    incoming.ignore();
+                    connections.knocks.send_if_modified(|knocks| knocks.insert(attempt));
+                    continue;
+                }
                 tokio::spawn(connection(connections.clone(), incoming));
             }
         });
@@ -145,6 +159,17 @@ impl Peer {
     /// The calls that came since this was last asked, hello and metadata left out.
     pub fn calls(&self) -> Vec<call::Request> {
         std::mem::take(&mut *self.shared.calls.lock().unwrap())
+    }
+
+    /// Answers nobody who wants to connect, or again everybody.
+    pub fn set_deaf(&self, deaf: bool) {
+        self.shared.deaf.store(deaf, Ordering::SeqCst);
+    }
+
+    /// Waits until so many attempts to connect were not answered.
+    pub async fn knocked(&self, attempts: usize) {
+        let mut knocks = self.shared.knocks.subscribe();
+        within("attempts to connect", knocks.wait_for(|knocks| knocks.len() >= attempts)).await.unwrap();
     }
 
     /// Ends every connection, as a broker that goes away does.
@@ -402,4 +427,69 @@ pub fn batch(base_offset: i64, values: &[&[u8]]) -> Bytes {
 /// Batches of one record of `bytes` each.
 pub fn batches(base_offset: i64, count: usize, bytes: usize) -> Vec<Bytes> {
     (0..count).map(|i| batch(base_offset + i as i64, &[&vec![i as u8; bytes]])).collect()
+}
+
+/// A member of the group `billing`.
+pub async fn member_of_billing(peer: &Peer, set: impl FnOnce(ConsumerBuilder) -> ConsumerBuilder) -> Consumer {
+    let builder = peer.client().await.consumer().group("billing").topics([TOPIC]);
+    within("build", set(builder).build()).await.unwrap()
+}
+
+pub fn partitions(partitions: &[u32]) -> Vec<wire::TopicPartitions> {
+    let topic =
+        wire::TopicPartitions { topic: TOPIC.into(), topic_id: TOPIC_ID.to_wire(), partitions: partitions.to_vec() };
+    if partitions.is_empty() { Vec::new() } else { vec![topic] }
+}
+
+/// Gives a member its partitions.
+pub async fn assign(stream: &mut PeerStream, member_epoch: i32, owns: &[u32]) {
+    let update = MemberUpdate {
+        member_epoch,
+        assignment: partitions(owns),
+        heartbeat_interval_ms: 100,
+        ..MemberUpdate::default()
+    };
+    stream.send(&update, &[]).await;
+}
+
+/// The next heartbeat that says the member owns exactly these.
+pub async fn owns(stream: &mut PeerStream, expected: &[u32]) -> MemberHeartbeat {
+    within("letting go or taking on", async {
+        loop {
+            let (heartbeat, _) = stream.frame::<MemberHeartbeat>().await.expect("a heartbeat");
+            if heartbeat.owned == partitions(expected) {
+                return heartbeat;
+            }
+        }
+    })
+    .await
+}
+
+/// What was committed since this was last asked: epoch, partition, offset, leader epoch.
+pub fn commits(peer: &Peer) -> Vec<(i32, u32, i64, i32)> {
+    let commit = |call| match call {
+        call::Request::CommitOffsets(c) => Some(c),
+        _ => None,
+    };
+    let commits = peer.calls().into_iter().filter_map(commit);
+    commits
+        .flat_map(|c| {
+            let epoch = c.member_epoch;
+            c.offsets.into_iter().map(move |o| (epoch, o.partition, o.offset, o.leader_epoch))
+        })
+        .collect()
+}
+
+/// Accepts the fetch streams of these partitions, in order of their numbers.
+pub async fn fetches(peer: &mut Peer, count: usize) -> Vec<(PeerStream, wire::OpenFetch)> {
+    let mut streams = Vec::new();
+    for _ in 0..count {
+        streams.push(peer.fetch(1000).await);
+    }
+    streams.sort_by_key(|(_, open)| open.partition);
+    streams
+}
+
+pub async fn next_offset(consumer: &mut Consumer) -> i64 {
+    within("a record", consumer.next()).await.unwrap().unwrap().offset
 }
