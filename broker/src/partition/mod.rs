@@ -344,7 +344,8 @@ impl PartitionHandle {
         match error {
             ReadError::OutOfRange(range) => PartitionError::OffsetOutOfRange {
                 offset: range.offset,
-                log_start_offset: self.offsets().log_start,
+                // What was deleted just now may not have been published yet.
+                log_start_offset: range.log_start.max(self.offsets().log_start),
                 end_offset: self.offsets().high_watermark,
             },
             ReadError::Closed => self.why_ended(),
