@@ -1,7 +1,7 @@
 //! Opening a log: what is checked when it was closed in good order, and what is scanned when it was not.
 //!
 //! Owns: the judgement of every file of a partition's folder, and what the log's state is at the start. Refuses: mending damage
-//! (the inspection's `repair` does, on a copy). Read next: `scan.rs`.
+//! (the inspection's `repair` does, on a copy). Read next: `recovery/segment.rs`, then `scan.rs`.
 //!
 //! * Below the recovery point everything was flushed: whatever is wrong there is corruption, and the log does not open.
 //! * From the recovery point on, the first batch that is invalid ends the log, and what follows is cut, if it can be a torn write:
@@ -12,92 +12,24 @@
 //!   whose write failed may be clean in memory and missing on the disk.
 //! * Indexes, checksums, snapshots and epochs are made from the log; damaged ones are made anew and reported.
 
-use std::collections::BTreeMap;
-use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+mod report;
+mod segment;
 
-use crate::active::{Active, Place, crc_header, read_crc_file};
+use std::io::ErrorKind;
+
+use crate::active::{Active, Place};
 use crate::checkpoint::{self, CheckpointError, parse_segment_file_name, segment_file_name};
 use crate::compaction::swap;
 use crate::config::OpenHints;
-use crate::crcfile::{self, RunningCrc};
 use crate::epochs::{self, LeaderEpochs};
-use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
-use crate::files::{self, OpenMode, parent};
-use crate::index::IndexBuilder;
-use crate::metrics as names;
+use crate::error::{Corruption, During, IoFailure, OpenError};
+use crate::files::{self, parent};
 use crate::producers::{self, ProducerState};
-use crate::reader::{RecentEnds, SegmentEntry};
+use crate::reader::SegmentEntry;
 use crate::replay::{self, remove_snapshots, snapshot_offsets};
-use crate::scan::{self, Checked, IndexAudit, SegmentScan};
-use crate::segment::Segment;
 
-/// How far recoveries are, of all logs that were given it. A log that was closed in good order adds nothing.
-#[derive(Debug, Default)]
-pub struct RecoveryProgress {
-    to_scan_bytes: AtomicU64,
-    scanned_bytes: AtomicU64,
-}
-
-impl RecoveryProgress {
-    /// Bytes that are to be scanned, as far as is known: a log adds its own when it begins.
-    pub fn to_scan_bytes(&self) -> u64 {
-        self.to_scan_bytes.load(Ordering::Acquire)
-    }
-
-    /// Bytes of them that are behind.
-    pub fn scanned_bytes(&self) -> u64 {
-        self.scanned_bytes.load(Ordering::Acquire)
-    }
-}
-
-/// What opening a log found and did.
-#[derive(Debug, Clone, Default)]
-pub struct RecoveryReport {
-    /// The log was taken as it was closed: nothing was scanned.
-    pub clean: bool,
-    /// Bytes that were read and checked.
-    pub scanned_bytes: u64,
-    /// Batches that were read and checked.
-    pub scanned_batches: u64,
-    /// What was cut off the end: a torn write. Zeros and stale bytes of recycled files do not count.
-    pub cut: Option<CutTail>,
-    /// Files that were missing or made no sense, and were made anew from the log.
-    pub rebuilt: Vec<PathBuf>,
-    /// Segments whose reserved space was still there.
-    pub finished_trims: Vec<PathBuf>,
-    /// Checksum files that disagree with a log whose batches are all valid: Kafka wrote here, or the folder was copied
-    /// under another name. They were made anew.
-    pub crc_disagreements: Vec<CrcDisagreement>,
-}
-
-/// A torn write that recovery cut off.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CutTail {
-    /// The segment.
-    pub path: PathBuf,
-    /// Where it was cut, in bytes.
-    pub position: u64,
-    /// How many bytes were lost.
-    pub bytes: u64,
-    /// The offset that is next now.
-    pub next_offset: i64,
-    /// Why the bytes there are no batch.
-    pub detail: String,
-}
-
-/// A checksum file that disagrees with its log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CrcDisagreement {
-    /// The checksum file.
-    pub path: PathBuf,
-    /// The first position of the log up to which it disagrees; 0 if the file is for another segment or unreadable.
-    pub position: u64,
-    /// How it disagrees.
-    pub detail: String,
-}
+pub use report::{CrcDisagreement, CutTail, RecoveryProgress, RecoveryReport};
+use segment::from_reading;
 
 /// The state that a log begins with.
 #[derive(Debug)]
@@ -127,7 +59,7 @@ struct Opening<'a> {
 impl Drop for Opening<'_> {
     fn drop(&mut self) {
         // What was cut, or is left since something else ended the recovery.
-        self.progress.scanned_bytes.fetch_add(self.announced_bytes, Ordering::AcqRel);
+        self.progress.behind(self.announced_bytes);
     }
 }
 
@@ -385,310 +317,6 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// The end of a process may have come between the write of a file and its sync.
-    fn sync_file(&self, base_offset: i64, extension: &str) -> Result<(), OpenError> {
-        let path = self.place.dir.join(segment_file_name(base_offset, extension));
-        match self.place.files.open(&path, OpenMode::Write).and_then(|file| file.sync_all()) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Ok(()),
-            result => Ok(result.during("sync", &path)?),
-        }
-    }
-
-    /// A segment that was complete when it was last written: its ends are looked at, not what lies between.
-    /// Also returns whether the log ends in it although later segments exist.
-    fn check(&mut self, base_offset: i64, later: &[i64]) -> Result<(OpenedSegment, bool), OpenError> {
-        let next_base = later.first().copied();
-        let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
-        let metadata = self.place.files.metadata(&path).during("look at", &path)?;
-        if !self.hints.clean_shutdown && next_base.is_some_and(|next| next >= self.hints.recovery_point) {
-            [".index", ".timeindex", ".crc"].iter().try_for_each(|extension| self.sync_file(base_offset, extension))?;
-        }
-        let checked = scan::check_segment(self.place, base_offset, metadata, next_base);
-        let complete = matches!(checked, Ok(Checked::Complete(_)));
-        if !complete && !self.hints.clean_shutdown && self.first_written(later)?.is_none() {
-            // The crash came when the next segment had been begun and this one was not sealed yet.
-            return self.scan(base_offset, later);
-        }
-        match checked? {
-            Checked::Complete(complete) => {
-                let active = Active {
-                    segment: complete.segment,
-                    size: complete.size,
-                    reserved: metadata.len,
-                    index: complete.index,
-                    crc: complete.crc,
-                    first_timestamp: complete.first_timestamp,
-                    begun_ms: self.now_ms,
-                    last_append_ms: metadata.modified_ms,
-                    recycled: false,
-                    recent: RecentEnds::default(),
-                    unflushed: None,
-                };
-                Ok((OpenedSegment { active, next_offset: complete.next_offset }, false))
-            }
-            Checked::Suspect(why) => {
-                tracing::info!(path = %path.display(), why, "reading the segment whole");
-
-                let rebuilt_before = self.report.rebuilt.len();
-                self.announce(metadata.len);
-                let scanned = self.scan_segment(base_offset, i64::MAX, next_base)?;
-                if why.contains("index") && self.report.rebuilt.len() == rebuilt_before {
-                    self.report.rebuilt.push(path.with_extension(if why.contains("time") {
-                        "timeindex"
-                    } else {
-                        "index"
-                    }));
-                }
-                let zeros_follow = scanned.fault.as_ref().is_some_and(|fault| fault.zeros_follow);
-                if let Some(fault) = scanned.fault.as_ref().filter(|_| !zeros_follow) {
-                    return Err(fault.corruption(&path).into());
-                }
-                Ok((self.adopt(scanned, metadata.modified_ms, false)?, false))
-            }
-        }
-    }
-
-    /// A segment that a crash may have torn. Also returns whether the log ends in it although later segments exist.
-    fn scan(&mut self, base_offset: i64, later: &[i64]) -> Result<(OpenedSegment, bool), OpenError> {
-        let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
-        let metadata = self.place.files.metadata(&path).during("look at", &path)?;
-        let scanned = self.scan_segment(base_offset, self.hints.recovery_point, later.first().copied())?;
-        let mut ends_here = false;
-        let end = scanned.next_offset;
-        if scanned.fault.is_none() && later.first().is_some_and(|next| *next != end) {
-            match self.first_written(later)? {
-                // Segments were begun for a group whose beginning was never written here.
-                None => ends_here = true,
-                Some(_) if self.place.config.cleanup.compact || end < self.hints.recovery_point => {}
-                Some(goes_on) => {
-                    let detail = format!("it ends before offset {end}; {} goes on behind it", goes_on.display());
-                    return Err(Corruption { path, position: scanned.end, offset: Some(end), detail }.into());
-                }
-            }
-        }
-        if let Some(fault) = &scanned.fault {
-            // Where the next segment goes on exactly here, what follows was reserved, or is stale.
-            let continued = later.first() == Some(&fault.expected_offset);
-            let only_reserved = fault.zeros_follow && later.is_empty();
-            if !continued && !only_reserved {
-                self.judge(&path, &scanned, later)?;
-                ends_here = true;
-            }
-            if !continued && !fault.zeros_follow && !fault.stale_follows {
-                let bytes = scanned.len - fault.position;
-                tracing::warn!(path = %path.display(), position = fault.position, bytes, detail = fault.detail, "cut a torn write");
-                metrics::counter!(names::CUT_BYTES).increment(bytes);
-                self.report.cut = Some(CutTail {
-                    path,
-                    position: fault.position,
-                    bytes,
-                    next_offset: fault.expected_offset,
-                    detail: fault.detail.clone(),
-                });
-            }
-        }
-        Ok((self.adopt(scanned, metadata.modified_ms, true)?, ends_here))
-    }
-
-    /// Whether an invalid batch can be a torn write; if not, it is corruption.
-    fn judge(&self, path: &Path, scanned: &SegmentScan, later: &[i64]) -> Result<(), OpenError> {
-        let Some(fault) = &scanned.fault else { return Ok(()) };
-        if fault.expected_offset < self.hints.recovery_point {
-            return Err(fault.corruption(path).into());
-        }
-        let beyond = fault.position.saturating_add(self.place.config.unflushed_limit_bytes);
-        let file = self.place.files.open(path, OpenMode::Read).during("open", path)?;
-        let found = scan::find_batch(&*file, path, beyond, scanned.len, fault.expected_offset)?;
-        if let Some(position) = found {
-            let mut corruption = fault.corruption(path);
-            corruption.detail.push_str(&format!("; a valid batch follows at position {position}"));
-            return Err(corruption.into());
-        }
-        // A segment is flushed before the next one is written.
-        if let Some(goes_on) = self.first_written(later)? {
-            let mut corruption = fault.corruption(path);
-            corruption.detail.push_str(&format!("; {} goes on behind it", goes_on.display()));
-            return Err(corruption.into());
-        }
-        Ok(())
-    }
-
-    /// The first of these segments that begins with a batch of its own.
-    fn first_written(&self, bases: &[i64]) -> Result<Option<PathBuf>, OpenError> {
-        for base_offset in bases {
-            let path = self.place.dir.join(segment_file_name(*base_offset, ".log"));
-            let file = self.place.files.open(&path, OpenMode::Read).during("open", &path)?;
-            let len = file.len().during("look at", &path)?;
-            if scan::batch_at(&*file, &path, 0, len)?.is_some_and(|header| header.base_offset >= *base_offset) {
-                return Ok(Some(path));
-            }
-        }
-        Ok(None)
-    }
-
-    fn announce(&mut self, bytes: u64) {
-        self.announced_bytes += bytes;
-        self.progress.to_scan_bytes.fetch_add(bytes, Ordering::AcqRel);
-    }
-
-    fn scan_segment(
-        &mut self,
-        base_offset: i64,
-        recovery_point: i64,
-        next_base: Option<i64>,
-    ) -> Result<SegmentScan, OpenError> {
-        let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
-        let file = self.place.files.open(&path, OpenMode::Write).during("open", &path)?;
-        let crc = RunningCrc::new(&crc_header(self.place.identity, base_offset));
-        let index = IndexBuilder::new(base_offset, self.place.config.index_interval_bytes);
-        let rules = scan::ScanRules {
-            base_offset,
-            // Compaction leaves gaps; nothing else does.
-            exact_from: if self.place.config.cleanup.compact { i64::MAX } else { recovery_point },
-            compacted: self.place.config.cleanup.compact,
-            next_base,
-            rewrite_from: recovery_point,
-        };
-        let found = |extension| {
-            let path = self.place.dir.join(segment_file_name(base_offset, extension));
-            match files::read(&**self.place.files, &path, 1 << 30) {
-                Ok(bytes) => Ok(Some(bytes)),
-                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-                Err(error) => Err(IoFailure::new("read", &path, error)),
-            }
-        };
-        let mut audit = IndexAudit::new(base_offset, found(".index")?, found(".timeindex")?);
-        let (epochs, progress, announced) = (&mut self.epochs, self.progress, &mut self.announced_bytes);
-        let mut epochs_changed = false;
-        let mut behind = |bytes: u64| {
-            let bytes = bytes.min(*announced);
-            *announced -= bytes;
-            progress.scanned_bytes.fetch_add(bytes, Ordering::AcqRel);
-        };
-        let scanned = scan::scan_segment(&*file, &path, rules, index, crc, &mut audit, |header| {
-            epochs_changed |= epochs.assign(header.leader_epoch, header.base_offset);
-            behind(header.size() as u64);
-        })?;
-        behind(scanned.len - scanned.end);
-        for (extension, wrong) in [(".index", audit.wrong_offsets), (".timeindex", audit.wrong_times)] {
-            if wrong {
-                let path = self.place.dir.join(segment_file_name(base_offset, extension));
-                tracing::warn!(path = %path.display(), "damaged; made anew from the log");
-                self.report.rebuilt.push(path);
-            }
-        }
-        self.epochs_changed |= epochs_changed;
-        self.report.scanned_bytes += scanned.end;
-        self.report.scanned_batches += scanned.batches;
-        metrics::counter!(names::RECOVERED_BYTES).increment(scanned.end);
-        Ok(scanned)
-    }
-
-    /// Takes a scanned segment as it is: cut to its valid batches, its derived files made from them, everything synced.
-    /// `torn` if the crash may have come while its files were written.
-    fn adopt(&mut self, scanned: SegmentScan, modified_ms: i64, torn: bool) -> Result<OpenedSegment, OpenError> {
-        let base_offset = scanned.base_offset;
-        let segment =
-            Segment::new(Arc::clone(self.place.files), Arc::clone(self.place.dir), base_offset, scanned.end, 0, 0);
-        let path = segment.log_path();
-        let file = self.place.files.open(&path, OpenMode::Write).during("open", &path)?;
-        if scanned.len > scanned.end {
-            file.set_len(scanned.end).during("cut", &path)?;
-            if scanned.fault.as_ref().is_some_and(|fault| fault.zeros_follow || fault.stale_follows) {
-                self.report.finished_trims.push(path.clone());
-            }
-        }
-        file.sync_all().during("sync", &path)?;
-        let mut index = scanned.index;
-        let mut entries = scanned.entries;
-        index.seal(&mut entries);
-        segment.rewrite_indexes(entries)?;
-        self.compare_crc(&segment.path(".crc"), &scanned.crc, base_offset, scanned.flushed, torn)?;
-        let mut active = Active {
-            segment,
-            size: scanned.end,
-            reserved: scanned.end,
-            index,
-            crc: Some(scanned.crc),
-            first_timestamp: scanned.first_timestamp,
-            begun_ms: self.now_ms,
-            last_append_ms: modified_ms,
-            recycled: false,
-            recent: RecentEnds::default(),
-            unflushed: None,
-        };
-        active.seal(&**self.place.files, self.place.identity)?;
-        Ok(OpenedSegment { active, next_offset: scanned.next_offset })
-    }
-
-    /// Whether a checksum file may be what a crash left of a write: short, or with zeros where an entry should be.
-    fn looks_torn(&self, path: &Path) -> Result<bool, OpenError> {
-        let bytes = files::read(&**self.place.files, path, 1 << 20).during("read", path)?;
-        let entry_bytes = crcfile::ENTRY_BYTES;
-        let is_short = bytes.len() < crcfile::HEADER_BYTES || !bytes.len().is_multiple_of(entry_bytes);
-        Ok(is_short || bytes.chunks(entry_bytes).any(|entry| entry.iter().all(|byte| *byte == 0)))
-    }
-
-    /// Reports where a checksum file disagrees with a log of valid batches. `flushed`: bytes that lie below the recovery point.
-    fn compare_crc(
-        &mut self,
-        path: &Path,
-        computed: &RunningCrc,
-        base_offset: i64,
-        flushed: u64,
-        torn: bool,
-    ) -> Result<(), OpenError> {
-        let found = read_crc_file(&**self.place.files, path)?;
-        let torn = torn && matches!(found, Some(Err(_))) && self.looks_torn(path)?;
-        let mut report = |position: u64, detail: String| {
-            tracing::warn!(path = %path.display(), position, detail, "the checksum file disagrees with valid batches");
-            self.report.crc_disagreements.push(CrcDisagreement { path: path.into(), position, detail });
-        };
-        match found {
-            None => {}
-            Some(Err(_)) if torn => {}
-            Some(Err(fault)) => report(0, fault.to_string()),
-            Some(Ok(file)) if file.header != crc_header(self.place.identity, base_offset) => {
-                report(0, format!("it was written for {:?}", file.header));
-            }
-            Some(Ok(file)) => {
-                let right: BTreeMap<u32, u32> =
-                    computed.pending().chain([computed.entry()]).map(|entry| (entry.position, entry.crc)).collect();
-                let wrong =
-                    file.entries.iter().find(|entry| right.get(&entry.position).is_some_and(|crc| *crc != entry.crc));
-                if let Some(entry) = wrong {
-                    let position = u64::from(entry.position);
-                    let as_long =
-                        file.entries.last().is_some_and(|last| u64::from(last.position) >= computed.position());
-                    if position <= flushed && as_long {
-                        // Changed in place, in bytes that batch checksums leave out.
-                        let detail =
-                            format!("bytes before here are not those that were written, as {} says", path.display());
-                        let log = path.with_extension("log");
-                        return Err(Corruption { path: log, position, offset: None, detail }.into());
-                    }
-                    report(position, "the bytes up to here are others".into());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// A walk over headers that came upon something else than a batch says where; the damage may lie further ahead, in a
-    /// length. A scan finds it.
-    fn locate(&mut self, error: ReadError) -> OpenError {
-        let error = from_reading(error);
-        let OpenError::Corruption(corruption) = &error else { return error };
-        let name = corruption.path.file_name().and_then(|name| name.to_str());
-        let Some((base_offset, ".log")) = name.and_then(parse_segment_file_name) else { return error };
-        match self.scan_segment(base_offset, i64::MAX, None) {
-            Ok(SegmentScan { fault: Some(fault), .. }) if fault.position < corruption.position => {
-                fault.corruption(&corruption.path).into()
-            }
-            _ => error,
-        }
-    }
-
     fn remove_later(&self, later: &[i64]) -> Result<(), OpenError> {
         later.iter().rev().try_for_each(|base_offset| self.remove_segment(*base_offset))
     }
@@ -710,18 +338,5 @@ impl Opening<'_> {
             }
         }
         Ok(())
-    }
-}
-
-struct OpenedSegment {
-    active: Active,
-    next_offset: i64,
-}
-
-fn from_reading(error: ReadError) -> OpenError {
-    match error {
-        ReadError::Io(failure) => failure.into(),
-        ReadError::Corruption(corruption) => corruption.into(),
-        error => OpenError::Misuse(error.to_string()),
     }
 }
