@@ -57,6 +57,8 @@ pub(crate) struct Active {
     pub(crate) recent: RecentEnds,
     /// The file, from a write until it is synced: a handle that is opened anew might not be told of a write that failed meanwhile.
     pub(crate) unflushed: Option<Arc<dyn File>>,
+    /// Recovery would have to scan it from here on.
+    pub(crate) checkpointed: u64,
 }
 
 /// A group of batches ready to be written one after another: patched headers, and what follows them.
@@ -102,6 +104,7 @@ impl Active {
             recycled: recycled.is_some(),
             recent: RecentEnds::default(),
             unflushed: None,
+            checkpointed: 0,
         })
     }
 
@@ -173,6 +176,12 @@ impl Active {
             self.write_crc(files, identity, false)?;
         }
         Ok(())
+    }
+
+    /// Writes what is known of every batch so far to its indexes and checksums, durably.
+    pub(crate) fn checkpoint(&mut self, files: &dyn Files, identity: &LogIdentity) -> Result<(), IoFailure> {
+        self.segment.spill(true)?;
+        self.write_crc(files, identity, true)
     }
 
     fn write_crc(&mut self, files: &dyn Files, identity: &LogIdentity, seal: bool) -> Result<(), IoFailure> {
@@ -251,8 +260,7 @@ impl Active {
         let mut entries = IndexBytes::default();
         self.index.seal(&mut entries);
         self.segment.index(&entries);
-        self.segment.spill(true)?;
-        self.write_crc(files, identity, true)
+        self.checkpoint(files, identity)
     }
 
     /// The entry that a picture of the log has for this segment.

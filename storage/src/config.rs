@@ -60,6 +60,9 @@ pub struct LogConfig {
     /// Most bytes that are written and not yet flushed; an append that would pass it flushes first. Recovery rests on it: damage further
     /// than this before a valid batch is no torn write. It must not shrink between a crash and the recovery.
     pub unflushed_limit_bytes: u64,
+    /// Bytes of a segment after which its indexes, its checksums and what is known of producers are put on the disk, with the next flush, so that
+    /// recovery scans no more than about these. Fewer mean more syncs.
+    pub checkpoint_bytes: u64,
     /// Deleted segments that are kept to be written again, which makes writes and syncs several times faster. Each costs up to a segment of disk space,
     /// and is given up when the disk is full, or after an hour without use.
     pub recycled_segments: usize,
@@ -84,6 +87,7 @@ impl Default for LogConfig {
             timestamp_type: TimestampType::Create,
             producer_id_expiration_ms: DAY_MS,
             unflushed_limit_bytes: headwater_proto::limits::MAX_BATCH_BYTES as u64,
+            checkpoint_bytes: 128 << 20,
             recycled_segments: 1,
         }
     }

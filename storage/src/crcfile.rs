@@ -106,24 +106,37 @@ impl CrcHeader {
 
 /// Reads a file of checksums.
 pub fn decode(bytes: &[u8]) -> Result<CrcFile, CrcFault> {
+    let (file, fault) = decode_entries(bytes)?;
+    fault.map_or(Ok(file), Err)
+}
+
+/// Reads what of a file of checksums stands before anything that is wrong: all that a crash may have left.
+pub fn decode_leading(bytes: &[u8]) -> Result<CrcFile, CrcFault> {
+    decode_entries(bytes).map(|(file, _)| file)
+}
+
+/// The entries up to the first that is wrong, and what is wrong there.
+fn decode_entries(bytes: &[u8]) -> Result<(CrcFile, Option<CrcFault>), CrcFault> {
     let header = CrcHeader::decode(bytes)?;
     let body = &bytes[HEADER_BYTES..];
     let mut entries: Vec<CrcEntry> = Vec::with_capacity(body.len() / ENTRY_BYTES);
     for (number, chunk) in body.chunks(ENTRY_BYTES).enumerate() {
         let position = (HEADER_BYTES + number * ENTRY_BYTES) as u64;
-        let fault = |detail: &str| Err(CrcFault { position, detail: detail.into() });
-        let Ok(chunk) = <&[u8; ENTRY_BYTES]>::try_from(chunk) else { return fault("half an entry") };
+        let fault = |entries, detail: &str| {
+            Ok((CrcFile { header, entries }, Some(CrcFault { position, detail: detail.into() })))
+        };
+        let Ok(chunk) = <&[u8; ENTRY_BYTES]>::try_from(chunk) else { return fault(entries, "half an entry") };
         let [a, b, c, d, e, f, g, h, check @ ..] = *chunk;
         if check != crc32fast::hash(&chunk[..8]).to_be_bytes() {
-            return fault("the entry does not match its own check");
+            return fault(entries, "the entry does not match its own check");
         }
         let entry = CrcEntry { position: u32::from_be_bytes([a, b, c, d]), crc: u32::from_be_bytes([e, f, g, h]) };
         if entries.last().map_or(0, |last| last.position) >= entry.position {
-            return fault("positions do not rise");
+            return fault(entries, "positions do not rise");
         }
         entries.push(entry);
     }
-    Ok(CrcFile { header, entries })
+    Ok((CrcFile { header, entries }, None))
 }
 
 /// The running checksum of a segment that is being written or scanned.
@@ -198,6 +211,13 @@ impl RunningCrc {
     /// Bytes of the whole file for what was covered so far.
     pub fn file_len(&self) -> u64 {
         HEADER_BYTES as u64 + self.position.div_ceil(STEP_BYTES) * ENTRY_BYTES as u64
+    }
+
+    /// Continues after the last of a file's first entries. They are due again, so that the whole file is written anew; `None` if there is none.
+    pub fn resume_whole(entries: &[CrcEntry]) -> Option<RunningCrc> {
+        let mut running = RunningCrc::resume(*entries.last()?, 0);
+        entries.iter().for_each(|entry| put(*entry, &mut running.pending));
+        Some(running)
     }
 
     /// Continues after the entry of a file that is known to be right. `entry` lies at `number` in the file.

@@ -122,6 +122,18 @@ pub fn decode_entries<E: IndexEntry>(bytes: &[u8]) -> Result<Vec<E>, IndexFault>
     Ok(entries)
 }
 
+/// The entries of an index file up to the first that is not in order: of a file that a crash may have left with an end, or with zeros.
+pub fn leading_entries<E: IndexEntry>(bytes: &[u8]) -> Vec<E> {
+    let mut entries: Vec<E> = Vec::with_capacity(bytes.len() / E::SIZE);
+    for chunk in bytes.chunks_exact(E::SIZE) {
+        match E::decode(chunk) {
+            Some(entry) if entries.last().is_none_or(|earlier| entry.may_follow(earlier)) => entries.push(entry),
+            _ => break,
+        }
+    }
+    entries
+}
+
 /// Both indexes' entries as bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct IndexBytes {

@@ -20,6 +20,7 @@ mod map;
 pub mod metrics;
 pub mod offsets_schema;
 mod os;
+mod prefix;
 pub mod producers;
 mod reader;
 mod recovery;

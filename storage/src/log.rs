@@ -30,6 +30,9 @@ use crate::reader::{LogReader, SegmentEntry, View};
 use crate::recovery::{self, RecoveryProgress, RecoveryReport};
 use crate::retention::Recycled;
 
+/// What is written of producers for recovery's sake is at most one part in so many of what is written in all.
+const CHECKPOINT_SHARE: u64 = 16;
+
 /// A batch to be appended: checked and walked by whoever took it in.
 #[derive(Debug, Clone)]
 pub struct NewBatch {
@@ -82,6 +85,8 @@ pub struct Log {
     pub(crate) recycled: Vec<Recycled>,
     /// Sealed segments whose indexes and checksums found no room.
     incomplete: Vec<Active>,
+    /// Offset of a snapshot within the segment that is written.
+    stray_snapshot: Option<i64>,
     /// What readers see of the segments; made anew when their list changes.
     pub(crate) segments: Arc<[SegmentEntry]>,
     pub(crate) view: Arc<ArcSwap<View>>,
@@ -172,6 +177,7 @@ impl Log {
             poisoned: None,
             recycled: Vec::new(),
             incomplete: Vec::new(),
+            stray_snapshot: None,
             segments: Arc::new([]),
             view: Arc::new(ArcSwap::from_pointee(view)),
         };
@@ -260,6 +266,8 @@ impl Log {
     pub fn flush(&mut self) -> Result<i64, LogError> {
         self.check_poisoned()?;
         self.flush_active()?;
+        let checkpointed = self.checkpoint_if_due();
+        self.or_poison(checkpointed)?;
         self.publish();
         Ok(self.flushed)
     }
@@ -684,7 +692,11 @@ impl Log {
         };
         unless_full(self.active.complete(&*self.files, &self.identity))?;
         unless_full(self.complete_sealed())?;
-        unless_full(self.write_snapshot(self.next_offset, &self.producers))?;
+        let snapshot = self.write_snapshot(self.next_offset, &self.producers);
+        if snapshot.is_ok() {
+            self.stray_snapshot_at(None);
+        }
+        unless_full(snapshot)?;
         unless_full(self.write_epochs())?;
         // Full or not: nobody knows which names are on the disk after this failed.
         dir.sync().during("sync", &self.dir).map_err(LogError::Io)?;
@@ -751,6 +763,36 @@ impl Log {
         self.flushed = self.next_offset;
         metrics::histogram!(names::FLUSH_SECONDS).record(began.elapsed());
         Ok(())
+    }
+
+    /// Puts on the disk what recovery would otherwise scan for, if there is enough of it. What finds no room is left for the next time.
+    fn checkpoint_if_due(&mut self) -> Result<(), LogError> {
+        let known_bytes = (self.producers.len() * producers::SNAPSHOT_ENTRY_BYTES) as u64;
+        let step = self.config.checkpoint_bytes.max(known_bytes * CHECKPOINT_SHARE);
+        if self.active.size - self.active.checkpointed < step || self.flushed < self.next_offset {
+            return Ok(());
+        }
+        let written = self.active.checkpoint(&*self.files, &self.identity);
+        match written.and_then(|()| self.write_snapshot(self.next_offset, &self.producers)) {
+            Ok(()) => self.stray_snapshot_at(Some(self.next_offset)),
+            Err(failure) if files::is_full(&failure.error) || files::is_exhausted(&failure.error) => {
+                tracing::warn!(%failure, "recovery will scan more than it should");
+            }
+            Err(failure) => return Err(LogError::Io(failure)),
+        }
+        self.active.checkpointed = self.active.size;
+        Ok(())
+    }
+
+    /// A snapshot within a segment takes the place of the one before, or (`None`) there is one behind the segment.
+    fn stray_snapshot_at(&mut self, offset: Option<i64>) {
+        let old = std::mem::replace(&mut self.stray_snapshot, offset);
+        if let Some(old) = old.filter(|old| Some(*old) != offset && *old < self.next_offset) {
+            let path = self.dir.join(segment_file_name(old, producers::EXTENSION));
+            if let Err(error) = files::remove_if_exists(&*self.files, &path) {
+                tracing::warn!(path = %path.display(), %error, "a snapshot that is not needed any more could not be removed");
+            }
+        }
     }
 
     /// Writes the history of leader epochs, if it changed: before the recovery point passes what it says, since recovery reads

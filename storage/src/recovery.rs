@@ -1,9 +1,11 @@
 //! Opening a log: what is checked when it was closed in good order, and what is scanned when it was not.
 //!
 //! Owns: the judgement of every file of a partition's folder, and what the log's state is at the start. Refuses: mending damage
-//! (the inspection's `repair` does, on a copy). Read next: `recovery/segment.rs`, then `scan.rs`.
+//! (the inspection's `repair` does, on a copy). Read next: `recovery/segment.rs`, `prefix.rs`, then `scan.rs`.
 //!
-//! * Below the recovery point everything was flushed: whatever is wrong there is corruption, and the log does not open.
+//! * Below the recovery point everything was flushed: whatever is wrong there is corruption. The log does not open if it is come upon;
+//!   what was not scanned is checked against the `.crc` before it is first served. Of the recovery point's segment, that is what
+//!   lies before the last checkpoint that the write half made within it (`prefix.rs` says what vouches for it).
 //! * From the recovery point on, the first batch that is invalid ends the log, and what follows is cut, if it can be a torn write:
 //!   at most `unflushed_limit_bytes` are ever written and not flushed, so a valid batch further beyond says that these bytes were
 //!   flushed, and that this is corruption too.
@@ -16,6 +18,7 @@ mod report;
 mod segment;
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 
 use crate::active::{Active, Place};
 use crate::checkpoint::{self, CheckpointError, parse_segment_file_name, segment_file_name};
@@ -27,6 +30,8 @@ use crate::files::{self, parent};
 use crate::producers::{self, ProducerState};
 use crate::reader::SegmentEntry;
 use crate::replay::{self, remove_snapshots, snapshot_offsets};
+use crate::segment::Segment;
+use crate::verify;
 
 pub use report::{CrcDisagreement, CutTail, RecoveryProgress, RecoveryReport};
 use segment::from_reading;
@@ -51,6 +56,10 @@ struct Opening<'a> {
     report: RecoveryReport,
     epochs: LeaderEpochs,
     epochs_changed: bool,
+    /// Offset of the newest snapshot of the producers that can be read.
+    snapshot: Option<i64>,
+    /// The segment of which a scan began somewhere in the middle, and the bytes that it did not check.
+    unchecked: Option<(Arc<Segment>, u64)>,
     progress: &'a RecoveryProgress,
     /// Bytes that were announced to `progress` and are not behind yet.
     announced_bytes: u64,
@@ -78,6 +87,8 @@ pub(crate) fn recover(
         report: RecoveryReport { clean: hints.clean_shutdown, ..Default::default() },
         epochs: LeaderEpochs::default(),
         epochs_changed: false,
+        snapshot: None,
+        unchecked: None,
         progress,
         announced_bytes: 0,
     };
@@ -207,6 +218,10 @@ impl Opening<'_> {
             true => bases.len(),
             false => bases.partition_point(|base| *base <= self.hints.recovery_point).saturating_sub(1),
         };
+        if !self.hints.clean_shutdown {
+            self.snapshot = replay::newest_snapshot(&**self.place.files, self.place.dir, i64::MAX, self.now_ms)?
+                .map(|(offset, _)| offset);
+        }
         for base_offset in bases.get(first_scanned..).unwrap_or_default() {
             let path = self.place.dir.join(segment_file_name(*base_offset, ".log"));
             self.announce(self.place.files.metadata(&path).during("look at", &path)?.len);
@@ -247,6 +262,12 @@ impl Opening<'_> {
             );
             let (path, position) = (active.segment.log_path(), active.size);
             return Err(Corruption { path, position, offset: Some(next_offset), detail }.into());
+        }
+        if let Some((segment, end)) = self.unchecked.take().filter(|_| self.snapshot.is_some_and(|at| at > next_offset))
+        {
+            // The snapshot counts for nothing, and its producers are learned from bytes that it was to stand for.
+            let open = segment.open().map_err(from_reading)?;
+            verify::verify(&segment, &open, 0..end, 0).map_err(from_reading)?;
         }
         if !epochs_known {
             self.rebuild_epochs(&entries)?;

@@ -37,6 +37,23 @@ pub(crate) fn snapshot_offsets(files: &dyn Files, dir: &Path) -> Result<Vec<i64>
     Ok(parsed.filter(|(_, extension)| *extension == producers::EXTENSION).map(|(offset, _)| offset).collect())
 }
 
+/// The newest snapshot at or before `to` that can be read: its offset, and what it says.
+pub(crate) fn newest_snapshot(
+    files: &dyn Files,
+    dir: &Path,
+    to: i64,
+    now_ms: i64,
+) -> Result<Option<(i64, ProducerState)>, IoFailure> {
+    for offset in snapshot_offsets(files, dir)?.into_iter().rev().filter(|offset| *offset <= to) {
+        let path = dir.join(segment_file_name(offset, producers::EXTENSION));
+        let bytes = files::read(files, &path, 1 << 30).during("read", &path)?;
+        if let Ok(entries) = producers::decode_snapshot(&bytes) {
+            return Ok(Some((offset, ProducerState::from_snapshot(&entries, now_ms))));
+        }
+    }
+    Ok(None)
+}
+
 /// What is known of producers at offset `to`: the newest snapshot that can be read, and the headers after it. Snapshots beyond
 /// `to`, damaged ones, and those that belong to no segment and are not the newest, are removed.
 pub(crate) fn replay_producers(
@@ -101,15 +118,7 @@ pub(crate) fn producers_at(
     to: i64,
     now_ms: i64,
 ) -> Result<ProducerState, ReadError> {
-    let (mut from, mut state) = (i64::MIN, ProducerState::default());
-    for offset in snapshot_offsets(files, dir)?.into_iter().rev().filter(|offset| *offset <= to) {
-        let path = dir.join(segment_file_name(offset, producers::EXTENSION));
-        let bytes = files::read(files, &path, 1 << 30).during("read", &path)?;
-        if let Ok(entries) = producers::decode_snapshot(&bytes) {
-            (from, state) = (offset, ProducerState::from_snapshot(&entries, now_ms));
-            break;
-        }
-    }
+    let (from, mut state) = newest_snapshot(files, dir, to, now_ms)?.unwrap_or((i64::MIN, ProducerState::default()));
     replay(entries, from, to, now_ms, &mut state)?;
     Ok(state)
 }
@@ -123,15 +132,8 @@ pub(crate) fn producers_owed(
     to: i64,
     now_ms: i64,
 ) -> Result<Option<ProducerState>, IoFailure> {
-    let (mut reached, mut state) = (i64::MIN, ProducerState::default());
-    for offset in snapshot_offsets(&**files, dir)?.into_iter().rev().filter(|offset| *offset <= to) {
-        let path = dir.join(segment_file_name(offset, producers::EXTENSION));
-        let bytes = files::read(&**files, &path, 1 << 30).during("read", &path)?;
-        if let Ok(entries) = producers::decode_snapshot(&bytes) {
-            (reached, state) = (offset, ProducerState::from_snapshot(&entries, now_ms));
-            break;
-        }
-    }
+    let newest = newest_snapshot(&**files, dir, to, now_ms)?;
+    let (mut reached, mut state) = newest.unwrap_or((i64::MIN, ProducerState::default()));
     if reached == to {
         return Ok(None);
     }

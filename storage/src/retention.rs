@@ -22,6 +22,7 @@ use crate::producers::{self, ProducerState};
 use crate::reader::{RecentEnds, SegmentEntry};
 use crate::replay;
 use crate::segment::Segment;
+use crate::verify;
 
 /// How long a deleted segment waits to be written again.
 const RECYCLED_FOR_MS: i64 = 60 * 60 * 1000;
@@ -282,7 +283,20 @@ impl Log {
         let old = &entry.segment;
         let path = old.log_path();
         let aside = old.path(".log.cleaned");
-        let source = old.open().map_err(|error| reading(error, &path))?.file;
+        let open = old.open().map_err(|error| reading(error, &path))?;
+        // The copy gets checksums of its own: they must not be those of damage.
+        let mut headers =
+            old.position_before(to).and_then(|at| old.headers(at)).map_err(|error| reading(error, &path))?;
+        let mut kept = 0;
+        while let Some((position, header)) = headers.next().map_err(|error| reading(error, &path))? {
+            kept = position;
+            if header.last_offset() >= to {
+                break;
+            }
+            kept += header.size() as u64;
+        }
+        verify::verify(old, &open, 0..kept, 0).map_err(|error| reading(error, &path))?;
+        let source = open.file;
         let target = self.files.open(&aside, OpenMode::Create).during("create", &aside)?;
         let mut index = IndexBuilder::new(old.base_offset, self.config.index_interval_bytes);
         let mut entries = IndexBytes::default();
@@ -325,6 +339,7 @@ impl Log {
             recycled: false,
             recent: RecentEnds::default(),
             unflushed: None,
+            checkpointed: 0,
         })
     }
 

@@ -38,10 +38,50 @@ pub(crate) struct ScanRules {
     pub(crate) rewrite_from: i64,
 }
 
+/// Where a scan begins, and what is known of the bytes before.
+#[derive(Debug)]
+pub(crate) struct ScanStart {
+    /// Where a batch begins.
+    pub(crate) position: u64,
+    /// The offset that is next there.
+    pub(crate) next_offset: i64,
+    /// Bytes before this position are not checked.
+    pub(crate) unchecked: u64,
+    /// The indexes know the batches that begin before this position.
+    pub(crate) indexed: u64,
+    pub(crate) first_timestamp: Option<i64>,
+    pub(crate) index: IndexBuilder,
+    pub(crate) entries: IndexBytes,
+    pub(crate) audit: IndexAudit,
+    /// Up to `position`.
+    pub(crate) crc: RunningCrc,
+}
+
+impl ScanStart {
+    /// At the segment's beginning.
+    pub(crate) fn beginning(index: IndexBuilder, audit: IndexAudit, crc: RunningCrc, base_offset: i64) -> ScanStart {
+        ScanStart {
+            position: 0,
+            next_offset: base_offset,
+            unchecked: 0,
+            indexed: 0,
+            first_timestamp: None,
+            index,
+            entries: IndexBytes::default(),
+            audit,
+            crc,
+        }
+    }
+}
+
 /// What a scan found.
 #[derive(Debug)]
 pub(crate) struct SegmentScan {
     pub(crate) base_offset: i64,
+    /// Where the scan began.
+    pub(crate) began: u64,
+    /// Bytes before this position were not checked.
+    pub(crate) unchecked: u64,
     /// The file's length.
     pub(crate) len: u64,
     /// Where the valid batches end.
@@ -54,6 +94,7 @@ pub(crate) struct SegmentScan {
     pub(crate) index: IndexBuilder,
     pub(crate) entries: IndexBytes,
     pub(crate) crc: RunningCrc,
+    pub(crate) audit: IndexAudit,
     /// What ended the scan before the file's end.
     pub(crate) fault: Option<Fault>,
 }
@@ -81,28 +122,29 @@ impl Fault {
     }
 }
 
-/// Checks every batch of a segment, up to the first that is invalid or not the next one.
+/// Checks every batch of a segment from `start` on, up to the first that is invalid or not the next one.
 pub(crate) fn scan_segment(
     file: &dyn File,
     path: &Path,
     rules: ScanRules,
-    index: IndexBuilder,
-    crc: RunningCrc,
-    audit: &mut IndexAudit,
+    start: ScanStart,
     mut on_batch: impl FnMut(&BatchHeader),
 ) -> Result<SegmentScan, IoFailure> {
     let len = file.len().during("look at", path)?;
     let mut scan = SegmentScan {
         base_offset: rules.base_offset,
+        began: start.position,
+        unchecked: start.unchecked,
         len,
-        end: 0,
-        next_offset: rules.base_offset,
-        flushed: 0,
+        end: start.position,
+        next_offset: start.next_offset,
+        flushed: start.position,
         batches: 0,
-        first_timestamp: None,
-        index,
-        entries: IndexBytes::default(),
-        crc,
+        first_timestamp: start.first_timestamp,
+        index: start.index,
+        entries: start.entries,
+        crc: start.crc,
+        audit: start.audit,
         fault: None,
     };
     let mut window = Window { file, path, len, bytes: Vec::new(), at: 0 };
@@ -137,8 +179,10 @@ pub(crate) fn scan_segment(
                     scan.flushed = scan.end + batch.len() as u64;
                 }
                 on_batch(header);
-                audit.batch(header, scan.end);
-                scan.index.batch(header, scan.end, &mut scan.entries);
+                scan.audit.batch(header, scan.end);
+                if scan.end >= start.indexed {
+                    scan.index.batch(header, scan.end, &mut scan.entries);
+                }
                 scan.crc.update(batch);
                 scan.first_timestamp = scan.first_timestamp.or(Some(header.max_timestamp));
                 scan.next_offset = header.next_offset();
@@ -176,14 +220,13 @@ pub(crate) struct IndexAudit {
 }
 
 impl IndexAudit {
-    /// Of two index files' bytes; a missing one is no fault here.
-    pub(crate) fn new(base_offset: i64, offsets: Option<Vec<u8>>, times: Option<Vec<u8>>) -> IndexAudit {
+    /// Of two index files' bytes; a missing one is no fault here. `largest` is the largest timestamp of the batches before.
+    pub(crate) fn new(base_offset: i64, offsets: Option<Vec<u8>>, times: Option<Vec<u8>>, largest: i64) -> IndexAudit {
         let offsets = offsets.map_or(Ok(Vec::new()), |bytes| decode_entries(&bytes));
         let times = times.map_or(Ok(Vec::new()), |bytes| decode_entries(&bytes));
         let (wrong_offsets, wrong_times) = (offsets.is_err(), times.is_err());
         let (mut offsets, mut times) = (offsets.unwrap_or_default().into_iter(), times.unwrap_or_default().into_iter());
         let (next_offset, next_time) = (offsets.next(), times.next());
-        let largest = i64::MIN;
         IndexAudit { base_offset, offsets, times, next_offset, next_time, largest, wrong_offsets, wrong_times }
     }
 

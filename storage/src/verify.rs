@@ -21,7 +21,7 @@ use crate::crcfile::{CrcFile, RunningCrc, STEP_BYTES};
 use crate::error::{Corruption, During, ReadError, bad_batch};
 use crate::files::read_exact_at;
 use crate::index::IndexBuilder;
-use crate::scan::{self, IndexAudit, ScanRules};
+use crate::scan::{self, IndexAudit, ScanRules, ScanStart};
 use crate::segment::{Opened, Segment, lock};
 
 /// What of a segment was checked.
@@ -167,8 +167,9 @@ fn judge(segment: &Arc<Segment>, open: &Opened, file: &CrcFile, position: u64, b
     // What is built along the way is not needed.
     let index = IndexBuilder::new(segment.base_offset, u32::MAX);
     let crc = RunningCrc::new(&file.header);
-    let mut audit = IndexAudit::new(segment.base_offset, None, None);
-    let scanned = scan::scan_segment(&*open.file, &path, rules, index, crc, &mut audit, |_| {})?;
+    let audit = IndexAudit::new(segment.base_offset, None, None, i64::MIN);
+    let start = ScanStart::beginning(index, audit, crc, segment.base_offset);
+    let scanned = scan::scan_segment(&*open.file, &path, rules, start, |_| {})?;
     if let Some(fault) = scanned.fault.filter(|fault| fault.position < below) {
         let mut corruption: Corruption = fault.corruption(&path);
         corruption.detail.push_str(&format!("; the checksum of the 64 KiB at position {position} says so too"));

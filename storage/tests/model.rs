@@ -22,11 +22,18 @@ fn setting(name: &str, default: u64) -> u64 {
 #[test]
 fn a_log_is_its_model_whatever_happens_to_its_disk() {
     let first = setting("HEADWATER_MODEL_SEED", 0);
-    (first..first + setting("HEADWATER_MODEL_CASES", 200)).for_each(live);
+    (first..first + setting("HEADWATER_MODEL_CASES", 200)).for_each(|seed| live(seed, World::new));
 }
 
-fn live(seed: u64) {
-    let lived = std::panic::catch_unwind(|| World::new(Choices::Seed(seed)).run(OPERATIONS));
+/// Of a large segment, recovery scans what lies beyond the recovery point, and trusts indexes, checksums and a snapshot for the rest.
+#[test]
+fn so_is_a_log_of_large_segments() {
+    let first = setting("HEADWATER_MODEL_SEED", 0);
+    (first..first + setting("HEADWATER_MODEL_CASES", 100)).for_each(|seed| live(seed, World::large));
+}
+
+fn live(seed: u64, world: fn(Choices<'static>) -> World<'static>) {
+    let lived = std::panic::catch_unwind(|| world(Choices::Seed(seed)).run(OPERATIONS));
     if let Err(panic) = lived {
         eprintln!("again: HEADWATER_MODEL_SEED={seed} HEADWATER_MODEL_CASES=1");
         std::panic::resume_unwind(panic);
@@ -37,7 +44,7 @@ fn live(seed: u64) {
 /// 27498), and producers of a deleted segment that a crash left without a snapshot behind it (6905).
 #[test]
 fn seeds_that_failed_once_pass() {
-    [3_343, 6_905, 17_219, 23_431, 27_498, 91_954].into_iter().for_each(live);
+    [3_343, 6_905, 17_219, 23_431, 27_498, 91_954].into_iter().for_each(|seed| live(seed, World::new));
 }
 
 /// What the fuzz target `log_model` does with the bytes that it makes up.

@@ -16,8 +16,9 @@ use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
 use crate::files::{self, OpenMode};
 use crate::index::IndexBuilder;
 use crate::metrics as names;
+use crate::prefix;
 use crate::reader::RecentEnds;
-use crate::scan::{self, Checked, IndexAudit, SegmentScan};
+use crate::scan::{self, Checked, IndexAudit, ScanStart, SegmentScan};
 use crate::segment::Segment;
 
 impl Opening<'_> {
@@ -59,6 +60,7 @@ impl Opening<'_> {
                     recycled: false,
                     recent: RecentEnds::default(),
                     unflushed: None,
+                    checkpointed: complete.size,
                 };
                 Ok((OpenedSegment { active, next_offset: complete.next_offset }, false))
             }
@@ -67,7 +69,7 @@ impl Opening<'_> {
 
                 let rebuilt_before = self.report.rebuilt.len();
                 self.announce(metadata.len);
-                let scanned = self.scan_segment(base_offset, i64::MAX, next_base)?;
+                let scanned = self.scan_segment(base_offset, i64::MAX, next_base, None)?;
                 if why.contains("index") && self.report.rebuilt.len() == rebuilt_before {
                     self.report.rebuilt.push(path.with_extension(if why.contains("time") {
                         "timeindex"
@@ -88,7 +90,13 @@ impl Opening<'_> {
     pub(super) fn scan(&mut self, base_offset: i64, later: &[i64]) -> Result<(OpenedSegment, bool), OpenError> {
         let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
         let metadata = self.place.files.metadata(&path).during("look at", &path)?;
-        let scanned = self.scan_segment(base_offset, self.hints.recovery_point, later.first().copied())?;
+        let (recovery_point, next_base) = (self.hints.recovery_point, later.first().copied());
+        let mut scanned =
+            self.scan_segment(base_offset, recovery_point, next_base, self.start_of_scan(base_offset)?)?;
+        if scanned.began > 0 && scanned.fault.as_ref().is_some_and(|fault| fault.expected_offset < recovery_point) {
+            // The damage may begin further ahead.
+            scanned = self.scan_segment(base_offset, recovery_point, next_base, None)?;
+        }
         let mut ends_here = false;
         let end = scanned.next_offset;
         if scanned.fault.is_none() && later.first().is_some_and(|next| *next != end) {
@@ -167,16 +175,23 @@ impl Opening<'_> {
         self.progress.announce(bytes);
     }
 
+    /// Where the scan of a segment may begin, if not at its beginning.
+    fn start_of_scan(&self, base_offset: i64) -> Result<Option<ScanStart>, OpenError> {
+        let Some(snapshot) = self.snapshot.filter(|_| base_offset < self.hints.recovery_point) else { return Ok(None) };
+        let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
+        let file = self.place.files.open(&path, OpenMode::Read).during("open", &path)?;
+        Ok(prefix::find(self.place, &*file, base_offset, self.hints.recovery_point.min(snapshot))?)
+    }
+
     fn scan_segment(
         &mut self,
         base_offset: i64,
         recovery_point: i64,
         next_base: Option<i64>,
+        start: Option<ScanStart>,
     ) -> Result<SegmentScan, OpenError> {
         let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
         let file = self.place.files.open(&path, OpenMode::Write).during("open", &path)?;
-        let crc = RunningCrc::new(&crc_header(self.place.identity, base_offset));
-        let index = IndexBuilder::new(base_offset, self.place.config.index_interval_bytes);
         let rules = scan::ScanRules {
             base_offset,
             // Compaction leaves gaps; nothing else does.
@@ -193,7 +208,15 @@ impl Opening<'_> {
                 Err(error) => Err(IoFailure::new("read", &path, error)),
             }
         };
-        let mut audit = IndexAudit::new(base_offset, found(".index")?, found(".timeindex")?);
+        let start = match start {
+            Some(start) => start,
+            None => {
+                let crc = RunningCrc::new(&crc_header(self.place.identity, base_offset));
+                let index = IndexBuilder::new(base_offset, self.place.config.index_interval_bytes);
+                let audit = IndexAudit::new(base_offset, found(".index")?, found(".timeindex")?, i64::MIN);
+                ScanStart::beginning(index, audit, crc, base_offset)
+            }
+        };
         let (epochs, progress, announced) = (&mut self.epochs, self.progress, &mut self.announced_bytes);
         let mut epochs_changed = false;
         let mut behind = |bytes: u64| {
@@ -201,22 +224,23 @@ impl Opening<'_> {
             *announced -= bytes;
             progress.behind(bytes);
         };
-        let scanned = scan::scan_segment(&*file, &path, rules, index, crc, &mut audit, |header| {
+        behind(start.position);
+        let scanned = scan::scan_segment(&*file, &path, rules, start, |header| {
             epochs_changed |= epochs.assign(header.leader_epoch, header.base_offset);
             behind(header.size() as u64);
         })?;
         behind(scanned.len - scanned.end);
-        for (extension, wrong) in [(".index", audit.wrong_offsets), (".timeindex", audit.wrong_times)] {
-            if wrong {
-                let path = self.place.dir.join(segment_file_name(base_offset, extension));
+        for (extension, wrong) in [(".index", scanned.audit.wrong_offsets), (".timeindex", scanned.audit.wrong_times)] {
+            let path = self.place.dir.join(segment_file_name(base_offset, extension));
+            if wrong && !self.report.rebuilt.contains(&path) {
                 tracing::warn!(path = %path.display(), "damaged; made anew from the log");
                 self.report.rebuilt.push(path);
             }
         }
         self.epochs_changed |= epochs_changed;
-        self.report.scanned_bytes += scanned.end;
+        self.report.scanned_bytes += scanned.end - scanned.began;
         self.report.scanned_batches += scanned.batches;
-        metrics::counter!(names::RECOVERED_BYTES).increment(scanned.end);
+        metrics::counter!(names::RECOVERED_BYTES).increment(scanned.end - scanned.began);
         Ok(scanned)
     }
 
@@ -240,6 +264,10 @@ impl Opening<'_> {
         index.seal(&mut entries);
         segment.rewrite_indexes(entries)?;
         self.compare_crc(&segment.path(".crc"), &scanned.crc, base_offset, scanned.flushed, torn)?;
+        if scanned.unchecked > 0 {
+            segment.verified.distrust(scanned.unchecked);
+            self.unchecked = Some((Arc::clone(&segment), scanned.unchecked));
+        }
         let mut active = Active {
             segment,
             size: scanned.end,
@@ -252,6 +280,7 @@ impl Opening<'_> {
             recycled: false,
             recent: RecentEnds::default(),
             unflushed: None,
+            checkpointed: scanned.began,
         };
         active.seal(&**self.place.files, self.place.identity)?;
         Ok(OpenedSegment { active, next_offset: scanned.next_offset })
@@ -317,7 +346,7 @@ impl Opening<'_> {
         let OpenError::Corruption(corruption) = &error else { return error };
         let name = corruption.path.file_name().and_then(|name| name.to_str());
         let Some((base_offset, ".log")) = name.and_then(parse_segment_file_name) else { return error };
-        match self.scan_segment(base_offset, i64::MAX, None) {
+        match self.scan_segment(base_offset, i64::MAX, None, None) {
             Ok(SegmentScan { fault: Some(fault), .. }) if fault.position < corruption.position => {
                 fault.corruption(&corruption.path).into()
             }

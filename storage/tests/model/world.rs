@@ -45,6 +45,8 @@ pub(crate) struct World<'a> {
     choices: Choices<'a>,
     files: Arc<SimFiles>,
     log: Option<Log>,
+    /// Segments are so large that recovery need not scan all of one.
+    large: bool,
     config: LogConfig,
     expected: Expected,
     now_ms: i64,
@@ -94,8 +96,18 @@ fn identity() -> LogIdentity {
 }
 
 impl<'a> World<'a> {
-    /// An empty log.
-    pub(crate) fn new(mut choices: Choices<'a>) -> World<'a> {
+    /// An empty log of small segments.
+    pub(crate) fn new(choices: Choices<'a>) -> World<'a> {
+        World::of(choices, false)
+    }
+
+    /// An empty log of large segments.
+    #[allow(dead_code)] // the fuzz target has small ones only
+    pub(crate) fn large(choices: Choices<'a>) -> World<'a> {
+        World::of(choices, true)
+    }
+
+    fn of(mut choices: Choices<'a>, large: bool) -> World<'a> {
         let files = SimFiles::with_open_limit(choices.below(1 << 16) as u64, choices.of(&[1, 3, 50]));
         files.create_dir_all(Path::new(DIR)).unwrap();
         files.sync_dir(Path::new("/data")).unwrap();
@@ -106,6 +118,7 @@ impl<'a> World<'a> {
             choices,
             files,
             log: None,
+            large,
             config: LogConfig { unflushed_limit_bytes, index_interval_bytes, ..LogConfig::default() },
             expected: Expected::default(),
             now_ms: 1_700_000_000_000,
@@ -198,6 +211,16 @@ impl<'a> World<'a> {
 
     fn some_config(&mut self) -> LogConfig {
         let choices = &mut self.choices;
+        if self.large {
+            return LogConfig {
+                segment_bytes: choices.of(&[400_000, 2_000_000]),
+                checkpoint_bytes: choices.of(&[1_000, 70_000, 200_000, u64::MAX]),
+                retention_ms: choices.of(&[None, None, Some(100_000)]),
+                producer_id_expiration_ms: 20_000,
+                recycled_segments: choices.below(2),
+                ..self.config.clone()
+            };
+        }
         LogConfig {
             segment_bytes: choices.of(&[1_000, 4_000, 20_000, 200_000]),
             segment_ms: choices.of(&[5_000, 1_000_000, u64::MAX]),
@@ -223,7 +246,7 @@ impl<'a> World<'a> {
         for _ in 0..count {
             let spread = self.choices.of(&[0, 10, 2_000, 200_000]);
             let timestamp = self.now_ms + self.choices.between(-spread, spread / 2);
-            let size = self.choices.of(&[0, 1, 30, 200, 3_000]);
+            let size = self.choices.of(&[0, 1, 30, 200, if self.large { 12_000 } else { 3_000 }]);
             let fill = self.choices.below(256);
             let value: Vec<u8> = (0..size).map(|n| (fill + n * n / 7) as u8).collect();
             builder.append(timestamp, Some(b"key"), Some(&value), &[]);
