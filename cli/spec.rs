@@ -5,6 +5,7 @@
 //! `7d` or ISO 8601 (`PT1H`). Read next: [`crate::args`].
 
 use anyhow::{Context, Result, bail};
+use headwater_proto::limits::MAX_BATCH_BYTES;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -226,6 +227,33 @@ pub(crate) fn duration(text: &str) -> Result<Duration> {
         .with_context(|| format!("{text:?} is no duration; expected 90s, 500ms, 1h30m, 7d or PT1H"))
 }
 
+/// The longest time to wait for anything: more is a slip of the pen, and clocks end somewhere.
+const LONGEST_WAIT: Duration = Duration::from_secs(366 * 86_400);
+
+/// A length of time to wait: as [`duration`], and at most a year.
+pub(crate) fn wait(text: &str) -> Result<Duration> {
+    match duration(text)? {
+        wait if wait <= LONGEST_WAIT => Ok(wait),
+        _ => bail!("{text} is too long: at most 366 days"),
+    }
+}
+
+/// The size of a record or a batch: as [`byte_size`], and at most what any batch may have.
+pub(crate) fn batch_size(text: &str) -> Result<u64> {
+    match byte_size(text)? {
+        bytes if bytes <= MAX_BATCH_BYTES as u64 => Ok(bytes),
+        _ => bail!("{text} is too large: no batch may have more than {MAX_BATCH_BYTES} bytes"),
+    }
+}
+
+/// So many a second: as [`count`], and at most one each nanosecond.
+pub(crate) fn per_second(text: &str) -> Result<u64> {
+    match count(text)? {
+        rate if rate <= 1_000_000_000 => Ok(rate),
+        _ => bail!("{text} a second are too many: at most 1,000,000,000"),
+    }
+}
+
 /// A number of bytes: `1000`, `64KiB`, `1MB`, `2GiB`.
 pub(crate) fn byte_size(text: &str) -> Result<u64> {
     let text = text.trim();
@@ -354,6 +382,11 @@ mod tests {
         for bad in ["0", "", "MB", "-1", "1.5MB", "1TB!", "99999999999GiB"] {
             assert!(byte_size(bad).is_err(), "{bad}");
         }
+        assert_eq!(wait("366d").ok(), Some(LONGEST_WAIT));
+        assert!(wait("367d").is_err() && wait("18446744073709551615s").is_err());
+        assert_eq!(batch_size("64MiB").ok(), Some(64 << 20));
+        assert!(batch_size("65MiB").is_err() && batch_size("18446744073709551615").is_err());
+        assert!(per_second("1000000000").is_ok() && per_second("1000000001").is_err());
         assert_eq!(count("1_000_000").ok(), Some(1_000_000));
         assert!(count("0").is_err() && count("many").is_err());
     }

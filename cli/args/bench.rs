@@ -1,8 +1,9 @@
 //! `headwater bench ...`
 
 use super::{AcksArg, CodecArg};
-use crate::spec::{byte_size, count, duration};
+use crate::spec::{batch_size, count, per_second, wait};
 use clap::{Args, ValueEnum};
+use headwater_proto::limits::MAX_PARTITIONS_PER_TOPIC;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,24 +18,24 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", value_parser = count)]
     pub(crate) records: Option<u64>,
     /// Bytes of a record's value.
-    #[arg(long, value_name = "BYTES", default_value = "1000", value_parser = byte_size)]
+    #[arg(long, value_name = "BYTES", default_value = "1000", value_parser = batch_size)]
     pub(crate) record_size: u64,
     /// How many producers, each with connections of its own.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=256))]
     pub(crate) producers: u32,
-    /// Partitions of the topic. Without it: one; isolation 64.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Partitions of the topic. Without it: one; isolation 64. A topic that is there has as many as it has.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_PARTITIONS_PER_TOPIC)))]
     pub(crate) partitions: Option<u32>,
     /// Bytes of a batch.
-    #[arg(long, value_name = "BYTES", default_value = "256KiB", value_parser = byte_size)]
+    #[arg(long, value_name = "BYTES", default_value = "256KiB", value_parser = batch_size)]
     pub(crate) batch: u64,
     /// How long a batch may wait for more records. Without it: the client's default.
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = wait)]
     pub(crate) linger: Option<Duration>,
     /// Records a second, at even distances; latency counts from the moment a record was due. Without it: as fast as it
     /// goes (e2e: 1000). raw: round trips a second;
     /// disk: its batches are due when their first record is.
-    #[arg(long, value_name = "RECORDS", value_parser = count)]
+    #[arg(long, value_name = "RECORDS", value_parser = per_second)]
     pub(crate) throughput: Option<u64>,
     /// What to wait for.
     #[arg(long, value_name = "ACKS", default_value = "all")]
@@ -45,7 +46,8 @@ pub(crate) struct BenchArgs {
     /// Compression of the batches.
     #[arg(long, value_name = "CODEC", default_value = "none")]
     pub(crate) compression: CodecArg,
-    /// Bytes of a packet (UDP payload), from 1200 on. Without it: the client's default.
+    /// Bytes of a packet (UDP payload), from 1200 on, of this side. The broker's packets are as large as its own setting
+    /// `mtu` says: set both (`headwater up -c mtu=N`). raw sets both itself. Without it: the client's default.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1200..=65000))]
     pub(crate) mtu: Option<u16>,
     /// isolation: partitions that are opened and never read. Without it: an eighth of them.
@@ -67,6 +69,8 @@ pub(crate) struct BenchArgs {
 
 /// Bytes that a record of `e2e` needs for its number.
 pub(crate) const NUMBER_BYTES: usize = 8;
+/// Bytes of a whole run: more would take longer than anybody lives, and sums of them must not overflow.
+const MOST_BYTES: u64 = 1 << 60;
 /// Partitions of `isolation` when nothing else is said; an eighth of them are never read.
 const ISOLATION_PARTITIONS: u32 = 64;
 
@@ -77,14 +81,16 @@ impl BenchArgs {
         self.partitions.unwrap_or(default)
     }
 
-    /// Partitions that are never read.
-    pub(crate) fn stalled_count(&self) -> u32 {
-        self.stalled.unwrap_or(self.partition_count() / 8)
-    }
-
     pub(super) fn misuse(&self) -> Option<&'static str> {
+        let bytes = self.records.unwrap_or(1).checked_mul(self.record_size);
+        if bytes.is_none_or(|bytes| bytes > MOST_BYTES) {
+            return Some("--records times --record-size is more than can be counted");
+        }
         match self.mode {
-            Mode::Isolation if self.stalled_count() >= self.partition_count() => {
+            // A topic that is there may have other partitions; then they decide.
+            Mode::Isolation
+                if self.topic.is_none() && self.stalled.is_some_and(|stalled| stalled >= self.partition_count()) =>
+            {
                 Some("--stalled must be less than --partitions: somebody has to read")
             }
             Mode::E2e if self.record_size < NUMBER_BYTES as u64 => {

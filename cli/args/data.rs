@@ -2,7 +2,7 @@
 
 use crate::format::Format;
 use crate::pace::Speed;
-use crate::spec::{End, HeaderArg, Start, Where, byte_size, count, duration};
+use crate::spec::{End, HeaderArg, Start, Where, batch_size, byte_size, count, wait};
 use clap::{Args, ValueEnum};
 use headwater_proto::batch::Codec;
 use headwater_proto::wire::Acks;
@@ -38,7 +38,7 @@ pub(crate) struct ProduceArgs {
     #[arg(long, value_name = "FILE")]
     pub(crate) ack_log: Option<PathBuf>,
     /// How long a record may stay unacknowledged before it is given up.
-    #[arg(long, value_name = "DURATION", default_value = "120s", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", default_value = "120s", value_parser = wait)]
     pub(crate) delivery_timeout: Duration,
     /// What to wait for: nothing, the leader, or all in-sync replicas.
     #[arg(long, value_name = "ACKS", default_value = "all")]
@@ -47,10 +47,10 @@ pub(crate) struct ProduceArgs {
     #[arg(long, value_name = "CODEC", default_value = "none")]
     pub(crate) compression: CodecArg,
     /// Bytes of a batch before it is sent without waiting for more; 64KiB, 1MB, ... Without it: the client's default.
-    #[arg(long, value_name = "BYTES", value_parser = byte_size)]
+    #[arg(long, value_name = "BYTES", value_parser = batch_size)]
     pub(crate) batch: Option<u64>,
     /// How long a batch may wait for more records. Without it: the client's default.
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", value_parser = wait)]
     pub(crate) linger: Option<Duration>,
     /// Create the topic if it is not there.
     #[arg(long)]
@@ -126,7 +126,7 @@ pub(crate) struct ConsumeArgs {
     #[arg(long, value_name = "NAME", requires = "group")]
     pub(crate) assignor: Option<String>,
     /// With --group: how long after its last sign of life a member is taken for dead. Without it: the broker's default.
-    #[arg(long, value_name = "DURATION", requires = "group", value_parser = duration)]
+    #[arg(long, value_name = "DURATION", requires = "group", value_parser = wait)]
     pub(crate) session_timeout: Option<Duration>,
     /// Only this partition; may be given several times.
     #[arg(long, value_name = "N", conflicts_with = "group")]

@@ -13,7 +13,7 @@ mod load;
 mod produce;
 mod raw;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use hdrhistogram::Histogram;
 use headwater_client::{Admin, Client, ClientConfig, ErrorCode, NewTopic};
 use serde::Serialize;
@@ -21,7 +21,8 @@ use std::time::Duration;
 
 use crate::args::{BenchArgs, Durability, Global, Mode};
 use crate::connect::connect_with;
-use crate::output::{number, print, print_json};
+use crate::output::{note, number, print, print_json};
+use crate::signals::Signals;
 
 /// Runs a mode.
 pub(crate) fn run(global: &Global, args: BenchArgs) -> Result<()> {
@@ -170,15 +171,38 @@ struct Topic {
     temporary: bool,
 }
 
+/// Connects, makes the topic of a run and does `work` on it. The topic is deleted again however that ends, also where
+/// somebody asks for the end: then the work is given up where it stands.
+async fn on_topic<T>(
+    global: &Global,
+    args: &BenchArgs,
+    work: impl AsyncFnOnce(&Client, &Topic) -> Result<T>,
+) -> Result<T> {
+    let client = connect(global, args).await?;
+    let admin = client.admin();
+    let signals = Signals::catch();
+    let topic = Topic::make(&admin, args).await?;
+    let outcome = signals.unless_asked(work(&client, &topic)).await.unwrap_or_else(|| Err(anyhow!("interrupted")));
+    let dropped = topic.drop(&admin).await;
+    client.close().await;
+    match (outcome, dropped) {
+        (Err(error), Err(left)) => {
+            note(global, format_args!("{left:#}"));
+            Err(error)
+        }
+        (outcome, dropped) => outcome.and_then(|found| dropped.map(|()| found)),
+    }
+}
+
 impl Topic {
     /// Makes the topic, or takes the one that is named and there.
-    async fn make(admin: &Admin, args: &BenchArgs, partitions: u32) -> Result<Topic> {
+    async fn make(admin: &Admin, args: &BenchArgs) -> Result<Topic> {
         let name = match &args.topic {
             Some(name) => name.clone(),
             None => format!("bench-{}-{:08x}", args.mode.name(), rand::random::<u32>()),
         };
         // What a run leaves must not be deleted under it.
-        let mut topic = NewTopic::new(&name).partitions(partitions).config("retention.ms", "-1");
+        let mut topic = NewTopic::new(&name).partitions(args.partition_count()).config("retention.ms", "-1");
         if let Some(durability) = args.durability {
             topic = topic.config(
                 "durability",
@@ -195,7 +219,13 @@ impl Topic {
                     admin.describe_topic(&name).await.with_context(|| format!("cannot describe topic {name}"))?;
                 u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX)
             }
-            Err(error) => return Err(error).with_context(|| format!("cannot create topic {name}")),
+            Err(error) => {
+                if args.topic.is_none() && error.code().is_none() {
+                    // Nobody answered; it may be there all the same.
+                    let _ = admin.delete_topic(&name).await;
+                }
+                return Err(error).with_context(|| format!("cannot create topic {name}"));
+            }
         };
         Ok(Topic { name, partitions, temporary: args.topic.is_none() && !args.keep })
     }
@@ -203,7 +233,10 @@ impl Topic {
     /// Deletes it again, unless it was named or is to be kept.
     async fn drop(self, admin: &Admin) -> Result<()> {
         if self.temporary {
-            admin.delete_topic(&self.name).await.with_context(|| format!("cannot delete topic {}", self.name))?;
+            admin
+                .delete_topic(&self.name)
+                .await
+                .with_context(|| format!("cannot delete topic {0}; `headwater topic delete {0}` does it", self.name))?;
         }
         Ok(())
     }

@@ -1,7 +1,9 @@
 //! `headwater bench`: that it measures what it says, on little data. Figures are never asserted.
 
-use crate::harness::{Broker, run};
+use crate::Held;
+use crate::harness::{Broker, eventually, headwater, run};
 use serde_json::Value;
+use std::process::Stdio;
 
 fn check(answer: &Value, mode: &str, records: u64) {
     assert_eq!((answer["mode"].as_str(), answer["records"].as_u64()), (Some(mode), Some(records)), "{answer}");
@@ -110,4 +112,97 @@ fn what_makes_no_sense_is_refused() {
         broker.json(&["topic", "list"]).iter().all(|topic| topic["internal"] == true),
         "a bench that fails cleans up too"
     );
+}
+
+fn made_by_bench(broker: &Broker) -> Vec<String> {
+    let topics = broker.json(&["topic", "list"]);
+    let names = topics.iter().map(|topic| topic["name"].as_str().expect("text").to_owned());
+    names.filter(|name| name.starts_with("bench-")).collect()
+}
+
+#[test]
+fn an_interrupted_bench_cleans_up() {
+    let broker = Broker::start(&[]);
+    for mode in [
+        &["produce", "--records", "1000000000"][..],
+        &["consume", "--records", "1000000000"],
+        &["e2e", "--records", "1000000000", "--throughput", "100"],
+        &["isolation", "--records", "1000000000"],
+    ] {
+        let mut command = broker.command(&["bench"]);
+        command.args(mode).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut bench = Held::start(command);
+        eventually("its topic", || (!made_by_bench(&broker).is_empty()).then_some(()));
+        bench.signal("TERM");
+        assert_eq!(bench.wait().code(), Some(1), "{mode:?}");
+        assert_eq!(made_by_bench(&broker), Vec::<String>::new(), "{mode:?}");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = || std::fs::read_dir(folder.path()).expect("a folder").count();
+    let mut command = headwater();
+    command.args(["bench", "disk", "--records", "1000000000", "--dir"]).arg(folder.path()).stderr(Stdio::null());
+    let mut bench = Held::start(command);
+    eventually("its file", || (files() == 1).then_some(()));
+    bench.signal("INT");
+    assert_eq!(bench.wait().code(), Some(1));
+    assert_eq!(files(), 0);
+}
+
+#[test]
+fn absurd_numbers_are_usage_errors() {
+    for line in [
+        "produce t --delivery-timeout 18446744073709551615s",
+        "produce t --linger 400d",
+        "produce t --batch 18446744073709551615",
+        "consume t --group g --session-timeout 18446744073709551615s",
+        "bench produce --record-size 18446744073709551615",
+        "bench produce --record-size 65MiB",
+        "bench produce --batch 18446744073709551615",
+        "bench produce --partitions 4294967295",
+        "bench raw --records 18446744073709552",
+        "bench disk --records 18446744073709551615",
+        "bench e2e --throughput 18446744073709551615",
+        "bench e2e --records 18446744073709551615",
+        "bench isolation --records 18446744073709551615",
+    ] {
+        let arguments: Vec<&str> = line.split_whitespace().collect();
+        run(&arguments).fails(2);
+    }
+}
+
+/// It is a run of decades, and says nothing of memory: records are measured as they come.
+#[test]
+fn a_run_of_any_length_begins() {
+    let broker = Broker::start(&[]);
+    let mut command = broker.command(&["bench", "e2e", "--records", "1000000000000", "--topic", "t"]);
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut bench = Held::start(command);
+    eventually("records", || {
+        let described = broker.run(&["topic", "describe", "t", "--json"]);
+        let end = described.status.success().then(|| described.object()["partitions"][0]["high_watermark"].as_i64());
+        end.flatten().filter(|end| *end > 0)
+    });
+    bench.signal("TERM");
+    assert_eq!(bench.wait().code(), Some(1));
+}
+
+#[test]
+fn a_topic_that_is_there_decides_how_many_readers_may_stall() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t", "-p", "4"]).ok();
+    let few = broker.run(&["bench", "isolation", "--topic", "t", "--stalled", "4", "--records", "4000"]).fails(1);
+    assert!(few.stderr.contains("topic t has 4 partitions"), "{}", few.stderr);
+    for (stalled, arguments) in [(0, &[][..]), (3, &["--stalled", "3"])] {
+        let line = [&["bench", "isolation", "--topic", "t", "--records", "4000"][..], arguments].concat();
+        let answer = broker.object(&line);
+        assert_eq!((&answer["partitions"], &answer["stalled"]), (&4.into(), &stalled.into()), "{answer}");
+    }
+}
+
+/// Round trips of large records take long; they are bounded by time, not by number.
+#[test]
+fn raw_measures_large_records() {
+    let raw = run(&["bench", "raw", "--records", "4", "--record-size", "8MiB", "--json"]).ok().object();
+    check(&raw, "raw", 4);
+    assert!(raw["latency_us"]["p50"].as_u64() > Some(0), "{raw}");
 }

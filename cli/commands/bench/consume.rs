@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use headwater_client::{StartFrom, TopicPartition};
 use std::time::Instant;
 
-use super::{Answer, Latencies, Topic, broker_cpu, connect, produce};
+use super::{Answer, Latencies, Topic, broker_cpu, connect, on_topic, produce};
 use crate::args::{BenchArgs, Global, Mode};
 use crate::connect::block_on;
 use crate::os::cpu_time;
@@ -12,17 +12,7 @@ use crate::output::{Unit, note, progress};
 
 /// Runs the mode.
 pub(super) fn run(global: &Global, args: &BenchArgs) -> Result<Answer> {
-    block_on(async {
-        let client = connect(global, args).await?;
-        let admin = client.admin();
-        let topic = Topic::make(&admin, args, args.partition_count()).await?;
-        let outcome = measure(global, args, &topic).await;
-        let dropped = topic.drop(&admin).await;
-        client.close().await;
-        let answer = outcome?;
-        dropped?;
-        Ok(answer)
-    })
+    block_on(on_topic(global, args, async |_, topic| measure(global, args, topic).await))
 }
 
 async fn measure(global: &Global, args: &BenchArgs, topic: &Topic) -> Result<Answer> {

@@ -2,7 +2,7 @@
 //!
 //! The file's space is reserved ahead in steps, as the log's is, and goes round: no more than a segment is written anew.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use headwater_proto::batch::{BatchBuilder, BuildOptions};
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -15,6 +15,7 @@ use crate::args::{BenchArgs, Global, Mode};
 use crate::connect::profile;
 use crate::os::{cpu_time, reserve, sleep_exactly};
 use crate::output::{Unit, progress};
+use crate::signals::Signals;
 
 /// Bytes reserved at a time.
 const RESERVE_BYTES: u64 = 16 << 20;
@@ -26,6 +27,8 @@ pub(super) fn run(global: &Global, args: &BenchArgs) -> Result<Answer> {
         None => profile(global)?.and_then(|file| file.parent().map(PathBuf::from)).unwrap_or_else(|| ".".into()),
     };
     let folder = if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder };
+    // Whoever ends it leaves no file behind.
+    let signals = Signals::catch();
     let mut named = tempfile::Builder::new()
         .prefix("bench-")
         .suffix(".log")
@@ -34,12 +37,12 @@ pub(super) fn run(global: &Global, args: &BenchArgs) -> Result<Answer> {
     if args.keep {
         named.disable_cleanup(true);
     }
-    let written = write(global, args, named.as_file_mut())
+    let written = write(global, args, named.as_file_mut(), &signals)
         .with_context(|| format!("cannot write to {}", named.path().display()))?;
     Ok(written)
 }
 
-fn write(global: &Global, args: &BenchArgs, file: &mut File) -> Result<Answer> {
+fn write(global: &Global, args: &BenchArgs, file: &mut File, signals: &Signals) -> Result<Answer> {
     let values = Values::new(args.record_bytes());
     let per_batch = (args.batch / (args.record_size + 16)).max(1);
     let records = args.record_count();
@@ -61,6 +64,7 @@ fn write(global: &Global, args: &BenchArgs, file: &mut File) -> Result<Answer> {
     let cpu = cpu_time();
     let began = Instant::now();
     while sent < records {
+        ensure!(!signals.is_asked(), "interrupted");
         let count = per_batch.min(records - sent);
         let last;
         let bytes = if count == per_batch {

@@ -2,13 +2,14 @@
 //!
 //! Producer and consumer live in one process, so that one clock times both.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use headwater_client::{Client, Consumer, StartFrom};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use super::data::Values;
 use super::load::{Load, producer};
-use super::{Answer, Latencies, Topic, broker_cpu, connect};
+use super::{Answer, Latencies, Topic, broker_cpu, on_topic};
 use crate::args::{BenchArgs, Global, Mode};
 use crate::connect::block_on;
 use crate::os::cpu_time;
@@ -24,25 +25,18 @@ const SILENCE: Duration = Duration::from_secs(30);
 
 /// Runs the mode.
 pub(super) fn run(global: &Global, args: &BenchArgs) -> Result<Answer> {
-    block_on(async {
-        let client = connect(global, args).await?;
+    block_on(on_topic(global, args, async |client, topic| {
         let admin = client.admin();
-        let topic = Topic::make(&admin, args, args.partition_count()).await?;
         let cpu = (cpu_time(), broker_cpu(&admin).await?);
-        let outcome = measure(global, args, &client, &topic).await;
+        let answer = measure(global, args, client, topic).await?;
         let broker = broker_cpu(&admin).await? - cpu.1;
-        let client_cpu = cpu_time().saturating_sub(cpu.0);
-        let dropped = topic.drop(&admin).await;
-        client.close().await;
-        let answer = outcome?;
-        dropped?;
-        Ok(answer.cpu(client_cpu, Some(broker)))
-    })
+        Ok(answer.cpu(cpu_time().saturating_sub(cpu.0), Some(broker)))
+    }))
 }
 
 async fn measure(global: &Global, args: &BenchArgs, client: &Client, topic: &Topic) -> Result<Answer> {
     let rate = args.throughput.unwrap_or(DEFAULT_RATE);
-    let records = args.records.unwrap_or(rate * DEFAULT_SECONDS);
+    let records = args.records.unwrap_or_else(|| rate.saturating_mul(DEFAULT_SECONDS));
     let described = client.admin().describe_topic(&topic.name).await.context("cannot describe the topic")?;
     let mut builder = client
         .consumer()
@@ -65,35 +59,48 @@ async fn measure(global: &Global, args: &BenchArgs, client: &Client, topic: &Top
         interval: Some(interval),
         bar: bar.clone(),
     };
-    let (sent, received) = tokio::join!(load.run(&producer), receive(&mut consumer, records));
+    let began = OnceLock::new();
+    let expected = Expected { records, interval, began: &began };
+    let (sent, received) = tokio::join!(load.run(&producer, &began), receive(&mut consumer, expected));
     bar.finish_and_clear();
     producer.close().await;
     consumer.close().await?;
-    let (sent, received) = (sent?, received?);
-    let mut latencies = Latencies::new();
-    for (number, at) in &received {
-        if *number >= records / WARM_UP {
-            latencies.record(at.saturating_duration_since(sent.began + interval.mul_f64(*number as f64)));
-        }
-    }
-    let wall = received.iter().map(|(_, at)| *at).max().unwrap_or(sent.ended) - sent.began;
-    Ok(Answer::new(Mode::E2e, records, records * args.record_size, wall).latency("from due to consumed", &latencies))
+    let (sent, (latencies, last)) = (sent?, received?);
+    Ok(Answer::new(Mode::E2e, records, records * args.record_size, last.unwrap_or(sent.ended) - sent.began)
+        .latency("from due to consumed", &latencies))
 }
 
-/// Takes so many records: each one's number, and when it came.
-async fn receive(consumer: &mut Consumer, records: u64) -> Result<Vec<(u64, Instant)>> {
-    let mut received = Vec::with_capacity(usize::try_from(records)?);
-    while (received.len() as u64) < records {
+/// What is to arrive.
+struct Expected<'a> {
+    records: u64,
+    /// From one record to the next.
+    interval: Duration,
+    /// When the first of them was due.
+    began: &'a OnceLock<Instant>,
+}
+
+/// Takes all of it: how late the records came, and when the last one did.
+async fn receive(consumer: &mut Consumer, expected: Expected<'_>) -> Result<(Latencies, Option<Instant>)> {
+    let Expected { records, interval, began } = expected;
+    let (mut latencies, mut received, mut last) = (Latencies::new(), 0, None);
+    while received < records {
         let batch = tokio::time::timeout(SILENCE, consumer.next_batch())
             .await
-            .with_context(|| format!("nothing arrived for {SILENCE:?}; {} of {records} records did", received.len()))?
+            .with_context(|| format!("nothing arrived for {SILENCE:?}; {received} of {records} records did"))?
             .context("the consumer ended")??;
         let at = Instant::now();
         for record in batch {
             let value = record?.value.unwrap_or_default();
-            let number = value.first_chunk().context("a record without a number; is somebody else producing?")?;
-            received.push((u64::from_be_bytes(*number), at));
+            let number = value.first_chunk().map(|number| u64::from_be_bytes(*number));
+            let (Some(number), Some(began)) = (number.filter(|number| *number < records), began.get()) else {
+                bail!("a record that this run did not send; is somebody else producing?");
+            };
+            if number >= records / WARM_UP {
+                latencies.record(at.saturating_duration_since(*began + interval.mul_f64(number as f64)));
+            }
+            received += 1;
         }
+        last = Some(at);
     }
-    Ok(received)
+    Ok((latencies, last))
 }

@@ -4,7 +4,7 @@
 //! read until then. Calls to the broker go on meanwhile, at even distances, from a thread of their own: what they tell is how
 //! fast the broker answers, not how busy the readers' thread is.
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use headwater_client::{
     Client, ClientConfig, Consumer, OffsetAt, OffsetQuery, ProducerRecord, StartFrom, TopicPartition,
 };
@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::data::Values;
 use super::load::producer;
-use super::{Latencies, Topic, client_config, connect};
+use super::{Latencies, Topic, client_config, connect, on_topic};
 use crate::args::{BenchArgs, Global};
 use crate::connect::{block_on, connect_with};
 use crate::output::{Unit, plural, print, print_json, progress};
@@ -63,24 +63,23 @@ struct CallLatency {
 
 /// Runs the mode.
 pub(super) fn run(global: &Global, args: &BenchArgs) -> Result<()> {
-    let stalled = args.stalled_count();
-    let found = block_on(async {
-        let client = connect(global, args).await?;
-        let admin = client.admin();
-        let topic = Topic::make(&admin, args, args.partition_count()).await?;
-        let outcome = measure(global, args, &client, &topic, stalled).await;
-        let dropped = topic.drop(&admin).await;
-        client.close().await;
-        let found = outcome?;
-        dropped?;
-        Ok(found)
-    })?;
+    let found = block_on(on_topic(global, args, async |client, topic| {
+        let stalled = args.stalled.unwrap_or(topic.partitions / 8);
+        ensure!(
+            stalled < topic.partitions,
+            "topic {} has {}, and somebody has to read: --stalled must be less than that",
+            topic.name,
+            plural(topic.partitions, "partition")
+        );
+        measure(global, args, client, topic, stalled).await
+    }))?;
     if global.json {
         return print_json(&found);
     }
     print(format!(
-        "isolation: {} on one connection, {stalled} of them never read\neach of the others got {:.2} to {:.2} MB/s in {:.2} s\ncalls meanwhile: p50 {} µs, p99 {} µs, max {} µs\n",
+        "isolation: {} on one connection, {} of them never read\neach of the others got {:.2} to {:.2} MB/s in {:.2} s\ncalls meanwhile: p50 {} µs, p99 {} µs, max {} µs\n",
         plural(found.partitions, "partition"),
+        found.stalled,
         found.reader_mb_per_s.min,
         found.reader_mb_per_s.max,
         found.seconds,

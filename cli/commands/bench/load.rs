@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use headwater_client::{Client, Delivery, ProduceError, Producer, ProducerRecord};
 use indicatif::ProgressBar;
 use std::future::poll_fn;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use super::Latencies;
@@ -53,13 +53,13 @@ pub(super) async fn producer(client: &Client, args: &BenchArgs) -> Result<Produc
 }
 
 impl Load {
-    /// Sends all of it and waits for every acknowledgement.
-    pub(super) async fn run(self, producer: &Producer) -> Result<Sent> {
+    /// Sends all of it and waits for every acknowledgement; `begin` tells others when the first record was due.
+    pub(super) async fn run(self, producer: &Producer, begin: &OnceLock<Instant>) -> Result<Sent> {
         // The first record waits for nothing that is not its own.
         producer.partitions(&self.topic).await.with_context(|| format!("cannot produce to topic {}", self.topic))?;
         let (expect, outcomes) = Outcomes::new();
         let collecting = tokio::spawn(collect(outcomes, self.bar.clone()));
-        let began = Instant::now();
+        let began = *begin.get_or_init(Instant::now);
         let sent = match self.interval {
             None => self.at_once(producer, &expect).await,
             Some(interval) => self.paced(producer, expect.clone(), began, interval).await,

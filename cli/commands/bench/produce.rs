@@ -1,12 +1,12 @@
 //! `headwater bench produce`: each producer on a thread of its own, with connections of its own.
 
 use anyhow::{Context, Result, anyhow};
-use std::sync::{Arc, Barrier};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::time::Duration;
 
 use super::data::Values;
 use super::load::{Load, Sent, producer};
-use super::{Answer, Latencies, Topic, broker_cpu, connect};
+use super::{Answer, Latencies, broker_cpu, connect, on_topic};
 use crate::args::{BenchArgs, Global, Mode};
 use crate::connect::block_on;
 use crate::os::cpu_time;
@@ -14,25 +14,19 @@ use crate::output::{Unit, progress};
 
 /// Runs the mode.
 pub(super) fn run(global: &Global, args: &BenchArgs) -> Result<Answer> {
-    block_on(async {
-        let client = connect(global, args).await?;
+    block_on(on_topic(global, args, async |client, topic| {
         let admin = client.admin();
-        let topic = Topic::make(&admin, args, args.partition_count()).await?;
         let cpu_before = (cpu_time(), broker_cpu(&admin).await?);
         let (global, owned, name) = (global.clone(), args.clone(), topic.name.clone());
-        let outcome =
-            tokio::task::spawn_blocking(move || fill(&global, &owned, &name)).await.context("the producers failed")?;
+        let filled = tokio::task::spawn_blocking(move || fill(&global, &owned, &name)).await;
+        let (wall, latencies) = filled.context("the producers failed")??;
         let broker = broker_cpu(&admin).await? - cpu_before.1;
         let client_cpu = cpu_time().saturating_sub(cpu_before.0);
-        let dropped = topic.drop(&admin).await;
-        client.close().await;
-        let (wall, latencies) = outcome?;
-        dropped?;
         let records = args.record_count();
         Ok(Answer::new(Mode::Produce, records, records * args.record_size, wall)
             .latency("from due to acknowledged", &latencies)
             .cpu(client_cpu, Some(broker)))
-    })
+    }))
 }
 
 /// Produces all records and says how long that took, from the first send to the last acknowledgement.
@@ -87,7 +81,7 @@ fn one(global: &Global, args: &BenchArgs, load: Load, start: &Barrier) -> Result
         // All begin together; one that could not connect must not keep the others waiting.
         start.wait();
         let (client, producer) = (client?, producer.context("no connection")??);
-        let sent = load.run(&producer).await;
+        let sent = load.run(&producer, &OnceLock::new()).await;
         producer.close().await;
         client.close().await;
         sent

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use super::data::Values;
@@ -31,6 +31,11 @@ const PIECE_BYTES: usize = 256 << 10;
 const ROUND_TRIPS: u64 = 2_000;
 /// Seconds that round trips at a rate take.
 const PACED_SECONDS: u64 = 10;
+/// Round trips that are measured however long they take; how long more of them may take together, and the first ones
+/// that are not measured.
+const FEWEST_ROUND_TRIPS: u64 = 10;
+const ROUND_TRIPS_TIME: Duration = Duration::from_secs(15);
+const WARM_UP_TIME: Duration = Duration::from_secs(2);
 /// Name in the certificate.
 const SERVER_NAME: &str = "localhost";
 /// How long the other process may take to be ready, and a round trip to come back.
@@ -102,9 +107,7 @@ async fn measure(args: &BenchArgs, ready: Ready) -> Result<Answer> {
         quic::endpoint((Ipv4Addr::LOCALHOST, 0).into(), args.mtu, None).context("cannot make an endpoint")?;
     let config = quic::client_config(ready.certificate.as_bytes(), args.mtu)?;
     let connection = endpoint.connect_with(config, ready.listen, SERVER_NAME)?.await.context("cannot connect")?;
-    let latencies = tokio::time::timeout(DEADLINE, round_trips(&connection, args.record_bytes(), args.throughput))
-        .await
-        .context("round trips do not come back")??;
+    let latencies = round_trips(&connection, args.record_bytes(), args.throughput).await?;
     let bytes = args.record_count() * args.record_size;
     let (cpu, other_cpu) = (cpu_time(), others_cpu(&connection).await?);
     let began = Instant::now();
@@ -141,21 +144,36 @@ async fn round_trips(connection: &Connection, size: usize, rate: Option<u64>) ->
     let record = Values::new(size).get(0);
     let mut back = vec![0; size];
     let mut latencies = Latencies::new();
-    let rounds = rate.map_or(ROUND_TRIPS, |rate| (rate * PACED_SECONDS).clamp(10, ROUND_TRIPS));
-    for round in 0..rounds + rounds / 10 {
+    let rounds = rate.map_or(ROUND_TRIPS, |rate| (rate * PACED_SECONDS).clamp(FEWEST_ROUND_TRIPS, ROUND_TRIPS));
+    let first = Instant::now();
+    let (mut warm, mut measured) = (0, 0);
+    // Large records take their time, and fewer of them tell as much.
+    while measured < rounds && (measured < FEWEST_ROUND_TRIPS || first.elapsed() < ROUND_TRIPS_TIME) {
         if let Some(rate) = rate {
             tokio::time::sleep(Duration::from_secs_f64(1.0 / rate as f64)).await;
         }
         let began = Instant::now();
-        send.write_all(&record).await?;
-        recv.read_exact(&mut back).await?;
+        tokio::time::timeout(DEADLINE, there_and_back(&mut send, &mut recv, &record, &mut back))
+            .await
+            .with_context(|| format!("a record of {size} bytes did not come back within {DEADLINE:?}"))??;
         // The first tenth warms both sides up.
-        if round >= rounds / 10 {
+        if warm < rounds / 10 && first.elapsed() < WARM_UP_TIME {
+            warm += 1;
+        } else {
             latencies.record(began.elapsed());
+            measured += 1;
         }
     }
     send.finish()?;
     Ok(latencies)
+}
+
+/// Sends a record and takes it back at the same time: it may be larger than what the other side holds.
+async fn there_and_back(send: &mut SendStream, recv: &mut RecvStream, record: &[u8], back: &mut [u8]) -> Result<()> {
+    let (sent, taken) = tokio::join!(send.write_all(record), recv.read_exact(back));
+    sent?;
+    taken?;
+    Ok(())
 }
 
 async fn others_cpu(connection: &Connection) -> Result<Duration> {
@@ -209,8 +227,18 @@ impl Other {
 
     fn ready(&mut self) -> Result<Ready> {
         let stdout = self.child.stdout.take().context("the other process has no output")?;
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line).context("the other process does not answer")?;
+        let (send, receive) = mpsc::sync_channel(1);
+        let read = move || {
+            let mut line = String::new();
+            let read = BufReader::new(stdout).read_line(&mut line).map(|_| line);
+            // Whoever does not wait any more has said why.
+            let _ = send.send(read);
+        };
+        std::thread::Builder::new().name("other".into()).spawn(read).context("cannot start a thread")?;
+        let line = receive
+            .recv_timeout(DEADLINE)
+            .with_context(|| format!("the other process was not ready within {DEADLINE:?}"))?
+            .context("the other process does not answer")?;
         serde_json::from_str(&line).context("the other process did not start")
     }
 
