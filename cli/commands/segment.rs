@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::args::{Global, RepairArgs, SegmentCommand};
-use crate::output::{Unit, bytes, number, plural, print, print_json, progress};
+use crate::output::{StdoutClosed, Unit, bytes, complain, number, plural, print, print_json, progress};
+use crate::sentence;
 
 /// Runs one of the subcommands.
 pub(crate) fn run(global: &Global, command: SegmentCommand) -> Result<()> {
@@ -29,9 +30,28 @@ fn open(path: &Path) -> Result<Target> {
     Ok(Target::open(Arc::new(OsFiles::default()), path)?)
 }
 
+/// Looks into one path after another. One that cannot be looked into keeps nobody from the others.
+fn each(paths: &[PathBuf], mut look: impl FnMut(&Path) -> Result<()>) -> Result<()> {
+    let mut failed = 0;
+    for path in paths {
+        match look(path) {
+            Ok(()) => {}
+            Err(error) if paths.len() == 1 || error.is::<StdoutClosed>() => return Err(error),
+            Err(error) => {
+                failed += 1;
+                complain(format_args!("error: {}", sentence(&error)));
+            }
+        }
+    }
+    match failed {
+        0 => Ok(()),
+        _ => bail!("{failed} of {} paths could not be looked into", paths.len()),
+    }
+}
+
 fn verify(global: &Global, paths: &[PathBuf]) -> Result<()> {
     let mut damaged = Vec::new();
-    for path in paths {
+    let looked = each(paths, |path| {
         let target = open(path)?;
         let bar = progress(global, "verify", Unit::Bytes, Some(target.log_bytes()));
         let report = inspect::verify(&target, &|bytes| bar.inc(bytes))?;
@@ -42,17 +62,22 @@ fn verify(global: &Global, paths: &[PathBuf]) -> Result<()> {
             print(verify_text(&report))?;
         }
         if !report.faults.is_empty() {
-            damaged.push((path, report.faults.len()));
+            damaged.push((path.to_owned(), report.faults.len()));
         }
-    }
-    match damaged.as_slice() {
-        [] => Ok(()),
-        [(path, faults), others @ ..] => bail!(
+        Ok(())
+    });
+    let text = match damaged.as_slice() {
+        [] => return looked,
+        [(path, faults), others @ ..] => format!(
             "{} in {}{}; `headwater segment repair PATH --out DIR` writes a copy without them",
             plural(*faults as i64, "fault"),
             path.display(),
             if others.is_empty() { String::new() } else { format!(", and {} more paths have some", others.len()) }
         ),
+    };
+    match looked {
+        Ok(()) => bail!(text),
+        Err(error) => Err(error.context(text)),
     }
 }
 

@@ -135,6 +135,18 @@ fn junk_and_missing_paths_are_errors_not_panics() {
 }
 
 #[test]
+fn a_path_that_is_missing_keeps_nobody_from_the_others() {
+    let dirs = kafka_logs().join("dirs");
+    let (one, two) = (text(&dirs.join("shapes-0")), text(&dirs.join("codecs-0")));
+    for word in ["dump", "verify", "stats"] {
+        let alone: Vec<String> = [&one, &two].map(|path| run(&["segment", word, path, "--json"]).ok().text()).into();
+        let answer = run(&["segment", word, &one, "nowhere", &two, "--json"]).fails(1);
+        assert_eq!(answer.text(), alone.concat(), "{word}");
+        assert!(answer.stderr.contains("nowhere") && answer.stderr.contains("1 of 3 paths"), "{}", answer.stderr);
+    }
+}
+
+#[test]
 fn several_paths_are_answered_one_by_one() {
     let dirs = kafka_logs().join("dirs");
     let (one, two) = (text(&dirs.join("shapes-0")), text(&dirs.join("codecs-0")));

@@ -4,8 +4,9 @@ use anyhow::Result;
 use headwater_proto::batch::Record;
 use headwater_storage::inspect::{self, DumpOptions, DumpedBatch};
 use std::io::{BufWriter, Write};
+use std::path::Path;
 
-use super::open;
+use super::{each, open};
 use crate::args::{Decode, DumpArgs, Global};
 use crate::output::{stdout, stdout_error};
 use crate::record::{Shown, write_json};
@@ -13,38 +14,37 @@ use crate::record::{Shown, write_json};
 /// Prints the batches of every path.
 pub(super) fn run(global: &Global, args: &DumpArgs) -> Result<()> {
     let mut out = BufWriter::with_capacity(256 << 10, stdout()?);
+    each(&args.path, |path| {
+        let dumped = dump(global, args, path, &mut out);
+        out.flush().map_err(stdout_error)?;
+        dumped
+    })
+}
+
+fn dump(global: &Global, args: &DumpArgs, path: &Path, out: &mut impl Write) -> Result<()> {
     let options = DumpOptions { records: args.records, from_offset: args.from_offset };
-    let mut line = Vec::new();
-    for path in &args.path {
-        let target = open(path)?;
-        let (topic, partition) = match target.partition() {
-            Some((topic, partition)) => (topic, i64::from(partition)),
-            None => (String::new(), -1),
-        };
-        let mut file = String::new();
-        for batch in inspect::dump(&target, options) {
-            let batch = match batch {
-                Ok(batch) => batch,
-                Err(error) => {
-                    out.flush().map_err(stdout_error)?;
-                    return Err(error.into());
-                }
-            };
-            line.clear();
-            if global.json {
-                json(&mut line, &batch, args.records.then_some((&topic, partition)))?;
-            } else {
-                if file != batch.file {
-                    file.clone_from(&batch.file);
-                    let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
-                    let _ = writeln!(line, "{}", folder.join(&file).display());
-                }
-                text(&mut line, &batch, args.decode);
+    let target = open(path)?;
+    let (topic, partition) = match target.partition() {
+        Some((topic, partition)) => (topic, i64::from(partition)),
+        None => (String::new(), -1),
+    };
+    let (mut line, mut file) = (Vec::new(), String::new());
+    for batch in inspect::dump(&target, options) {
+        let batch = batch?;
+        line.clear();
+        if global.json {
+            json(&mut line, &batch, args.records.then_some((&topic, partition)))?;
+        } else {
+            if file != batch.file {
+                file.clone_from(&batch.file);
+                let folder = if path.is_dir() { path } else { path.parent().unwrap_or(path) };
+                let _ = writeln!(line, "{}", folder.join(&file).display());
             }
-            out.write_all(&line).map_err(stdout_error)?;
+            text(&mut line, &batch, args.decode);
         }
+        out.write_all(&line).map_err(stdout_error)?;
     }
-    out.flush().map_err(stdout_error)
+    Ok(())
 }
 
 /// One object; the records, which only this crate knows how to show, are put in at its end.

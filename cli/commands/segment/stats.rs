@@ -6,7 +6,7 @@ use headwater_storage::inspect::stats::{Histogram, Stats};
 use std::path::PathBuf;
 
 use super::dump::time;
-use super::open;
+use super::{each, open};
 use crate::args::Global;
 use crate::output::{Unit, bytes, number, plural, print, print_json, progress};
 
@@ -15,18 +15,13 @@ const BAR_COLUMNS: u64 = 40;
 
 /// Counts every path.
 pub(super) fn run(global: &Global, paths: &[PathBuf]) -> Result<()> {
-    for path in paths {
+    each(paths, |path| {
         let target = open(path)?;
         let bar = progress(global, "stats", Unit::Bytes, Some(target.log_bytes()));
         let stats = inspect::stats(&target, &|bytes| bar.inc(bytes))?;
         bar.finish_and_clear();
-        if global.json {
-            print_json(&stats)?;
-        } else {
-            print(text(&stats))?;
-        }
-    }
-    Ok(())
+        if global.json { print_json(&stats) } else { print(text(&stats)) }
+    })
 }
 
 fn text(stats: &Stats) -> String {
