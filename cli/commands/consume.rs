@@ -65,15 +65,19 @@ async fn consume(global: &Global, client: &Client, args: ConsumeArgs) -> Result<
     };
     let printer = Printer::start(rules, shares.clone())?;
     let commits = shares.map(|shares| Commits::new(printer.progress(), shares));
-    let Some(consumer) = signals.unless_asked(build(client, &args, &partitions, commits.clone())).await else {
+    let begin = async {
+        let starts = match &args.group {
+            Some(_) => starts_without_a_commit(&admin, &topic, &partitions, args.from).await?,
+            None => BTreeMap::new(),
+        };
+        Ok::<_, anyhow::Error>((starts, build(client, &args, &partitions, commits.clone()).await?))
+    };
+    let Some(begun) = signals.unless_asked(begin).await else {
         return printer.stop().await.map(|_| ());
     };
-    let mut consumer = consumer?;
+    let (starts, mut consumer) = begun?;
     let member = match (&args.group, &commits) {
-        (Some(group), Some(commits)) => {
-            let starts = starts_without_a_commit(&admin, &topic, &partitions, args.from).await?;
-            Some(Member { group, commits, committer: consumer.committer()?, starts })
-        }
+        (Some(group), Some(commits)) => Some(Member { group, commits, committer: consumer.committer()?, starts }),
         _ => None,
     };
     let ticking = member
