@@ -35,12 +35,18 @@ pub(crate) struct Cli {
 }
 
 impl Cli {
-    /// Reads a command line. An error is help, a version, or misuse, and knows how to exit.
-    pub(crate) fn read(line: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Cli, clap::Error> {
-        let cli = Cli::try_parse_from(line)?;
+    /// Reads a command line, and what the environment adds to it. An error is help, a version, or misuse, and knows how
+    /// to exit.
+    pub(crate) fn read(
+        line: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+        environment: impl Fn(&str) -> Option<OsString>,
+    ) -> Result<Cli, clap::Error> {
+        let mut cli = Cli::try_parse_from(line)?;
+        let misused = |why: &str| Cli::command().error(ErrorKind::ValueValidation, why);
+        cli.global.fill(environment).map_err(|why| misused(&why))?;
         match cli.misuse() {
             None => Ok(cli),
-            Some(why) => Err(Cli::command().error(ErrorKind::ValueValidation, why)),
+            Some(why) => Err(misused(why)),
         }
     }
 
@@ -66,7 +72,7 @@ pub(crate) struct Global {
     #[arg(long, global = true, value_name = "HOST:PORT")]
     pub(crate) broker: Vec<String>,
     /// The client profile. Without it: $HEADWATER_PROFILE, then ./headwater-data/client.toml.
-    #[arg(long, global = true, value_name = "FILE", env = "HEADWATER_PROFILE")]
+    #[arg(long, global = true, value_name = "FILE")]
     pub(crate) profile: Option<PathBuf>,
     /// Certificate authority (PEM) that the broker's certificate must come from, instead of the profile's.
     #[arg(long, global = true, value_name = "FILE")]
@@ -77,12 +83,30 @@ pub(crate) struct Global {
     /// No progress, no remarks: only what was asked for, and errors.
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
-    /// What to log to standard error, as tracing filters: `info`, `headwater_client=debug`, ...
-    #[arg(long, global = true, value_name = "FILTER", env = "HEADWATER_LOG")]
+    /// What to log to standard error, as tracing filters: `info`, `headwater_client=debug`, ... Without it: $HEADWATER_LOG.
+    #[arg(long, global = true, value_name = "FILTER")]
     pub(crate) log: Option<String>,
-    /// Form of the log lines.
-    #[arg(long, global = true, value_name = "FORM", env = "HEADWATER_LOG_FORMAT")]
+    /// Form of the log lines. Without it: $HEADWATER_LOG_FORMAT.
+    #[arg(long, global = true, value_name = "FORM")]
     pub(crate) log_format: Option<LogFormat>,
+}
+
+impl Global {
+    /// Takes what the environment says where the flags say nothing. A variable that is empty counts as not set.
+    fn fill(&mut self, environment: impl Fn(&str) -> Option<OsString>) -> Result<(), String> {
+        let set = |name: &str| environment(name).filter(|value| !value.is_empty());
+        if self.profile.is_none() {
+            self.profile = set("HEADWATER_PROFILE").map(PathBuf::from);
+        }
+        if self.log.is_none() {
+            self.log = set("HEADWATER_LOG").map(|filter| filter.to_string_lossy().into_owned());
+        }
+        if let (None, Some(form)) = (self.log_format, set("HEADWATER_LOG_FORMAT")) {
+            let form = LogFormat::from_str(&form.to_string_lossy(), true);
+            self.log_format = Some(form.map_err(|why| format!("HEADWATER_LOG_FORMAT: {why}; it is human or json"))?);
+        }
+        Ok(())
+    }
 }
 
 /// Form of the log lines on standard error.
@@ -111,6 +135,9 @@ pub(crate) enum Command {
     /// Appends lines to a topic.
     Produce(ProduceArgs),
     /// Prints records as they come.
+    ///
+    /// Without -f and --json a record is its value and a line feed. A value that holds line feeds itself takes several
+    /// lines; --json prints one line for every record, whatever it holds, and -f what it is told.
     Consume(ConsumeArgs),
     /// Shows consumer groups, moves and deletes their offsets.
     #[command(subcommand)]
@@ -136,7 +163,28 @@ mod tests {
     use super::*;
 
     fn parse(line: &str) -> Result<Cli, clap::Error> {
-        Cli::read(std::iter::once("headwater").chain(line.split_whitespace()))
+        Cli::read(std::iter::once("headwater").chain(line.split_whitespace()), |_| None)
+    }
+
+    #[test]
+    fn the_environment_says_what_the_flags_do_not() {
+        let read = |line: &'static [&'static str], value: &'static str| {
+            Cli::read(line, move |name| name.starts_with("HEADWATER_").then(|| value.into())).map(|cli| cli.global)
+        };
+        let given = read(&["headwater", "demo"], "json").expect("a line");
+        assert_eq!(
+            (given.profile, given.log, given.log_format),
+            (Some("json".into()), Some("json".into()), Some(LogFormat::Json))
+        );
+        let flags = ["headwater", "demo", "--profile", "p", "--log", "info", "--log-format", "human"].as_slice();
+        let given = Cli::read(flags, |_| Some("json".into())).expect("a line").global;
+        assert_eq!(
+            (given.profile, given.log, given.log_format),
+            (Some("p".into()), Some("info".into()), Some(LogFormat::Human))
+        );
+        let empty = read(&["headwater", "demo"], "").expect("a line");
+        assert_eq!((empty.profile, empty.log, empty.log_format), (None, None, None));
+        assert_eq!(read(&["headwater", "demo"], "xml").err().map(|error| error.exit_code()), Some(2));
     }
 
     #[test]

@@ -37,7 +37,9 @@ pub(crate) fn client_config(global: &Global) -> Result<ClientConfig> {
              profile with --profile FILE"
         );
     }
-    config.client_id = "headwater-cli".to_owned();
+    if config.client_id == ClientConfig::default().client_id {
+        config.client_id = "headwater-cli".to_owned();
+    }
     Ok(config)
 }
 

@@ -1,6 +1,6 @@
 //! What a line becomes: key, value and time of a record.
 //!
-//! Owns: `--key-separator`, `--json-key`, `--timestamp-field` and `--null-value`. Refuses: lines that are no JSON object
+//! Owns: `--key`, `--key-separator`, `--json-key`, `--timestamp-field` and `--null-value`. Refuses: lines that are no JSON object
 //! where a field of one was asked for; an error names the line. Read next: `commands/produce.rs`.
 
 use anyhow::{Context, Result, anyhow};
@@ -14,8 +14,10 @@ use crate::spec::time_ms;
 /// What stands in a line, and where.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Fields {
+    /// The key of every record.
+    pub(crate) key: Option<Bytes>,
     /// What stands between key and value.
-    pub(crate) key_separator: Option<String>,
+    pub(crate) key_separator: Option<Bytes>,
     /// The field of a JSON line that is the key.
     pub(crate) json_key: Option<String>,
     /// The field of a JSON line that is the time.
@@ -37,11 +39,11 @@ impl Fields {
     /// Takes a line apart.
     pub(crate) fn parse(&self, line: Bytes) -> Result<Parsed> {
         let (mut key, value) = match &self.key_separator {
-            Some(separator) => match memchr::memmem::find(&line, separator.as_bytes()) {
+            Some(separator) => match memchr::memmem::find(&line, separator) {
                 Some(at) => (Some(line.slice(..at)), line.slice(at + separator.len()..)),
                 None => (None, line),
             },
-            None => (None, line),
+            None => (self.key.clone(), line),
         };
         if self.null_value.as_ref().is_some_and(|null| null.as_bytes() == value) {
             return Ok(Parsed { key, value: None, timestamp_ms: None });
@@ -177,6 +179,15 @@ mod tests {
         assert_eq!(parsed(&fields, "::v"), (some(""), some("v"), None));
         assert_eq!(parsed(&fields, "k::"), (some("k"), some(""), None));
         assert_eq!(parsed(&fields, "none"), (None, some("none"), None));
+    }
+
+    #[test]
+    fn a_key_may_be_the_same_for_all() {
+        let fields = Fields { key: Some("k".into()), null_value: Some("NULL".into()), ..Fields::default() };
+        assert_eq!(parsed(&fields, "v"), (some("k"), some("v"), None));
+        assert_eq!(parsed(&fields, "NULL"), (some("k"), None, None));
+        let fields = Fields { key: Some("k".into()), timestamp: Some("t".into()), ..Fields::default() };
+        assert_eq!(parsed(&fields, r#"{"t":5}"#), (some("k"), some(r#"{"t":5}"#), Some(5)));
     }
 
     #[test]

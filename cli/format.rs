@@ -5,7 +5,7 @@
 
 use anyhow::{Result, bail};
 use std::io::Write;
-use std::str::FromStr;
+use std::str::{Chars, FromStr};
 
 use crate::record::Shown;
 
@@ -61,6 +61,39 @@ fn number(out: &mut Vec<u8>, number: i64) {
     let _ = write!(out, "{number}");
 }
 
+/// Text in which `\n`, `\t`, `\r`, `\0`, `\\` and `\xHH` stand for one byte each.
+pub(crate) fn unescape(text: &str) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\\' => bytes.push(escaped(&mut rest)?),
+            other => bytes.extend_from_slice(other.encode_utf8(&mut [0; 4]).as_bytes()),
+        }
+    }
+    Ok(bytes)
+}
+
+/// The byte that is meant by what follows a backslash.
+fn escaped(rest: &mut Chars<'_>) -> Result<u8> {
+    Ok(match rest.next() {
+        Some('n') => b'\n',
+        Some('t') => b'\t',
+        Some('r') => b'\r',
+        Some('0') => 0,
+        Some('\\') => b'\\',
+        Some('x') => {
+            let digits: String = rest.by_ref().take(2).collect();
+            match u8::from_str_radix(&digits, 16) {
+                Ok(byte) if digits.len() == 2 => byte,
+                _ => bail!("\\x needs two hexadecimal digits, not {digits:?}"),
+            }
+        }
+        Some(other) => bail!("\\{other} means nothing; there are \\n \\t \\r \\0 \\\\ and \\xHH"),
+        None => bail!("a single \\ at the end; write \\\\ for a backslash"),
+    })
+}
+
 impl FromStr for Format {
     type Err = anyhow::Error;
 
@@ -87,23 +120,7 @@ impl FromStr for Format {
                     None => bail!("a single % at the end; write %% for a percent sign"),
                 },
                 '\\' => {
-                    text.push(match rest.next() {
-                        Some('n') => b'\n',
-                        Some('t') => b'\t',
-                        Some('r') => b'\r',
-                        Some('0') => 0,
-                        Some('\\') => b'\\',
-                        Some('x') => {
-                            let digits: String = rest.by_ref().take(2).collect();
-                            match u8::from_str_radix(&digits, 16) {
-                                Ok(byte) if digits.len() == 2 => byte,
-                                _ => bail!("\\x needs two hexadecimal digits, not {digits:?}"),
-                            }
-                        }
-                        other => {
-                            bail!("\\{} means nothing; there are \\n \\t \\r \\0 \\\\ and \\xHH", other.unwrap_or(' '))
-                        }
-                    });
+                    text.push(escaped(&mut rest)?);
                     continue;
                 }
                 other => {

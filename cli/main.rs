@@ -30,7 +30,7 @@ use std::process::ExitCode;
 use args::{Cli, Command, Global};
 
 fn main() -> ExitCode {
-    let Cli { global, command } = match Cli::read(std::env::args_os()) {
+    let Cli { global, command } = match Cli::read(std::env::args_os(), |name| std::env::var_os(name)) {
         Ok(cli) => cli,
         Err(error) => {
             // Help that nobody reads to its end is no failure.
@@ -77,7 +77,7 @@ fn run(global: &Global, command: Command) -> anyhow::Result<()> {
 }
 
 /// An error and its causes, each said once.
-fn sentence(error: &anyhow::Error) -> String {
+pub(crate) fn sentence(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let said = cause.to_string();

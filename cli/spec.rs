@@ -5,10 +5,13 @@
 //! `7d` or ISO 8601 (`PT1H`). Read next: [`crate::args`].
 
 use anyhow::{Context, Result, bail};
+use bytes::Bytes;
 use headwater_proto::limits::MAX_BATCH_BYTES;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
+
+use crate::format::unescape;
 
 /// Where reading begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +36,7 @@ impl FromStr for Start {
             _ if text == "earliest" => Start::Earliest,
             _ if text == "latest" => Start::Latest,
             Some(("offset", offset)) => Start::Offset(parse_offset(offset)?),
-            Some(("time", time)) => Start::Time(time_ms(time)?),
+            Some(("time", time)) => Start::Time(bound_ms(time)?),
             _ => match text.strip_prefix('-') {
                 Some(ago) => Start::Ago(duration(ago)?),
                 None => bail!("expected earliest, latest, offset:N, time:RFC3339 or -DURATION"),
@@ -62,7 +65,7 @@ impl FromStr for End {
         Ok(match text.split_once(':') {
             _ if text == "end" || text == "latest" => End::Now,
             Some(("offset", offset)) => End::Offset(parse_offset(offset)?),
-            Some(("time", time)) => End::Time(time_ms(time)?),
+            Some(("time", time)) => End::Time(bound_ms(time)?),
             _ => match text.strip_prefix('-') {
                 Some(ago) => End::Ago(duration(ago)?),
                 None => bail!("expected end, offset:N, time:RFC3339 or -DURATION"),
@@ -101,7 +104,7 @@ impl FromStr for ResetTarget {
             _ if text == "latest" => ResetTarget::Latest,
             _ if text == "current" => ResetTarget::Current,
             Some(("offset", offset)) => ResetTarget::Offset(parse_offset(offset)?),
-            Some(("time", time)) => ResetTarget::Time(time_ms(time)?),
+            Some(("time", time)) => ResetTarget::Time(bound_ms(time)?),
             Some(("shift", by)) => {
                 ResetTarget::Shift(by.parse().with_context(|| format!("{by:?} is no number of records"))?)
             }
@@ -177,6 +180,14 @@ impl FromStr for HeaderArg {
     }
 }
 
+/// What stands between key and value: at least one byte, with the escapes of formats.
+pub(crate) fn separator(text: &str) -> Result<Bytes> {
+    match unescape(text)? {
+        empty if empty.is_empty() => bail!("an empty separator separates nothing"),
+        bytes => Ok(bytes.into()),
+    }
+}
+
 /// A condition on a record.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Where {
@@ -200,13 +211,27 @@ impl FromStr for Where {
     }
 }
 
-/// A moment, in milliseconds since 1970: RFC 3339, a date (midnight UTC), or the number itself.
+/// When something happened, in milliseconds since 1970: RFC 3339, a date (midnight UTC), or the number itself. What is
+/// finer than a millisecond is left out.
 pub(crate) fn time_ms(text: &str) -> Result<i64> {
+    moment(text, |nanoseconds| nanoseconds.div_euclid(NANOSECONDS))
+}
+
+/// A moment that separates what happened before it from what did not: as [`time_ms`], but rounded up. A timestamp in
+/// milliseconds lies at or after a moment between two of them exactly if it lies at or after the later one.
+fn bound_ms(text: &str) -> Result<i64> {
+    moment(text, |nanoseconds| -(-nanoseconds).div_euclid(NANOSECONDS))
+}
+
+/// Of a millisecond.
+const NANOSECONDS: i128 = 1_000_000;
+
+fn moment(text: &str, to_ms: impl Fn(i128) -> i128) -> Result<i64> {
     if let Ok(number) = text.parse::<i64>() {
         return Ok(number);
     }
     if let Ok(at) = text.parse::<jiff::Timestamp>() {
-        return Ok(at.as_millisecond());
+        return Ok(i64::try_from(to_ms(at.as_nanosecond()))?);
     }
     if text.len() == "2013-01-01".len()
         && let Ok(date) = text.parse::<jiff::civil::Date>()
@@ -360,6 +385,9 @@ mod tests {
         assert_eq!(parse("key="), Some(Where::Key(String::new())));
         assert_eq!(parse("header:a=b=c"), Some(Where::Header { name: "a".into(), value: "b=c".into() }));
         assert_eq!(parse::<Where>("value=x"), None);
+        assert_eq!(separator("\\t").ok(), Some("\t".into()));
+        assert_eq!(separator("→\\x1f\\\\").ok(), Some("→\u{1f}\\".into()));
+        assert!(separator("").is_err() && separator("\\").is_err() && separator("\\q").is_err());
     }
 
     #[test]
@@ -368,6 +396,23 @@ mod tests {
         assert_eq!(time_ms("2013-01-03T05:00:00Z").ok(), time_ms("2013-01-03T00:00:00-05:00").ok());
         assert_eq!(time_ms("-1").ok(), Some(-1));
         assert!(time_ms("2013-01-03T05:00:00").is_err(), "no offset: whose noon is it");
+    }
+
+    #[test]
+    fn bounds_between_two_milliseconds_are_the_later_one() {
+        for (text, floor, ceil) in [
+            ("1970-01-01T00:00:01.5Z", 1500, 1500),
+            ("1970-01-01T00:00:01.5001Z", 1500, 1501),
+            ("1970-01-01T00:00:01.500999999Z", 1500, 1501),
+            ("1969-12-31T23:59:59.9995Z", -1, 0),
+            ("1969-12-31T23:59:59.999Z", -1, -1),
+            ("-1", -1, -1),
+        ] {
+            assert_eq!((time_ms(text).ok(), bound_ms(text).ok()), (Some(floor), Some(ceil)), "{text}");
+        }
+        assert_eq!(parse("time:1970-01-01T00:00:01.0001Z"), Some(Start::Time(1001)));
+        assert_eq!(parse("time:1970-01-01T00:00:01.0001Z"), Some(End::Time(1001)));
+        assert_eq!(parse("time:1970-01-01T00:00:01.0001Z"), Some(ResetTarget::Time(1001)));
     }
 
     #[test]

@@ -2,7 +2,8 @@
 
 use crate::format::Format;
 use crate::pace::Speed;
-use crate::spec::{End, HeaderArg, Start, Where, batch_size, byte_size, count, wait};
+use crate::spec::{End, HeaderArg, Start, Where, batch_size, byte_size, count, separator, wait};
+use bytes::Bytes;
 use clap::{Args, ValueEnum};
 use headwater_proto::batch::Codec;
 use headwater_proto::wire::Acks;
@@ -16,9 +17,13 @@ pub(crate) struct ProduceArgs {
     /// Lines to append; without it, standard input.
     #[arg(long, value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
-    /// What stands between key and value; the first one in a line counts. A line without it has no key.
-    #[arg(long, value_name = "S", conflicts_with = "json_key", allow_hyphen_values = true, value_parser = clap::builder::NonEmptyStringValueParser::new())]
-    pub(crate) key_separator: Option<String>,
+    /// What stands between key and value, with the escapes of `consume -f` (\t, \x1f, ...; \\ for a backslash); the
+    /// first one in a line counts. A line without it has no key.
+    #[arg(long, value_name = "S", conflicts_with = "json_key", allow_hyphen_values = true, value_parser = separator)]
+    pub(crate) key_separator: Option<Bytes>,
+    /// The key of every record, for lines that are all of it the value.
+    #[arg(long, value_name = "KEY", conflicts_with_all = ["key_separator", "json_key"], allow_hyphen_values = true)]
+    pub(crate) key: Option<String>,
     /// Lines are JSON objects, and this field is the key. Missing or null: no key.
     #[arg(long, value_name = "FIELD")]
     pub(crate) json_key: Option<String>,

@@ -399,6 +399,7 @@ fn sentence(error: &ProduceError) -> String {
 impl From<&ProduceArgs> for Fields {
     fn from(args: &ProduceArgs) -> Fields {
         Fields {
+            key: args.key.clone().map(Bytes::from),
             key_separator: args.key_separator.clone(),
             json_key: args.json_key.clone(),
             timestamp: args.timestamp_field.clone(),

@@ -66,7 +66,22 @@ fn keys_headers_times_and_nulls() {
     );
 
     broker.run_with(&["produce", "n", "--key-separator", "\t", "--null-value", "NULL"], "k\tNULL\nk\tnull\n").ok();
-    assert_eq!(pairs(&broker.records("n")), [(json!("k"), Value::Null), (json!("k"), json!("null"))]);
+    broker.run_with(&["produce", "n", "--key-separator", "\\t"], "a\tb\n").ok();
+    broker.run_with(&["produce", "n", "--key", "-same-"], "one\n").ok();
+    assert_eq!(
+        pairs(&broker.records("n")),
+        [
+            (json!("k"), Value::Null),
+            (json!("k"), json!("null")),
+            (json!("a"), json!("b")),
+            (json!("-same-"), json!("one"))
+        ]
+    );
+    for arguments in
+        [&["--key", "k", "--json-key", "k"][..], &["--key", "k", "--key-separator", ":"], &["--key-separator", "\\q"]]
+    {
+        broker.run(&[&["produce", "n"][..], arguments].concat()).fails(2);
+    }
 }
 
 #[test]

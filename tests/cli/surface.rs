@@ -1,7 +1,7 @@
 //! What needs no broker, and what no broker can be found for.
 
 use crate::Held;
-use crate::harness::{Broker, headwater, run};
+use crate::harness::{Broker, Running, eventually, headwater, run};
 use std::process::Stdio;
 
 #[test]
@@ -53,8 +53,9 @@ fn without_a_profile_the_error_says_what_to_do() {
 
 #[test]
 fn an_address_where_no_broker_is_fails() {
-    run(&["topic", "list", "--broker", "127.0.0.1:9"]).fails(1);
     let broker = Broker::start(&[]);
+    let no_authority = run(&["topic", "list", "--broker", broker.listen()]).fails(1);
+    assert!(no_authority.stderr.contains("--ca"), "{}", no_authority.stderr);
     // A port that was free a moment ago, and the right certificates: only the broker is missing.
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
     let address = socket.local_addr().expect("an address").to_string();
@@ -88,6 +89,14 @@ fn the_profile_is_found_by_flag_by_environment_and_by_folder() {
         command.args(["topic", "list", "--broker", broker.listen(), "--ca"]).arg(&ca).output().expect("it runs");
     assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
 
+    let empty =
+        broker.command(&["topic", "list"]).env("HEADWATER_PROFILE", "").env("HEADWATER_LOG_FORMAT", "").output();
+    assert!(empty.expect("it runs").status.success(), "an empty variable says nothing");
+    let mut command = headwater();
+    command.current_dir(elsewhere.path()).env("HEADWATER_PROFILE", "").env("HEADWATER_LOG", "");
+    let listed = command.args(["topic", "list"]).output().expect("it runs");
+    assert!(listed.status.success(), "{}", String::from_utf8_lossy(&listed.stderr));
+
     let missing = broker.folder().join("nowhere.toml");
     let answer = crate::harness::run(&["topic", "list", "--profile", missing.to_str().expect("text")]).fails(1);
     assert!(answer.stderr.contains("nowhere.toml"), "{}", answer.stderr);
@@ -117,5 +126,38 @@ fn what_cannot_be_said_changes_no_outcome() {
         let mut command = broker.command(arguments);
         command.stdout(Stdio::null()).stderr(writer);
         assert_eq!(Held::start(command).wait().code(), Some(code), "{arguments:?}");
+    }
+}
+
+#[test]
+fn the_profiles_name_for_this_client_is_used() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    let text = std::fs::read_to_string(broker.profile()).expect("a profile");
+    let named = broker.data().join("named.toml");
+    let without: String =
+        text.lines().filter(|line| !line.starts_with("client_id")).map(|line| format!("{line}\n")).collect();
+    std::fs::write(&named, format!("{without}client_id = \"board\"\n")).expect("written");
+    for (profile, name) in [(broker.profile(), "headwater-cli"), (named.as_path(), "board")] {
+        let mut command = headwater();
+        command.args(["consume", "t", "--group", name, "--profile"]).arg(profile);
+        let _member = Running::start(command);
+        let client = eventually("a member", || {
+            let members = broker.run(&["group", "members", name, "--json"]);
+            members.status.success().then(|| members.json().first().map(|member| member["client_id"].clone())).flatten()
+        });
+        assert_eq!(client, name);
+    }
+}
+
+#[test]
+fn help_says_what_would_surprise() {
+    for (command, said) in [
+        ("consume", "A value that holds line feeds itself takes several lines; --json"),
+        ("bench", "of this side. The broker's packets are as large as its own setting `mtu` says"),
+    ] {
+        let help = run(&[command, "--help"]).ok().text();
+        let words: Vec<&str> = help.split_whitespace().collect();
+        assert!(words.join(" ").contains(said), "{help}");
     }
 }
