@@ -9,6 +9,7 @@ mod bench;
 mod consume;
 mod demo;
 mod groups;
+mod json;
 mod produce;
 mod readme;
 mod replay;
