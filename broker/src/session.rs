@@ -84,10 +84,12 @@ pub(crate) async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming) {
         Ok(connecting) => connecting,
         Err(error) => return tracing::debug!(%remote, %error, "handshake refused"),
     };
-    let connection = match timeout(handshake, connecting).await {
-        Ok(Ok(connection)) => connection,
-        Ok(Err(error)) => return tracing::debug!(%remote, %error, "handshake failed"),
-        Err(_) => return tracing::debug!(%remote, "handshake took too long"),
+    let connected = shared.shutdown.run_until_cancelled(timeout(handshake, connecting));
+    let connection = match connected.await {
+        Some(Ok(Ok(connection))) => connection,
+        Some(Ok(Err(error))) => return tracing::debug!(%remote, %error, "handshake failed"),
+        Some(Err(_)) => return tracing::debug!(%remote, "handshake took too long"),
+        None => return,
     };
     let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
     let span = tracing::debug_span!("session", peer = %remote, id);
@@ -95,20 +97,22 @@ pub(crate) async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming) {
 }
 
 async fn serve_connection(shared: Arc<Shared>, connection: quinn::Connection, handshake: Duration) {
-    let peer = match timeout(handshake, hello(&shared, &connection)).await {
-        Ok(Ok(peer)) => peer,
-        Ok(Err(error)) => {
+    let greeted = shared.shutdown.run_until_cancelled(timeout(handshake, hello(&shared, &connection)));
+    let peer = match greeted.await {
+        Some(Ok(Ok(peer))) => peer,
+        Some(Ok(Err(error))) => {
             tracing::debug!(%error, "connection ends before hello");
             if let Some(error) = error.to_wire() {
                 shared.metrics.rejected(ErrorCode::from_number(error.code));
             }
             return linger(&connection, error.reset_code()).await;
         }
-        Err(_) => {
+        Some(Err(_)) => {
             tracing::debug!("no hello in time");
             shared.metrics.rejected(ErrorCode::TimedOut);
             return connection.close(ResetCode::Deadline.number().into(), b"no hello in time");
         }
+        None => return connection.close(ResetCode::ShuttingDown.number().into(), b""),
     };
     tracing::debug!(client = peer.client_id, software = peer.client_software, role = ?peer.role, "connection opened");
     let session = Arc::new(Session {

@@ -13,8 +13,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpStream, UdpSocket};
+use tokio::net::UdpSocket;
 use tokio::sync::Notify;
 
 const BATCH_BYTES: u64 = 128 << 10;
@@ -104,17 +103,7 @@ fn count(fetch: Stream) -> Arc<AtomicU64> {
     bytes
 }
 
-/// A number that the broker tells of itself.
-async fn sample(broker: &Broker, name: &str) -> u64 {
-    let mut http = TcpStream::connect(broker.admin_addr()).await.unwrap();
-    http.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
-    let mut text = String::new();
-    http.read_to_string(&mut text).await.unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("{name} is missing in {text}")).parse().unwrap()
-}
-
-async fn until_sent(broker: &Broker, name: &str, at_least: u64) {
+async fn until_sent(broker: &Broker, name: &str, at_least: f64) {
     within(name, async { while sample(broker, name).await < at_least {} }).await;
 }
 
@@ -130,9 +119,9 @@ async fn ahead_of_the_tail(broker: &Broker, first: wire::OpenFetch, tail: &Bytes
     way.hold();
     let first = count(client.open(open(first)).await);
     // The broker sends as much as may be on its way, and has more ready.
-    until_sent(broker, "headwater_fetch_bytes_total", sent_bytes + (1 << 20)).await;
+    until_sent(broker, "headwater_fetch_bytes_total", sent_bytes + f64::from(1 << 20)).await;
     let mut second = client.open(open(open_fetch(tail, 0, 0))).await;
-    until_sent(broker, "headwater_fetch_records_total", sent_records + TAIL_BYTES / TAIL_RECORD_BYTES).await;
+    until_sent(broker, "headwater_fetch_records_total", sent_records + (TAIL_BYTES / TAIL_RECORD_BYTES) as f64).await;
     let on_its_way = way.held_bytes.load(Ordering::Acquire);
     way.free();
     let mut read = 0;

@@ -5,18 +5,8 @@ mod harness;
 use harness::*;
 use headwater_broker::Broker;
 use headwater_storage::sim::{Fault, Operation, SimFiles};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-
-async fn get(admin: SocketAddr, path: &str) -> String {
-    let mut http = within("a connection", tokio::net::TcpStream::connect(admin)).await.unwrap();
-    http.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    within("an answer", http.read_to_string(&mut answer)).await.unwrap();
-    answer
-}
 
 async fn start_on(dir: &Path, files: &Arc<SimFiles>, pairs: &[&str]) -> Broker {
     let (mut config, files) = (config(dir), Arc::clone(files));

@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 
 /// Nothing here takes long; what takes longer than this hangs.
@@ -58,32 +59,9 @@ impl Client {
 
     /// As [`Client::connect_with_window`], by a way of its own.
     pub async fn connect_at(broker: &Broker, address: SocketAddr, stream_window: u32) -> Client {
-        let mut roots = rustls::RootCertStore::empty();
-        let ca = rustls_pki_types::CertificateDer::from_pem_slice(broker.ca_pem().unwrap().as_bytes()).unwrap();
-        roots.add(ca).unwrap();
-        let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(quic::crypto_provider()))
-            .with_protocol_versions(&[&rustls::version::TLS13])
-            .unwrap()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![ALPN.to_vec()];
-        let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
-        let mut client = quinn::ClientConfig::new(Arc::new(tls));
-        let mut transport = quinn::TransportConfig::default();
-        let mut discovery = quinn::MtuDiscoveryConfig::default();
-        discovery.upper_bound(6500);
-        transport
-            .stream_receive_window(stream_window.into())
-            .receive_window((128u32 << 20).into())
-            .send_window(256 << 20)
-            .mtu_discovery_config(Some(discovery))
-            .keep_alive_interval(Some(Duration::from_secs(2)));
-        client.transport_config(Arc::new(transport));
-        let mut settings = quinn::EndpointConfig::default();
-        settings.max_udp_payload_size(6500).unwrap();
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let endpoint = quinn::Endpoint::new(settings, None, socket, Arc::new(quinn::TokioRuntime)).unwrap();
-        let connecting = endpoint.connect_with(client, address, "localhost").unwrap();
+        let endpoint = client_endpoint("127.0.0.1:0");
+        let config = client_config(client_tls(broker), stream_window);
+        let connecting = endpoint.connect_with(config, address, "localhost").unwrap();
         let connection = within("handshake", connecting).await.unwrap();
         Client { connection, endpoint }
     }
@@ -143,6 +121,60 @@ impl Client {
         let answer = opened.next().await.unwrap().0;
         (Fetch { send: stream.send, frames: opened.followed_by() }, answer)
     }
+}
+
+/// The TLS settings of a client that trusts this broker.
+pub fn client_tls(broker: &Broker) -> rustls::ClientConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    let ca = rustls_pki_types::CertificateDer::from_pem_slice(broker.ca_pem().unwrap().as_bytes()).unwrap();
+    roots.add(ca).unwrap();
+    let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(quic::crypto_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![ALPN.to_vec()];
+    tls
+}
+
+pub fn client_config(tls: rustls::ClientConfig, stream_window: u32) -> quinn::ClientConfig {
+    let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls).unwrap();
+    let mut client = quinn::ClientConfig::new(Arc::new(tls));
+    let mut transport = quinn::TransportConfig::default();
+    let mut discovery = quinn::MtuDiscoveryConfig::default();
+    discovery.upper_bound(6500);
+    transport
+        .stream_receive_window(stream_window.into())
+        .receive_window((128u32 << 20).into())
+        .send_window(256 << 20)
+        .mtu_discovery_config(Some(discovery))
+        .keep_alive_interval(Some(Duration::from_secs(2)));
+    client.transport_config(Arc::new(transport));
+    client
+}
+
+/// The clients' end, on an address of its own.
+pub fn client_endpoint(address: &str) -> quinn::Endpoint {
+    let mut settings = quinn::EndpointConfig::default();
+    settings.max_udp_payload_size(6500).unwrap();
+    let socket = std::net::UdpSocket::bind(address).unwrap();
+    quinn::Endpoint::new(settings, None, socket, Arc::new(quinn::TokioRuntime)).unwrap()
+}
+
+/// What the admin port answers.
+pub async fn get(admin: SocketAddr, path: &str) -> String {
+    let mut http = within("a connection", tokio::net::TcpStream::connect(admin)).await.unwrap();
+    http.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    within("an answer", http.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
+/// A number that the broker tells of itself, by its name and labels; 0 where it says nothing of it yet.
+pub async fn sample(broker: &Broker, name: &str) -> f64 {
+    let text = get(broker.admin_addr(), "/metrics").await;
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.map_or(0.0, |value| value.parse().unwrap())
 }
 
 pub fn hello() -> wire::Hello {
