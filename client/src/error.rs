@@ -203,6 +203,14 @@ pub enum ProduceError {
     /// The producer was closed before the record was acknowledged.
     #[error("the producer is closed")]
     Closed,
+    /// A defect of this client ended what had the record in hand. It may have been written.
+    #[error("{topic}-{partition}: a defect of this client; the record may have been written")]
+    Defect {
+        /// The topic.
+        topic: Arc<str>,
+        /// The partition.
+        partition: u32,
+    },
 }
 
 impl ProduceError {

@@ -1,13 +1,21 @@
 //! When to try again.
 //!
-//! Owns: [`Backoff`], pure (the random part is an argument), and [`Deadline`]. Refuses: deciding what may be retried:
-//! errors say so themselves.
+//! Owns: [`Backoff`], pure (the random part is an argument), [`Deadline`], and waits as long as anybody may ask for.
+//! Refuses: deciding what may be retried: errors say so themselves.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::config::ClientConfig;
+
+/// As good as never: clocks end, and adding `Duration::MAX` to one is a panic.
+pub(crate) const NEVER: Duration = Duration::from_secs(30 * 365 * 24 * 3600);
+
+/// `wait` from `now` on; as good as never where a clock does not reach that far.
+pub(crate) fn after(now: Instant, wait: Duration) -> Instant {
+    now + wait.min(NEVER)
+}
 
 /// Growing pauses between attempts.
 #[derive(Debug, Clone)]
@@ -32,7 +40,7 @@ impl Backoff {
     pub(crate) fn next(&mut self, random: f64) -> Duration {
         let doubled = self.first.saturating_mul(1u32.checked_shl(self.failures.min(20)).unwrap_or(u32::MAX));
         self.failures = self.failures.saturating_add(1);
-        doubled.min(self.longest).mul_f64(1.0 - random.clamp(0.0, 1.0) / 2.0)
+        doubled.min(self.longest).min(NEVER).mul_f64(1.0 - random.clamp(0.0, 1.0) / 2.0)
     }
 
     /// Waits for the next pause.
@@ -51,7 +59,7 @@ pub(crate) struct Deadline {
 
 impl Deadline {
     pub(crate) fn within(after: Duration) -> Deadline {
-        Deadline { at: Instant::now() + after, after }
+        Deadline { at: self::after(Instant::now(), after), after }
     }
 
     pub(crate) fn left(&self) -> Duration {
@@ -66,6 +74,17 @@ impl Deadline {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_wait_is_too_long_for_a_clock() {
+        let now = Instant::now();
+        assert!(after(now, Duration::MAX) > now + Duration::from_secs(1 << 29));
+        assert_eq!(after(now, Duration::from_secs(5)), now + Duration::from_secs(5));
+        assert!(!Deadline::within(Duration::MAX).passed());
+        let config =
+            ClientConfig { retry_backoff: Duration::MAX, retry_backoff_max: Duration::MAX, ..ClientConfig::default() };
+        assert!(Backoff::new(&config).next(0.0) > Duration::from_secs(1 << 29));
+    }
 
     #[test]
     fn pauses_double_up_to_the_longest_and_jitter_only_shortens_them() {

@@ -22,6 +22,7 @@ use crate::TopicPartition;
 use crate::connection::{Connections, lock};
 use crate::error::{ConsumeError, Error};
 use crate::metadata::{Metadata, unknown_topic};
+use crate::retry::NEVER;
 
 /// Commits offsets in the name of one consumer. Cheap to clone, and usable while the consumer is being read.
 #[derive(Clone)]
@@ -305,7 +306,7 @@ pub(crate) async fn commit_regularly(
     interval: Duration,
     stop: CancellationToken,
 ) {
-    let mut timer = tokio::time::interval(interval);
+    let mut timer = tokio::time::interval(interval.min(NEVER));
     timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     timer.tick().await;
     loop {

@@ -25,7 +25,7 @@ use super::state::State;
 use crate::TopicPartition;
 use crate::connection::Connections;
 use crate::error::{ConsumeError, Error, Refusal};
-use crate::retry::Backoff;
+use crate::retry::{Backoff, after};
 use crate::stream::{FrameReader, write_message};
 
 /// How long a coordinator may take to answer that a member left.
@@ -220,7 +220,7 @@ impl Member {
         let topics = self.topics.borrow_and_update().clone();
         // An answer is as long in coming as any other; a static member's coordinator may first wait for another's end.
         let patience = self.connections.config.request_timeout.max(self.settings.session_timeout.unwrap_or_default());
-        let answer_by = Instant::now() + patience;
+        let answer_by = after(Instant::now(), patience);
         let late = || End::Lost(Error::TimedOut { what: "join group", after: patience });
         let reported = self.owned.clone();
         let opening = open_member(self.connections.clone(), self.join(topics));

@@ -20,6 +20,7 @@ use super::readers::{Readers, Wanted};
 use super::record::StartFrom;
 use crate::TopicPartition;
 use crate::error::ConsumeError;
+use crate::retry::after;
 
 /// How long commits that are under way may keep a partition from being let go.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -108,7 +109,7 @@ impl Hands {
         let context = &self.readers.context;
         let (state, leaving) = (&context.state, &context.stop);
         // The coordinator's patience, less some for the commit and the report.
-        let until = Instant::now() + self.rebalance_timeout.mul_f64(0.7);
+        let until = after(Instant::now(), self.rebalance_timeout.mul_f64(0.7));
         let cells = state.hold_back(&partitions);
         loop {
             let mut asked = std::pin::pin!(state.asked.notified());

@@ -13,10 +13,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use headwater_proto::batch::{BatchBuilder, BuildOptions, Codec, HEADER_BYTES, Header};
 use headwater_proto::limits::{MAX_BATCH_BYTES, MAX_RECORDS_PER_BATCH};
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::delivery::{Completion, Delivery};
+use super::delivery::{Completion, Delivery, Promise};
 use crate::error::ProduceError;
+use crate::retry::after;
 
 /// When batches are due, and what they look like.
 #[derive(Debug, Clone)]
@@ -51,11 +53,9 @@ impl Parts<'_> {
 #[derive(Debug)]
 pub(crate) struct Filling {
     pub(crate) builder: BatchBuilder,
-    pub(crate) completion: Arc<Completion>,
+    pub(crate) promise: Promise,
     /// When its first record came.
     pub(crate) since: Instant,
-    /// Bytes of the producer's buffer that its records hold.
-    pub(crate) charge: usize,
 }
 
 /// The records of one partition that were not sent yet.
@@ -64,6 +64,8 @@ pub(crate) struct Batcher {
     topic: Arc<str>,
     partition: u32,
     config: BatcherConfig,
+    /// The producer's, of which the records hold a part.
+    buffer: Arc<Semaphore>,
     max_message_bytes: usize,
     /// Complete batches, oldest first; behind them the one being filled.
     full: VecDeque<Filling>,
@@ -77,11 +79,18 @@ pub(crate) struct Batcher {
 }
 
 impl Batcher {
-    pub(crate) fn new(topic: Arc<str>, partition: u32, config: BatcherConfig, max_message_bytes: usize) -> Batcher {
+    pub(crate) fn new(
+        topic: Arc<str>,
+        partition: u32,
+        config: BatcherConfig,
+        buffer: Arc<Semaphore>,
+        max_message_bytes: usize,
+    ) -> Batcher {
         let mut batcher = Batcher {
             topic,
             partition,
             config,
+            buffer,
             max_message_bytes: 0,
             full: VecDeque::new(),
             open: None,
@@ -146,11 +155,11 @@ impl Batcher {
             let completion = Completion::new(self.topic.clone(), self.partition);
             self.last = Some(completion.clone());
             let builder = BatchBuilder::with_capacity(options, self.typical_bytes.max(HEADER_BYTES + bound));
-            Filling { builder, completion, since: now(), charge: 0 }
+            Filling { builder, promise: Promise::new(completion, self.buffer.clone()), since: now() }
         });
         let index = Self::put(&mut open.builder, parts);
-        open.charge += charge;
-        let delivery = Delivery::new(open.completion.clone(), index, parts.timestamp_ms);
+        open.promise.take_on(charge);
+        let delivery = Delivery::new(open.promise.completion().clone(), index, parts.timestamp_ms);
         if open.builder.size_estimate() >= limit {
             self.complete();
             notable = true;
@@ -163,7 +172,7 @@ impl Batcher {
         if let Some(full) = self.full.pop_front() {
             return Some(full);
         }
-        let due = self.open.as_ref().is_some_and(|open| hurry || now >= open.since + self.config.linger);
+        let due = self.open.as_ref().is_some_and(|open| hurry || now >= after(open.since, self.config.linger));
         if due {
             self.complete();
         }
@@ -172,12 +181,12 @@ impl Batcher {
 
     /// When the batch being filled becomes due; `None` if there is none or a full one is due already.
     pub(crate) fn due_at(&self) -> Option<Instant> {
-        if self.full.is_empty() { self.open.as_ref().map(|open| open.since + self.config.linger) } else { None }
+        if self.full.is_empty() { self.open.as_ref().map(|open| after(open.since, self.config.linger)) } else { None }
     }
 
     /// When the oldest record that was not sent fails.
     pub(crate) fn expires_at(&self) -> Option<Instant> {
-        self.full.front().or(self.open.as_ref()).map(|oldest| oldest.since + self.config.delivery_timeout)
+        self.full.front().or(self.open.as_ref()).map(|oldest| after(oldest.since, self.config.delivery_timeout))
     }
 
     /// Takes out the batches that were not sent in time, oldest first.
@@ -201,9 +210,9 @@ impl Batcher {
         self.full.drain(..).collect()
     }
 
-    /// Takes no more records, and gives back what is left.
+    /// Takes no more records, and gives back what is left. The first reason stays.
     pub(crate) fn close(&mut self, reason: ProduceError) -> Vec<Filling> {
-        self.closed = Some(reason);
+        self.closed.get_or_insert(reason);
         self.drain()
     }
 
@@ -259,7 +268,7 @@ mod tests {
     }
 
     fn batcher(batch_bytes: usize, linger_ms: u64) -> Batcher {
-        Batcher::new("t".into(), 0, config(batch_bytes, linger_ms), 10_000)
+        Batcher::new("t".into(), 0, config(batch_bytes, linger_ms), Arc::new(Semaphore::new(0)), 10_000)
     }
 
     fn add(batcher: &mut Batcher, value: &[u8], now: Instant) -> Result<bool, ProduceError> {
@@ -324,6 +333,17 @@ mod tests {
         assert!(add(&mut batcher, b"late", now).is_err());
     }
 
+    #[test]
+    fn no_wait_is_too_long() {
+        let now = Instant::now();
+        let config = BatcherConfig { linger: Duration::MAX, delivery_timeout: Duration::MAX, ..config(1000, 0) };
+        let mut batcher = Batcher::new("t".into(), 0, config, Arc::new(Semaphore::new(0)), 10_000);
+        add(&mut batcher, b"patient", now).unwrap();
+        assert!(batcher.take(now, false).is_none());
+        assert!(batcher.due_at() > Some(now) && batcher.expires_at() > Some(now));
+        assert!(batcher.take(now, true).is_some());
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
@@ -335,10 +355,8 @@ mod tests {
             let now = Instant::now();
             let mut batcher = batcher(limit, 0);
             let mut out = Vec::new();
-            let mut charged = 0;
             let mut collect = |filling: Filling| {
                 assert!(filling.builder.size_estimate() <= limit || filling.builder.record_count() == 1);
-                charged += filling.charge;
                 out.extend(values(filling));
             };
             for (i, size) in sizes.iter().enumerate() {
@@ -348,7 +366,7 @@ mod tests {
             while let Some(filling) = batcher.take(now, true) { collect(filling) }
             let expected: Vec<Vec<u8>> = sizes.iter().enumerate().map(|(i, n)| vec![i as u8; *n]).collect();
             prop_assert_eq!(out, expected);
-            prop_assert_eq!(charged, sizes.iter().sum::<usize>());
+            prop_assert_eq!(batcher.buffer.available_permits(), sizes.iter().sum::<usize>());
         }
     }
 }

@@ -1,7 +1,10 @@
 //! How a record's sender learns what became of it.
 //!
-//! Owns: [`Delivery`], and the completion that all records of a batch share: one allocation a batch, none a record.
-//! Refuses: deciding outcomes (see [`super::window`]).
+//! Owns: [`Delivery`], the completion that all records of a batch share (one allocation a batch, none a record), and the
+//! [`Promise`] to tell it. Refuses: deciding outcomes (see [`super::window`]).
+//!
+//! What must always hold: every record has an outcome in the end, and the buffer it took is given back, whatever becomes of
+//! the task that has it in hand.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,6 +12,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::task::{Context, Poll, Waker};
 
 use headwater_proto::wire::Durability;
+use tokio::sync::Semaphore;
 
 use crate::connection::lock;
 use crate::error::ProduceError;
@@ -111,6 +115,56 @@ impl Completion {
     }
 }
 
+/// The duty to tell a batch's records their outcome, and to give back the buffer that they take. Where it is dropped
+/// undone, a defect ended whoever had it: the records are told so.
+#[derive(Debug)]
+pub(crate) struct Promise {
+    completion: Arc<Completion>,
+    /// Bytes of the buffer.
+    charge: usize,
+    buffer: Arc<Semaphore>,
+}
+
+impl Promise {
+    pub(crate) fn new(completion: Arc<Completion>, buffer: Arc<Semaphore>) -> Promise {
+        Promise { completion, charge: 0, buffer }
+    }
+
+    /// One more record, which took `charge` bytes of the buffer.
+    pub(crate) fn take_on(&mut self, charge: usize) {
+        self.charge += charge;
+    }
+
+    pub(crate) fn completion(&self) -> &Arc<Completion> {
+        &self.completion
+    }
+
+    /// Tells the records; what they take of the buffer is still in use.
+    pub(crate) fn tell(&self, outcome: Result<Written, ProduceError>) {
+        self.completion.resolve(outcome);
+    }
+
+    /// Whether the records have their outcome.
+    pub(crate) fn is_told(&self) -> bool {
+        self.completion.outcome.get().is_some()
+    }
+
+    /// Tells the records, and gives the buffer back.
+    pub(crate) fn keep(self, outcome: Result<Written, ProduceError>) {
+        self.tell(outcome);
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        if !self.is_told() {
+            let Completion { topic, partition, .. } = &*self.completion;
+            self.tell(Err(ProduceError::Defect { topic: topic.clone(), partition: *partition }));
+        }
+        self.buffer.add_permits(self.charge);
+    }
+}
+
 /// A record on its way: a future that yields the acknowledgement, or why there is none.
 ///
 /// Deliveries of one partition finish in the order in which their records were sent. Dropping one does not take the
@@ -185,6 +239,23 @@ mod tests {
 
     fn written(base_offset: i64) -> Written {
         Written { base_offset, log_append_time_ms: -1, durability: Durability::Flushed, duplicate: false }
+    }
+
+    #[test]
+    fn records_whose_task_ends_by_a_defect_are_told_and_the_buffer_is_whole_again() {
+        let buffer = Arc::new(Semaphore::new(0));
+        let completion = Completion::new("t".into(), 3);
+        let mut promise = Promise::new(completion.clone(), buffer.clone());
+        promise.take_on(70);
+        promise.take_on(30);
+        let ended = std::thread::spawn(move || {
+            let _in_hand = promise;
+            panic!("a defect");
+        });
+        assert!(ended.join().is_err());
+        let outcome = Delivery::new(completion, 0, 0).try_result().unwrap();
+        assert!(matches!(outcome, Err(ProduceError::Defect { partition: 3, .. })), "{outcome:?}");
+        assert_eq!(buffer.available_permits(), 100);
     }
 
     #[tokio::test]

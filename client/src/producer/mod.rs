@@ -216,7 +216,7 @@ impl ProducerBuilder {
             codec: self.batches.codec,
             delivery_timeout: self.batches.delivery_timeout,
             max_in_flight: self.max_in_flight,
-            budget: Semaphore::new(self.buffer_bytes),
+            budget: Arc::new(Semaphore::new(self.buffer_bytes)),
             starving: AtomicUsize::new(0),
             closed: CancellationToken::new(),
             finishing: CancellationToken::new(),
@@ -537,7 +537,7 @@ impl Inner {
         }
         for partition in partitions.len() as u32..info.partition_count() {
             let batches = self.batches.clone();
-            let batcher = Batcher::new(name.clone(), partition, batches, info.max_message_bytes);
+            let batcher = Batcher::new(name.clone(), partition, batches, shared.budget.clone(), info.max_message_bytes);
             let new = Arc::new(Partition {
                 topic: info.clone(),
                 partition,

@@ -20,21 +20,18 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::batcher::{Batcher, Filling};
-use super::delivery::{Completion, Written};
+use super::delivery::{Completion, Promise, Written};
 use super::window::{Identity, Next, Window, WrongAnswer, restamp};
 use crate::connection::{Connections, Lease, lock};
 use crate::error::{Error, ProduceError, Refusal};
 use crate::metadata::{Metadata, TopicInfo};
-use crate::retry::Backoff;
+use crate::retry::{Backoff, after};
 use crate::stream::FrameReader;
 
 /// Batches at least this large are compressed on the blocking pool, so that they hold up nobody.
 const COMPRESS_ELSEWHERE_BYTES: usize = 16 << 10;
 /// How long a producer that closes waits for a broker to have what needs no answer.
 pub(crate) const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
-/// A timer that is not needed is set this far off.
-const FAR: Duration = Duration::from_secs(3600);
-
 /// What the partitions of a producer share.
 pub(crate) struct Shared {
     pub(crate) connections: Arc<Connections>,
@@ -44,7 +41,7 @@ pub(crate) struct Shared {
     pub(crate) delivery_timeout: Duration,
     pub(crate) max_in_flight: usize,
     /// The buffer's free bytes.
-    pub(crate) budget: Semaphore,
+    pub(crate) budget: Arc<Semaphore>,
     /// Senders that wait for room: while there are any, no batch lingers.
     pub(crate) starving: AtomicUsize,
     pub(crate) closed: CancellationToken,
@@ -128,10 +125,9 @@ type Built = (Pending, Result<Bytes, BatchError>);
 
 /// What stays of a [`Filling`] once its builder is at work.
 struct Pending {
-    completion: Arc<Completion>,
+    promise: Promise,
     records: i32,
     expires_at: Instant,
-    charge: usize,
 }
 
 /// The task's own state.
@@ -146,6 +142,15 @@ pub(crate) struct Sender {
     next: Next,
     /// Whoever led could not be reached; another may lead by now.
     doubts_leader: bool,
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        // Where a defect ended the task, nobody else is left to take the records, or to tell those that came.
+        let Partition { topic, partition, .. } = &*self.partition;
+        let reason = ProduceError::Defect { topic: topic.name.clone(), partition: *partition };
+        lock(&self.partition.batcher).close(reason);
+    }
 }
 
 impl Sender {
@@ -225,13 +230,12 @@ impl Sender {
         self.next = self.next.max(next);
         while let Some(built) = self.building.next().await {
             if let Ok((rest, _)) = built {
-                self.fail(&rest.completion, rest.charge, error.clone());
+                rest.promise.keep(Err(error.clone()));
             }
         }
         for filling in queued {
-            self.fail(&filling.completion, filling.charge, error.clone());
+            filling.promise.keep(Err(error.clone()));
         }
-        self.give_back();
     }
 
     /// Until there is something to send, or nothing will come.
@@ -274,7 +278,11 @@ impl Sender {
     fn expires_at(&self) -> Instant {
         // What is being built stands before what is queued, and is soon in the window.
         let queued = if self.building.is_empty() { lock(&self.partition.batcher).expires_at() } else { None };
-        [self.window.expires_at(), queued].into_iter().flatten().min().unwrap_or_else(|| Instant::now() + FAR)
+        [self.window.expires_at(), queued]
+            .into_iter()
+            .flatten()
+            .min()
+            .unwrap_or_else(|| after(Instant::now(), Duration::MAX))
     }
 
     fn expire(&mut self) {
@@ -292,18 +300,9 @@ impl Sender {
             false => Vec::new(),
         };
         for filling in expired {
-            self.fail(&filling.completion, filling.charge, timed_out(&filling.completion, false));
+            let error = timed_out(filling.promise.completion(), false);
+            filling.promise.keep(Err(error));
         }
-        self.give_back();
-    }
-
-    fn fail(&self, completion: &Completion, charge: usize, error: ProduceError) {
-        completion.resolve(Err(error));
-        self.shared.budget.add_permits(charge);
-    }
-
-    fn give_back(&mut self) {
-        self.shared.budget.add_permits(self.window.take_freed());
     }
 
     /// Opens a produce stream to the leader, as it is known or asked anew.
@@ -359,8 +358,7 @@ impl Sender {
                     if stream.outgoing.is_done() && unanswered {
                         let request_id = stream.outgoing.request_id;
                         self.window.unanswered(request_id).map_err(|e| Error::Protocol(e.to_string()))?;
-                        self.give_back();
-                    }
+                                    }
                 }
                 Some(built) = self.building.next(), if !self.building.is_empty() => self.built(built),
                 () = finishing.cancelled(), if unanswered && self.is_idle() && stream.outgoing.is_done() => {
@@ -399,10 +397,10 @@ impl Sender {
 
     /// Makes a batch of what was collected: here, or where it is large and must be compressed, on the blocking pool.
     fn build(&mut self, filling: Filling) {
-        let Filling { mut builder, completion, since, charge } = filling;
+        let Filling { mut builder, promise, since } = filling;
         let records = i32::try_from(builder.record_count()).unwrap_or(i32::MAX);
-        let expires_at = since + self.shared.delivery_timeout;
-        let rest = Pending { completion, records, expires_at, charge };
+        let expires_at = after(since, self.shared.delivery_timeout);
+        let rest = Pending { promise, records, expires_at };
         let small = builder.size_estimate() < COMPRESS_ELSEWHERE_BYTES || self.shared.codec == Codec::None;
         if small && self.building.is_empty() {
             if let Some((identity, sequence)) = self.window.stamp() {
@@ -417,7 +415,7 @@ impl Sender {
 
     /// Takes in a batch that was built before its sequence was known.
     fn built(&mut self, built: Result<Built, tokio::task::JoinError>) {
-        // A builder that panicked takes its records' completion with it; nothing else can end the job.
+        // A builder that panicked broke its promise, which told its records; nothing else can end the job.
         let Ok((rest, batch)) = built else { return };
         let batch = match (batch, self.window.stamp()) {
             (Ok(batch), Some((identity, sequence))) => Ok(restamp(batch, identity, sequence)),
@@ -432,7 +430,7 @@ impl Sender {
                 let batcher = lock(&self.partition.batcher);
                 if batch.len() <= batcher.max_message_bytes() {
                     drop(batcher);
-                    return self.window.admit(batch, rest.records, rest.completion, rest.expires_at, rest.charge);
+                    return self.window.admit(batch, rest.records, rest.promise, rest.expires_at);
                 }
                 batcher.too_large(batch.len())
             }
@@ -442,8 +440,7 @@ impl Sender {
                 refusal: wire::Error::new(ErrorCode::InvalidRecord, error.to_string()).into(),
             },
         };
-        self.window.admit_failed(failure, rest.completion, rest.expires_at, rest.charge);
-        self.give_back();
+        self.window.admit_failed(failure, rest.promise, rest.expires_at);
     }
 
     /// An answer.
@@ -456,7 +453,6 @@ impl Sender {
             if answer.request_id != 0 {
                 let next = self.window.refused(answer.request_id, refusal.clone()).map_err(wrong)?;
                 self.next = self.next.max(next);
-                self.give_back();
             }
             return Err(Error::Refused(refusal));
         }
@@ -473,7 +469,6 @@ impl Sender {
             duplicate: batch.duplicate,
         };
         self.window.acknowledged(answer.request_id, written).map_err(wrong)?;
-        self.give_back();
         self.backoff.reset();
         Ok(())
     }
@@ -589,5 +584,69 @@ async fn open_stream(
                 refusal,
             }),
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ClientConfig;
+    use crate::producer::batcher::{BatcherConfig, Parts};
+
+    #[tokio::test]
+    async fn records_whose_sender_ends_by_a_defect_are_told_and_no_more_are_taken() {
+        let certified = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let ca_pem = certified.cert.pem().into_bytes();
+        let config = ClientConfig { bootstrap: vec!["localhost:1".into()], ca_pem, ..ClientConfig::default() };
+        let connections = Connections::new(config).unwrap();
+        let shared = Arc::new(Shared {
+            metadata: Arc::new(Metadata::new(connections.clone())),
+            connections,
+            acks: wire::Acks::All,
+            codec: Codec::None,
+            delivery_timeout: Duration::MAX,
+            max_in_flight: 5,
+            budget: Arc::new(Semaphore::new(0)),
+            starving: AtomicUsize::new(0),
+            closed: CancellationToken::new(),
+            finishing: CancellationToken::new(),
+        });
+        let batches = BatcherConfig {
+            batch_bytes: 1000,
+            linger: Duration::MAX,
+            delivery_timeout: Duration::MAX,
+            codec: Codec::None,
+            compression_level: None,
+        };
+        let topic = TopicInfo {
+            name: "t".into(),
+            id: headwater_proto::TopicId::ZERO,
+            partitions: Vec::new(),
+            max_message_bytes: 0,
+            at: Instant::now(),
+        };
+        let batcher = Batcher::new("t".into(), 0, batches, shared.budget.clone(), 0);
+        let partition = Arc::new(Partition {
+            topic: Arc::new(topic),
+            partition: 0,
+            batcher: Mutex::new(batcher),
+            wake: Notify::new(),
+        });
+        let value = Bytes::from_static(b"value");
+        let send = || {
+            let parts = Parts { timestamp_ms: 1, key: None, value: Some(&value), headers: &[] };
+            lock(&partition.batcher).append(parts, 100, Instant::now)
+        };
+        let (delivery, _) = send().unwrap();
+        let sender = Sender::new(shared.clone(), partition.clone(), None);
+        let ended = std::thread::spawn(move || {
+            let _in_hand = sender;
+            panic!("a defect");
+        });
+        assert!(ended.join().is_err());
+        let outcome = delivery.try_result().unwrap();
+        assert!(matches!(outcome, Err(ProduceError::Defect { .. })), "{outcome:?}");
+        assert_eq!(shared.budget.available_permits(), 100);
+        assert!(send().is_err());
     }
 }

@@ -14,7 +14,6 @@
 //!   be on their way.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use headwater_proto::ErrorCode;
@@ -22,7 +21,7 @@ use headwater_proto::batch::{BatchHeader, HEADER_BYTES};
 use headwater_proto::wire::Durability;
 use tokio::time::Instant;
 
-use super::delivery::{Completion, Written};
+use super::delivery::{Completion, Promise, Written};
 use crate::error::{ProduceError, Refusal};
 
 /// Who a producer is to a partition.
@@ -39,11 +38,9 @@ pub(crate) struct Sent {
     records: i32,
     /// On the current stream; 0: not sent on it yet.
     request_id: u64,
-    /// `None` once its records have failed and only its place in the sequence is still to be filled.
-    completion: Option<Arc<Completion>>,
+    /// Told before its time where the records have failed and only the place in the sequence is still to be filled.
+    promise: Promise,
     expires_at: Instant,
-    /// Bytes of the producer's buffer.
-    charge: usize,
     base_sequence: i32,
     /// It was given to a stream at least once: a broker may have it.
     tried: bool,
@@ -81,14 +78,12 @@ pub(crate) struct Window {
     in_flight: VecDeque<Sent>,
     capacity: usize,
     last_request_id: u64,
-    /// Bytes of the buffer that are free again.
-    freed: usize,
 }
 
 impl Window {
     pub(crate) fn new(identity: Option<Identity>, capacity: usize) -> Window {
         let in_flight = VecDeque::with_capacity(capacity);
-        Window { identity, next_sequence: 0, in_flight, capacity, last_request_id: 0, freed: 0 }
+        Window { identity, next_sequence: 0, in_flight, capacity, last_request_id: 0 }
     }
 
     pub(crate) fn identity(&self) -> Option<Identity> {
@@ -110,23 +105,15 @@ impl Window {
     }
 
     /// Takes a batch in that carries the current [`Window::stamp`].
-    pub(crate) fn admit(
-        &mut self,
-        bytes: Bytes,
-        records: i32,
-        completion: Arc<Completion>,
-        expires_at: Instant,
-        charge: usize,
-    ) {
+    pub(crate) fn admit(&mut self, bytes: Bytes, records: i32, promise: Promise, expires_at: Instant) {
         let base_sequence = self.next_sequence;
         self.next_sequence = after(base_sequence, records);
         self.in_flight.push_back(Sent {
             bytes,
             records,
             request_id: 0,
-            completion: Some(completion),
+            promise,
             expires_at,
-            charge,
             base_sequence,
             tried: false,
             in_log: false,
@@ -135,14 +122,8 @@ impl Window {
     }
 
     /// Takes in a batch that cannot be sent. It fails once everything before it has its outcome.
-    pub(crate) fn admit_failed(
-        &mut self,
-        failure: ProduceError,
-        completion: Arc<Completion>,
-        expires_at: Instant,
-        charge: usize,
-    ) {
-        self.admit(Bytes::new(), 0, completion, expires_at, charge);
+    pub(crate) fn admit_failed(&mut self, failure: ProduceError, promise: Promise, expires_at: Instant) {
+        self.admit(Bytes::new(), 0, promise, expires_at);
         if let Some(last) = self.in_flight.back_mut() {
             last.failure = Some(failure);
         }
@@ -153,7 +134,7 @@ impl Window {
     fn fail_oldest(&mut self) {
         while let Some(failure) = self.in_flight.front_mut().and_then(|oldest| oldest.failure.take()) {
             if let Some(failed) = self.in_flight.pop_front() {
-                self.finish(failed, |_| Err(failure));
+                failed.promise.keep(Err(failure));
             }
         }
     }
@@ -185,7 +166,7 @@ impl Window {
     /// The oldest batch is in the log.
     pub(crate) fn acknowledged(&mut self, request_id: u64, written: Written) -> Result<(), WrongAnswer> {
         let sent = self.take_oldest(request_id)?;
-        self.finish(sent, |_| Ok(written));
+        sent.promise.keep(Ok(written));
         self.fail_oldest();
         Ok(())
     }
@@ -213,7 +194,8 @@ impl Window {
             ErrorCode::UnknownProducerId => self.renew(),
             code => {
                 let sent = self.take_oldest(request_id)?;
-                self.finish(sent, |completion| Err(refused(completion, refusal)));
+                let error = refused(sent.promise.completion(), refusal);
+                sent.promise.keep(Err(error));
                 self.fail_oldest();
                 if code == ErrorCode::InvalidProducerEpoch { Next::NewIdentity } else { self.renew() }
             }
@@ -253,30 +235,27 @@ impl Window {
 
     /// When the oldest records without an outcome fail.
     pub(crate) fn expires_at(&self) -> Option<Instant> {
-        self.in_flight.iter().find(|sent| sent.completion.is_some()).map(|sent| sent.expires_at)
+        self.in_flight.iter().find(|sent| !sent.promise.is_told()).map(|sent| sent.expires_at)
     }
 
     /// Fails the records whose time is up, oldest first; `failure` is told whether they were sent. A batch that a broker
     /// may have keeps its place in the sequence; any other is let go.
     pub(crate) fn expire(&mut self, now: Instant, failure: impl Fn(&Completion, bool) -> ProduceError) {
-        for sent in &mut self.in_flight {
-            match &sent.completion {
-                Some(completion) if now >= sent.expires_at => {
-                    completion.resolve(Err(failure(completion, sent.tried)));
-                    sent.completion = None;
+        for sent in &self.in_flight {
+            match sent.promise.is_told() {
+                true => {}
+                false if now >= sent.expires_at => {
+                    sent.promise.tell(Err(failure(sent.promise.completion(), sent.tried)));
                 }
-                Some(_) => break,
-                None => {}
+                false => break,
             }
         }
         let idempotent = self.identity.is_some();
         let of_no_use =
-            |sent: &Sent| sent.completion.is_none() && if idempotent { !sent.tried } else { sent.request_id == 0 };
+            |sent: &Sent| sent.promise.is_told() && if idempotent { !sent.tried } else { sent.request_id == 0 };
         // Those never sent stand behind all that were.
         if let Some(first) = self.in_flight.iter().position(of_no_use) {
             let sequence = self.in_flight.get(first).map_or(self.next_sequence, |sent| sent.base_sequence);
-            let freed: usize = self.in_flight.iter().filter(|sent| of_no_use(sent)).map(|sent| sent.charge).sum();
-            self.freed += freed;
             self.in_flight.retain(|sent| !of_no_use(sent));
             if idempotent {
                 self.renumber(first, sequence);
@@ -288,17 +267,11 @@ impl Window {
     /// Fails everything: it is not sent again. What comes later is numbered anew, since a broker may have some of it.
     pub(crate) fn abandon(&mut self, failure: impl Fn(&Completion) -> ProduceError) -> Next {
         for sent in self.in_flight.drain(..) {
-            if let Some(completion) = &sent.completion {
-                completion.resolve(Err(failure(completion)));
+            if !sent.promise.is_told() {
+                sent.promise.tell(Err(failure(sent.promise.completion())));
             }
-            self.freed += sent.charge;
         }
         self.renew()
-    }
-
-    /// Bytes of the buffer that became free since this was last asked.
-    pub(crate) fn take_freed(&mut self) -> usize {
-        std::mem::take(&mut self.freed)
     }
 
     fn take_oldest(&mut self, request_id: u64) -> Result<Sent, WrongAnswer> {
@@ -308,13 +281,6 @@ impl Window {
             return Err(wrong);
         }
         self.in_flight.pop_front().ok_or(wrong)
-    }
-
-    fn finish(&mut self, sent: Sent, outcome: impl FnOnce(&Completion) -> Result<Written, ProduceError>) {
-        if let Some(completion) = &sent.completion {
-            completion.resolve(outcome(completion));
-        }
-        self.freed += sent.charge;
     }
 }
 

@@ -4,7 +4,9 @@ use super::*;
 use headwater_proto::batch::{BatchBuilder, BuildOptions};
 use headwater_proto::wire;
 use proptest::prelude::*;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 const IDENTITY: Identity = Identity { id: 7, epoch: 0 };
 
@@ -19,10 +21,28 @@ fn batch(window: &Window, value: u32, records: i32) -> Bytes {
     builder.build().unwrap()
 }
 
-fn admit(window: &mut Window, value: u32, records: i32, expires_at: Instant) -> Arc<Completion> {
+/// A promise to so many bytes of `buffer`, and what keeps watch over it.
+fn promise(buffer: &Arc<Semaphore>) -> (Promise, Arc<Completion>) {
     let completion = Completion::new("t".into(), 0);
-    window.admit(batch(window, value, records), records, completion.clone(), expires_at, 10);
+    let mut promise = Promise::new(completion.clone(), buffer.clone());
+    promise.take_on(10);
+    (promise, completion)
+}
+
+fn admit(
+    window: &mut Window,
+    buffer: &Arc<Semaphore>,
+    value: u32,
+    records: i32,
+    expires_at: Instant,
+) -> Arc<Completion> {
+    let (promise, completion) = promise(buffer);
+    window.admit(batch(window, value, records), records, promise, expires_at);
     completion
+}
+
+fn buffer() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(0))
 }
 
 fn refusal(code: ErrorCode) -> Refusal {
@@ -46,9 +66,10 @@ fn sequences(window: &Window) -> Vec<(i16, i32)> {
 #[test]
 fn what_was_sent_is_sent_again_with_its_sequence_on_another_stream() {
     let far = Instant::now() + Duration::from_secs(60);
+    let buffer = buffer();
     let mut window = Window::new(Some(IDENTITY), 5);
-    let first = admit(&mut window, 1, 3, far);
-    let second = admit(&mut window, 2, 2, far);
+    let first = admit(&mut window, &buffer, 1, 3, far);
+    let second = admit(&mut window, &buffer, 2, 2, far);
     let (id, sent) = window.next_to_send().unwrap();
     assert_eq!(id, 1);
     assert_eq!(window.next_to_send().unwrap().0, 2);
@@ -59,15 +80,16 @@ fn what_was_sent_is_sent_again_with_its_sequence_on_another_stream() {
     assert_eq!(outcome(&first), Some(Ok(100)));
     assert!(window.acknowledged(1, written(100)).is_err(), "an answer nobody waits for");
     assert_eq!(outcome(&second), None);
-    assert_eq!(window.take_freed(), 10);
+    assert_eq!(buffer.available_permits(), 10);
 }
 
 #[test]
 fn a_refused_batch_fails_alone_and_those_behind_it_go_on_under_a_higher_epoch() {
     let far = Instant::now() + Duration::from_secs(60);
+    let buffer = buffer();
     let mut window = Window::new(Some(IDENTITY), 5);
-    let poison = admit(&mut window, 1, 3, far);
-    let behind = admit(&mut window, 2, 2, far);
+    let poison = admit(&mut window, &buffer, 1, 3, far);
+    let behind = admit(&mut window, &buffer, 2, 2, far);
     let _ = (window.next_to_send(), window.next_to_send());
     assert_eq!(window.refused(1, refusal(ErrorCode::InvalidRecord)), Ok(Next::HigherEpoch));
     assert_eq!(outcome(&poison), Some(Err(ErrorCode::InvalidRecord)));
@@ -83,11 +105,12 @@ fn a_refused_batch_fails_alone_and_those_behind_it_go_on_under_a_higher_epoch() 
 #[test]
 fn a_timed_out_batch_that_a_broker_may_have_keeps_its_place_and_one_that_was_never_sent_gives_it_up() {
     let now = Instant::now();
+    let buffer = buffer();
     let mut window = Window::new(Some(IDENTITY), 5);
-    let sent = admit(&mut window, 1, 3, now);
+    let sent = admit(&mut window, &buffer, 1, 3, now);
     let _ = window.next_to_send();
-    let unsent = admit(&mut window, 2, 4, now);
-    let young = admit(&mut window, 3, 5, now + Duration::from_secs(9));
+    let unsent = admit(&mut window, &buffer, 2, 4, now);
+    let young = admit(&mut window, &buffer, 3, 5, now + Duration::from_secs(9));
     let timed_out = |c: &Completion, sent| ProduceError::TimedOut {
         topic: c.topic().clone(),
         partition: 0,
@@ -109,11 +132,12 @@ fn a_timed_out_batch_that_a_broker_may_have_keeps_its_place_and_one_that_was_nev
 #[test]
 fn a_batch_that_cannot_be_sent_fails_in_its_turn_and_leaves_no_gap() {
     let far = Instant::now() + Duration::from_secs(60);
+    let buffer = buffer();
     let mut window = Window::new(Some(IDENTITY), 5);
-    let first = admit(&mut window, 1, 3, far);
-    let hopeless = Completion::new("t".into(), 0);
-    window.admit_failed(ProduceError::BufferFull, hopeless.clone(), far, 10);
-    let last = admit(&mut window, 2, 2, far);
+    let first = admit(&mut window, &buffer, 1, 3, far);
+    let (promised, hopeless) = promise(&buffer);
+    window.admit_failed(ProduceError::BufferFull, promised, far);
+    let last = admit(&mut window, &buffer, 2, 2, far);
     let sent: Vec<u64> = std::iter::from_fn(|| window.next_to_send()).map(|(id, _)| id).collect();
     assert_eq!(sent, [1, 2]);
     assert_eq!(outcome(&hopeless), None, "the first one has no outcome yet");
@@ -121,16 +145,17 @@ fn a_batch_that_cannot_be_sent_fails_in_its_turn_and_leaves_no_gap() {
     assert!(outcome(&first).is_some() && outcome(&hopeless).is_some_and(|o| o.is_err()) && outcome(&last).is_none());
     assert_eq!(sequences(&window), [(0, 3)]);
     window.acknowledged(2, written(3)).unwrap();
-    window.admit_failed(ProduceError::BufferFull, Completion::new("t".into(), 0), far, 10);
+    window.admit_failed(ProduceError::BufferFull, promise(&buffer).0, far);
     assert!(window.is_empty(), "with nothing before it, it fails at once");
-    assert_eq!(window.take_freed(), 40);
+    assert_eq!(buffer.available_permits(), 40);
 }
 
 #[test]
 fn a_refusal_of_what_the_log_holds_already_is_no_failure() {
     let far = Instant::now() + Duration::from_secs(60);
+    let buffer = buffer();
     let mut window = Window::new(Some(IDENTITY), 5);
-    let first = admit(&mut window, 1, 3, far);
+    let first = admit(&mut window, &buffer, 1, 3, far);
     let _ = window.next_to_send();
     window.reopened(Some((0, 2)));
     let _ = window.next_to_send();
@@ -240,7 +265,8 @@ proptest! {
     fn the_log_holds_every_batch_once_and_in_order_whatever_is_lost(steps in proptest::collection::vec(step(), 1..120)) {
         let start = Instant::now();
         let mut now = start;
-        let mut window = Window::new(Some(IDENTITY), 5);
+        let buffer = buffer();
+    let mut window = Window::new(Some(IDENTITY), 5);
         let mut broker = Broker::default();
         let mut poisoned = std::collections::HashSet::new();
         let mut batches: Vec<(u32, i32, Arc<Completion>)> = Vec::new();
@@ -256,13 +282,12 @@ proptest! {
                 Step::Send(records, poison) if window.room() > 0 => {
                     let value = batches.len() as u32;
                     if poison { poisoned.insert(value); }
-                    let completion = admit(&mut window, value, records, now + Duration::from_secs(10));
+                    let completion = admit(&mut window, &buffer, value, records, now + Duration::from_secs(10));
                     batches.push((value, records, completion));
                 }
                 Step::Hopeless if window.room() > 0 => {
-                    let completion = Completion::new("t".into(), 0);
-                    let expires_at = now + Duration::from_secs(10);
-                    window.admit_failed(ProduceError::BufferFull, completion.clone(), expires_at, 10);
+                    let (promise, completion) = promise(&buffer);
+                    window.admit_failed(ProduceError::BufferFull, promise, now + Duration::from_secs(10));
                     batches.push((batches.len() as u32, 0, completion));
                 }
                 Step::Send(..) | Step::Hopeless => {}
@@ -322,7 +347,7 @@ proptest! {
             prop_assert!(told.is_sorted_by(|a, b| a >= b), "outcomes out of order: {told:?}");
         }
         prop_assert!(window.is_empty(), "everything is answered in the end: {window:?}");
-        prop_assert_eq!(window.take_freed(), batches.len() * 10);
+        prop_assert_eq!(buffer.available_permits(), batches.len() * 10);
         let mut in_order = Vec::new();
         for (value, records, completion) in &batches {
             let copies = broker.log.iter().filter(|v| *v == value).count() as i32;

@@ -197,6 +197,39 @@ async fn records_whose_time_is_up_fail_and_those_behind_them_are_written_without
 }
 
 #[tokio::test]
+async fn waits_without_end_are_as_long_as_they_say_and_no_defect() {
+    let mut peer = Peer::start(1).await;
+    let config = headwater_client::ClientConfig {
+        connect_timeout: Duration::MAX,
+        request_timeout: Duration::MAX,
+        metadata_max_age: Duration::MAX,
+        ..peer.config()
+    };
+    let client = within("connect", headwater_client::Client::connect(config)).await.unwrap();
+    let builder = client.producer().linger(Duration::MAX).delivery_timeout(Duration::MAX);
+    let producer = within("build", builder.build()).await.unwrap();
+    let delivery = producer.send(record("patient")).await.unwrap();
+    let flushing = tokio::spawn({
+        let producer = producer.clone();
+        async move { producer.flush().await }
+    });
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    stream.append().await;
+    stream.acknowledge(1, 0, false).await;
+    within("an acknowledgement", delivery).await.unwrap();
+    within("flush", flushing).await.unwrap();
+    let builder = client.consumer().group("billing").topics([TOPIC]).rebalance_timeout(Duration::MAX);
+    let builder = builder.session_timeout(Duration::MAX).auto_commit(Some(Duration::MAX));
+    let consumer = within("build", builder.build()).await.unwrap();
+    let (mut member, _) = peer.member().await;
+    assign(&mut member, 1, &[0]).await;
+    owns(&mut member, &[0]).await;
+    assign(&mut member, 2, &[]).await;
+    owns(&mut member, &[]).await;
+    drop(consumer);
+}
+
+#[tokio::test]
 async fn what_was_never_sent_fails_as_such_and_leaves_no_trace() {
     let mut peer = Peer::start(1).await;
     let producer = producer(&peer, |b| b.delivery_timeout(Duration::from_millis(300))).await;
