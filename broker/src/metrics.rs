@@ -56,7 +56,9 @@ impl Metrics {
             .expect("there are buckets");
         let recorder = Arc::new(builder.build_recorder());
         // What storage counts goes to the first broker of the process: all but tests and demonstrations have one.
-        drop(metrics::set_global_recorder(Arc::clone(&recorder)));
+        if metrics::set_global_recorder(Arc::clone(&recorder)).is_ok() {
+            headwater_storage::metrics::describe();
+        }
         let r = &*recorder;
         Metrics {
             handle: recorder.handle(),

@@ -456,3 +456,70 @@ async fn partitions_that_find_no_descriptor_open_by_themselves_once_there_are_so
     );
     assert!(broker.shutdown().await);
 }
+
+/// With one thread for all flushes, or one queue, a disk that hangs under one partition would stop every other.
+#[tokio::test]
+async fn partitions_flush_side_by_side_and_one_that_hangs_holds_up_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(10);
+    let broker = start_on(dir.path(), &files, &[]).await;
+    let client = Client::connect(&broker).await;
+    let hung = client.create_topic("hung", 2, &[]).await;
+    let well = client.create_topic("well", 1, &[]).await;
+    let held = files.hold(Fault::new(Operation::Sync).on("hung-"));
+    let (mut first, _) = client.produce(open_produce(&hung, 0)).await;
+    let (mut second, _) = client.produce(open_produce(&hung, 1)).await;
+    first.request(&batch(&[b"x"])).await;
+    second.request_as(wire::ProduceRequest { request_id: 1, partition: 1 }, &batch(&[b"x"])).await;
+    within("two flushes at once", async {
+        while held.waiting() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    for _ in 0..3 {
+        let done = produced(&client, &well, b"x").await;
+        assert_eq!((done.error.clone(), done.durability()), (None, Durability::Flushed));
+    }
+    assert_eq!(held.waiting(), 2);
+    drop(held);
+    for produce in [&mut first, &mut second] {
+        assert_eq!(produce.answer().await.durability(), Durability::Flushed);
+    }
+    assert!(broker.shutdown().await);
+}
+
+/// One partition of the offsets topic that could not be read hid the lag of every group.
+#[tokio::test]
+async fn groups_that_cannot_be_read_hide_no_others() {
+    use headwater_storage::offsets_schema::partition_of_group;
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(11);
+    let groups = ["a", "b"].map(|name| (name, partition_of_group(name, 16)));
+    assert_ne!(groups[0].1, groups[1].1, "they lie in different partitions");
+    let broker = start_on(dir.path(), &files, &[]).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    assert_eq!(produced(&client, &topic, b"x").await.error, None);
+    let commit = async |client: &Client, group: &str| {
+        let entry = wire::OffsetEntry { topic: "t".into(), partition: 0, offset: 0, ..Default::default() };
+        let commit = wire::CommitOffsets { group: group.into(), offsets: vec![entry], ..Default::default() };
+        matches!(client.call(Request::CommitOffsets(commit)).await, Response::CommitOffsets(_))
+    };
+    for (group, _) in groups {
+        assert!(commit(&client, group).await);
+    }
+    assert!(broker.shutdown().await);
+
+    let files = files.restart();
+    files.fail(Fault::new(Operation::Read).on(format!("__consumer_offsets-{}/00000000000000000000.log", groups[0].1)));
+    let broker = start_on(dir.path(), &files, &[]).await;
+    let client = Client::connect(&broker).await;
+    within("the first group to be refused", async { while commit(&client, "a").await {} }).await;
+    assert_eq!(sample(&broker, "headwater_partitions_fenced").await, 1.0);
+    let lag = async |group: &str| {
+        sample(&broker, &format!("headwater_group_lag{{group=\"{group}\",topic=\"t\",partition=\"0\"}}")).await
+    };
+    assert_eq!((lag("a").await, lag("b").await), (0.0, 1.0));
+    assert!(!broker.shutdown().await);
+}

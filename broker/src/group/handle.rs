@@ -18,16 +18,22 @@ use crate::metrics::Samples;
 use crate::partitions::Partitions;
 use crate::pool::Pool;
 use crate::topic_config::{self, TopicValues};
+use futures::future::join_all;
 use headwater_storage::offsets_schema::partition_of_group;
 use std::fmt::Display;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 /// The settings of the offsets topic: Kafka's, and room for a batch that holds all records of one event.
 const OFFSETS_TOPIC_CONFIG: [(&str, &str); 3] =
     [("cleanup.policy", "compact"), ("segment.bytes", "104857600"), ("max.message.bytes", "67108864")];
+
+/// Time for a shard to tell what was committed, for the metrics.
+const SAMPLES_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// All groups of this broker.
 #[derive(Clone)]
@@ -199,8 +205,12 @@ impl Groups {
 
     /// The lag of every group, as metrics.
     pub(crate) async fn samples(&self, samples: &mut Samples) {
-        // Without an answer there is nothing to show.
-        let committed = self.ask_all(|tell| Request::Committed { tell }).await.unwrap_or_default();
+        // Of a shard that is being read, or cannot be, there is nothing to show; the others are shown without it.
+        let asked = self.shards.iter().map(|shard| {
+            let committed = ask(shard, |tell| Request::Committed { tell });
+            async { timeout(SAMPLES_TIMEOUT, committed).await.ok()?.ok() }
+        });
+        let committed = join_all(asked).await.into_iter().flatten().flatten();
         let state = self.metadata.state();
         samples.begin(
             "headwater_group_lag",
