@@ -146,6 +146,17 @@ pub enum ProduceError {
         /// What the broker said.
         refusal: Refusal,
     },
+    /// The broker will not say what became of the record's batch: the partition failed, or was deleted, while the batch was
+    /// on its way or in the log. It may have been written.
+    #[error("{topic}-{partition}: {refusal}; the record was sent and may have been written")]
+    OutcomeUnknown {
+        /// The topic.
+        topic: Arc<str>,
+        /// The partition.
+        partition: u32,
+        /// What the broker said.
+        refusal: Refusal,
+    },
     /// There is no such topic.
     #[error("there is no topic {topic:?}; create it first")]
     UnknownTopic {
@@ -217,7 +228,7 @@ impl ProduceError {
     /// The broker's code, if the broker answered.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
-            ProduceError::Refused { refusal, .. } => Some(refusal.code),
+            ProduceError::Refused { refusal, .. } | ProduceError::OutcomeUnknown { refusal, .. } => Some(refusal.code),
             ProduceError::UnknownTopic { .. } => Some(ErrorCode::UnknownTopic),
             ProduceError::UnknownPartition { .. } => Some(ErrorCode::UnknownPartition),
             ProduceError::TooLarge { .. } => Some(ErrorCode::MessageTooLarge),
@@ -226,11 +237,27 @@ impl ProduceError {
         }
     }
 
+    /// The same, said of a record that a broker may have.
+    pub(crate) fn of_unknown_outcome(self, partition: u32) -> ProduceError {
+        match self {
+            ProduceError::Refused { topic, partition, refusal } => {
+                ProduceError::OutcomeUnknown { topic, partition, refusal }
+            }
+            ProduceError::UnknownTopic { topic } => {
+                let why = format!("there is no topic {topic:?} any more");
+                let refusal = wire::Error::new(ErrorCode::UnknownTopic, why).into();
+                ProduceError::OutcomeUnknown { topic, partition, refusal }
+            }
+            other => other,
+        }
+    }
+
     /// Whether sending the record again may succeed without anybody changing anything. Where the outcome is unknown
-    /// ([`ProduceError::TimedOut`] with `sent`), the record may then stand in the log twice.
+    /// ([`ProduceError::OutcomeUnknown`], and [`ProduceError::TimedOut`] with `sent`), the record may then stand in the log
+    /// twice.
     pub fn retryable(&self) -> bool {
         match self {
-            ProduceError::Refused { refusal, .. } => refusal.retryable,
+            ProduceError::Refused { refusal, .. } | ProduceError::OutcomeUnknown { refusal, .. } => refusal.retryable,
             ProduceError::TimedOut { .. } | ProduceError::BufferFull => true,
             ProduceError::Client(error) => error.retryable(),
             _ => false,

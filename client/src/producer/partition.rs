@@ -224,9 +224,12 @@ impl Sender {
         }
     }
 
-    /// Fails what was sent, what is being built and what was `queued`.
+    /// Fails what was sent, which a broker may have, what is being built and what was `queued`.
     async fn fail_all(&mut self, error: &ProduceError, queued: Vec<Filling>) {
-        let next = self.window.abandon(|_| error.clone());
+        let next = self.window.abandon(|completion, sent| match sent {
+            true => error.clone().of_unknown_outcome(completion.partition()),
+            false => error.clone(),
+        });
         self.next = self.next.max(next);
         while let Some(built) = self.building.next().await {
             if let Ok((rest, _)) = built {

@@ -10,8 +10,9 @@
 //!   records were failed by the delivery timeout: leaving it out would leave a gap, and numbering those behind it anew
 //!   could double them, because a broker may have them too.
 //! * Sequences are given anew, under a higher producer epoch, only when it is certain that no batch of the window was
-//!   written: the broker refused the oldest one, and with it all behind it. The higher epoch fences copies that may still
-//!   be on their way.
+//!   written: the broker refused the oldest one before it looked for room in the log, and with it all behind it. The higher
+//!   epoch fences copies that may still be on their way. After any other refusal for good nobody knows what was written:
+//!   the whole window fails as such, and nothing of it is sent again.
 
 use std::collections::VecDeque;
 
@@ -183,6 +184,7 @@ impl Window {
         let in_log = self.in_flight.front().is_some_and(|sent| sent.in_log);
         Ok(match refusal.code {
             _ if refusal.retryable => Next::Resend,
+            code if !is_before_append(code) => self.abandon(|completion, _| unknown(completion, refusal.clone())),
             // It is in the log; where, nobody remembers.
             code if in_log || code == ErrorCode::DuplicateSequence => {
                 let written =
@@ -214,9 +216,12 @@ impl Window {
         if self.identity.is_some() { Next::HigherEpoch } else { Next::Resend }
     }
 
-    /// As another producer (or under another epoch): sequences begin at 0 again.
+    /// As another producer (or under another epoch): sequences begin at 0 again. Records that have failed need no place
+    /// in them any more.
     pub(crate) fn become_producer(&mut self, identity: Identity) {
         self.identity = Some(identity);
+        self.in_flight.retain(|sent| !sent.promise.is_told());
+        self.fail_oldest();
         self.in_flight.iter_mut().for_each(|sent| sent.in_log = false);
         self.renumber(0, 0);
     }
@@ -264,11 +269,12 @@ impl Window {
         }
     }
 
-    /// Fails everything: it is not sent again. What comes later is numbered anew, since a broker may have some of it.
-    pub(crate) fn abandon(&mut self, failure: impl Fn(&Completion) -> ProduceError) -> Next {
+    /// Fails everything; `failure` is told whether it was sent. It is not sent again, and what comes later is numbered anew,
+    /// since a broker may have some of it.
+    pub(crate) fn abandon(&mut self, failure: impl Fn(&Completion, bool) -> ProduceError) -> Next {
         for sent in self.in_flight.drain(..) {
             if !sent.promise.is_told() {
-                sent.promise.tell(Err(failure(sent.promise.completion())));
+                sent.promise.tell(Err(failure(sent.promise.completion(), sent.tried)));
             }
         }
         self.renew()
@@ -286,6 +292,29 @@ impl Window {
 
 fn refused(completion: &Completion, refusal: Refusal) -> ProduceError {
     ProduceError::Refused { topic: completion.topic().clone(), partition: completion.partition(), refusal }
+}
+
+fn unknown(completion: &Completion, refusal: Refusal) -> ProduceError {
+    refused(completion, refusal).of_unknown_outcome(completion.partition())
+}
+
+/// Whether a broker that refuses an append so has written nothing of it: its size, its form or its sequence is wrong. All
+/// other refusals may come when the batch is in the log already.
+fn is_before_append(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::CorruptBatch
+            | ErrorCode::InvalidRecord
+            | ErrorCode::MessageTooLarge
+            | ErrorCode::UnsupportedCompression
+            | ErrorCode::InvalidTimestamp
+            | ErrorCode::InvalidRequest
+            | ErrorCode::LimitExceeded
+            | ErrorCode::OutOfOrderSequence
+            | ErrorCode::InvalidProducerEpoch
+            | ErrorCode::UnknownProducerId
+            | ErrorCode::DuplicateSequence
+    )
 }
 
 /// The sequence after `records` more; after the largest comes 0.

@@ -164,6 +164,59 @@ fn a_refusal_of_what_the_log_holds_already_is_no_failure() {
 }
 
 #[test]
+fn what_a_broker_refuses_after_it_may_have_written_it_has_no_known_outcome_and_is_never_sent_again() {
+    let far = Instant::now() + Duration::from_secs(60);
+    for code in [ErrorCode::PartitionFenced, ErrorCode::UnknownTopicId, ErrorCode::Internal, ErrorCode::Unknown] {
+        for in_log in [false, true] {
+            let buffer = buffer();
+            let mut window = Window::new(Some(IDENTITY), 5);
+            let first = admit(&mut window, &buffer, 1, 3, far);
+            let second = admit(&mut window, &buffer, 2, 2, far);
+            let _ = (window.next_to_send(), window.next_to_send());
+            if in_log {
+                window.reopened(Some((0, 2)));
+                let _ = (window.next_to_send(), window.next_to_send());
+            }
+            assert_eq!(window.refused(1, refusal(code)), Ok(Next::HigherEpoch));
+            for completion in [first, second] {
+                let outcome = super::super::Delivery::new(completion, 0, 0).try_result().unwrap();
+                let error = outcome.expect_err("a success that nobody promised");
+                assert!(matches!(error, ProduceError::OutcomeUnknown { .. }), "{code}: {error}");
+            }
+            assert!(window.is_empty(), "{code}: sent again, it might be doubled");
+            window.become_producer(Identity { id: 7, epoch: 1 });
+            assert_eq!(window.stamp(), Some((Identity { id: 7, epoch: 1 }, 0)), "no gap for what comes later");
+            assert_eq!(buffer.available_permits(), 20);
+        }
+    }
+}
+
+#[test]
+fn records_that_have_failed_are_not_sent_under_another_epoch() {
+    let now = Instant::now();
+    let buffer = buffer();
+    let mut window = Window::new(Some(IDENTITY), 5);
+    let poison = admit(&mut window, &buffer, 1, 1, now + Duration::from_secs(9));
+    let late = admit(&mut window, &buffer, 2, 2, now);
+    let young = admit(&mut window, &buffer, 3, 3, now + Duration::from_secs(9));
+    while window.next_to_send().is_some() {}
+    window.acknowledged(1, written(0)).unwrap();
+    assert_eq!(outcome(&poison), Some(Ok(0)));
+    let timed_out = |c: &Completion, sent| ProduceError::TimedOut {
+        topic: c.topic().clone(),
+        partition: 0,
+        after: Duration::ZERO,
+        sent,
+    };
+    window.expire(now, timed_out);
+    assert!(outcome(&late).is_some() && outcome(&young).is_none());
+    assert_eq!(window.refused(2, refusal(ErrorCode::UnknownProducerId)), Ok(Next::HigherEpoch));
+    window.become_producer(Identity { id: 7, epoch: 1 });
+    assert_eq!(sequences(&window), [(1, 0)], "only the young one");
+    assert_eq!(buffer.available_permits(), 20);
+}
+
+#[test]
 fn sequences_wrap_from_the_largest_to_zero() {
     assert_eq!(after(i32::MAX - 1, 1), i32::MAX);
     assert_eq!(after(i32::MAX, 1), 0);
@@ -243,6 +296,8 @@ enum Step {
     Expire,
     /// The broker forgets the producer, as it does after days.
     Forget,
+    /// The disk fails while the next frame is being written; it may be in the log all the same.
+    Fail(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -254,6 +309,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (0usize..4).prop_map(Step::Lose),
         1 => Just(Step::Expire),
         1 => Just(Step::Forget),
+        1 => any::<bool>().prop_map(Step::Fail),
     ]
 }
 
@@ -273,6 +329,7 @@ proptest! {
         let mut wire_up: VecDeque<(u64, Bytes)> = VecDeque::new();
         let mut wire_down: VecDeque<(u64, Result<i64, ErrorCode>)> = VecDeque::new();
         let mut failed_stream = false;
+        let mut failing: Option<bool> = None;
         // There is no stream before the next epoch is known.
         let mut awaits_epoch = false;
         // Runs the given steps, then lets everything arrive.
@@ -293,8 +350,13 @@ proptest! {
                 Step::Send(..) | Step::Hopeless => {}
                 Step::Arrive(n) => for _ in 0..n {
                     let Some((id, bytes)) = wire_up.pop_front() else { break };
-                    let result = if failed_stream { Err(ErrorCode::EarlierAppendFailed) } else {
-                        broker.append(&bytes, &|v| poisoned.contains(&v))
+                    let result = match failing.take_if(|_| !failed_stream) {
+                        _ if failed_stream => Err(ErrorCode::EarlierAppendFailed),
+                        None => broker.append(&bytes, &|v| poisoned.contains(&v)),
+                        Some(written) => {
+                            let refused = written.then(|| broker.append(&bytes, &|v| poisoned.contains(&v)));
+                            Err(refused.and_then(Result::err).unwrap_or(ErrorCode::PartitionFenced))
+                        }
                     };
                     failed_stream |= result.is_err();
                     wire_down.push_back((id, result));
@@ -341,6 +403,7 @@ proptest! {
                 // Only where nothing is unanswered: days pass before a broker forgets.
                 Step::Forget if window.is_empty() => broker.forgot = true,
                 Step::Forget => {}
+                Step::Fail(written) => failing = Some(written),
             }
             while !awaits_epoch && let Some(sent) = window.next_to_send() { wire_up.push_back(sent) }
             let told: Vec<bool> = batches.iter().map(|(_, _, completion)| outcome(completion).is_some()).collect();
@@ -357,7 +420,7 @@ proptest! {
                     prop_assert_eq!(broker.log[offset as usize], *value);
                 }
                 Err(ErrorCode::InvalidRecord) => prop_assert_eq!(copies, 0, "refused: not there"),
-                Err(ErrorCode::TimedOut) => prop_assert!(copies == 0 || copies == *records),
+                Err(ErrorCode::TimedOut | ErrorCode::PartitionFenced) => prop_assert!(copies == 0 || copies == *records),
                 Err(other) => prop_assert!(false, "{}", other),
             }
             if copies > 0 { in_order.extend(std::iter::repeat_n(*value, *records as usize)); }
