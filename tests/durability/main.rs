@@ -15,6 +15,7 @@ use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
 const KEYS: u64 = 97;
+const KILLS: u64 = 20;
 
 /// Feeds `key:tag-n` lines until told to stop (or until the reader is gone), and counts them.
 struct Feeder {
@@ -92,12 +93,12 @@ fn verify_segments(broker: &Broker, topic: &str, partitions: u32) {
 }
 
 #[test]
-fn acknowledged_records_survive_ten_kills_of_broker_and_producer() {
+fn acknowledged_records_survive_twenty_kills_of_broker_and_producer() {
     let mut rng = rand::rngs::StdRng::seed_from_u64(1);
     let mut broker = Broker::start(&[]);
     broker.run(&["topic", "create", "t", "-p", "4"]).ok();
     let mut acknowledged: HashMap<(u64, u64), (u64, u64)> = HashMap::new();
-    for round in 0..10u64 {
+    for round in 0..KILLS {
         let log = broker.folder().join(format!("acks-{round}"));
         let mut producer = Running::start(broker.command(&[
             "produce",
@@ -143,7 +144,7 @@ fn acknowledged_records_survive_ten_kills_of_broker_and_producer() {
 }
 
 #[test]
-fn a_producer_that_outlives_ten_kills_puts_every_record_there_exactly_once() {
+fn a_producer_that_outlives_twenty_kills_puts_every_record_there_exactly_once() {
     let mut rng = rand::rngs::StdRng::seed_from_u64(2);
     let mut broker = Broker::start(&[]);
     broker.run(&["topic", "create", "t", "-p", "4"]).ok();
@@ -157,7 +158,7 @@ fn a_producer_that_outlives_ten_kills_puts_every_record_there_exactly_once() {
         log.to_str().expect("a plain path"),
     ]));
     let feeder = Feeder::start(producer.stdin(), "s".into());
-    for _ in 0..10 {
+    for _ in 0..KILLS {
         let before = std::fs::metadata(&log).map_or(0, |m| m.len());
         let more = rng.random_range(2_000..20_000);
         eventually("acknowledgements after a restart", || {
