@@ -7,12 +7,12 @@
 //! credit its streams have outstanding is at most what hello allows and below the receive window.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use headwater_proto::limits::PROTOCOL_VERSION;
 use headwater_proto::wire::{self, call, call_response::Response, open};
 use headwater_proto::{ErrorCode, ResetCode};
@@ -213,6 +213,8 @@ struct Known {
     reached: HashMap<i32, String>,
     /// Where it says it is.
     advertised: HashMap<i32, String>,
+    /// What became of the last attempt at an address, unless it succeeded.
+    failed: HashMap<String, Error>,
     closed: bool,
 }
 
@@ -236,19 +238,23 @@ impl Connections {
 
     /// Waits for the control connection, trying again until `deadline`.
     pub(crate) async fn control_by(self: &Arc<Self>, deadline: Deadline) -> Result<Arc<Link>, Error> {
-        let mut last = None;
         loop {
             match timeout_at(deadline.at, self.control()).await {
-                Ok(Err(error)) if error.retryable() && !deadline.passed() => last = Some(error),
+                Ok(Err(error)) if error.retryable() && !deadline.passed() => {}
                 Ok(result) => return result,
-                Err(_) => {
-                    return Err(last.unwrap_or_else(|| Error::Connect {
-                        address: self.config.bootstrap.join(", "),
-                        reason: format!("no answer within {:?}", deadline.after),
-                    }));
-                }
+                Err(_) => return Err(self.what_failed(deadline)),
             }
         }
+    }
+
+    /// Why there is no control connection, as far as is known before all attempts have ended.
+    fn what_failed(&self, deadline: Deadline) -> Error {
+        let known = lock(&self.known);
+        let failure = |address| match known.failed.get(address) {
+            Some(error) => error.clone(),
+            None => no_answer(address, deadline),
+        };
+        sum_up(self.config.bootstrap.iter().map(|address| (&**address, failure(address))).collect())
     }
 
     /// A place for a long stream to `broker_id`, with up to `credit` bytes of fetch credit (0 for a produce stream).
@@ -352,8 +358,12 @@ impl Connections {
     }
 
     /// Connects to the first of `addresses` that answers, and says hello.
+    ///
+    /// # Errors
+    /// The most telling of what became of the attempts; where another attempt may help at one address and not at another,
+    /// all of it, and that trying again may help.
     async fn connect(self: &Arc<Self>, role: wire::ConnectionRole, addresses: &[String]) -> Result<Arc<Link>, Error> {
-        let mut last = Error::Closed;
+        let mut failures = Vec::new();
         for address in addresses {
             if lock(&self.known).closed {
                 return Err(Error::Closed);
@@ -363,11 +373,12 @@ impl Connections {
                 Ok(link) => return Ok(link),
                 Err(error) => {
                     tracing::debug!(address, %error, "connecting fails");
-                    last = error;
+                    lock(&self.known).failed.insert(address.clone(), error.clone());
+                    failures.push((&**address, error));
                 }
             }
         }
-        Err(last)
+        Err(sum_up(failures))
     }
 
     async fn connect_to(
@@ -377,33 +388,30 @@ impl Connections {
         deadline: Deadline,
     ) -> Result<Arc<Link>, Error> {
         let failed = |reason: String| Error::Connect { address: address.into(), reason };
+        let no_answer = || no_answer(address, deadline);
         let name = match &self.config.server_name {
             Some(name) => name,
             None => host_of(address)?,
         };
-        let handshake = async {
-            let found: Vec<SocketAddr> =
-                tokio::net::lookup_host(address).await.map_err(|e| failed(e.to_string()))?.collect();
-            let attempts = found.into_iter().map(|to| {
-                let attempt = self.endpoint.connect_with(self.tls.clone(), to, name);
-                async move {
-                    let connecting = attempt.map_err(|e| failed(e.to_string()))?;
-                    connecting.await.map_err(|error| match tls_failed(&error) {
-                        true => Error::Untrusted { address: address.into(), reason: error.to_string() },
-                        false => failed(error.to_string()),
-                    })
-                }
-                .boxed()
-            });
-            let attempts: Vec<_> = attempts.collect();
-            if attempts.is_empty() {
-                return Err(failed("the name has no address".into()));
+        let found = timeout_at(deadline.at, tokio::net::lookup_host(address)).await.map_err(|_| no_answer())?;
+        let attempts = found.map_err(|e| failed(e.to_string()))?.map(|to| {
+            let attempt = self.endpoint.connect_with(self.tls.clone(), to, name);
+            async move {
+                let connecting = attempt.map_err(|e| Some(failed(e.to_string())))?;
+                connecting.await.map_err(|error| match &error {
+                    ConnectionError::TimedOut => None,
+                    error if tls_failed(error) => {
+                        Some(Error::Untrusted { address: address.into(), reason: error.to_string() })
+                    }
+                    error => Some(failed(error.to_string())),
+                })
             }
-            let (connection, _) = futures::future::select_ok(attempts).await?;
-            Ok(connection)
-        };
-        let no_answer = |_| failed(format!("no answer within {:?}", deadline.after));
-        let connection = timeout_at(deadline.at, handshake).await.map_err(no_answer)??;
+        });
+        let attempts: Vec<_> = attempts.collect();
+        if attempts.is_empty() {
+            return Err(failed("the name has no address".into()));
+        }
+        let connection = first_of(attempts, deadline).await.map_err(|told| told.unwrap_or_else(no_answer))?;
         self.hello(connection, role, address, deadline).await
     }
 
@@ -458,6 +466,7 @@ impl Connections {
         }
         known.cluster_id = hello.cluster_id;
         known.reached.insert(hello.broker_id, address.into());
+        known.failed.remove(address);
         tracing::debug!(address, broker_id = hello.broker_id, ?role, "connected");
         Ok(Arc::new(link))
     }
@@ -473,6 +482,58 @@ impl Connections {
         self.endpoint.close(VarInt::from_u32(ResetCode::Done.number()), b"client closed");
         self.endpoint.wait_idle().await;
     }
+}
+
+fn no_answer(address: &str, deadline: Deadline) -> Error {
+    Error::Connect { address: address.into(), reason: format!("no answer within {:?}", deadline.after) }
+}
+
+/// The first of `attempts` to succeed.
+///
+/// # Errors
+/// When all failed, or the time is up: the most telling of what they said. `None`: they were silent.
+async fn first_of<T>(
+    attempts: impl IntoIterator<Item = impl Future<Output = Result<T, Option<Error>>>>,
+    deadline: Deadline,
+) -> Result<T, Option<Error>> {
+    let mut attempts: FuturesUnordered<_> = attempts.into_iter().collect();
+    let mut told = Vec::new();
+    // One that is silent must not hide what another one said.
+    while let Ok(Some(outcome)) = timeout_at(deadline.at, attempts.next()).await {
+        match outcome {
+            Ok(done) => return Ok(done),
+            Err(error) => told.extend(error),
+        }
+    }
+    Err(most_telling(told))
+}
+
+/// A certificate that is not trusted says more than a refusal, and that more than nobody there.
+fn most_telling(errors: impl IntoIterator<Item = Error>) -> Option<Error> {
+    errors.into_iter().max_by_key(|error| match error {
+        Error::Untrusted { .. } => 3,
+        Error::Config(_) | Error::Refused(_) | Error::Protocol(_) | Error::Closed => 2,
+        Error::ConnectionLost { .. } | Error::Connect { .. } => 1,
+        Error::TimedOut { .. } => 0,
+    })
+}
+
+/// One error for what became of the attempts to reach several addresses.
+fn sum_up(mut failures: Vec<(&str, Error)>) -> Error {
+    let passing = failures.iter().filter(|(_, error)| error.retryable()).count();
+    if passing > 0 && failures.len() > 1 {
+        // Sorted: whoever reads only the beginning reads what says most.
+        failures.sort_by_key(|(_, error)| error.retryable());
+        let reason = |(address, error): &(&str, Error)| match error {
+            Error::Connect { reason, .. } => format!("{address}: {reason}"),
+            Error::Untrusted { reason, .. } => format!("{address}: no secure connection: {reason}"),
+            error => format!("{address}: {error}"),
+        };
+        let reasons: Vec<String> = failures.iter().map(reason).collect();
+        let addresses: Vec<&str> = failures.iter().map(|(address, _)| *address).collect();
+        return Error::Connect { address: addresses.join(", "), reason: reasons.join("; ") };
+    }
+    most_telling(failures.into_iter().map(|(_, error)| error)).unwrap_or(Error::Closed)
 }
 
 /// Whether TLS, here or there, ended the handshake (QUIC carries its alerts as errors 0x100 to 0x1ff).
@@ -508,7 +569,59 @@ fn repeatable(request: &call::Request) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::CreditPool;
+    use super::*;
+
+    fn silent(address: &str) -> Error {
+        Error::Connect { address: address.into(), reason: "no answer within 3s".into() }
+    }
+
+    fn untrusted(address: &str) -> Error {
+        Error::Untrusted { address: address.into(), reason: "invalid peer certificate: UnknownIssuer".into() }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_silent_hides_nothing_of_what_another_one_of_the_name_says() {
+        let soon = || Deadline::within(Duration::from_millis(20));
+        let attempt = |outcome: Option<Error>| match outcome {
+            Some(error) => std::future::ready(Err::<(), _>(Some(error))).boxed(),
+            None => std::future::pending().boxed(),
+        };
+        // `localhost` is ::1, where nobody is, and 127.0.0.1, where somebody else is.
+        let told = first_of([attempt(Some(untrusted("localhost:1"))), attempt(None)], soon()).await.unwrap_err();
+        assert!(matches!(told, Some(Error::Untrusted { .. })), "{told:?}");
+        for refused_first in [true, false] {
+            let mut outcomes = [attempt(Some(silent("localhost:1"))), attempt(Some(untrusted("localhost:1")))];
+            if !refused_first {
+                outcomes.reverse();
+            }
+            let told = first_of(outcomes, soon()).await.unwrap_err();
+            assert!(matches!(told, Some(Error::Untrusted { .. })), "{told:?}");
+        }
+        assert!(first_of([attempt(None), attempt(None)], soon()).await.unwrap_err().is_none());
+        let good = std::future::ready(Ok(())).boxed();
+        assert!(first_of([attempt(Some(untrusted("localhost:1"))), good], soon()).await.is_ok());
+    }
+
+    #[test]
+    fn of_several_brokers_every_one_is_told_of_and_one_that_may_come_back_is_waited_for() {
+        let one = sum_up(vec![("a:1", untrusted("a:1"))]);
+        assert!(matches!(one, Error::Untrusted { .. }), "{one}");
+        for failures in [
+            vec![("a:1", untrusted("a:1")), ("b:1", silent("b:1"))],
+            vec![("b:1", silent("b:1")), ("a:1", untrusted("a:1"))],
+        ] {
+            let both = sum_up(failures);
+            assert!(both.retryable(), "b may be starting: {both}");
+            let text = both.to_string();
+            assert!(
+                text.contains("a:1: no secure connection: invalid peer") && text.contains("b:1: no answer"),
+                "{text}"
+            );
+        }
+        let version = Error::refused(ErrorCode::UnsupportedVersion, "of another time");
+        let neither = sum_up(vec![("a:1", untrusted("a:1")), ("b:1", version)]);
+        assert!(matches!(neither, Error::Untrusted { .. }), "{neither}");
+    }
 
     #[test]
     fn streams_never_reserve_more_credit_than_the_connection_has() {

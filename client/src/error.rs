@@ -70,7 +70,7 @@ pub enum Error {
     Connect {
         /// The addresses that were tried.
         address: String,
-        /// What the last attempt said.
+        /// What the attempts said.
         reason: String,
     },
     /// Somebody answered, and the TLS handshake failed: a certificate that the profile's authorities did not sign, another

@@ -40,6 +40,22 @@ async fn a_broker_with_a_foreign_certificate_is_refused_at_once() {
 }
 
 #[tokio::test]
+async fn a_foreign_certificate_is_told_of_although_another_broker_of_the_list_is_silent() {
+    let (peer, other) = (Peer::start(1).await, Peer::start(1).await);
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let config = ClientConfig {
+        bootstrap: vec![peer.address(), silent.clone()],
+        ca_pem: other.config().ca_pem,
+        connect_timeout: Duration::from_millis(1_500),
+        ..peer.config()
+    };
+    let error = within("connect", Client::connect(config)).await.err().unwrap();
+    let text = error.to_string();
+    assert!(text.contains(&format!("{}: no secure connection", peer.address())), "{text}");
+    assert!(text.contains(&format!("{silent}: no answer")) && error.retryable(), "{text}");
+}
+
+#[tokio::test]
 async fn a_broker_of_another_version_is_refused_by_name() {
     let peer = Peer::start(1).await;
     peer.set_hello(|hello| hello.version = 99);
