@@ -451,6 +451,10 @@ impl Connections {
                 format!("the broker speaks version {} and this client {PROTOCOL_VERSION}", hello.version),
             ));
         }
+        if hello.fetch_credit_bytes == 0 {
+            // Every stream would need a connection of its own, and none would do.
+            return Err(Error::Protocol("hello allows no fetch credit (fetch_credit_bytes is 0)".into()));
+        }
         link.connection.set_send_window(hello.produce_credit_bytes.saturating_add(SEND_SLACK_BYTES));
         let streams = hello.max_streams.saturating_sub(STREAMS_IN_RESERVE).max(1) as usize;
         link.streams = Arc::new(Semaphore::new(streams.min(Semaphore::MAX_PERMITS)));

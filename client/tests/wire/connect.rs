@@ -1,6 +1,7 @@
 //! Connecting: hello, trust, bootstrap lists, limits.
 
 use super::support::*;
+use futures::StreamExt;
 use headwater_client::{Client, ClientConfig, Error, ErrorCode};
 use headwater_proto::wire;
 use headwater_proto::wire::call_response::Response;
@@ -61,6 +62,19 @@ async fn a_broker_of_another_version_is_refused_by_name() {
     peer.set_hello(|hello| hello.version = 99);
     let error = within("connect", Client::connect(peer.config())).await.err().unwrap();
     assert_eq!(error.code(), Some(ErrorCode::UnsupportedVersion));
+}
+
+#[tokio::test]
+async fn a_broker_that_allows_no_fetch_credit_is_refused_by_name_and_not_asked_without_end() {
+    let peer = Peer::start(1).await;
+    let client = peer.client().await;
+    peer.set_hello(|hello| hello.fetch_credit_bytes = 0);
+    let build = client.consumer().assign([(TOPIC, 0)]).build();
+    let mut consumer = within("build", build).await.unwrap();
+    let error = within("an error", consumer.next()).await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("fetch_credit_bytes"), "{error}");
+    let error = within("connect", Client::connect(peer.config())).await.err().unwrap();
+    assert!(matches!(&error, Error::Protocol(why) if why.contains("fetch_credit_bytes")), "{error}");
 }
 
 #[tokio::test]
