@@ -18,7 +18,8 @@ use serde::Deserialize;
 /// ```
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
-    /// Brokers to begin with, `host:port`; tried in order. Any of them tells of the others.
+    /// Brokers to begin with, `host:port`; tried in order. Any of them tells of the others, which are tried after these
+    /// when a connection was lost.
     pub bootstrap: Vec<String>,
     /// The name to expect in the brokers' certificates. `None`: the host part of the address.
     pub server_name: Option<String>,

@@ -1,6 +1,6 @@
 //! Connections to brokers: one for control, and as many for data as streams and credit need.
 //!
-//! Owns: connecting (bootstrap list, deadlines, backoff), hello, the limits that hello states, calls.
+//! Owns: connecting (brokers that were named or heard of, deadlines, backoff), hello, the limits that hello states, calls.
 //! Refuses: what calls and streams carry. Read next: [`crate::metadata`], then `producer` and `consumer`.
 //!
 //! What must always hold, for a data connection: its long streams are at most as many as hello allows, and the fetch
@@ -233,7 +233,22 @@ impl Connections {
 
     /// The connection for calls and membership.
     pub(crate) async fn control(self: &Arc<Self>) -> Result<Arc<Link>, Error> {
-        self.control.get(self, self.config.bootstrap.clone()).await
+        self.control.get(self, self.control_addresses()).await
+    }
+
+    /// Where a control connection may lead: to the brokers that were named, then to those that were heard of. Any of them
+    /// will do, if it is of this cluster; hello sees to that.
+    fn control_addresses(&self) -> Vec<String> {
+        let known = lock(&self.known);
+        let mut heard_of: Vec<&String> = known.reached.values().chain(known.advertised.values()).collect();
+        heard_of.sort();
+        let mut addresses = self.config.bootstrap.clone();
+        for address in heard_of {
+            if !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+        addresses
     }
 
     /// Waits for the control connection, trying again until `deadline`.
@@ -249,12 +264,13 @@ impl Connections {
 
     /// Why there is no control connection, as far as is known before all attempts have ended.
     fn what_failed(&self, deadline: Deadline) -> Error {
+        let addresses = self.control_addresses();
         let known = lock(&self.known);
         let failure = |address| match known.failed.get(address) {
             Some(error) => error.clone(),
             None => no_answer(address, deadline),
         };
-        sum_up(self.config.bootstrap.iter().map(|address| (&**address, failure(address))).collect())
+        sum_up(addresses.iter().map(|address| (&**address, failure(address))).collect())
     }
 
     /// A place for a long stream to `broker_id`, with up to `credit` bytes of fetch credit (0 for a produce stream).

@@ -4,6 +4,7 @@ use super::support::*;
 use futures::StreamExt;
 use headwater_client::{Client, ClientConfig, Error, ErrorCode};
 use headwater_proto::wire;
+use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
 use std::time::Duration;
 
@@ -96,6 +97,32 @@ async fn a_call_is_repeated_over_a_lost_connection_unless_that_could_do_harm() {
     peer.answer(|_| Some(Response::Error(wire::Error::new(ErrorCode::TimedOut, "no answer from the disk"))));
     let error = within("delete", client.admin().delete_topic(TOPIC)).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::TimedOut), "it may have been deleted, and a second try would say so");
+}
+
+#[tokio::test]
+async fn a_broker_that_was_heard_of_serves_when_those_that_were_named_are_gone() {
+    let (peer, other) = (Peer::start(1).await, Peer::start(1).await);
+    other.set_hello(|hello| hello.broker_id = 2);
+    other.answer(|_| Some(Response::ListGroups(wire::ListGroupsResponse::default())));
+    let address = other.address();
+    peer.answer(move |request| match request {
+        Request::Metadata(_) => Some(Response::Metadata(wire::MetadataResponse {
+            brokers: vec![wire::BrokerNode { broker_id: 2, address: address.clone(), ..Default::default() }],
+            ..wire::MetadataResponse::default()
+        })),
+        _ => None,
+    });
+    let config = ClientConfig {
+        ca_pem: [peer.config().ca_pem, other.config().ca_pem].concat(),
+        connect_timeout: Duration::from_secs(1),
+        ..peer.config()
+    };
+    let client = within("connect", Client::connect(config)).await.unwrap();
+    within("metadata", client.admin().metadata(&[])).await.unwrap();
+    peer.set_deaf(true);
+    peer.drop_connections();
+    assert!(within("list groups", client.admin().list_groups()).await.unwrap().is_empty());
+    assert_eq!(other.calls().len(), 1);
 }
 
 #[tokio::test]
