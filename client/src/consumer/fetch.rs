@@ -185,11 +185,9 @@ impl Fetch {
             *doubted = Some(info.at);
             return Err(Stop::Refused(wire::Error::new(ErrorCode::NotLeader, "the partition has no leader").into()));
         };
-        let lease = context.connections.lease(leader.leader, self.prefetch_bytes).await.map_err(|error| {
-            // Whoever led cannot be reached; another may lead by now.
-            *doubted = matches!(error, Error::Connect { .. }).then_some(info.at);
-            lost(error)
-        })?;
+        // Unless it answers: whoever led cannot be reached, or is no longer there; another may lead by now.
+        *doubted = Some(info.at);
+        let lease = context.connections.lease(leader.leader, self.prefetch_bytes).await.map_err(lost)?;
         // What the connection had left may be less than was wanted.
         credit.set_limit(lease.credit);
         let request = wire::OpenFetch {
@@ -210,6 +208,7 @@ impl Fetch {
             let reason = "the fetch stream ended before it was opened".into();
             Stop::Lost(Error::ConnectionLost { address: address.to_string(), reason })
         })?;
+        *doubted = None;
         if let Some(error) = answer.error {
             let refusal = Refusal::from(error);
             if asks_for_metadata(refusal.code) {

@@ -140,6 +140,32 @@ async fn a_lost_connection_is_continued_behind_the_last_whole_batch() {
 }
 
 #[tokio::test]
+async fn a_leader_where_another_broker_answers_is_asked_for_anew_and_reading_goes_on() {
+    let mut peer = Peer::start(1).await;
+    let (address, moved) = (peer.address(), AtomicBool::new(false));
+    peer.answer(move |request| {
+        let Request::Metadata(_) = request else { return None };
+        // At first broker 2 leads, at an address that is broker 1's by now.
+        let leader = if moved.swap(true, SeqCst) { 1 } else { 2 };
+        let partition = wire::PartitionMetadata { leader, leader_epoch: 3, ..Default::default() };
+        Some(Response::Metadata(wire::MetadataResponse {
+            brokers: vec![wire::BrokerNode { broker_id: 2, address: address.clone(), ..Default::default() }],
+            topics: vec![wire::TopicMetadata {
+                name: TOPIC.into(),
+                topic_id: TOPIC_ID.to_wire(),
+                partitions: vec![partition],
+                ..wire::TopicMetadata::default()
+            }],
+            ..wire::MetadataResponse::default()
+        }))
+    });
+    let mut consumer = consumer(&peer, |b| b).await;
+    let (mut stream, _) = peer.fetch(1).await;
+    stream.data(1, 1, &batch(0, &[b"found"])).await;
+    assert_eq!(value(&next(&mut consumer).await), b"found");
+}
+
+#[tokio::test]
 async fn a_stale_leader_is_asked_for_anew_and_reading_goes_on() {
     let mut peer = Peer::start(1).await;
     let mut consumer = consumer(&peer, |b| b).await;
