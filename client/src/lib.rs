@@ -80,6 +80,12 @@ pub struct Client {
     broker: Arc<BrokerInfo>,
 }
 
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("broker", &self.broker).finish_non_exhaustive()
+    }
+}
+
 /// The broker that answered first.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerInfo {

@@ -8,8 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// What a [`Partitioner::Custom`] decides from.
-#[derive(Debug)]
+/// What a [`Partitioner::Custom`] decides from. `{:?}` shows no contents.
 pub struct PartitionContext<'a> {
     /// The topic.
     pub topic: &'a str,
@@ -19,6 +18,17 @@ pub struct PartitionContext<'a> {
     pub value: Option<&'a Bytes>,
     /// How many partitions the topic has; at least 1.
     pub partitions: u32,
+}
+
+impl std::fmt::Debug for PartitionContext<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("PartitionContext")
+            .field("topic", &self.topic)
+            .field("key_bytes", &self.key.map(Bytes::len))
+            .field("value_bytes", &self.value.map(Bytes::len))
+            .field("partitions", &self.partitions)
+            .finish()
+    }
 }
 
 /// How records are placed that name no partition themselves.

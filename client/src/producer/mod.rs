@@ -35,8 +35,8 @@ use batcher::{Batcher, BatcherConfig, Parts};
 use partition::{FINISH_TIMEOUT, Partition, Sender, Shared, allocate_identity};
 use window::Identity;
 
-/// A record to be produced.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A record to be produced. `{:?}` shows where to and how much, not what.
+#[derive(Clone, PartialEq, Eq)]
 pub struct ProducerRecord {
     /// Where to. Cloning an `Arc<str>` is cheaper than making one for each record.
     pub topic: Arc<str>,
@@ -90,6 +90,19 @@ impl ProducerRecord {
     }
 }
 
+impl std::fmt::Debug for ProducerRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProducerRecord")
+            .field("topic", &self.topic)
+            .field("partition", &self.partition)
+            .field("timestamp_ms", &self.timestamp_ms)
+            .field("key_bytes", &self.key.as_ref().map(Bytes::len))
+            .field("value_bytes", &self.value.as_ref().map(Bytes::len))
+            .field("headers", &self.headers.len())
+            .finish()
+    }
+}
+
 /// How a producer is set up. Made by [`crate::Client::producer`].
 #[derive(Clone)]
 #[must_use = "a builder does nothing until it is built"]
@@ -102,6 +115,19 @@ pub struct ProducerBuilder {
     buffer_bytes: usize,
     partitioner: Partitioner,
     batches: BatcherConfig,
+}
+
+impl std::fmt::Debug for ProducerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ProducerBuilder")
+            .field("acks", &self.acks)
+            .field("idempotent", &self.idempotent)
+            .field("max_in_flight", &self.max_in_flight)
+            .field("buffer_bytes", &self.buffer_bytes)
+            .field("partitioner", &self.partitioner)
+            .field("batches", &self.batches)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ProducerBuilder {
@@ -283,6 +309,17 @@ struct Topic {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.shared.closed.cancel();
+    }
+}
+
+impl std::fmt::Debug for Producer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Producer")
+            .field("acks", &self.inner.shared.acks)
+            .field("producer_id", &self.inner.identity.map(|identity| identity.id))
+            .field("topics", &self.inner.topics.load().keys().collect::<Vec<_>>())
+            .field("free_buffer_bytes", &self.inner.shared.budget.available_permits())
+            .finish_non_exhaustive()
     }
 }
 

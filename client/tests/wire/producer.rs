@@ -3,7 +3,9 @@
 use super::support::*;
 use bytes::Bytes;
 use futures::FutureExt;
-use headwater_client::{Acks, Codec, ErrorCode, ProduceError, Producer, ProducerBuilder, ProducerRecord};
+use headwater_client::{
+    Acks, Codec, ErrorCode, PartitionContext, ProduceError, Producer, ProducerBuilder, ProducerRecord,
+};
 use headwater_proto::wire::{self, call, call_response};
 use std::time::Duration;
 
@@ -362,6 +364,26 @@ async fn keys_and_partitions_are_placed_and_unknown_ones_refused() {
     assert!(matches!(error, ProduceError::UnknownPartition { partition: 9, partitions: 6, .. }), "{error}");
     let error = producer.send(ProducerRecord::new("nowhere", None)).await.unwrap_err();
     assert!(matches!(error, ProduceError::UnknownTopic { .. }), "{error}");
+}
+
+#[tokio::test]
+async fn what_is_printed_for_debugging_holds_no_records() {
+    let peer = Peer::start(1).await;
+    let client = peer.client().await;
+    let builder = client.producer();
+    let mut printed = format!("{client:?} {builder:?}");
+    let producer = within("build", builder.build()).await.unwrap();
+    let secret = || Bytes::from_static(b"secret");
+    let record = record("secret").key(secret()).header(secret(), secret());
+    let (key, value) = (record.key.clone(), record.value.clone());
+    let context = PartitionContext { topic: TOPIC, key: key.as_ref(), value: value.as_ref(), partitions: 1 };
+    printed += &format!("{record:?} {context:?}");
+    let delivery = producer.send(record).await.unwrap();
+    printed += &format!("{delivery:?} {producer:?}");
+    assert!(!printed.contains("secret") && !printed.contains("115, 101"), "{printed}");
+    for told in ["key_bytes: Some(6)", "headers: 1", "acks: All", TOPIC, "producer_id: Some(4000)", "cluster"] {
+        assert!(printed.contains(told), "{told}: {printed}");
+    }
 }
 
 #[tokio::test]
