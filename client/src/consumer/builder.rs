@@ -121,7 +121,9 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Where one assigned partition begins, whatever is committed.
+    /// Where one of the partitions of [`ConsumerBuilder::assign`] begins, whatever is committed. It is no setting of a
+    /// consumer that subscribes: with every assignment it would read again what its group has committed since. Such a
+    /// consumer seeks ([`Consumer::seek`]) once it knows its partitions ([`Consumer::assigned`]).
     pub fn start_at(mut self, topic: impl Into<Arc<str>>, partition: u32, from: StartFrom) -> ConsumerBuilder {
         self.start_at.insert(TopicPartition::new(topic, partition), from);
         self
@@ -179,6 +181,14 @@ impl ConsumerBuilder {
         }
         if self.auto_commit.is_some_and(|interval| interval.is_zero()) {
             return usage("the interval of automatic commits must be above 0; None turns them off");
+        }
+        if !self.start_at.is_empty() && !self.topics.is_empty() {
+            return usage(
+                "start_at needs assigned partitions; a consumer that subscribes seeks once it is assigned some",
+            );
+        }
+        if self.start_at.keys().any(|at| !self.assign.contains(at)) {
+            return usage("start_at names a partition that is not assigned");
         }
         let state = Arc::new(State::default());
         let stop = CancellationToken::new();

@@ -411,6 +411,12 @@ async fn senseless_builders_and_unknown_topics_are_named() {
     let client = peer.client().await;
     let usage = client.consumer().topics([TOPIC]).build().await.err().unwrap();
     assert!(matches!(usage, ConsumeError::Usage(_)), "{usage}");
+    let start_at = |b: ConsumerBuilder| b.start_at(TOPIC, 0, StartFrom::Offset(3)).build();
+    let subscribing = client.consumer().group("billing").topics([TOPIC]);
+    for builder in [subscribing, client.consumer().assign([(TOPIC, 1)])] {
+        let usage = start_at(builder).await.err().unwrap();
+        assert!(matches!(usage, ConsumeError::Usage(why) if why.contains("start_at")), "{usage}");
+    }
     let error = client.consumer().assign([(TOPIC, 5)]).build().await.err().unwrap();
     assert!(matches!(error, ConsumeError::UnknownPartition { partition: 5, partitions: 1, .. }), "{error}");
     let error = client.consumer().assign([("nowhere", 0)]).build().await.err().unwrap();
