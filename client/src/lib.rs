@@ -15,6 +15,9 @@
 //! # Ok(()) }
 //! ```
 
+// Whoever keeps one of these in a type of theirs can derive `Debug`.
+#![warn(missing_debug_implementations)]
+
 mod admin;
 mod config;
 mod connection;

@@ -35,6 +35,12 @@ pub struct Admin {
     connections: Arc<Connections>,
 }
 
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Admin").field("bootstrap", &self.connections.config.bootstrap).finish_non_exhaustive()
+    }
+}
+
 /// Calls, and takes the one kind of answer that belongs to the request.
 macro_rules! call {
     ($admin:expr, $what:literal, $request:ident($body:expr) => $response:ident) => {

@@ -49,6 +49,27 @@ pub struct ConsumerBuilder {
     on_rebalance: Option<Arc<RebalanceFn>>,
 }
 
+impl std::fmt::Debug for ConsumerBuilder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsumerBuilder")
+            .field("group", &self.group)
+            .field("instance_id", &self.instance_id)
+            .field("topics", &self.topics)
+            .field("assignor", &self.assignor)
+            .field("session_timeout", &self.session_timeout)
+            .field("rebalance_timeout", &self.rebalance_timeout)
+            .field("assign", &self.assign)
+            .field("start", &self.start)
+            .field("start_at", &self.start_at)
+            .field("on_out_of_range", &self.on_out_of_range)
+            .field("auto_commit", &self.auto_commit)
+            .field("prefetch_bytes", &self.prefetch_bytes)
+            .field("background", &self.background)
+            .field("on_rebalance", &self.on_rebalance.is_some())
+            .finish_non_exhaustive()
+    }
+}
+
 impl ConsumerBuilder {
     pub(crate) fn new(connections: Arc<Connections>, metadata: Arc<Metadata>) -> ConsumerBuilder {
         ConsumerBuilder {

@@ -30,6 +30,17 @@ pub struct Committer {
     inner: Arc<Inner>,
 }
 
+impl std::fmt::Debug for Committer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (member_id, member_epoch) = lock(&self.inner.member).clone();
+        f.debug_struct("Committer")
+            .field("group", &self.inner.group)
+            .field("member_id", &member_id)
+            .field("member_epoch", &member_epoch)
+            .finish_non_exhaustive()
+    }
+}
+
 struct Inner {
     connections: Arc<Connections>,
     metadata: Arc<Metadata>,

@@ -98,6 +98,16 @@ struct Current {
     below: i64,
 }
 
+impl std::fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Consumer")
+            .field("group", &self.committer.as_ref().map(Committer::group))
+            .field("member_id", &self.member_id())
+            .field("positions", &self.positions())
+            .finish_non_exhaustive()
+    }
+}
+
 impl Consumer {
     pub(crate) fn new(
         readers: Arc<Readers>,

@@ -26,7 +26,7 @@ use crate::retry::after;
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What happens to a consumer's partitions. Told before it takes effect, and waited for.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub enum Rebalance {
     /// These are read from now on.
     Assigned(Vec<TopicPartition>),

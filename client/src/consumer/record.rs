@@ -9,8 +9,8 @@ use headwater_proto::batch::{BatchHeader, Header, Record, Records, TimestampType
 
 use crate::error::ConsumeError;
 
-/// A record, as it stands in the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A record, as it stands in the log. `{:?}` shows no contents.
+#[derive(Clone, PartialEq, Eq)]
 pub struct ConsumedRecord {
     /// The topic.
     pub topic: Arc<str>,
@@ -36,6 +36,22 @@ impl ConsumedRecord {
     /// The position after this record: what to commit once it is done with, and where to go on.
     pub fn next_position(&self) -> Position {
         Position { offset: self.offset + 1, leader_epoch: self.leader_epoch }
+    }
+}
+
+impl std::fmt::Debug for ConsumedRecord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsumedRecord")
+            .field("topic", &self.topic)
+            .field("partition", &self.partition)
+            .field("offset", &self.offset)
+            .field("timestamp_ms", &self.timestamp_ms)
+            .field("timestamp_type", &self.timestamp_type)
+            .field("key_bytes", &self.key.as_ref().map(Bytes::len))
+            .field("value_bytes", &self.value.as_ref().map(Bytes::len))
+            .field("headers", &self.headers.len())
+            .field("leader_epoch", &self.leader_epoch)
+            .finish()
     }
 }
 
@@ -138,7 +154,7 @@ impl Origin {
 /// Records of one partition that were written together. Iterating decodes them.
 ///
 /// It may hold none: where a batch has only control records, or compaction took them, the position moves all the same.
-#[derive(Debug)]
+/// `{:?}` shows no contents.
 pub struct ConsumedBatch {
     pub(crate) origin: Origin,
     /// `None`: nothing to deliver.
@@ -147,6 +163,19 @@ pub struct ConsumedBatch {
     pub(crate) from: i64,
     pub(crate) below: i64,
     pub(crate) bytes: usize,
+}
+
+impl std::fmt::Debug for ConsumedBatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConsumedBatch")
+            .field("topic", &self.origin.topic)
+            .field("partition", &self.origin.partition)
+            .field("base_offset", &self.from)
+            .field("next_offset", &self.below)
+            .field("leader_epoch", &self.origin.leader_epoch)
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
 }
 
 impl ConsumedBatch {

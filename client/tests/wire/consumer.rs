@@ -4,7 +4,8 @@ use super::support::*;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
 use headwater_client::{
-    ConsumeError, ConsumedRecord, Consumer, ConsumerBuilder, ErrorCode, OutOfRange, StartFrom, TopicPartition,
+    ConsumeError, ConsumedRecord, Consumer, ConsumerBuilder, ErrorCode, OutOfRange, Rebalance, StartFrom,
+    TopicPartition,
 };
 use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
@@ -421,6 +422,27 @@ async fn senseless_builders_and_unknown_topics_are_named() {
     assert!(matches!(error, ConsumeError::UnknownPartition { partition: 5, partitions: 1, .. }), "{error}");
     let error = client.consumer().assign([("nowhere", 0)]).build().await.err().unwrap();
     assert_eq!(error.code(), Some(ErrorCode::UnknownTopic));
+}
+
+#[tokio::test]
+async fn what_is_printed_for_debugging_tells_who_and_where_and_no_contents() {
+    let mut peer = Peer::start(1).await;
+    let client = peer.client().await;
+    let builder = client.consumer().group("billing").assign([(TOPIC, 0)]).auto_commit(None);
+    let mut printed = format!("{:?} {builder:?}", client.admin());
+    let mut consumer = within("build", builder.build()).await.unwrap();
+    let (mut stream, _) = peer.fetch(3).await;
+    stream.data(3, 3, &batch(0, &[b"secret", b"secret", b"secret"])).await;
+    let record = next(&mut consumer).await;
+    let rest = within("a batch", consumer.next_batch()).await.unwrap().unwrap();
+    let revoked = Rebalance::Revoked(vec![TopicPartition::new(TOPIC, 0)], consumer.committer().unwrap());
+    printed += &format!("{record:?} {rest:?} {:?} {consumer:?} {revoked:?}", rest.base_offset());
+    printed += &format!("{:?}", rest.into_iter());
+    assert!(!printed.contains("secret") && !printed.contains("115, 101"), "{printed}");
+    for told in ["bootstrap", "auto_commit: None", "value_bytes: Some(6)", "group: \"billing\"", "offset: 3", "Revoked"]
+    {
+        assert!(printed.contains(told), "{told}: {printed}");
+    }
 }
 
 #[tokio::test]
