@@ -450,9 +450,10 @@ impl Log {
             });
             let full = size + bytes > u64::from(self.config.segment_bytes)
                 || too_old
-                || index.is_full(self.config.segment_index_bytes)
-                || header.last_offset() - base_offset > i64::from(i32::MAX);
-            let start = if size > 0 && full {
+                || index.is_full(self.config.segment_index_bytes);
+            // Even an empty segment's indexes hold 31 bits of an offset's distance to its base, and a follower may go on anywhere.
+            let too_far = header.last_offset() - base_offset > i64::from(i32::MAX) && header.base_offset > base_offset;
+            let start = if too_far || (size > 0 && full) {
                 RunStart::Roll
             } else if unflushed > 0 && unflushed + bytes > self.config.unflushed_limit_bytes {
                 RunStart::Flush

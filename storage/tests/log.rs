@@ -2,9 +2,14 @@
 
 mod common;
 
+use std::path::Path;
+use std::sync::Arc;
+
 use common::*;
 use headwater_proto::batch::{self, BuildOptions};
-use headwater_storage::{AppendError, LogConfig, NewBatch, OpenHints, ReadError};
+use headwater_storage::{
+    AppendError, Cleanup, Files, Log, LogConfig, NewBatch, OpenHints, ReadError, SimFiles, inspect,
+};
 
 #[test]
 fn what_is_appended_is_read_in_pieces_of_any_size() {
@@ -266,4 +271,123 @@ fn an_epoch_that_wrote_nothing_does_not_refuse_a_leaders_older_batches() {
     let epochs: Vec<_> = log.leader_epochs().entries().iter().map(|entry| (entry.epoch, entry.start_offset)).collect();
     assert_eq!(epochs, [(1, 0), (3, 2)]);
     assert!(matches!(log.append_as_follower(&[of_epoch(3, 2)], NOW), Err(AppendError::OldEpoch { .. })));
+}
+
+/// What a leader sends of a compacted topic, whose offsets may lie as far apart as they like.
+fn sent(base_offset: i64, records: usize) -> NewBatch {
+    batch_of(
+        BuildOptions { base_offset, ..BuildOptions::default() },
+        NOW + (base_offset >> 20),
+        &vec![&b"x"[..]; records],
+    )
+}
+
+/// Both indexes hold 31 bits of the distance to the segment's base, in Kafka and here. An empty segment that was begun far before the next offset
+/// took that offset in all the same: its time index then named a batch that is not there.
+#[test]
+fn a_segment_ends_where_its_indexes_cannot_hold_the_next_offset() {
+    const MOST: i64 = i32::MAX as i64;
+    let compacted = Cleanup { compact: true, delete: false };
+    let config = LogConfig { cleanup: compacted, index_interval_bytes: 0, ..LogConfig::default() };
+    /// Offsets that are sent, each with a number of records, and where the segments then begin.
+    type Sent = (&'static [(i64, usize)], &'static [i64]);
+    let logs: [Sent; 6] = [
+        (&[(0, 1), (MOST - 1, 2)], &[0]),
+        (&[(0, 1), (MOST - 1, 3)], &[0, MOST - 1]),
+        (&[(0, 1), (MOST, 1), (MOST + 1, 1), (2 * MOST, 1)], &[0, MOST + 1]),
+        (&[(7, 1), (MOST, 1), (MOST + 7, 1), (MOST + 8, 2)], &[0, MOST + 7]),
+        (&[(0, 1), (1 << 40, 1), ((1 << 40) + MOST, 1), (1 << 50, 1)], &[0, 1 << 40, 1 << 50]),
+        // Nothing is in the first segment.
+        (&[(MOST + 1, 1), (MOST + 2, 1), (1 << 33, 2)], &[0, MOST + 1, 1 << 33]),
+    ];
+    for (at_once, (offsets, segments)) in [false, true].into_iter().flat_map(|once| logs.map(|log| (once, log))) {
+        let batches: Vec<NewBatch> = offsets.iter().map(|(offset, records)| sent(*offset, *records)).collect();
+        let what = format!("{offsets:?}, at once: {at_once}");
+        let dir = tempfile::tempdir().unwrap();
+        let (mut log, _) = open(dir.path(), &config, OpenHints::default());
+        for group in batches.chunks(if at_once { batches.len() } else { 1 }) {
+            log.append_as_follower(group, NOW).unwrap();
+        }
+        let end = log.flush().unwrap();
+        let check = |log: &Log| {
+            let reader = log.reader();
+            assert_eq!(reader.segment_count(), segments.len(), "{what}");
+            assert_eq!(all(log).len(), offsets.iter().map(|(_, records)| records).sum::<usize>(), "{what}");
+            for (offset, batch) in offsets.iter().map(|(offset, _)| offset).zip(&batches) {
+                let mut cursor = reader.seek(*offset).unwrap();
+                let found = values(bytes_from(&reader, &mut cursor, 1, i64::MAX));
+                assert_eq!(found.first().map(|(offset, _)| offset), Some(offset), "{what}");
+                let by_time = reader.offset_for_timestamp(batch.header.base_timestamp, i64::MAX).unwrap().unwrap();
+                assert!(by_time.offset <= *offset && by_time.timestamp >= batch.header.base_timestamp, "{what}");
+            }
+        };
+        check(&log);
+        for base in segments {
+            assert!(dir.path().join(format!("{base:020}.log")).exists(), "{what}: {base}");
+        }
+        drop(log);
+        for recovery_point in [end, offsets[0].0, 0] {
+            let (log, report) = open(dir.path(), &config, OpenHints { recovery_point, ..OpenHints::default() });
+            assert!(report.rebuilt.is_empty() && report.cut.is_none(), "{what}: {report:?}");
+            check(&log);
+            log.close().unwrap();
+            let (log, report) = open(dir.path(), &config, OpenHints { recovery_point: end, ..clean() });
+            assert!(report.rebuilt.is_empty() && report.cut.is_none(), "{what}: {report:?}");
+            check(&log);
+        }
+        let files: Arc<dyn Files> = files();
+        let report = inspect::verify(&inspect::Target::open(files, dir.path()).unwrap(), &|_| ()).unwrap();
+        // Nothing says that it was compaction which left the gaps.
+        assert!(report.faults.iter().all(|fault| fault.detail.ends_with("are missing")), "{what}: {report:?}");
+    }
+}
+
+#[test]
+fn space_is_reserved_in_growing_steps() {
+    const KIB: u64 = 1024;
+    const MIB: u64 = 1024 * KIB;
+    let dir = Path::new("/data/t-0");
+    let disk = SimFiles::new(1);
+    disk.create_dir_all(dir).unwrap();
+    let config = LogConfig { segment_bytes: 70 << 20, ..LogConfig::default() };
+    let open = |config: &LogConfig| {
+        let files = Arc::<SimFiles>::clone(&disk) as Arc<dyn Files>;
+        Log::open(files, dir, identity(), config.clone(), OpenHints::default(), NOW).unwrap().0
+    };
+    let path = dir.join(format!("{:020}.log", 0));
+    let reserved = || disk.metadata(&path).unwrap().len;
+    let mut log = open(&config);
+    assert_eq!(reserved(), 0, "an idle partition costs nothing");
+    let idle_bytes = disk.used_bytes();
+    log.append(&[one(b"x", NOW)], 0, NOW).unwrap();
+    assert_eq!((reserved(), disk.used_bytes() - idle_bytes), (64 * KIB, 64 * KIB));
+    let mut steps = vec![reserved()];
+    while log.reader().segment_count() == 1 {
+        // Each step is seen, since a batch is no larger than the smallest.
+        let size = if log.size_bytes() < 2 * MIB { 30 << 10 } else { 900 << 10 };
+        log.append(&[one(&vec![1; size], NOW)], 0, NOW).unwrap();
+        log.flush().unwrap();
+        if log.reader().segment_count() == 1 {
+            assert!(log.size_bytes() <= reserved());
+            steps.extend(Some(reserved()).filter(|reserved| steps.last() != Some(reserved)));
+        }
+    }
+    let doubled = (0..9).map(|n| (64 * KIB) << n);
+    // Never beyond what the segment may hold.
+    let expected: Vec<u64> = doubled.chain([32, 48, 64, 70].map(|mib| mib * MIB)).collect();
+    assert_eq!(steps, expected);
+    drop(log);
+
+    // Where there is no room for a step, as much as is needed; where there is none for that, nothing is written.
+    let disk = SimFiles::new(2);
+    disk.create_dir_all(dir).unwrap();
+    let files = Arc::<SimFiles>::clone(&disk) as Arc<dyn Files>;
+    let (mut log, _) = Log::open(files, dir, identity(), config, OpenHints::default(), NOW).unwrap();
+    disk.set_capacity(Some(disk.used_bytes() + 40 * KIB));
+    for _ in 0..2 {
+        log.append(&[one(&vec![1; 10 << 10], NOW)], 0, NOW).unwrap();
+    }
+    let refused = log.append(&[one(&vec![1; 30 << 10], NOW)], 0, NOW).unwrap_err();
+    assert!(matches!(refused, AppendError::FullDisk(_)) && refused.retryable(), "{refused}");
+    assert_eq!(log.log_end_offset(), 2);
 }
