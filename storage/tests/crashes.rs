@@ -362,3 +362,59 @@ fn producers_survive_the_removal_of_a_segment_that_a_crash_left_without_a_snapsh
     }
     assert!(begun > 0);
 }
+
+/// After a sync that failed, Linux counts the pages as clean: they can be read, and no later sync writes them. So nothing that such a sync was
+/// to cover may be acknowledged, by that log ever, and by the one that is opened next only once the bytes were written anew.
+#[test]
+fn after_a_failed_sync_nothing_is_acknowledged_that_was_not_written_anew() {
+    // Flushes of the middle and of the end of a group, seals, and checkpoints.
+    let config = LogConfig {
+        segment_bytes: 6_000,
+        unflushed_limit_bytes: 1_500,
+        checkpoint_bytes: 3_000,
+        ..LogConfig::default()
+    };
+    let (mut fenced, mut seen_and_lost) = (0, 0);
+    for (seed, after) in (0..12).flat_map(|seed| (0..24).map(move |after| (seed, after))) {
+        let what = format!("seed {seed}, {after} syncs");
+        let files = disk(seed);
+        let (mut log, _) = open(&files, &config, hints(0, 0));
+        files.fail(Fault::new(Operation::Sync).on(if seed % 3 == 0 { "" } else { ".log" }).after(after).times(1));
+        let mut acknowledged = 0;
+        for n in 0..12u8 {
+            let group: Vec<_> = (0..3).map(|m| one(&[n * 3 + m; 400], NOW)).collect();
+            if log.append(&group, 0, NOW).is_ok() {
+                let _ = log.flush();
+            }
+            acknowledged = log.flushed_offset();
+            if log.is_poisoned() {
+                break;
+            }
+        }
+        files.heal();
+        if log.is_poisoned() {
+            fenced += 1;
+            // The disk is well again, and each of these would succeed.
+            assert!(log.flush().is_err() && log.append(&[one(b"x", NOW)], 0, NOW).is_err(), "{what}");
+            assert!(log.roll_if_due(i64::MAX).is_err() && log.delete_records(0, 0, NOW).is_err(), "{what}");
+            assert_eq!(log.flushed_offset(), acknowledged, "{what}");
+            assert!(log.close().is_err(), "{what}");
+        } else {
+            drop(log);
+        }
+        let files = files.restart();
+        let (log, _) = open(&files, &config, hints(acknowledged, 0));
+        // A log that was opened counts as flushed to its end, and whoever waits is told so.
+        let served = (log.flushed_offset(), log.log_end_offset());
+        assert_eq!(served.0, served.1, "{what}");
+        assert!(served.0 >= acknowledged, "{what}");
+        seen_and_lost += usize::from(served.0 > acknowledged);
+        drop(log);
+        let (log, _) = open(&files.crash(), &config, hints(served.0, 0));
+        assert_eq!(offsets(&log.reader()), (0..served.1).collect::<Vec<_>>(), "{what}");
+    }
+    assert!(
+        fenced > 100 && seen_and_lost > 50,
+        "{fenced} fenced, {seen_and_lost} with more to see than was acknowledged"
+    );
+}
