@@ -114,6 +114,18 @@ impl Metadata {
     }
 }
 
+/// Whether a broker that refuses so contradicts what is known of the topic.
+pub(crate) fn is_stale(code: ErrorCode) -> bool {
+    matches!(
+        code,
+        ErrorCode::NotLeader
+            | ErrorCode::FencedLeaderEpoch
+            | ErrorCode::UnknownLeaderEpoch
+            | ErrorCode::UnknownTopicId
+            | ErrorCode::UnknownPartition
+    )
+}
+
 /// Why a consumer cannot have a topic.
 pub(crate) fn unknown_topic(error: Error, topic: &Arc<str>) -> ConsumeError {
     match error.code() {

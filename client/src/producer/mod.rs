@@ -6,6 +6,7 @@
 mod batcher;
 mod delivery;
 mod partition;
+mod stream;
 mod window;
 
 pub use delivery::{Acknowledgement, Delivery, durability_name};
@@ -32,7 +33,8 @@ use crate::error::{Error, ProduceError};
 use crate::metadata::{Metadata, TopicInfo};
 use crate::partitioner::{PartitionContext, Partitioner, Sticky, partition_for_key};
 use batcher::{Batcher, BatcherConfig, Parts};
-use partition::{FINISH_TIMEOUT, Partition, Sender, Shared, allocate_identity};
+use partition::{FINISH_TIMEOUT, Partition, Sender, Shared};
+use stream::allocate_identity;
 use window::Identity;
 
 /// A record to be produced. `{:?}` shows where to and how much, not what.

@@ -1,19 +1,18 @@
 //! The task that sends one partition's batches and takes their acknowledgements.
 //!
-//! Owns: the produce stream (opening it, and opening it again), its credit, timers. Refuses: deciding which batch is due
-//! ([`super::batcher`]) and what an answer means ([`super::window`]). Read next: [`super::window`].
+//! Owns: when a produce stream is opened again, its credit, timers. Refuses: opening it ([`super::stream`]), deciding which
+//! batch is due ([`super::batcher`]) and what an answer means ([`super::window`]). Read next: [`super::window`].
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
+use bytes::Bytes;
 use futures::stream::{FuturesOrdered, StreamExt};
+use headwater_proto::ErrorCode;
 use headwater_proto::batch::{BatchError, Codec};
 use headwater_proto::frame::{self, FrameEvent};
-use headwater_proto::wire::{self, call, call_response::Response, open};
-use headwater_proto::{ErrorCode, ResetCode};
-use quinn::{SendStream, VarInt};
+use headwater_proto::wire;
 use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
@@ -21,17 +20,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::batcher::{Batcher, Filling};
 use super::delivery::{Completion, Promise, Written};
+use super::stream::{NoStream, Outgoing, Stream, allocate_identity, open_stream};
 use super::window::{Identity, Next, Window, WrongAnswer, restamp};
-use crate::connection::{Connections, Lease, lock};
+use crate::connection::{Connections, lock};
 use crate::error::{Error, ProduceError, Refusal};
-use crate::metadata::{Metadata, TopicInfo};
+use crate::metadata::{Metadata, TopicInfo, is_stale};
 use crate::retry::{Backoff, after};
-use crate::stream::FrameReader;
 
 /// Batches at least this large are compressed on the blocking pool, so that they hold up nobody.
 const COMPRESS_ELSEWHERE_BYTES: usize = 16 << 10;
 /// How long a producer that closes waits for a broker to have what needs no answer.
 pub(crate) const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// What the partitions of a producer share.
 pub(crate) struct Shared {
     pub(crate) connections: Arc<Connections>,
@@ -58,69 +58,6 @@ pub(crate) struct Partition {
     pub(crate) wake: Notify,
 }
 
-/// What is still to be written of a frame.
-#[derive(Default)]
-struct Outgoing {
-    request_id: u64,
-    front: Bytes,
-    payload: Bytes,
-}
-
-impl Outgoing {
-    fn is_done(&self) -> bool {
-        self.front.is_empty() && self.payload.is_empty()
-    }
-
-    /// What may be written within `credit` bytes of payload.
-    fn chunks(&self, credit: u64) -> [Bytes; 2] {
-        let payload = self.payload.len().min(usize::try_from(credit).unwrap_or(usize::MAX));
-        [self.front.clone(), self.payload.slice(..payload)]
-    }
-
-    /// `bytes` were written. Returns how many of them were payload.
-    fn advance(&mut self, bytes: usize) -> u64 {
-        let front = bytes.min(self.front.len());
-        self.front.advance(front);
-        self.payload.advance(bytes - front);
-        (bytes - front) as u64
-    }
-}
-
-/// An open produce stream.
-struct Stream {
-    lease: Lease,
-    send: SendStream,
-    answers: FrameReader<wire::ProduceResponse>,
-    credit: u64,
-    outgoing: Outgoing,
-}
-
-impl Stream {
-    /// Waits until the broker has everything that was written: with `acks=0` nothing else tells.
-    async fn finish(&mut self) {
-        if self.send.finish().is_ok() {
-            let _ = self.send.stopped().await;
-        }
-    }
-}
-
-impl Drop for Stream {
-    fn drop(&mut self) {
-        // Dropping would finish it, as if half a frame were whole.
-        let _ = self.send.reset(VarInt::from_u32(ResetCode::Done.number()));
-    }
-}
-
-/// Why no stream can be had.
-enum NoStream {
-    /// Trying again can help.
-    Later(Error),
-    /// It cannot, for the records that are here now.
-    Refused(ProduceError),
-    /// The topic is gone.
-    Gone(ProduceError),
-}
-
 type Built = (Pending, Result<Bytes, BatchError>);
 
 /// What stays of a [`Filling`] once its builder is at work.
@@ -140,8 +77,8 @@ pub(crate) struct Sender {
     backoff: Backoff,
     /// What is needed before the next stream is opened.
     next: Next,
-    /// Whoever led could not be reached; another may lead by now.
-    doubts_leader: bool,
+    /// When it turned out that whoever was thought to lead does not, or cannot be reached: another may lead by now.
+    doubted: Option<Instant>,
 }
 
 impl Drop for Sender {
@@ -158,7 +95,7 @@ impl Sender {
         let window = Window::new(identity, shared.max_in_flight);
         let backoff = Backoff::new(&shared.connections.config);
         let building = FuturesOrdered::new();
-        Sender { shared, partition, window, building, backoff, next: Next::Resend, doubts_leader: false }
+        Sender { shared, partition, window, building, backoff, next: Next::Resend, doubted: None }
     }
 
     /// Runs until the producer is closed or the topic is gone; then everything left fails.
@@ -221,6 +158,13 @@ impl Sender {
     fn mind_epoch(&mut self, error: &Error) {
         if error.code() == Some(ErrorCode::InvalidProducerEpoch) {
             self.next = Next::NewIdentity;
+        }
+    }
+
+    /// Before the next attempt it is asked who leads, unless the broker that leads said why it does not serve.
+    fn mind_leader(&mut self, error: &Error) {
+        if error.code().is_none_or(is_stale) {
+            self.doubted = Some(Instant::now());
         }
     }
 
@@ -313,17 +257,18 @@ impl Sender {
         let (shared, partition) = (self.shared.clone(), self.partition.clone());
         let identity = self.window.identity();
         let timeout = shared.connections.config.request_timeout;
-        let doubts_leader = self.doubts_leader;
+        let doubted = self.doubted;
         let opening = async {
-            match tokio::time::timeout(timeout, open_stream(&shared, &partition, identity, doubts_leader)).await {
+            match tokio::time::timeout(timeout, open_stream(&shared, &partition, identity, doubted)).await {
                 Ok(result) => result,
                 Err(_) => Err(NoStream::Later(Error::TimedOut { what: "opening a produce stream", after: timeout })),
             }
         };
         let opened = self.expiring(opening).await;
-        self.doubts_leader = matches!(opened, Err(NoStream::Later(Error::Connect { .. })));
+        self.doubted = None;
         if let Err(NoStream::Later(error)) = &opened {
             self.mind_epoch(error);
+            self.mind_leader(error);
         }
         let (stream, opened) = opened?;
         let last = (opened.last_sequence >= 0).then_some((opened.last_producer_epoch, opened.last_sequence));
@@ -361,7 +306,7 @@ impl Sender {
                     if stream.outgoing.is_done() && unanswered {
                         let request_id = stream.outgoing.request_id;
                         self.window.unanswered(request_id).map_err(|e| Error::Protocol(e.to_string()))?;
-                                    }
+                    }
                 }
                 Some(built) = self.building.next(), if !self.building.is_empty() => self.built(built),
                 () = finishing.cancelled(), if unanswered && self.is_idle() && stream.outgoing.is_done() => {
@@ -457,7 +402,9 @@ impl Sender {
                 let next = self.window.refused(answer.request_id, refusal.clone()).map_err(wrong)?;
                 self.next = self.next.max(next);
             }
-            return Err(Error::Refused(refusal));
+            let error = Error::Refused(refusal);
+            self.mind_leader(&error);
+            return Err(error);
         }
         if answer.request_id == 0 {
             return Ok(());
@@ -483,111 +430,6 @@ fn wrong(answer: WrongAnswer) -> Error {
 
 fn lost(stream: &Stream, reason: &dyn std::fmt::Display) -> Error {
     Error::ConnectionLost { address: stream.lease.link.address().to_string(), reason: reason.to_string() }
-}
-
-/// A producer id that nobody else has, or an epoch after that of the `present` one.
-pub(crate) async fn allocate_identity(
-    connections: &Arc<Connections>,
-    present: Option<Identity>,
-) -> Result<Identity, Error> {
-    let request = call::Request::AllocateProducerId(wire::AllocateProducerId {
-        producer_id: present.map(|identity| identity.id),
-        producer_epoch: present.map_or(0, |identity| identity.epoch.into()),
-    });
-    match connections.call("allocate producer id", request).await? {
-        Response::AllocateProducerId(answer) => Ok(Identity {
-            id: answer.producer_id,
-            epoch: i16::try_from(answer.producer_epoch)
-                .map_err(|_| Error::Protocol(format!("producer epoch {}", answer.producer_epoch)))?,
-        }),
-        _ => Err(Error::Protocol("no answer to allocate producer id".into())),
-    }
-}
-
-async fn open_stream(
-    shared: &Shared,
-    partition: &Partition,
-    identity: Option<Identity>,
-    mut doubts_leader: bool,
-) -> Result<(Stream, wire::ProduceOpened), NoStream> {
-    let later = |error: Error| if error.retryable() { NoStream::Later(error) } else { NoStream::Refused(error.into()) };
-    let name = &partition.topic.name;
-    let gone = |why: String| {
-        let refusal = wire::Error::new(ErrorCode::UnknownTopicId, why).into();
-        NoStream::Gone(ProduceError::Refused { topic: name.clone(), partition: partition.partition, refusal })
-    };
-    let unknown_topic = |error: Error| match error.code() {
-        Some(ErrorCode::UnknownTopic) => NoStream::Gone(ProduceError::UnknownTopic { topic: name.clone() }),
-        _ => later(error),
-    };
-    let mut info = shared.metadata.topic(name).await.map_err(unknown_topic)?;
-    let mut asked_anew = false;
-    loop {
-        if std::mem::take(&mut doubts_leader) {
-            info = shared.metadata.newer_than(name, Some(info.at)).await.map_err(unknown_topic)?;
-        }
-        if info.id != partition.topic.id {
-            return Err(gone(format!("topic {name:?} was deleted and created anew")));
-        }
-        let leader = info.leader(partition.partition).filter(|leader| leader.leader >= 0);
-        let refusal = match leader {
-            None => wire::Error::new(ErrorCode::NotLeader, "the partition has no leader").into(),
-            Some(leader) => {
-                let lease = shared.connections.lease(leader.leader, 0).await.map_err(later)?;
-                let request = wire::OpenProduce {
-                    topic_id: info.id.to_wire(),
-                    partition: partition.partition,
-                    producer_id: identity.map_or(-1, |i| i.id),
-                    producer_epoch: identity.map_or(-1, |i| i.epoch.into()),
-                    acks: shared.acks.into(),
-                    leader_epoch: leader.leader_epoch,
-                };
-                let (send, recv) = lease.link.open(open::Stream::Produce(request)).await.map_err(later)?;
-                let mut answers = FrameReader::<wire::ProduceOpened>::new(recv, lease.link.address().clone());
-                let opened = answers.message().await.map_err(later)?;
-                let opened = opened.ok_or_else(|| {
-                    later(Error::ConnectionLost {
-                        address: lease.link.address().to_string(),
-                        reason: "the produce stream ended before it was opened".into(),
-                    })
-                })?;
-                match opened.error.clone() {
-                    Some(error) => Refusal::from(error),
-                    None => {
-                        let answers = answers.followed_by().map_err(later)?;
-                        let credit = opened.credit_bytes;
-                        let outgoing = Outgoing::default();
-                        return Ok((Stream { lease, send, answers, credit, outgoing }, opened));
-                    }
-                }
-            }
-        };
-        // Another may lead by now, or the topic be gone; ask once, then wait.
-        let stale = matches!(
-            refusal.code,
-            ErrorCode::NotLeader
-                | ErrorCode::FencedLeaderEpoch
-                | ErrorCode::UnknownLeaderEpoch
-                | ErrorCode::UnknownTopicId
-                | ErrorCode::UnknownPartition
-        );
-        if stale && !asked_anew {
-            asked_anew = true;
-            doubts_leader = true;
-            continue;
-        }
-        return Err(match refusal.code {
-            _ if refusal.retryable => NoStream::Later(Error::Refused(refusal)),
-            ErrorCode::InvalidProducerEpoch => NoStream::Later(Error::Refused(refusal)),
-            // The broker that leads now has not heard of the topic yet.
-            ErrorCode::UnknownTopicId | ErrorCode::UnknownPartition => NoStream::Later(Error::Refused(refusal)),
-            _ => NoStream::Refused(ProduceError::Refused {
-                topic: name.clone(),
-                partition: partition.partition,
-                refusal,
-            }),
-        });
-    }
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use headwater_client::{
     Acks, Codec, ErrorCode, PartitionContext, ProduceError, Producer, ProducerBuilder, ProducerRecord,
 };
 use headwater_proto::wire::{self, call, call_response};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 fn record(value: &str) -> ProducerRecord {
@@ -421,9 +422,6 @@ async fn a_topic_that_was_created_anew_takes_later_records_and_fails_earlier_one
         _ => None,
     });
     stream.refuse(1, ErrorCode::NotLeader).await;
-    let mut stream = peer.stream().await;
-    let error = Some(wire::Error::new(ErrorCode::UnknownTopicId, "deleted"));
-    stream.send(&wire::ProduceOpened { error, ..nothing_yet() }, &[]).await;
     let error = within("an outcome", first).await.unwrap_err();
     assert!(matches!(error, ProduceError::OutcomeUnknown { .. }), "the old topic may have had it: {error}");
     assert_eq!(error.code(), Some(ErrorCode::UnknownTopicId));
@@ -433,6 +431,59 @@ async fn a_topic_that_was_created_anew_takes_later_records_and_fails_earlier_one
     stream.append().await;
     stream.acknowledge(1, 0, false).await;
     assert_eq!(within("an acknowledgement", second).await.unwrap().offset, 0);
+}
+
+/// Metadata of the one topic, whose one partition is led so. Broker 2 is said to be where broker 1 answers.
+fn led_by(address: &str, leader: i32, leader_epoch: i32) -> call_response::Response {
+    call_response::Response::Metadata(wire::MetadataResponse {
+        brokers: vec![wire::BrokerNode { broker_id: 2, address: address.into(), ..Default::default() }],
+        topics: vec![wire::TopicMetadata {
+            name: TOPIC.into(),
+            topic_id: TOPIC_ID.to_wire(),
+            partitions: vec![wire::PartitionMetadata { leader, leader_epoch, ..Default::default() }],
+            ..wire::TopicMetadata::default()
+        }],
+        ..wire::MetadataResponse::default()
+    })
+}
+
+#[tokio::test]
+async fn who_leads_is_asked_before_the_retry_of_what_a_former_leader_refused() {
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b).await;
+    let delivery = producer.send(record("patient")).await.unwrap();
+    for leader_epoch in 3..6 {
+        let (mut stream, open) = peer.produce(1 << 20).await;
+        assert_eq!(open.leader_epoch, leader_epoch);
+        let (request, _) = stream.append().await;
+        let address = peer.address();
+        peer.answer(move |request| {
+            matches!(request, call::Request::Metadata(_)).then(|| led_by(&address, 1, leader_epoch + 1))
+        });
+        stream.refuse(request.request_id, ErrorCode::NotLeader).await;
+    }
+    let (mut stream, open) = peer.produce(1 << 20).await;
+    assert_eq!(open.leader_epoch, 6);
+    stream.append().await;
+    stream.acknowledge(1, 0, false).await;
+    within("an acknowledgement", delivery).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_leader_where_another_broker_answers_is_asked_for_anew() {
+    let mut peer = Peer::start(1).await;
+    let (address, asked) = (peer.address(), AtomicBool::new(false));
+    peer.answer(move |request| {
+        let call::Request::Metadata(_) = request else { return None };
+        // At first broker 2 leads, at an address that is broker 1's by now.
+        Some(led_by(&address, if asked.swap(true, Ordering::SeqCst) { 1 } else { 2 }, 3))
+    });
+    let producer = producer(&peer, |b| b).await;
+    let delivery = producer.send(record("found")).await.unwrap();
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    stream.append().await;
+    stream.acknowledge(1, 0, false).await;
+    within("an acknowledgement", delivery).await.unwrap();
 }
 
 #[tokio::test]

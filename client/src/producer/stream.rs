@@ -1,0 +1,181 @@
+//! The produce stream of a partition: opening it to whoever leads, and what is still to be written of a frame.
+//!
+//! Owns: where a stream is opened, which refusals of it may pass, producer ids. Refuses: what is sent on it, and what the
+//! answers mean (see [`super::partition`]).
+
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes};
+use headwater_proto::wire::{self, call, call_response::Response, open};
+use headwater_proto::{ErrorCode, ResetCode};
+use quinn::{SendStream, VarInt};
+use tokio::time::Instant;
+
+use super::partition::{Partition, Shared};
+use super::window::Identity;
+use crate::connection::{Connections, Lease};
+use crate::error::{Error, ProduceError, Refusal};
+use crate::metadata::is_stale;
+use crate::stream::FrameReader;
+
+/// What is still to be written of a frame.
+#[derive(Default)]
+pub(crate) struct Outgoing {
+    pub(crate) request_id: u64,
+    pub(crate) front: Bytes,
+    pub(crate) payload: Bytes,
+}
+
+impl Outgoing {
+    pub(crate) fn is_done(&self) -> bool {
+        self.front.is_empty() && self.payload.is_empty()
+    }
+
+    /// What may be written within `credit` bytes of payload.
+    pub(crate) fn chunks(&self, credit: u64) -> [Bytes; 2] {
+        let payload = self.payload.len().min(usize::try_from(credit).unwrap_or(usize::MAX));
+        [self.front.clone(), self.payload.slice(..payload)]
+    }
+
+    /// `bytes` were written. Returns how many of them were payload.
+    pub(crate) fn advance(&mut self, bytes: usize) -> u64 {
+        let front = bytes.min(self.front.len());
+        self.front.advance(front);
+        self.payload.advance(bytes - front);
+        (bytes - front) as u64
+    }
+}
+
+/// An open produce stream.
+pub(crate) struct Stream {
+    pub(crate) lease: Lease,
+    pub(crate) send: SendStream,
+    pub(crate) answers: FrameReader<wire::ProduceResponse>,
+    pub(crate) credit: u64,
+    pub(crate) outgoing: Outgoing,
+}
+
+impl Stream {
+    /// Waits until the broker has everything that was written: with `acks=0` nothing else tells.
+    pub(crate) async fn finish(&mut self) {
+        if self.send.finish().is_ok() {
+            let _ = self.send.stopped().await;
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // Dropping would finish it, as if half a frame were whole.
+        let _ = self.send.reset(VarInt::from_u32(ResetCode::Done.number()));
+    }
+}
+
+/// Why no stream can be had.
+pub(crate) enum NoStream {
+    /// Trying again can help.
+    Later(Error),
+    /// It cannot, for the records that are here now.
+    Refused(ProduceError),
+    /// The topic is gone.
+    Gone(ProduceError),
+}
+
+/// A producer id that nobody else has, or an epoch after that of the `present` one.
+pub(crate) async fn allocate_identity(
+    connections: &Arc<Connections>,
+    present: Option<Identity>,
+) -> Result<Identity, Error> {
+    let request = call::Request::AllocateProducerId(wire::AllocateProducerId {
+        producer_id: present.map(|identity| identity.id),
+        producer_epoch: present.map_or(0, |identity| identity.epoch.into()),
+    });
+    match connections.call("allocate producer id", request).await? {
+        Response::AllocateProducerId(answer) => Ok(Identity {
+            id: answer.producer_id,
+            epoch: i16::try_from(answer.producer_epoch)
+                .map_err(|_| Error::Protocol(format!("producer epoch {}", answer.producer_epoch)))?,
+        }),
+        _ => Err(Error::Protocol("no answer to allocate producer id".into())),
+    }
+}
+
+/// Opens a produce stream to the leader, as it is known. Where that is `doubted`, the broker is asked; so it is, once, where
+/// whoever was thought to lead refuses.
+pub(crate) async fn open_stream(
+    shared: &Shared,
+    partition: &Partition,
+    identity: Option<Identity>,
+    mut doubted: Option<Instant>,
+) -> Result<(Stream, wire::ProduceOpened), NoStream> {
+    let later = |error: Error| if error.retryable() { NoStream::Later(error) } else { NoStream::Refused(error.into()) };
+    let name = &partition.topic.name;
+    let gone = |why: String| {
+        let refusal = wire::Error::new(ErrorCode::UnknownTopicId, why).into();
+        NoStream::Gone(ProduceError::Refused { topic: name.clone(), partition: partition.partition, refusal })
+    };
+    let unknown_topic = |error: Error| match error.code() {
+        Some(ErrorCode::UnknownTopic) => NoStream::Gone(ProduceError::UnknownTopic { topic: name.clone() }),
+        _ => later(error),
+    };
+    let mut asked_anew = doubted.is_some();
+    loop {
+        let info = match doubted {
+            Some(_) => shared.metadata.newer_than(name, doubted).await,
+            None => shared.metadata.topic(name).await,
+        };
+        let info = info.map_err(unknown_topic)?;
+        if info.id != partition.topic.id {
+            return Err(gone(format!("topic {name:?} was deleted and created anew")));
+        }
+        let leader = info.leader(partition.partition).filter(|leader| leader.leader >= 0);
+        let refusal = match leader {
+            None => wire::Error::new(ErrorCode::NotLeader, "the partition has no leader").into(),
+            Some(leader) => {
+                let lease = shared.connections.lease(leader.leader, 0).await.map_err(later)?;
+                let request = wire::OpenProduce {
+                    topic_id: info.id.to_wire(),
+                    partition: partition.partition,
+                    producer_id: identity.map_or(-1, |i| i.id),
+                    producer_epoch: identity.map_or(-1, |i| i.epoch.into()),
+                    acks: shared.acks.into(),
+                    leader_epoch: leader.leader_epoch,
+                };
+                let (send, recv) = lease.link.open(open::Stream::Produce(request)).await.map_err(later)?;
+                let mut answers = FrameReader::<wire::ProduceOpened>::new(recv, lease.link.address().clone());
+                let opened = answers.message().await.map_err(later)?;
+                let opened = opened.ok_or_else(|| {
+                    later(Error::ConnectionLost {
+                        address: lease.link.address().to_string(),
+                        reason: "the produce stream ended before it was opened".into(),
+                    })
+                })?;
+                match opened.error.clone() {
+                    Some(error) => Refusal::from(error),
+                    None => {
+                        let answers = answers.followed_by().map_err(later)?;
+                        let credit = opened.credit_bytes;
+                        let outgoing = Outgoing::default();
+                        return Ok((Stream { lease, send, answers, credit, outgoing }, opened));
+                    }
+                }
+            }
+        };
+        // Another may lead by now, or the topic be gone; ask once, then wait.
+        if !std::mem::replace(&mut asked_anew, true) && is_stale(refusal.code) {
+            doubted = Some(info.at);
+            continue;
+        }
+        return Err(match refusal.code {
+            _ if refusal.retryable => NoStream::Later(Error::Refused(refusal)),
+            ErrorCode::InvalidProducerEpoch => NoStream::Later(Error::Refused(refusal)),
+            // The broker that leads now has not heard of the topic yet.
+            ErrorCode::UnknownTopicId | ErrorCode::UnknownPartition => NoStream::Later(Error::Refused(refusal)),
+            _ => NoStream::Refused(ProduceError::Refused {
+                topic: name.clone(),
+                partition: partition.partition,
+                refusal,
+            }),
+        });
+    }
+}
