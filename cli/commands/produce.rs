@@ -311,7 +311,11 @@ impl Sending {
             match outcome {
                 Ok(delivery) => under_way.push(((number, size), delivery)),
                 // It is this record's own fault, and was never given a place: those after it stay in order.
-                Err(error @ (ProduceError::TooLarge { .. } | ProduceError::LargerThanBuffer { .. })) => {
+                Err(
+                    error @ (ProduceError::TooLarge { .. }
+                    | ProduceError::LargerThanBuffer { .. }
+                    | ProduceError::InvalidRecord { .. }),
+                ) => {
                     self.unfit.get_or_insert((number, error));
                 }
                 Err(error) => {

@@ -185,6 +185,14 @@ pub enum ProduceError {
         /// The topic's `max.message.bytes`.
         limit: usize,
     },
+    /// No batch can hold the record: its timestamp lies before 1970, or it has too many headers or bytes.
+    #[error("the record for topic {topic:?} cannot be written: {reason}")]
+    InvalidRecord {
+        /// The topic.
+        topic: Arc<str>,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The record can never fit the producer's buffer.
     #[error("a record of {bytes} bytes does not fit the producer's buffer of {limit} bytes; raise buffer_bytes")]
     LargerThanBuffer {
@@ -225,13 +233,14 @@ pub enum ProduceError {
 }
 
 impl ProduceError {
-    /// The broker's code, if the broker answered.
+    /// The broker's code, if the broker answered, or would have.
     pub fn code(&self) -> Option<ErrorCode> {
         match self {
             ProduceError::Refused { refusal, .. } | ProduceError::OutcomeUnknown { refusal, .. } => Some(refusal.code),
             ProduceError::UnknownTopic { .. } => Some(ErrorCode::UnknownTopic),
             ProduceError::UnknownPartition { .. } => Some(ErrorCode::UnknownPartition),
             ProduceError::TooLarge { .. } => Some(ErrorCode::MessageTooLarge),
+            ProduceError::InvalidRecord { .. } => Some(ErrorCode::InvalidRecord),
             ProduceError::Client(error) => error.code(),
             _ => None,
         }

@@ -56,6 +56,8 @@ pub(crate) struct Filling {
     pub(crate) promise: Promise,
     /// When its first record came.
     pub(crate) since: Instant,
+    /// The first record's time, from which a batch tells all others.
+    base_timestamp_ms: i64,
 }
 
 /// The records of one partition that were not sent yet.
@@ -128,7 +130,9 @@ impl Batcher {
         let bound = parts.bound();
         let limit = self.batch_limit();
         let too_long = |open: &Filling| {
-            open.builder.size_estimate() + bound > limit || open.builder.record_count() >= MAX_RECORDS_PER_BATCH
+            open.builder.size_estimate() + bound > limit
+                || open.builder.record_count() >= MAX_RECORDS_PER_BATCH
+                || parts.timestamp_ms.checked_sub(open.base_timestamp_ms).is_none()
         };
         let mut notable = false;
         if self.open.as_ref().is_some_and(too_long) {
@@ -155,7 +159,8 @@ impl Batcher {
             let completion = Completion::new(self.topic.clone(), self.partition);
             self.last = Some(completion.clone());
             let builder = BatchBuilder::with_capacity(options, self.typical_bytes.max(HEADER_BYTES + bound));
-            Filling { builder, promise: Promise::new(completion, self.buffer.clone()), since: now() }
+            let promise = Promise::new(completion, self.buffer.clone());
+            Filling { builder, promise, since: now(), base_timestamp_ms: parts.timestamp_ms }
         });
         let index = Self::put(&mut open.builder, parts);
         open.promise.take_on(charge);
@@ -342,6 +347,22 @@ mod tests {
         assert!(batcher.take(now, false).is_none());
         assert!(batcher.due_at() > Some(now) && batcher.expires_at() > Some(now));
         assert!(batcher.take(now, true).is_some());
+    }
+
+    #[test]
+    fn a_time_too_far_from_the_first_begins_another_batch() {
+        let now = Instant::now();
+        let mut batcher = batcher(1000, 0);
+        for timestamp_ms in [-1, i64::MAX - 1, i64::MAX, 5] {
+            let parts = Parts { timestamp_ms, key: None, value: None, headers: &[] };
+            let _ = batcher.append(parts, 0, || now).unwrap();
+        }
+        let batches: Vec<_> =
+            std::iter::from_fn(|| batcher.take(now, true)).map(|f| f.builder.build().unwrap()).collect();
+        for batch in &batches {
+            headwater_proto::batch::walk(batch, headwater_proto::batch::WalkRules::default()).unwrap();
+        }
+        assert_eq!(batches.len(), 2);
     }
 
     proptest! {

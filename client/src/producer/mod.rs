@@ -6,20 +6,21 @@
 mod batcher;
 mod delivery;
 mod partition;
+mod record;
 mod stream;
 mod window;
 
 pub use delivery::{Acknowledgement, Delivery, durability_name};
+pub use record::ProducerRecord;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
 use headwater_proto::ErrorCode;
-use headwater_proto::batch::{Codec, Header};
+use headwater_proto::batch::Codec;
 use headwater_proto::limits::MAX_IN_FLIGHT_BATCHES;
 use headwater_proto::wire::Acks;
 use tokio::sync::{Notify, Semaphore};
@@ -32,78 +33,11 @@ use crate::connection::{Connections, lock};
 use crate::error::{Error, ProduceError};
 use crate::metadata::{Metadata, TopicInfo};
 use crate::partitioner::{PartitionContext, Partitioner, Sticky, partition_for_key};
-use batcher::{Batcher, BatcherConfig, Parts};
+use batcher::{Batcher, BatcherConfig};
 use partition::{FINISH_TIMEOUT, Partition, Sender, Shared};
+use record::now_ms;
 use stream::allocate_identity;
 use window::Identity;
-
-/// A record to be produced. `{:?}` shows where to and how much, not what.
-#[derive(Clone, PartialEq, Eq)]
-pub struct ProducerRecord {
-    /// Where to. Cloning an `Arc<str>` is cheaper than making one for each record.
-    pub topic: Arc<str>,
-    /// The partition; `None`: the producer's [`Partitioner`] chooses.
-    pub partition: Option<u32>,
-    /// Milliseconds since 1970; `None`: the time of sending.
-    pub timestamp_ms: Option<i64>,
-    /// The key. Records of one key go to one partition, and stay in order.
-    pub key: Option<Bytes>,
-    /// The value; `None` is a tombstone where the topic is compacted.
-    pub value: Option<Bytes>,
-    /// The headers, in order; names may come twice.
-    pub headers: Vec<Header>,
-}
-
-impl ProducerRecord {
-    /// A record without a key, with the time of sending.
-    pub fn new(topic: impl Into<Arc<str>>, value: impl Into<Option<Bytes>>) -> ProducerRecord {
-        ProducerRecord {
-            topic: topic.into(),
-            partition: None,
-            timestamp_ms: None,
-            key: None,
-            value: value.into(),
-            headers: Vec::new(),
-        }
-    }
-
-    /// Sets the key.
-    pub fn key(mut self, key: impl Into<Option<Bytes>>) -> ProducerRecord {
-        self.key = key.into();
-        self
-    }
-
-    /// Names the partition.
-    pub fn partition(mut self, partition: u32) -> ProducerRecord {
-        self.partition = Some(partition);
-        self
-    }
-
-    /// Sets the timestamp, in milliseconds since 1970.
-    pub fn timestamp_ms(mut self, timestamp_ms: i64) -> ProducerRecord {
-        self.timestamp_ms = Some(timestamp_ms);
-        self
-    }
-
-    /// Adds a header.
-    pub fn header(mut self, key: impl Into<Bytes>, value: impl Into<Option<Bytes>>) -> ProducerRecord {
-        self.headers.push(Header { key: key.into(), value: value.into() });
-        self
-    }
-}
-
-impl std::fmt::Debug for ProducerRecord {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ProducerRecord")
-            .field("topic", &self.topic)
-            .field("partition", &self.partition)
-            .field("timestamp_ms", &self.timestamp_ms)
-            .field("key_bytes", &self.key.as_ref().map(Bytes::len))
-            .field("value_bytes", &self.value.as_ref().map(Bytes::len))
-            .field("headers", &self.headers.len())
-            .finish()
-    }
-}
 
 /// How a producer is set up. Made by [`crate::Client::producer`].
 #[derive(Clone)]
@@ -330,7 +264,8 @@ impl Producer {
     /// [`Delivery`] tells what becomes of the record.
     ///
     /// # Errors
-    /// When there is no such topic or partition, the record is too large, or there was no room within the delivery timeout.
+    /// When there is no such topic or partition, the record is too large or no batch can hold it, or there was no room within
+    /// the delivery timeout.
     pub async fn send(&self, record: ProducerRecord) -> Result<Delivery, ProduceError> {
         let charge = self.charge(&record)?;
         // A sender that never waits must not keep the tasks behind it from running.
@@ -416,9 +351,9 @@ impl Producer {
         self.inner.tasks.wait().await;
     }
 
-    /// Bytes of the buffer that a record takes.
+    /// Bytes of the buffer that a record takes, if a batch can hold it.
     fn charge(&self, record: &ProducerRecord) -> Result<u32, ProduceError> {
-        let bytes = parts(record, || 0).bound();
+        let bytes = record.bound()?;
         match u32::try_from(bytes) {
             Ok(charge) if bytes <= self.inner.buffer_bytes => Ok(charge),
             _ => Err(ProduceError::LargerThanBuffer { bytes, limit: self.inner.buffer_bytes }),
@@ -457,7 +392,7 @@ impl Producer {
 
     /// Adds a record to its partition's batch. `None`: the topic is gone (or the producer closed), and no record was added.
     fn append(&self, topic: &Topic, record: &ProducerRecord, charge: usize) -> Option<Result<Delivery, ProduceError>> {
-        let parts = parts(record, now_ms);
+        let parts = record.parts(now_ms);
         let place = self.place(topic, record, charge);
         let Some(partition) = topic.partitions.get(place as usize) else {
             return Some(Err(ProduceError::UnknownPartition {
@@ -595,20 +530,6 @@ impl Inner {
             topics
         });
         Ok(topic)
-    }
-}
-
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-fn parts(record: &ProducerRecord, now_ms: impl FnOnce() -> i64) -> Parts<'_> {
-    Parts {
-        timestamp_ms: record.timestamp_ms.unwrap_or_else(now_ms),
-        key: record.key.as_ref(),
-        value: record.value.as_ref(),
-        headers: &record.headers,
     }
 }
 

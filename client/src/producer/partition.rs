@@ -345,7 +345,7 @@ impl Sender {
 
     /// Makes a batch of what was collected: here, or where it is large and must be compressed, on the blocking pool.
     fn build(&mut self, filling: Filling) {
-        let Filling { mut builder, promise, since } = filling;
+        let Filling { mut builder, promise, since, .. } = filling;
         let records = i32::try_from(builder.record_count()).unwrap_or(i32::MAX);
         let expires_at = after(since, self.shared.delivery_timeout);
         let rest = Pending { promise, records, expires_at };

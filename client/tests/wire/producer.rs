@@ -4,8 +4,9 @@ use super::support::*;
 use bytes::Bytes;
 use futures::FutureExt;
 use headwater_client::{
-    Acks, Codec, ErrorCode, PartitionContext, ProduceError, Producer, ProducerBuilder, ProducerRecord,
+    Acks, Codec, ErrorCode, Header, PartitionContext, ProduceError, Producer, ProducerBuilder, ProducerRecord,
 };
+use headwater_proto::limits::{MAX_DECOMPRESSED_BATCH_BYTES, MAX_HEADERS_PER_RECORD};
 use headwater_proto::wire::{self, call, call_response};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -311,6 +312,35 @@ async fn a_record_beyond_max_message_bytes_is_refused_here_compressed_or_not() {
     assert!(header.size() < 200 && header.base_sequence == 0, "no gap where nothing was sent");
     stream.acknowledge(1, 0, false).await;
     within("an acknowledgement", fits).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_record_that_no_batch_can_hold_fails_alone_and_by_name() {
+    let mut peer = Peer::start(1).await;
+    let builder = peer.client().await.producer().linger(Duration::from_secs(3600)).buffer_bytes(1 << 30);
+    let producer = within("build", builder.compression(Codec::Lz4).build()).await.unwrap();
+    let before = producer.send(record("before")).await.unwrap();
+    let header = Header { key: Bytes::new(), value: None };
+    let many = ProducerRecord { headers: vec![header; MAX_HEADERS_PER_RECORD + 1], ..record("headers") };
+    let huge = ProducerRecord { value: Some(vec![0; MAX_DECOMPRESSED_BATCH_BYTES].into()), ..record("") };
+    for (bad, name) in
+        [(record("old").timestamp_ms(-2), "timestamp -2"), (many, "65537 headers"), (huge, "more than 268435456")]
+    {
+        let (bad, error) = producer.try_send(bad).unwrap_err();
+        for error in [producer.send(bad).await.unwrap_err(), error] {
+            assert!(matches!(error, ProduceError::InvalidRecord { .. }) && !error.retryable(), "{error}");
+            assert!(error.code() == Some(ErrorCode::InvalidRecord) && error.to_string().contains(name), "{error}");
+        }
+    }
+    let after = producer.send(record("after").timestamp_ms(-1)).await.unwrap();
+    let serve = async {
+        let (mut stream, _) = peer.produce(1 << 20).await;
+        assert_eq!(stream.append().await.1.record_count, 2);
+        stream.acknowledge(1, 0, false).await;
+        stream
+    };
+    let (_stream, ()) = within("flush", futures::future::join(serve, producer.flush())).await;
+    assert_eq!((before.await.unwrap().offset, after.await.unwrap().offset), (0, 1));
 }
 
 #[tokio::test]
