@@ -118,6 +118,20 @@ pub(crate) struct Lease {
     _stream: OwnedSemaphorePermit,
 }
 
+impl Lease {
+    /// Takes `want` bytes of credit instead, or as much of it as the connection has left. Less than what the stream has
+    /// outstanding would be too little.
+    pub(crate) fn resize(&mut self, want: u64) {
+        let mut pool = lock(&self.link.credit);
+        if want < self.credit {
+            pool.release(self.credit - want);
+            self.credit = want;
+        } else {
+            self.credit += pool.extend(want - self.credit);
+        }
+    }
+}
+
 impl Drop for Lease {
     fn drop(&mut self) {
         lock(&self.link.credit).release(self.credit);
@@ -143,6 +157,13 @@ impl CreditPool {
         }
         self.reserved += share;
         Some(share)
+    }
+
+    /// Takes up to `more` in addition.
+    fn extend(&mut self, more: u64) -> u64 {
+        let more = more.min(self.limit - self.reserved);
+        self.reserved += more;
+        more
     }
 
     fn release(&mut self, share: u64) {
@@ -653,6 +674,7 @@ mod tests {
         assert_eq!(pool.reserve(300 << 10), Some(300 << 10));
         assert_eq!(pool.reserve(300 << 10), None, "24 KiB are no share");
         assert_eq!(pool.reserve(10 << 10), Some(10 << 10), "unless no more was wanted");
+        assert_eq!([pool.extend(4 << 10), pool.extend(1 << 20)], [4 << 10, 10 << 10]);
         assert!(pool.reserved <= pool.limit);
     }
 

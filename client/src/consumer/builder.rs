@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::commit::{Committer, commit_regularly};
 use super::fetch::Context;
 use super::group::{Member, Settings};
+use super::prefetch::Prefetch;
 use super::readers::{Readers, Wanted};
 use super::rebalance::{Hands, Rebalance};
 use super::record::{OutOfRange, StartFrom};
@@ -164,8 +165,12 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Bytes that are fetched ahead, shared by the consumer's partitions: 16 KiB to 4 MiB each. More of them keep a fast
-    /// reader busy on a slow path; they are memory. Default: 32 MiB.
+    /// Bytes that are fetched ahead, shared evenly by the consumer's partitions (counted up to a power of two): 16 KiB to
+    /// 4 MiB each. More of them keep a fast reader busy on a slow path; they are memory. Default: 32 MiB.
+    ///
+    /// What is fetched and not yet taken by the application is never more than this, plus 16 KiB and one batch for each
+    /// partition, also while partitions come and go, are paused, or nothing is taken at all. A partition that comes while
+    /// others have claimed everything begins with 16 KiB, until they have given back what is over their new share.
     pub fn prefetch_bytes(mut self, bytes: usize) -> ConsumerBuilder {
         self.prefetch_bytes = bytes;
         self
@@ -211,7 +216,7 @@ impl ConsumerBuilder {
         if self.start_at.keys().any(|at| !self.assign.contains(at)) {
             return usage("start_at names a partition that is not assigned");
         }
-        let state = Arc::new(State::default());
+        let state = Arc::new(State::new(Prefetch::new(self.prefetch_bytes as u64)));
         let stop = CancellationToken::new();
         let context = Arc::new(Context {
             connections: self.connections.clone(),
@@ -222,7 +227,7 @@ impl ConsumerBuilder {
             subscribed: !self.topics.is_empty(),
             stop: stop.clone(),
         });
-        let readers = Arc::new(Readers { context, prefetch_bytes: self.prefetch_bytes as u64 });
+        let readers = Arc::new(Readers { context });
         let committer = self.group.clone().map(|group| {
             let (connections, metadata) = (self.connections.clone(), self.metadata.clone());
             Committer::new(connections, metadata, state.clone(), group, !self.topics.is_empty())

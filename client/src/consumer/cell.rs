@@ -6,12 +6,13 @@
 //! What must always hold: what the application is done with is never ahead of what was delivered to it, and a seek back
 //! takes both back.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use headwater_proto::TopicId;
 use tokio::sync::Notify;
 
+use super::prefetch::{Claim, Prefetch};
 use super::record::Position;
 use crate::TopicPartition;
 use crate::connection::lock;
@@ -114,16 +115,23 @@ impl Cell {
     }
 }
 
-/// What the task that fetches a partition is told by those who take from it. A seek begins another one.
-#[derive(Debug, Default)]
+/// What the task that fetches a partition is told by those who take from it, and its part of the prefetch, which outlives
+/// the task as long as something of it waits here. A seek begins another one.
+#[derive(Debug)]
 pub(crate) struct Feed {
     /// Bytes that the application took and the task has not counted yet.
     released: AtomicU64,
     /// The task should look.
-    pub(crate) wake: Notify,
+    pub(crate) wake: Arc<Notify>,
+    pub(crate) claim: Claim,
 }
 
 impl Feed {
+    pub(crate) fn new(prefetch: &Arc<Prefetch>) -> Arc<Feed> {
+        let wake = Arc::new(Notify::new());
+        Arc::new(Feed { released: AtomicU64::new(0), claim: prefetch.claim(wake.clone()), wake })
+    }
+
     pub(crate) fn release(&self, bytes: usize) {
         self.released.fetch_add(bytes as u64, Ordering::AcqRel);
         self.wake.notify_one();

@@ -3,9 +3,9 @@
 //! Owns: how many bytes a broker may send ([`FetchCredit`]) and finding batches in what it sent ([`Assembler`]), both pure.
 //! Refuses: streams. Read next: [`super::fetch`], which drives them.
 //!
-//! What must always hold: credit outstanding is at most the limit, and with the complete batches that the application has
-//! not taken at most the limit and one batch more (the one that was being put together). So memory is bounded, whatever is
-//! read or not read, and a batch of any size arrives.
+//! What must always hold: credit is granted below the limit only, so credit outstanding is at most the (highest) limit, and
+//! with the complete batches that the application has not taken at most that and one batch more (the one that was being put
+//! together). So memory is bounded, whatever is read or not read, and a batch of any size arrives.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use headwater_proto::batch::{HEADER_BYTES, LENGTH_PREFIX_BYTES};
@@ -26,7 +26,7 @@ impl FetchCredit {
         FetchCredit { limit: limit.max(1), outstanding: 0, held: 0 }
     }
 
-    /// Another limit, for a stream that is about to be opened.
+    /// Another limit. What was granted stays granted: below it nothing more is, until enough was taken.
     pub(crate) fn set_limit(&mut self, limit: u64) {
         self.limit = limit.max(1);
     }
@@ -34,6 +34,16 @@ impl FetchCredit {
     /// The stream is gone, and with it the credit outstanding.
     pub(crate) fn reopened(&mut self) {
         self.outstanding = 0;
+    }
+
+    /// Granted, and not arrived.
+    pub(crate) fn outstanding(&self) -> u64 {
+        self.outstanding
+    }
+
+    /// What counts against the limit.
+    pub(crate) fn used(&self) -> u64 {
+        self.outstanding + self.held
     }
 
     /// How much to grant now. 0 where so little became free that it is not worth a frame.

@@ -13,10 +13,12 @@ use headwater_proto::batch;
 use headwater_proto::frame::FrameEvent;
 use headwater_proto::wire::{self, open};
 use quinn::SendStream;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::credit::{Assembler, FetchCredit};
 use super::locate::start_position;
+use super::prefetch::SMALLEST_SHARE_BYTES;
 use super::record::{OutOfRange, Position, StartFrom};
 use super::state::{Item, Life, State};
 use crate::TopicPartition;
@@ -28,6 +30,10 @@ use crate::stream::{FrameReader, write_message};
 
 /// A stream that is not opened within this time is tried anew.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What the broker was granted beyond a share that became smaller must have come within this time, or the stream is opened
+/// anew: at the end of a log it may never come, and others wait for it.
+const NARROW_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// What the fetch tasks of a consumer share.
 pub(crate) struct Context {
@@ -45,18 +51,17 @@ pub(crate) struct Context {
 
 /// One partition's reading.
 pub(crate) struct Fetch {
-    pub(crate) context: Arc<Context>,
-    pub(crate) life: Life,
+    context: Arc<Context>,
+    life: Life,
     /// Of what is read next; ahead of the application's.
-    pub(crate) next: Position,
-    /// Bytes that may be on their way or wait for the application.
-    pub(crate) prefetch_bytes: u64,
+    next: Position,
+    /// Of the prefetch: how much this partition has claimed.
+    claimed_bytes: u64,
 }
 
 /// An open fetch stream.
 struct Stream {
-    /// Held for as long as the stream lives.
-    _lease: Lease,
+    lease: Lease,
     address: Arc<str>,
     send: SendStream,
     data: FrameReader<wire::FetchData>,
@@ -67,6 +72,8 @@ struct Stream {
 enum Stop {
     /// Trying again can help.
     Lost(Error),
+    /// The broker has more credit than is this partition's now: the stream is opened anew with less.
+    Narrowed,
     /// The broker's word about this partition.
     Refused(Refusal),
     /// The application must decide.
@@ -74,25 +81,35 @@ enum Stop {
 }
 
 impl Fetch {
+    /// Reading from `next` on.
+    pub(crate) fn new(context: Arc<Context>, life: Life, next: Position) -> Fetch {
+        Fetch { context, life, next, claimed_bytes: 0 }
+    }
+
     /// Reads until the task is dropped or the application must decide how to go on.
     pub(crate) async fn run(mut self) {
         let mut backoff = Backoff::new(&self.context.connections.config);
-        let mut credit = FetchCredit::new(self.prefetch_bytes);
+        let mut credit = FetchCredit::new(SMALLEST_SHARE_BYTES);
         let mut doubted = None;
         loop {
             let before = self.next.offset;
             let stop = self.read(&mut credit, &mut doubted).await;
+            // What waits for the application still counts; others may have the rest until there is a stream again.
+            credit.reopened();
+            self.claimed_bytes = self.life.feed.claim.adjust(credit.used().min(self.claimed_bytes));
             if self.next.offset > before {
                 backoff.reset();
             }
-            match self.decide(stop).await {
-                Ok(()) => {}
-                Err(error) if self.context.subscribed && is_gone(&error) => {
+            let narrowed = matches!(stop, Stop::Narrowed);
+            if let Err(error) = self.decide(stop).await {
+                if self.context.subscribed && is_gone(&error) {
                     return tracing::warn!(partition = %self.life.cell.at, %error, "no longer read");
                 }
-                Err(error) => return self.push(Item::Error(error)),
+                return self.push(Item::Error(error));
             }
-            backoff.pause().await;
+            if !narrowed {
+                backoff.pause().await;
+            }
         }
     }
 
@@ -101,6 +118,7 @@ impl Fetch {
         let TopicPartition { topic, partition } = self.life.cell.at.clone();
         let refusal = match stop {
             Stop::Fatal(error) => return Err(error),
+            Stop::Narrowed => return Ok(()),
             Stop::Lost(error) => {
                 tracing::debug!(topic = &*topic, partition, %error, "fetch stream lost");
                 return Ok(());
@@ -146,8 +164,7 @@ impl Fetch {
     }
 
     /// Opens a stream and reads it to its end. Returns why it ended.
-    async fn read(&mut self, credit: &mut FetchCredit, doubted: &mut Option<tokio::time::Instant>) -> Stop {
-        credit.reopened();
+    async fn read(&mut self, credit: &mut FetchCredit, doubted: &mut Option<Instant>) -> Stop {
         credit.released(self.life.feed.take_released());
         let opened = tokio::time::timeout(OPEN_TIMEOUT, self.open(credit, doubted)).await;
         let mut stream = match opened {
@@ -160,12 +177,8 @@ impl Fetch {
         }
     }
 
-    async fn open(
-        &mut self,
-        credit: &mut FetchCredit,
-        doubted: &mut Option<tokio::time::Instant>,
-    ) -> Result<Stream, Stop> {
-        let TopicPartition { topic, partition } = &self.life.cell.at;
+    async fn open(&mut self, credit: &mut FetchCredit, doubted: &mut Option<Instant>) -> Result<Stream, Stop> {
+        let TopicPartition { topic, partition } = &self.life.cell.at.clone();
         let context = self.context.clone();
         let lost = |error: Error| match error.code() {
             Some(ErrorCode::UnknownTopic) => Stop::Fatal(ConsumeError::UnknownTopic { topic: topic.clone() }),
@@ -187,9 +200,9 @@ impl Fetch {
         };
         // Unless it answers: whoever led cannot be reached, or is no longer there; another may lead by now.
         *doubted = Some(info.at);
-        let lease = context.connections.lease(leader.leader, self.prefetch_bytes).await.map_err(lost)?;
-        // What the connection had left may be less than was wanted.
-        credit.set_limit(lease.credit);
+        let share = self.life.feed.claim.share();
+        let mut lease = context.connections.lease(leader.leader, share).await.map_err(lost)?;
+        self.fit(&mut lease, credit);
         let request = wire::OpenFetch {
             topic_id: info.id.to_wire(),
             partition: *partition,
@@ -222,14 +235,34 @@ impl Fetch {
         }
         self.life.cell.high_watermark.fetch_max(answer.high_watermark, Ordering::Relaxed);
         let data = opened.followed_by().map_err(lost)?;
-        Ok(Stream { _lease: lease, address, send, data, assembler: Assembler::default() })
+        Ok(Stream { lease, address, send, data, assembler: Assembler::default() })
+    }
+
+    /// Keeps the limit of credit within this partition's part of the prefetch and of the connection.
+    fn fit(&mut self, lease: &mut Lease, credit: &mut FetchCredit) {
+        let share = self.life.feed.claim.share();
+        // What is over the share is given back as it is taken, since what was granted may still come.
+        let wanted = if self.claimed_bytes > share { credit.used().clamp(share, self.claimed_bytes) } else { share };
+        if wanted != self.claimed_bytes {
+            self.claimed_bytes = self.life.feed.claim.adjust(wanted);
+        }
+        if lease.credit != share && credit.outstanding() <= share {
+            lease.resize(share);
+        }
+        credit.set_limit(self.claimed_bytes.max(SMALLEST_SHARE_BYTES).min(share).min(lease.credit));
     }
 
     /// Takes what arrives, and grants more as the application takes it.
     async fn drain(&mut self, stream: &mut Stream, credit: &mut FetchCredit) -> Result<Stop, Stop> {
         // The offset that the frame at hand leads to.
         let mut leads_to = self.next.offset;
+        let mut narrow_at = None;
         loop {
+            if self.claimed_bytes > self.life.feed.claim.share() {
+                self.fit(&mut stream.lease, credit);
+            }
+            let over = self.claimed_bytes > self.life.feed.claim.share() && credit.outstanding() > 0;
+            narrow_at = over.then(|| narrow_at.unwrap_or_else(|| Instant::now() + NARROW_TIMEOUT));
             let grant = credit.grant();
             if grant > 0 {
                 let message = wire::FetchCredit { credit_bytes: grant };
@@ -239,8 +272,10 @@ impl Fetch {
                 event = stream.data.next() => event.map_err(Stop::Lost)?,
                 () = self.life.feed.wake.notified() => {
                     credit.released(self.life.feed.take_released());
+                    self.fit(&mut stream.lease, credit);
                     continue;
                 }
+                () = reached(narrow_at) => return Ok(Stop::Narrowed),
             };
             let whole = match event {
                 Some(FrameEvent::Header { message, payload_bytes }) => {
@@ -287,6 +322,14 @@ impl Fetch {
     fn corrupt(&self, reason: &dyn std::fmt::Display) -> Stop {
         let TopicPartition { topic, partition } = self.life.cell.at.clone();
         Stop::Fatal(ConsumeError::Corrupt { topic, partition, offset: self.next.offset, reason: reason.to_string() })
+    }
+}
+
+/// Waits until then; without end, if there is no then.
+async fn reached(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -10,6 +10,7 @@ mod credit;
 mod fetch;
 mod group;
 mod locate;
+mod prefetch;
 mod readers;
 mod rebalance;
 mod record;

@@ -1,7 +1,7 @@
 //! Beginning to read partitions.
 //!
-//! Owns: a partition's share of the prefetch, its fetch task. Refuses: finding out where it begins (see
-//! [`super::locate`]), and reading (see [`super::fetch`]).
+//! Owns: beginning a partition's fetch task. Refuses: finding out where it begins (see [`super::locate`]), and reading (see
+//! [`super::fetch`]).
 
 use std::sync::Arc;
 
@@ -14,9 +14,6 @@ use super::locate::{Search, Sought};
 use super::record::{Position, StartFrom};
 use super::state::{Life, Task};
 use crate::TopicPartition;
-
-/// Smallest and largest share of the prefetch that one partition gets, in bytes.
-const SHARE_BYTES: (u64, u64) = (16 << 10, 4 << 20);
 
 /// A partition to be read.
 pub(crate) struct Wanted {
@@ -31,8 +28,6 @@ pub(crate) struct Wanted {
 /// Begins partitions, in a group or without.
 pub(crate) struct Readers {
     pub(crate) context: Arc<Context>,
-    /// For all partitions together.
-    pub(crate) prefetch_bytes: u64,
 }
 
 impl Readers {
@@ -56,9 +51,7 @@ impl Readers {
     }
 
     fn fetch(&self, life: Life, next: Position) -> Task {
-        let partitions = self.context.state.partition_count().max(1) as u64;
-        let prefetch_bytes = (self.prefetch_bytes / partitions).clamp(SHARE_BYTES.0, SHARE_BYTES.1);
-        let fetch = Fetch { context: self.context.clone(), life, next, prefetch_bytes };
+        let fetch = Fetch::new(self.context.clone(), life, next);
         AbortOnDropHandle::new(tokio::spawn(fetch.run()))
     }
 }

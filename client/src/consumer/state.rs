@@ -8,7 +8,7 @@
 //! dropped; a partition that is being let go of delivers nothing any more; a consumer that is closed reads nothing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::cell::{Cell, Feed};
+use super::prefetch::Prefetch;
 use super::record::Position;
 use crate::TopicPartition;
 use crate::connection::lock;
@@ -66,6 +67,14 @@ struct Partition {
 }
 
 impl Partition {
+    /// Ends its reading, and forgets what arrived. What it had of the prefetch is free.
+    fn stop(&mut self, prefetch: &Arc<Prefetch>) {
+        self.task = None;
+        self.items.clear();
+        self.in_rotation = false;
+        self.feed = Feed::new(prefetch);
+    }
+
     fn may_deliver(&self) -> bool {
         !self.paused && !self.leaving && self.bound.is_none_or(|bound| self.cell.delivered().offset < bound)
     }
@@ -83,15 +92,13 @@ struct Inner {
 }
 
 /// The shared state of a consumer.
-#[derive(Default)]
 pub(crate) struct State {
     inner: Mutex<Inner>,
+    prefetch: Arc<Prefetch>,
     /// The application waits for something to deliver.
     pub(crate) ready: AtomicWaker,
     /// Changes whenever what is being delivered may not be any more.
     version: AtomicU64,
-    /// Assigned partitions.
-    partitions: AtomicUsize,
     /// The application asked for more: it is done with what it had.
     pub(crate) asked: Notify,
     /// Partitions came or went.
@@ -114,6 +121,18 @@ pub(crate) enum Turn {
 }
 
 impl State {
+    /// Nothing is assigned yet.
+    pub(crate) fn new(prefetch: Arc<Prefetch>) -> State {
+        State {
+            inner: Mutex::default(),
+            prefetch,
+            ready: AtomicWaker::new(),
+            version: AtomicU64::new(0),
+            asked: Notify::new(),
+            assigned: Notify::new(),
+        }
+    }
+
     /// Changes whenever a partition was taken away, sought or paused.
     pub(crate) fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
@@ -135,7 +154,8 @@ impl State {
         for (at, topic_id) in new {
             inner.lives += 1;
             let number = inner.lives;
-            let life = Life { cell: Arc::new(Cell::new(at.clone(), topic_id)), feed: Arc::default(), number };
+            let cell = Arc::new(Cell::new(at.clone(), topic_id));
+            let life = Life { cell, feed: Feed::new(&self.prefetch), number };
             let partition = Partition {
                 cell: life.cell.clone(),
                 feed: life.feed.clone(),
@@ -153,7 +173,7 @@ impl State {
             }
             lives.push(life);
         }
-        self.partitions.store(inner.partitions.len(), Ordering::Relaxed);
+        self.prefetch.divide(inner.partitions.len());
         drop(inner);
         self.changed();
         lives
@@ -183,9 +203,7 @@ impl State {
             return false;
         };
         partition.life = number;
-        partition.feed = Arc::default();
-        partition.items.clear();
-        partition.in_rotation = false;
+        partition.stop(&self.prefetch);
         partition.cut = false;
         partition.cell.reposition(from);
         let life = Life { cell: partition.cell.clone(), feed: partition.feed.clone(), number };
@@ -219,7 +237,7 @@ impl State {
             ended.cell.let_go();
         }
         inner.rotation.retain(|at| !partitions.contains(at));
-        self.partitions.store(inner.partitions.len(), Ordering::Relaxed);
+        self.prefetch.divide(inner.partitions.len());
         drop(inner);
         self.changed();
     }
@@ -230,10 +248,8 @@ impl State {
         let mut cells = Vec::new();
         for at in partitions {
             if let Some(partition) = inner.partitions.get_mut(at) {
-                partition.task = None;
-                partition.items.clear();
+                partition.stop(&self.prefetch);
                 partition.leaving = true;
-                partition.in_rotation = false;
                 cells.push(partition.cell.clone());
             }
         }
@@ -247,9 +263,7 @@ impl State {
     pub(crate) fn halt(&self, at: &TopicPartition, life: u64) {
         let mut inner = lock(&self.inner);
         let Some(partition) = inner.partitions.get_mut(at).filter(|p| p.life == life) else { return };
-        partition.task = None;
-        partition.items.clear();
-        partition.in_rotation = false;
+        partition.stop(&self.prefetch);
         inner.rotation.retain(|other| other != at);
     }
 
@@ -379,10 +393,6 @@ impl State {
 
     pub(crate) fn cells(&self) -> Vec<Arc<Cell>> {
         lock(&self.inner).partitions.values().map(|p| p.cell.clone()).collect()
-    }
-
-    pub(crate) fn partition_count(&self) -> usize {
-        self.partitions.load(Ordering::Relaxed)
     }
 
     pub(crate) fn assignment(&self) -> BTreeSet<TopicPartition> {

@@ -146,7 +146,7 @@ async fn streams_and_credit_beyond_a_connection_s_limits_get_a_further_one() {
     });
     peer.drop_connections();
     let client = peer.client().await;
-    let build = client.consumer().assign((0..6).map(|p| (TOPIC, p))).prefetch_bytes(6 << 19).build();
+    let build = client.consumer().assign((0..6).map(|p| (TOPIC, p))).prefetch_bytes(8 << 19).build();
     let _consumer = within("build", build).await.unwrap();
     let mut granted = std::collections::HashMap::<usize, u64>::new();
     for _ in 0..6 {

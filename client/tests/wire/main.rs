@@ -7,5 +7,6 @@ mod commits;
 mod connect;
 mod consumer;
 mod group;
+mod prefetch;
 mod producer;
 mod support;
