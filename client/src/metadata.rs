@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use crate::connection::{Connections, lock};
 use crate::error::{ConsumeError, Error};
+use crate::lookup::Lookups;
 
 /// A topic, as the broker described it last.
 #[derive(Debug)]
@@ -46,14 +47,18 @@ impl TopicInfo {
 /// The cache, shared by a client's producers and consumers.
 pub(crate) struct Metadata {
     connections: Arc<Connections>,
-    topics: Mutex<HashMap<Arc<str>, Arc<TopicInfo>>>,
-    /// Held while asking, so that a thousand partitions with the same doubt ask once.
-    asking: tokio::sync::Mutex<()>,
+    topics: Arc<Topics>,
+    /// A thousand partitions with the same doubt ask once.
+    lookups: Lookups<Arc<TopicInfo>, Error>,
 }
 
+/// What was learned last.
+type Topics = Mutex<HashMap<Arc<str>, Arc<TopicInfo>>>;
+
 impl Metadata {
+    /// On the current runtime.
     pub(crate) fn new(connections: Arc<Connections>) -> Metadata {
-        Metadata { connections, topics: Mutex::default(), asking: tokio::sync::Mutex::default() }
+        Metadata { connections, topics: Arc::default(), lookups: Lookups::new() }
     }
 
     /// What is known, unless it is too old.
@@ -72,46 +77,51 @@ impl Metadata {
 
     /// The broker's word from after `doubted`: what was known then has turned out wrong.
     pub(crate) async fn newer_than(&self, topic: &str, doubted: Option<Instant>) -> Result<Arc<TopicInfo>, Error> {
-        let _asking = self.asking.lock().await;
         if let Some(info) = self.cached(topic)
             && doubted.is_none_or(|doubted| info.at > doubted)
         {
             return Ok(info);
         }
-        let at = Instant::now();
-        let request = wire::Metadata { topics: vec![topic.into()], topic_ids: Vec::new() };
-        let answer = match self.connections.call("metadata", call::Request::Metadata(request)).await? {
-            Response::Metadata(answer) => answer,
-            _ => return Err(Error::Protocol("no answer to metadata".into())),
-        };
-        self.connections.learn_brokers(&answer.brokers);
-        let found = answer.topics.into_iter().find(|t| t.name == topic);
-        let found = found.ok_or_else(|| {
-            lock(&self.topics).remove(topic);
-            Error::refused(ErrorCode::UnknownTopic, format!("there is no topic {topic:?}"))
-        })?;
-        if let Some(error) = found.error {
-            lock(&self.topics).remove(topic);
-            return Err(Error::Refused(error.into()));
-        }
-        let id = TopicId::from_slice(&found.topic_id)
-            .ok_or_else(|| Error::Protocol(format!("topic {topic:?} without an id")))?;
-        let mut partitions = vec![PartitionInfo { leader: -1, leader_epoch: -1 }; found.partitions.len()];
-        for p in &found.partitions {
-            let place = partitions.get_mut(p.partition as usize);
-            *place.ok_or_else(|| Error::Protocol(format!("topic {topic:?} misses partitions")))? =
-                PartitionInfo { leader: p.leader, leader_epoch: p.leader_epoch };
-        }
-        let info = Arc::new(TopicInfo {
-            name: topic.into(),
-            id,
-            partitions,
-            max_message_bytes: found.max_message_bytes as usize,
-            at,
-        });
-        lock(&self.topics).insert(info.name.clone(), info.clone());
-        Ok(info)
+        let name = Arc::from(topic);
+        let ask = || ask(self.connections.clone(), self.topics.clone(), Arc::clone(&name));
+        self.lookups.join(&name, doubted, ask).await
     }
+}
+
+/// Asks the broker, and remembers what it says.
+async fn ask(connections: Arc<Connections>, topics: Arc<Topics>, name: Arc<str>) -> Result<Arc<TopicInfo>, Error> {
+    let at = Instant::now();
+    let request = wire::Metadata { topics: vec![name.to_string()], topic_ids: Vec::new() };
+    let answer = match connections.call("metadata", call::Request::Metadata(request)).await? {
+        Response::Metadata(answer) => answer,
+        _ => return Err(Error::Protocol("no answer to metadata".into())),
+    };
+    connections.learn_brokers(&answer.brokers);
+    let found = answer.topics.into_iter().find(|t| *t.name == *name);
+    let found = found.ok_or_else(|| {
+        lock(&topics).remove(&name);
+        Error::refused(ErrorCode::UnknownTopic, format!("there is no topic {name:?}"))
+    })?;
+    if let Some(error) = found.error {
+        lock(&topics).remove(&name);
+        return Err(Error::Refused(error.into()));
+    }
+    let id =
+        TopicId::from_slice(&found.topic_id).ok_or_else(|| Error::Protocol(format!("topic {name:?} without an id")))?;
+    let mut partitions = vec![PartitionInfo { leader: -1, leader_epoch: -1 }; found.partitions.len()];
+    for p in &found.partitions {
+        let place = partitions.get_mut(p.partition as usize);
+        *place.ok_or_else(|| Error::Protocol(format!("topic {name:?} misses partitions")))? =
+            PartitionInfo { leader: p.leader, leader_epoch: p.leader_epoch };
+    }
+    let max_message_bytes = found.max_message_bytes as usize;
+    let info = Arc::new(TopicInfo { name, id, partitions, max_message_bytes, at });
+    // An answer to an earlier question may have been slower.
+    let mut topics = lock(&topics);
+    if topics.get(&info.name).is_none_or(|known| known.at <= at) {
+        topics.insert(info.name.clone(), info.clone());
+    }
+    Ok(info)
 }
 
 /// Whether a broker that refuses so contradicts what is known of the topic.

@@ -385,6 +385,30 @@ async fn without_acknowledgements_records_count_as_sent_once_they_are_written() 
 }
 
 #[tokio::test]
+async fn all_senders_to_an_unknown_topic_wait_for_one_answer_and_no_longer_than_the_delivery_timeout() {
+    let peer = Peer::start(1).await;
+    let timeout = Duration::from_millis(300);
+    let producer = producer(&peer, |b| b.delivery_timeout(timeout)).await;
+    drop(producer.send(record("known")).await.unwrap());
+    peer.hold_metadata(true);
+    let began = tokio::time::Instant::now();
+    let senders = || futures::future::join_all((0..100).map(|_| producer.send(ProducerRecord::new("nowhere", None))));
+    for outcome in within("timeouts", senders()).await {
+        let error = outcome.unwrap_err();
+        assert!(matches!(error, ProduceError::TimedOut { sent: false, .. }), "{error}");
+    }
+    assert!(began.elapsed() < 20 * timeout, "one after another: {:?}", began.elapsed());
+    drop(producer.send(record("known")).now_or_never().expect("others do not wait").unwrap());
+    let release = async { peer.hold_metadata(false) };
+    let (outcomes, ()) = within("an answer", futures::future::join(senders(), release)).await;
+    for outcome in outcomes {
+        let error = outcome.unwrap_err();
+        assert!(matches!(error, ProduceError::UnknownTopic { .. }), "{error}");
+    }
+    assert_eq!(peer.metadata_asked(), 2, "once for each topic");
+}
+
+#[tokio::test]
 async fn keys_and_partitions_are_placed_and_unknown_ones_refused() {
     let peer = Peer::start(6).await;
     let producer = producer(&peer, |b| b).await;

@@ -3,7 +3,7 @@
 //! themselves, the rest by a function that the test may set.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -48,6 +48,8 @@ struct Shared {
     /// Attempts to connect that were not answered.
     knocks: watch::Sender<HashSet<String>>,
     hello: Mutex<wire::HelloResponse>,
+    /// How often metadata was asked for, and whether the answers are held back.
+    metadata: (AtomicUsize, watch::Sender<bool>),
     partitions: u32,
     max_message_bytes: u32,
 }
@@ -108,6 +110,7 @@ impl Peer {
             deaf: AtomicBool::new(false),
             knocks: watch::Sender::default(),
             hello: Mutex::new(hello),
+            metadata: Default::default(),
             partitions,
             max_message_bytes,
         });
@@ -159,6 +162,16 @@ impl Peer {
     /// The calls that came since this was last asked, hello and metadata left out.
     pub fn calls(&self) -> Vec<call::Request> {
         std::mem::take(&mut *self.shared.calls.lock().unwrap())
+    }
+
+    /// Holds back all answers about topics, or lets them go.
+    pub fn hold_metadata(&self, held: bool) {
+        self.shared.metadata.1.send_replace(held);
+    }
+
+    /// How often somebody asked about topics.
+    pub fn metadata_asked(&self) -> usize {
+        self.shared.metadata.0.load(Ordering::SeqCst)
     }
 
     /// Answers nobody who wants to connect, or again everybody.
@@ -347,7 +360,12 @@ async fn connection(shared: Arc<Shared>, incoming: quinn::Incoming) {
             let Some((opened, _)) = stream.frame::<wire::Open>().await else { return };
             match opened.stream {
                 Some(open::Stream::Call(call)) => {
-                    let response = Some(respond(&shared, &call.request.unwrap()));
+                    let request = call.request.unwrap();
+                    if let call::Request::Metadata(_) = request {
+                        shared.metadata.0.fetch_add(1, Ordering::SeqCst);
+                        let _ = shared.metadata.1.subscribe().wait_for(|held| !held).await;
+                    }
+                    let response = Some(respond(&shared, &request));
                     stream.send(&wire::CallResponse { response }, &[]).await;
                     let _ = stream.send.finish();
                     let _ = stream.send.stopped().await;

@@ -1,0 +1,189 @@
+//! The topics that a producer sends to.
+//!
+//! Owns: learning of a topic once for all who wait for it, serving its partitions, and letting go of it when it is gone.
+//! Refuses: the cache of metadata ([`crate::metadata`]), and which partition a record goes to. Read next: [`super::partition`].
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex};
+
+use arc_swap::{ArcSwap, Guard};
+use headwater_proto::ErrorCode;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::batcher::{Batcher, BatcherConfig};
+use super::partition::{Partition, Sender, Shared};
+use super::stream::allocate_identity;
+use super::window::Identity;
+use crate::connection::lock;
+use crate::error::{Error, ProduceError};
+use crate::lookup::{Lookup, Lookups};
+use crate::metadata::TopicInfo;
+use crate::partitioner::Sticky;
+
+/// A topic that is being produced to.
+pub(crate) struct Topic {
+    pub(crate) info: Arc<TopicInfo>,
+    pub(crate) partitions: Vec<Arc<Partition>>,
+    identity: Option<Identity>,
+    pub(crate) sticky: Mutex<Sticky>,
+}
+
+type Known = HashMap<Arc<str>, Arc<Topic>>;
+
+/// All topics of a producer.
+pub(crate) struct Topics {
+    shared: Arc<Shared>,
+    identity: Option<Identity>,
+    batches: BatcherConfig,
+    known: ArcSwap<Known>,
+    /// Topics that were gone once. Held while what is known changes.
+    gone: Mutex<HashSet<Arc<str>>>,
+    lookups: Lookups<Arc<Topic>, ProduceError>,
+    runtime: Handle,
+    tasks: TaskTracker,
+}
+
+impl Topics {
+    /// Everything runs on the current runtime.
+    pub(crate) fn new(shared: Arc<Shared>, identity: Option<Identity>, batches: BatcherConfig) -> Arc<Topics> {
+        Arc::new(Topics {
+            shared,
+            identity,
+            batches,
+            known: ArcSwap::default(),
+            gone: Mutex::default(),
+            lookups: Lookups::new(),
+            runtime: Handle::current(),
+            tasks: TaskTracker::new(),
+        })
+    }
+
+    pub(crate) fn known(&self) -> Guard<Arc<Known>> {
+        self.known.load()
+    }
+
+    /// Who the producer is, where it is idempotent.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        self.identity
+    }
+
+    pub(crate) fn batch_bytes(&self) -> usize {
+        self.batches.batch_bytes
+    }
+
+    /// Waits until every partition's task has ended.
+    pub(crate) async fn ended(&self) {
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// The topic as the broker describes it after `doubted`, being served.
+    pub(crate) fn look_up(
+        self: &Arc<Self>,
+        name: &Arc<str>,
+        doubted: Option<Instant>,
+    ) -> Lookup<Arc<Topic>, ProduceError> {
+        self.lookups.join(name, doubted, || {
+            let (topics, name) = (self.clone(), name.clone());
+            async move {
+                let closed = topics.shared.closed.clone();
+                let learned = closed.run_until_cancelled(topics.learn(&name, doubted)).await;
+                learned.unwrap_or(Err(ProduceError::Closed))
+            }
+        })
+    }
+
+    async fn learn(&self, name: &Arc<str>, doubted: Option<Instant>) -> Result<Arc<Topic>, ProduceError> {
+        loop {
+            let (known, was_gone) = {
+                let gone = lock(&self.gone);
+                (self.known().get(name).cloned(), gone.contains(name))
+            };
+            if let Some(topic) = known.as_ref().filter(|topic| doubted.is_none_or(|doubted| topic.info.at > doubted)) {
+                return Ok(topic.clone());
+            }
+            let info = self.shared.metadata.newer_than(name, known.as_ref().map(|topic| topic.info.at)).await;
+            let info = match (info, &known) {
+                (Ok(info), _) => info,
+                // A broker that cannot be asked is no reason to stop; one that says there is no such topic is.
+                (Err(error), Some(topic)) if error.retryable() => return Ok(topic.clone()),
+                (Err(error), _) => return Err(unknown(error, name)),
+            };
+            let identity = match &known {
+                Some(topic) if topic.info.id == info.id => topic.identity,
+                // Another topic under the same name, or perhaps the same after all: sequences must not be used twice.
+                _ if was_gone && self.identity.is_some() => {
+                    Some(allocate_identity(&self.shared.connections, None).await?)
+                }
+                _ => self.identity,
+            };
+            if let Some(topic) = self.serve(info, identity, known.as_ref(), was_gone) {
+                return Ok(topic);
+            }
+        }
+    }
+
+    /// Serves the topic, those of its partitions that are new included, unless what was known of it has changed meanwhile.
+    fn serve(
+        &self,
+        info: Arc<TopicInfo>,
+        identity: Option<Identity>,
+        known: Option<&Arc<Topic>>,
+        was_gone: bool,
+    ) -> Option<Arc<Topic>> {
+        let mut gone = lock(&self.gone);
+        let name = info.name.clone();
+        if self.known().get(&name).map(Arc::as_ptr) != known.map(Arc::as_ptr) || gone.contains(&name) != was_gone {
+            return None;
+        }
+        let mut partitions = match known {
+            Some(topic) if topic.info.id == info.id => topic.partitions.clone(),
+            Some(_) => {
+                gone.insert(name.clone());
+                Vec::new()
+            }
+            None => Vec::new(),
+        };
+        for partition in partitions.len() as u32..info.partition_count() {
+            let (batches, budget) = (self.batches.clone(), self.shared.budget.clone());
+            let new = Arc::new(Partition {
+                topic: info.clone(),
+                partition,
+                batcher: Mutex::new(Batcher::new(name.clone(), partition, batches, budget, info.max_message_bytes)),
+                wake: Notify::new(),
+            });
+            let sender = Sender::new(self.shared.clone(), new.clone(), identity);
+            self.tasks.spawn_on(sender.run(), &self.runtime);
+            partitions.push(new);
+        }
+        let sticky = Mutex::new(Sticky::new(rand::random(), info.partition_count()));
+        let topic = Arc::new(Topic { info, partitions, identity, sticky });
+        let mut all = Known::clone(&self.known());
+        all.insert(name, topic.clone());
+        self.known.store(Arc::new(all));
+        Some(topic)
+    }
+
+    /// Forgets a topic whose partitions take no more records.
+    pub(crate) fn retire(&self, topic: &Arc<Topic>) {
+        let mut gone = lock(&self.gone);
+        let name = &topic.info.name;
+        gone.insert(name.clone());
+        let mut all = Known::clone(&self.known());
+        if all.get(name).is_some_and(|known| Arc::ptr_eq(known, topic)) {
+            all.remove(name);
+            self.known.store(Arc::new(all));
+        }
+    }
+}
+
+/// Why a producer cannot have a topic.
+pub(crate) fn unknown(error: Error, topic: &Arc<str>) -> ProduceError {
+    match error.code() {
+        Some(ErrorCode::UnknownTopic) => ProduceError::UnknownTopic { topic: topic.clone() },
+        _ => ProduceError::Client(error),
+    }
+}
