@@ -38,8 +38,10 @@ const ROUND_TRIPS_TIME: Duration = Duration::from_secs(15);
 const WARM_UP_TIME: Duration = Duration::from_secs(2);
 /// Name in the certificate.
 const SERVER_NAME: &str = "localhost";
-/// How long the other process may take to be ready, and a round trip to come back.
+/// How long the other process may take to be ready, and a round trip to come back; it may take longer where a record is
+/// large: as long as so many bytes a second need.
 const DEADLINE: Duration = Duration::from_secs(30);
+const SLOWEST_BYTES_PER_SECOND: u64 = 1 << 20;
 
 /// What the other process prints first.
 #[derive(Serialize, Deserialize)]
@@ -145,7 +147,7 @@ async fn round_trips(connection: &Connection, size: usize, rate: Option<u64>) ->
     let mut back = vec![0; size];
     let mut latencies = Latencies::new();
     let rounds = rate.map_or(ROUND_TRIPS, |rate| (rate * PACED_SECONDS).clamp(FEWEST_ROUND_TRIPS, ROUND_TRIPS));
-    let first = Instant::now();
+    let (first, deadline) = (Instant::now(), deadline(size));
     let (mut warm, mut measured) = (0, 0);
     // Large records take their time, and fewer of them tell as much.
     while measured < rounds && (measured < FEWEST_ROUND_TRIPS || first.elapsed() < ROUND_TRIPS_TIME) {
@@ -153,9 +155,9 @@ async fn round_trips(connection: &Connection, size: usize, rate: Option<u64>) ->
             tokio::time::sleep(Duration::from_secs_f64(1.0 / rate as f64)).await;
         }
         let began = Instant::now();
-        tokio::time::timeout(DEADLINE, there_and_back(&mut send, &mut recv, &record, &mut back))
+        tokio::time::timeout(deadline, there_and_back(&mut send, &mut recv, &record, &mut back))
             .await
-            .with_context(|| format!("a record of {size} bytes did not come back within {DEADLINE:?}"))??;
+            .with_context(|| format!("a record of {size} bytes did not come back within {deadline:?}"))??;
         // The first tenth warms both sides up.
         if warm < rounds / 10 && first.elapsed() < WARM_UP_TIME {
             warm += 1;
@@ -166,6 +168,11 @@ async fn round_trips(connection: &Connection, size: usize, rate: Option<u64>) ->
     }
     send.finish()?;
     Ok(latencies)
+}
+
+/// How long a round trip of a record may take.
+fn deadline(size: usize) -> Duration {
+    DEADLINE + Duration::from_secs(2 * size as u64 / SLOWEST_BYTES_PER_SECOND)
 }
 
 /// Sends a record and takes it back at the same time: it may be larger than what the other side holds.
@@ -321,4 +328,15 @@ async fn answer(mut send: SendStream, mut recv: RecvStream) -> Result<()> {
     // What was sent last must arrive before the stream is dropped.
     send.stopped().await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn large_records_have_longer_to_come_back() {
+        assert_eq!(deadline(1000), DEADLINE);
+        assert_eq!(deadline(64 << 20), DEADLINE + Duration::from_secs(128));
+    }
 }
