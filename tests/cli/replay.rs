@@ -173,6 +173,26 @@ fn an_interrupted_copy_is_no_success() {
     assert!(said.contains("interrupted: 1 record copied to topic u"), "{said}");
 }
 
+/// The next record is an hour away, and the copy has failed already.
+#[test]
+fn a_copy_that_fails_ends_although_there_is_more_to_wait_for() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    broker.run(&["topic", "create", "u", "-c", "message.timestamp.before.max.ms=1000"]).ok();
+    let first = format!("{{\"at\":0,\"v\":\"{}\"}}\n", "x".repeat(2000));
+    broker.run_with(&["produce", "t", "--timestamp-field", "at"], first + "{\"at\":3600000}\n").ok();
+    for pace in [&["--speed", "real"][..], &["--rate", "1"]] {
+        let copy = broker.run(&[&["replay", "t", "--from", "earliest", "--to", "u"][..], pace].concat()).fails(1);
+        let said = copy.stderr;
+        assert!(
+            said.contains("1 of 1 records were not acknowledged by topic u") && said.contains("before.max"),
+            "{said}"
+        );
+        assert!(!said.contains("interrupted"), "{said}");
+    }
+    assert!(broker.records("u").is_empty());
+}
+
 #[test]
 fn no_group_moves() {
     let broker = filled();

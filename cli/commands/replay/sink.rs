@@ -1,6 +1,7 @@
 //! Where a replay goes: to standard output, or into another topic.
 
 use anyhow::{Context, Result, bail};
+use futures::future::Either;
 use headwater_client::{Client, ConsumedBatch, ConsumedRecord, Producer, ProducerRecord, TopicDescription};
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -91,17 +92,11 @@ impl Sink {
         }
     }
 
-    /// Resolves when nobody takes any more.
+    /// Resolves when nobody takes any more: the printing has ended, or an append failed.
     pub(super) fn ended(&self) -> impl Future<Output = ()> + use<> {
-        let printing = match self {
-            Sink::Print(print) => Some(print.printer.ended()),
-            Sink::Topic(_) => None,
-        };
-        async move {
-            match printing {
-                Some(printing) => printing.await,
-                None => std::future::pending().await,
-            }
+        match self {
+            Sink::Print(print) => Either::Left(print.printer.ended()),
+            Sink::Topic(copy) => Either::Right(copy.acknowledgements.failure().cancelled_owned()),
         }
     }
 
