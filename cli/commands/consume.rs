@@ -5,6 +5,8 @@
 //! so that an older one never undoes a newer one.
 //!
 //! A member has read up to `--until` when the group has: its own partitions are not all there are, and at times it has none.
+//! Where a partition begins of which nothing is committed only its owner knows, and commits it; until then it counts as read
+//! up to the log's start.
 //!
 //! Read next: [`crate::shares`], then [`crate::printer`].
 
@@ -65,19 +67,13 @@ async fn consume(global: &Global, client: &Client, args: ConsumeArgs) -> Result<
     };
     let printer = Printer::start(rules, shares.clone())?;
     let commits = shares.map(|shares| Commits::new(printer.progress(), shares));
-    let begin = async {
-        let starts = match &args.group {
-            Some(_) => starts_without_a_commit(&admin, &topic, &partitions, args.from).await?,
-            None => BTreeMap::new(),
-        };
-        Ok::<_, anyhow::Error>((starts, build(client, &args, &partitions, commits.clone()).await?))
-    };
+    let begin = build(client, &args, &partitions, commits.clone());
     let Some(begun) = signals.unless_asked(begin).await else {
         return printer.stop().await.map(|_| ());
     };
-    let (starts, mut consumer) = begun?;
+    let mut consumer = begun?;
     let member = match (&args.group, &commits) {
-        (Some(group), Some(commits)) => Some(Member { group, commits, committer: consumer.committer()?, starts }),
+        (Some(group), Some(commits)) => Some(Member { group, commits, committer: consumer.committer()? }),
         _ => None,
     };
     let ticking = member
@@ -173,8 +169,6 @@ struct Member<'a> {
     group: &'a str,
     commits: &'a Arc<Commits>,
     committer: Committer,
-    /// Where partitions begin of which the group has committed nothing.
-    starts: BTreeMap<TopicPartition, i64>,
 }
 
 /// Everything that reading needs.
@@ -298,6 +292,10 @@ impl Reading<'_> {
             // The one who commits regularly says why, and tries again.
             return Ok(false);
         }
+        if !member.commits.shares.all_begun() {
+            // Its place in a partition is still to come, and to be committed.
+            return Ok(false);
+        }
         let committed = match self.admin.fetch_offsets(member.group).await {
             Ok(offsets) => offsets,
             // The broker may be starting again; the consumer waits for it too.
@@ -305,13 +303,19 @@ impl Reading<'_> {
             Err(error) if error.code() == Some(ErrorCode::GroupNotFound) => Vec::new(),
             Err(error) => return Err(error).context("cannot ask how far the group is"),
         };
-        let committed: BTreeMap<TopicPartition, i64> = committed
-            .into_iter()
-            .map(|entry| (TopicPartition::new(entry.topic, entry.partition), entry.offset))
-            .collect();
-        let place = |at| committed.get(at).or_else(|| member.starts.get(at)).copied().unwrap_or(0);
-        Ok(bounds.iter().all(|(at, bound)| place(at) >= *bound))
+        let at = |number| TopicPartition::new(self.topic.name.as_str(), number);
+        let mut places: BTreeMap<TopicPartition, i64> =
+            self.partitions.iter().map(|partition| (at(partition.partition), partition.log_start_offset)).collect();
+        places.extend(
+            committed.into_iter().map(|entry| (TopicPartition::new(entry.topic, entry.partition), entry.offset)),
+        );
+        Ok(are_reached(bounds, &places))
     }
+}
+
+/// Whether every partition is read up to its bound. Before the first offset there is nothing to read.
+fn are_reached(bounds: &BTreeMap<TopicPartition, i64>, places: &BTreeMap<TopicPartition, i64>) -> bool {
+    bounds.iter().all(|(at, bound)| places.get(at).copied().unwrap_or(0) >= *bound)
 }
 
 /// Resolves when a member was given partitions.
@@ -320,29 +324,6 @@ async fn assigned(member: Option<&Member<'_>>) {
         Some(member) => member.commits.assigned.notified().await,
         None => std::future::pending().await,
     }
-}
-
-/// Where a group begins that has committed nothing, as its members find it when they join.
-async fn starts_without_a_commit(
-    admin: &Admin,
-    topic: &TopicDescription,
-    partitions: &[&PartitionDescription],
-    from: Start,
-) -> Result<BTreeMap<TopicPartition, i64>> {
-    let ms = match from {
-        Start::Time(ms) => ms,
-        Start::Ago(ago) => ago_ms(ago),
-        Start::Earliest | Start::Latest | Start::Offset(_) => {
-            let place = |partition: &PartitionDescription| match from {
-                Start::Offset(offset) => offset,
-                Start::Latest => partition.high_watermark,
-                _ => partition.log_start_offset,
-            };
-            let at = |number| TopicPartition::new(topic.name.as_str(), number);
-            return Ok(partitions.iter().map(|partition| (at(partition.partition), place(partition))).collect());
-        }
-    };
-    bounds_at(admin, topic, partitions, ms).await
 }
 
 /// What to do about an error of the consumer.
@@ -452,21 +433,34 @@ impl Commits {
 
     /// Commits what was printed since the last time.
     async fn commit(&self, committer: &Committer) -> Result<(), ConsumeError> {
+        self.commit_by(|positions| committer.commit_offsets(positions)).await
+    }
+
+    /// As [`Commits::commit`]. A partition that is this member's no more is given up; the others are committed all the same.
+    async fn commit_by<C: Future<Output = Result<(), ConsumeError>>>(
+        &self,
+        commit: impl Fn(BTreeMap<TopicPartition, Position>) -> C,
+    ) -> Result<(), ConsumeError> {
         let mut last = self.last.lock().await;
         let mut lost = std::pin::pin!(self.lost.notified());
         lost.as_mut().enable();
         let mut news = self.shares.positions();
         news.retain(|partition, position| last.get(partition) != Some(position));
-        if news.is_empty() {
-            return Ok(());
+        while !news.is_empty() {
+            let committed = tokio::select! {
+                biased;
+                // A member that comes back may not commit what it had before.
+                () = lost.as_mut() => return Ok(()),
+                committed = commit(news.clone()) => committed,
+            };
+            match committed {
+                Ok(()) => last.append(&mut news),
+                // Its next owner commits it; whoever takes it away here tells the shares.
+                Err(ConsumeError::NotAssigned { topic, partition })
+                    if news.remove(&TopicPartition::new(topic.clone(), partition)).is_some() => {}
+                Err(error) => return Err(error),
+            }
         }
-        tokio::select! {
-            biased;
-            // A member that comes back may not commit what it had before.
-            () = lost => return Ok(()),
-            committed = committer.commit_offsets(news.clone()) => committed?,
-        }
-        last.append(&mut news);
         Ok(())
     }
 
@@ -511,5 +505,58 @@ impl Commits {
                 tracing::warn!(%error, "cannot commit; will try again");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    fn at(partition: u32) -> TopicPartition {
+        TopicPartition::new("t", partition)
+    }
+
+    /// A member of this many partitions, with five records printed of each.
+    fn commits(partitions: u32) -> Arc<Commits> {
+        let rules = Rules { style: Style::Value, filter: Filter::default(), limit: None, until_ms: None };
+        let shares = Arc::new(Shares::default());
+        let printer = Printer::start_on(tempfile::tempfile().expect("a file"), rules, Some(shares.clone()));
+        let commits = Commits::new(printer.expect("a printer").progress(), shares);
+        for partition in (0..partitions).map(at) {
+            commits.shares.take_on(std::slice::from_ref(&partition));
+            commits.shares.begin(&partition, Position { offset: 5, leader_epoch: 0 });
+        }
+        commits
+    }
+
+    #[tokio::test]
+    async fn a_partition_that_was_taken_away_keeps_no_other_from_being_committed() {
+        let commits = commits(4);
+        let asked = RefCell::new(Vec::new());
+        let coordinator = |positions: BTreeMap<TopicPartition, Position>| {
+            let asked_now: Vec<u32> = positions.keys().map(|at| at.partition).collect();
+            let gone = asked_now.iter().find(|partition| [0, 2].contains(*partition)).copied();
+            asked.borrow_mut().push(asked_now);
+            std::future::ready(match gone {
+                Some(partition) => Err(ConsumeError::NotAssigned { topic: "t".into(), partition }),
+                None => Ok(()),
+            })
+        };
+        commits.commit_by(coordinator).await.expect("the others are committed");
+        assert_eq!(asked.take(), [vec![0, 1, 2, 3], vec![1, 2, 3], vec![1, 3]]);
+        commits.commit_by(coordinator).await.expect("nothing new");
+        assert_eq!(asked.take(), [vec![0, 2], vec![2]], "what is committed is not committed again");
+        let refuse = |_| std::future::ready(Err(ConsumeError::Closed));
+        assert!(commits.commit_by(refuse).await.is_err(), "any other refusal is one");
+    }
+
+    #[test]
+    fn what_nobody_began_is_read_up_to_where_the_log_starts() {
+        let bounds = BTreeMap::from([(at(0), 10), (at(1), 10), (at(2), 0)]);
+        let places = |first, second| BTreeMap::from([(at(0), first), (at(1), second)]);
+        assert!(are_reached(&bounds, &places(10, 11)), "an empty partition needs no place");
+        assert!(!are_reached(&bounds, &places(10, 9)));
+        assert!(!are_reached(&bounds, &BTreeMap::from([(at(0), 10)])));
     }
 }

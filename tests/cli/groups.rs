@@ -2,8 +2,10 @@
 
 use crate::Held;
 use crate::harness::{Answer, Broker, Running, eventually};
+use headwater_client::{Client, ClientConfig, StartFrom};
 use serde_json::{Value, json};
 use std::io::Read;
+use std::time::Duration;
 
 /// A topic `t` with two partitions of ten records each, one second apart.
 fn filled() -> Broker {
@@ -245,6 +247,36 @@ fn a_member_without_partitions_waits_for_those_that_others_hold() {
     assert_eq!(read.len(), 3, "what a dead member held is read once its session is over: {read:?}");
     assert_eq!(committed(&broker, "g"), [(0, Some(2)), (1, Some(1))]);
     dead.kill();
+}
+
+/// Where the group is in a partition that somebody else holds and commits nothing of, only that member knows: `--from latest`
+/// is this one's own place, and not the group's.
+#[test]
+fn a_place_that_nobody_has_told_yet_is_waited_for() {
+    let broker = filled();
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let client = ClientConfig::from_profile(broker.profile()).expect("a profile");
+    let client = runtime.block_on(Client::connect(client)).expect("a client");
+    let silent = client.consumer().group("g").topics(["t"]).auto_commit(None).start(StartFrom::Earliest);
+    let mut silent = runtime.block_on(silent.build()).expect("a member");
+    assert_eq!(runtime.block_on(silent.assigned()).expect("an assignment").len(), 2);
+    let mut ending =
+        Running::start(broker.command(&["consume", "t", "--group", "g", "--from", "latest", "--until", "end"]));
+    eventually("a partition each", || {
+        // It takes what it is given only when its owner asks for more.
+        let _ = runtime.block_on(async { tokio::time::timeout(Duration::from_millis(50), silent.next_batch()).await });
+        let members = members(&broker, "g");
+        (members.len() == 2 && members.iter().all(|member| partitions(member) == 1)).then_some(())
+    });
+    eventually("one place is told", || {
+        let told = committed(&broker, "g").iter().filter(|(_, offset)| offset.is_some()).count();
+        (told == 1).then_some(())
+    });
+    assert!(ending.is_running(), "half of the group has told nothing");
+    runtime.block_on(silent.close()).expect("it leaves");
+    assert!(ending.wait().success());
+    assert_eq!(ending.lines(), Vec::<String>::new());
+    assert_eq!(committed(&broker, "g"), [(0, Some(10)), (1, Some(10))]);
 }
 
 #[test]
