@@ -1,10 +1,10 @@
 //! `headwater group`, and `headwater consume --group`.
 
 use crate::Held;
-use crate::harness::{Answer, Broker, Running, eventually};
+use crate::harness::{Answer, Broker, DEADLINE, Running, eventually};
 use headwater_client::{Client, ClientConfig, StartFrom};
 use serde_json::{Value, json};
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::time::Duration;
 
 /// A topic `t` with two partitions of ten records each, one second apart.
@@ -313,6 +313,60 @@ fn a_member_that_printed_nothing_has_a_place_all_the_same() {
         (known && committed(&broker, "h") == [(0, Some(10)), (1, Some(11))]).then_some(())
     });
     tail.kill();
+}
+
+/// The one who reads its output has stopped to; that is nobody else's trouble, and it costs no record.
+#[test]
+fn a_member_whose_reader_stalls_holds_up_no_other_and_goes_on_where_it_was() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t", "-p", "2"]).ok();
+    let start = |id: &str| {
+        let mut command = broker.command(&["consume", "t", "--group", "g", "--json", "--instance-id", id]);
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        command.stdout(writer);
+        (Held::start(command), BufReader::new(reader))
+    };
+    let ((mut stalled, mut unread), (mut other, read)) = (start("stalled"), start("other"));
+    let owned = |id: &str| {
+        let members = members(&broker, "g");
+        let member = members.iter().find(|member| member["instance_id"] == id)?.clone();
+        (partitions(&member) == 1).then(|| member["partitions"][0]["partition"].as_u64().expect("a number"))
+    };
+    let (of_stalled, of_other) = eventually("a partition each", || owned("stalled").zip(owned("other")));
+    // Far more than a pipe and everything before it hold.
+    let (records, line) = (20_000, format!("{}\n", "x".repeat(999)));
+    for partition in ["0", "1"] {
+        broker.run_with(&["produce", "t", "--partition", partition], line.repeat(records)).ok();
+    }
+    unread.read_line(&mut String::new()).expect("it prints, and then nobody reads");
+    // The output stays open: a member whose reader has gone would leave.
+    let take = |reader: BufReader<std::io::PipeReader>, count: usize| {
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut lines = reader.lines();
+            let of = |line: std::io::Result<String>| {
+                let record: Value = serde_json::from_str(&line.expect("a line")).expect("JSON");
+                (record["partition"].as_u64().expect("a number"), record["offset"].as_i64().expect("a number"))
+            };
+            let taken: Vec<_> = lines.by_ref().take(count).map(of).collect();
+            send.send((taken, lines))
+        });
+        receive.recv_timeout(DEADLINE * 3).expect("all that it owns is printed")
+    };
+    let whole = |partition, from| (from..records as i64).map(|offset| (partition, offset)).collect::<Vec<_>>();
+    let (got, _read) = take(read, records);
+    assert!(got == whole(of_other, 0), "the other goes on: {} records, {:?}", got.len(), got.last());
+    assert_eq!((owned("stalled"), owned("other")), (Some(of_stalled), Some(of_other)), "nobody was thrown out");
+    let behind = committed(&broker, "g").iter().find(|(partition, _)| *partition == of_stalled).and_then(|(_, at)| *at);
+    assert!(behind < Some(records as i64), "it is stalled: {behind:?}");
+
+    let (got, _unread) = take(unread, records - 1);
+    assert!(got == whole(of_stalled, 1), "it goes on where it was: {} records, {:?}", got.len(), got.last());
+    for member in [&mut stalled, &mut other] {
+        member.signal("TERM");
+        assert!(member.wait().success());
+    }
+    assert_eq!(committed(&broker, "g"), [(0, Some(records as i64)), (1, Some(records as i64))]);
 }
 
 /// It was stopped, and others went on; when it wakes up it has much to print of what is no longer its own.
