@@ -70,6 +70,45 @@ fn a_folder_has_one_broker() {
     broker.run(&["topic", "list"]).ok();
 }
 
+/// Ctrl-C: whatever runs ends in good order, and a broker leaves the marker that spares the next start its recovery.
+#[test]
+fn ctrl_c_ends_brokers_with_everything_closed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let file = folder.path().join("broker.toml");
+    let text = format!("data.dir = {data:?}\nlisten = \"127.0.0.1:0\"\nadmin.listen = \"127.0.0.1:0\"\n");
+    std::fs::write(&file, text).expect("written");
+    let (data_text, file) = (data.to_str().expect("text"), file.to_str().expect("text"));
+    let profile = data.join("client.toml");
+    let marker = data.join(".kafka_cleanshutdown");
+    for (turn, arguments) in [
+        &["up", "--data", data_text, "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"][..],
+        &["broker", "--config", file],
+        &["broker", "--config", file],
+    ]
+    .iter()
+    .enumerate()
+    {
+        let log = folder.path().join("log");
+        let mut command = headwater();
+        command.args(*arguments).args(["--json", "--log", "info"]);
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        command.stdout(writer).stderr(std::fs::File::create(&log).expect("a file"));
+        let mut broker = Held::start(command);
+        let mut ready = String::new();
+        BufReader::new(reader).read_line(&mut ready).expect("a line");
+        assert!(ready.contains("\"ready\":true"), "{ready}");
+        assert!(!marker.exists(), "it is open");
+        let topic = format!("t{turn}");
+        run(&["--profile", profile.to_str().expect("text"), "produce", &topic, "--create", "-p", "1"]).ok();
+        broker.signal("INT");
+        let status = broker.wait();
+        let log = std::fs::read_to_string(log).expect("text");
+        assert_eq!(status.code(), Some(0), "{arguments:?}: {log}");
+        assert!(marker.exists(), "{arguments:?}: {log}");
+    }
+}
+
 #[test]
 fn settings_of_up_are_checked_by_name() {
     let folder = tempfile::tempdir().expect("a folder");

@@ -2,6 +2,8 @@
 
 use crate::Held;
 use crate::harness::{Broker, Running, eventually, headwater, run};
+use serde_json::json;
+use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
 #[test]
@@ -110,6 +112,52 @@ fn logs_go_to_standard_error_in_the_form_asked_for() {
     assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
     broker.run(&["topic", "list", "--log", "=="]).fails(1);
     assert_eq!(broker.run(&["topic", "list"]).ok().stderr, "", "nothing to say by default");
+}
+
+/// Ctrl-C, once: a tail and a replay end well, a member has left, and what is not whole is no success.
+#[test]
+fn ctrl_c_ends_commands_in_good_order() {
+    let broker = Broker::start(&[]);
+    for topic in ["t", "u"] {
+        broker.run(&["topic", "create", topic]).ok();
+    }
+    broker.run_with(&["produce", "t", "--timestamp-field", "at"], "{\"at\":0}\n{\"at\":3600000}\n").ok();
+    let end = |topic: &str| {
+        let described = broker.run(&["topic", "describe", topic, "--json"]);
+        described.status.success().then(|| described.object()["partitions"][0]["high_watermark"].as_i64()).flatten()
+    };
+    // Under way when it has printed a line, or when something is in this topic.
+    for (line, fills, code) in [
+        ("consume t", None, 0),
+        ("consume t --group g", None, 0),
+        ("consume t --group h --until offset:99", None, 0),
+        ("replay t --from earliest --speed real", None, 0),
+        ("replay t --from earliest --speed real --to u", Some("u"), 1),
+        ("bench produce --topic b --records 1000000000 --throughput 100", Some("b"), 1),
+        ("bench e2e --topic c --records 1000000000", Some("c"), 1),
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut command = broker.command(&line.split_whitespace().collect::<Vec<_>>());
+        command.stdout(writer).stderr(Stdio::piped());
+        let mut running = Held::start(command);
+        let (mut out, mut printed) = (BufReader::new(reader), String::new());
+        match fills {
+            Some(topic) => _ = eventually("records", || end(topic).filter(|end| *end > 0)),
+            None => _ = out.read_line(&mut printed).expect("it prints"),
+        }
+        running.signal("INT");
+        let status = running.wait();
+        let mut said = String::new();
+        running.0.stderr.take().expect("piped").read_to_string(&mut said).expect("text");
+        assert_eq!(status.code(), Some(code), "{line}: {said}");
+        assert_eq!(said.contains("interrupted"), code == 1, "{line}: {said}");
+        out.read_to_string(&mut printed).expect("text");
+        if let Some(group) = line.split_whitespace().skip_while(|word| *word != "--group").nth(1) {
+            let left = broker.object(&["group", "describe", group]);
+            assert_eq!(left["members"], json!([]), "{group} has been left");
+            assert_eq!(left["offsets"][0]["committed"], printed.lines().count(), "with what was printed");
+        }
+    }
 }
 
 #[test]
