@@ -222,3 +222,21 @@ fn what_kafka_wrote_is_imported() {
     assert!(running.stderr.contains("data"), "a running broker's folder is not touched: {}", running.stderr);
     run(&["import", "--data", &data_text, "/nowhere"]).fails(1);
 }
+
+#[test]
+fn settings_of_an_import_are_checked_by_name() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = folder.path().join("data");
+    let (target, source) = (data.to_str().expect("text"), kafka_logs().join("dirs"));
+    for (setting, named) in [
+        ("retention.mss=1", "retention.ms?"),
+        ("retention.ms=soon", "retention.ms"),
+        ("log.retention.ms=1", "a topic's is retention.ms"),
+    ] {
+        let answer = run(&["import", "--data", target, source.to_str().expect("text"), "-c", setting]).fails(1);
+        let key = setting.split_once('=').expect("a setting").0;
+        assert!(answer.stderr.contains(key) && answer.stderr.contains(named), "{setting}: {}", answer.stderr);
+        assert!(!data.exists(), "nothing is copied before the settings are right");
+    }
+    run(&["import", "--data", target, source.to_str().expect("text"), "-c", "novalue"]).fails(2);
+}

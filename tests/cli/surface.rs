@@ -111,6 +111,18 @@ fn logs_go_to_standard_error_in_the_form_asked_for() {
     let line = answer.stderr.lines().next().expect("a line of log");
     assert!(serde_json::from_str::<serde_json::Value>(line).is_ok(), "{line}");
     broker.run(&["topic", "list", "--log", "=="]).fails(1);
+    let listed = |filter: &str, more: &[&str]| {
+        let mut command = broker.command(&["topic", "list"]);
+        command.args(more).env("HEADWATER_LOG", filter).env("HEADWATER_LOG_FORMAT", "json");
+        let output = command.output().expect("it runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (code, said) = listed("trace", &[]);
+    assert!(code == Some(0) && said.lines().any(|line| line.starts_with('{')), "{said}");
+    assert_eq!(listed("off", &[]), (Some(0), String::new()));
+    assert_eq!(listed("trace", &["--log", "off"]), (Some(0), String::new()), "a flag has the last word");
+    let (code, said) = listed("==", &[]);
+    assert!(code == Some(1) && said.contains("\"==\""), "{said}");
     assert_eq!(broker.run(&["topic", "list"]).ok().stderr, "", "nothing to say by default");
 }
 
