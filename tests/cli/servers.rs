@@ -109,6 +109,27 @@ fn ctrl_c_ends_brokers_with_everything_closed() {
     }
 }
 
+/// Every line, from the first to the last, also of what goes wrong.
+#[test]
+fn a_broker_logs_json_when_it_is_told_to() {
+    let mut broker = Broker::start(&["logging.format=json", "logging.level=debug"]);
+    broker.run(&["topic", "create", "t"]).ok();
+    broker.run_with(&["produce", "t"], "a\n").ok();
+    broker.run(&["consume", "t", "--group", "g", "--until", "end"]).ok();
+    broker.run(&["topic", "create", "t"]).fails(1);
+    broker.kill();
+    broker.revive();
+    broker.stop();
+    let log = broker.log();
+    let mut levels = std::collections::BTreeSet::new();
+    for line in log.lines() {
+        let Ok(Value::Object(event)) = serde_json::from_str(line) else { panic!("no JSON object: {line}") };
+        assert!(event["timestamp"].is_string() && event["fields"].is_object(), "{line}");
+        levels.insert(event["level"].as_str().expect("text").to_owned());
+    }
+    assert!(levels.contains("INFO") && levels.contains("DEBUG"), "{levels:?}: {log}");
+}
+
 #[test]
 fn settings_of_up_are_checked_by_name() {
     let folder = tempfile::tempdir().expect("a folder");
