@@ -210,6 +210,56 @@ fn the_profiles_name_for_this_client_is_used() {
     }
 }
 
+/// What this end of a terminal is told, until `enough` of it.
+#[cfg(target_os = "linux")]
+fn on_a_terminal(mut command: std::process::Command, enough: impl Fn(&str) -> bool + Send + 'static) -> (Held, String) {
+    use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+    grantpt(&ours).and_then(|()| unlockpt(&ours)).expect("its other end");
+    let size = rustix::termios::Winsize { ws_row: 24, ws_col: 80, ws_xpixel: 0, ws_ypixel: 0 };
+    rustix::termios::tcsetwinsize(&ours, size).expect("a size");
+    let name = ptsname(&ours, Vec::new()).expect("a name").into_string().expect("text");
+    let theirs = std::fs::File::options().read(true).write(true).open(name).expect("the other end");
+    command.env("TERM", "xterm").stdout(Stdio::null()).stderr(theirs);
+    let held = Held::start(command);
+    let (send, receive) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut ours, mut seen, mut piece) = (std::fs::File::from(ours), String::new(), [0; 4096]);
+        while !enough(&seen) {
+            // The end of a terminal is an error.
+            let Ok(read @ 1..) = ours.read(&mut piece) else { break };
+            seen.push_str(&String::from_utf8_lossy(&piece[..read]));
+        }
+        let _ = send.send(seen);
+        // Whoever writes on must not be held up.
+        let _ = std::io::copy(&mut ours, &mut std::io::sink());
+    });
+    let seen = receive.recv_timeout(crate::harness::DEADLINE).expect("what it shows, or its end");
+    (held, seen)
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn progress_is_shown_on_a_terminal_and_nowhere_else() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let bench = |records: &str, more: &[&str]| {
+        let mut command = headwater();
+        command.args(["bench", "disk", "--records", records, "--dir"]).arg(folder.path()).args(more);
+        command
+    };
+    let shown = |text: &str| text.contains("bench disk") && text.contains("KiB/") | text.contains("MiB/");
+    let (mut running, seen) = on_a_terminal(bench("1000000000", &[]), shown);
+    assert!(shown(&seen), "{seen:?}");
+    running.signal("INT");
+    assert_eq!(running.wait().code(), Some(1));
+    let (mut quiet, seen) = on_a_terminal(bench("5000", &["--quiet"]), |_| false);
+    assert!(quiet.wait().success());
+    assert_eq!(seen, "", "nobody who asks for quiet is shown anything");
+    let piped = bench("5000", &[]).output().expect("it runs");
+    assert!(piped.status.success());
+    assert_eq!(String::from_utf8_lossy(&piped.stderr), "");
+}
+
 #[test]
 fn help_says_what_would_surprise() {
     for (command, said) in [
