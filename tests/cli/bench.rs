@@ -1,9 +1,10 @@
 //! `headwater bench`: that it measures what it says, on little data. Figures are never asserted.
 
 use crate::Held;
-use crate::harness::{Broker, eventually, headwater, run};
+use crate::harness::{Broker, Running, eventually, headwater, run, signal};
 use serde_json::Value;
 use std::process::Stdio;
+use std::time::Duration;
 
 fn check(answer: &Value, mode: &str, records: u64) {
     assert_eq!((answer["mode"].as_str(), answer["records"].as_u64()), (Some(mode), Some(records)), "{answer}");
@@ -205,4 +206,40 @@ fn raw_measures_large_records() {
     let raw = run(&["bench", "raw", "--records", "4", "--record-size", "8MiB", "--json"]).ok().object();
     check(&raw, "raw", 4);
     assert!(raw["latency_us"]["p50"].as_u64() > Some(0), "{raw}");
+}
+
+/// Somebody stands still for a while, and records go on to be due: what they waited is in the figures of all of them, not
+/// only of the few that were under way (no coordinated omission).
+#[test]
+fn a_stall_counts_for_every_record_that_was_due_in_it() {
+    const STALL: Duration = Duration::from_secs(2);
+    let broker = Broker::start(&[]);
+    let measure = |mode: &str, topic: &str, stalled: &dyn Fn(u32) -> u32| {
+        // Eight seconds; a quarter of them is stalled. What a stall leaves out of a hundredth is less than 100 ms of it.
+        let arguments = ["bench", mode, "--topic", topic, "--throughput", "200", "--records", "1600", "--json"];
+        let mut bench = Running::start(broker.command(&arguments));
+        eventually("records", || {
+            let described = broker.run(&["topic", "describe", topic, "--json"]);
+            let end =
+                described.status.success().then(|| described.object()["partitions"][0]["high_watermark"].as_i64());
+            // e2e does not count its first twentieth.
+            end.flatten().filter(|end| *end > 80)
+        });
+        signal(stalled(bench.pid()), "STOP");
+        // This is the stall itself.
+        std::thread::sleep(STALL);
+        signal(stalled(bench.pid()), "CONT");
+        assert!(bench.wait().success());
+        let answer = eventually("its answer", || bench.json().first().cloned());
+        check(&answer, mode, 1600);
+        let at = |name: &str| Duration::from_micros(answer["latency_us"][name].as_u64().expect("a number"));
+        assert!(at("max") >= STALL.mul_f64(0.9), "{topic}: {answer}");
+        assert!(at("p99") >= STALL.mul_f64(0.8), "{topic}: one in four waited, up to the whole stall: {answer}");
+    };
+    std::thread::scope(|scope| {
+        // A bench that is stopped sends late what was due; it must count from when it was due.
+        scope.spawn(|| measure("produce", "own", &|bench| bench));
+        scope.spawn(|| measure("e2e", "own-e2e", &|bench| bench));
+    });
+    measure("produce", "brokers", &|_| broker.pid());
 }
