@@ -469,10 +469,16 @@ impl BrokerConfig {
         }
         out.push_str("\n# What topics get that set nothing themselves.\n");
         for key in TOPIC_KEYS {
-            for (name, factor) in key.broker_names {
-                // Where there are several names for one thing, the first is the one to use.
-                if *factor == 1 {
-                    row(&mut out, name, key.doc, &key.legal(), key.default);
+            for (index, (name, factor)) in key.broker_names.iter().enumerate() {
+                let stronger: Vec<&str> = key.broker_names.iter().take(index).map(|(name, _)| *name).collect();
+                let legal = key.broker_legal(name, *factor);
+                match (stronger.first(), key.default.parse::<i64>()) {
+                    (Some(first), Ok(default)) => {
+                        let unit = name.rsplit('.').next().unwrap_or(name);
+                        let doc = format!("As {first}, in {unit}. Counts only without {}.", stronger.join(" and "));
+                        row(&mut out, name, &doc, &legal, &(default / factor).to_string());
+                    }
+                    _ => row(&mut out, name, key.doc, &legal, key.default),
                 }
             }
         }
@@ -529,28 +535,46 @@ fn flatten(prefix: &str, table: &toml::Table, pairs: &mut Vec<(String, String)>)
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::topic_config::{TopicConfig, TopicValues};
+    use std::collections::BTreeSet;
 
     #[test]
     fn the_example_with_every_key_uncommented_is_the_default() {
         let example = BrokerConfig::example();
-        let mut uncommented = String::new();
-        for line in example.lines() {
-            match line.strip_prefix('#') {
-                Some(setting) if setting.starts_with(|c: char| c == '"' || c.is_ascii_lowercase()) => {
-                    uncommented.push_str(setting);
-                    uncommented.push('\n');
-                }
-                _ => {}
-            }
-        }
-        let mut config = BrokerConfig::default();
-        config.apply_toml("example", &uncommented).unwrap();
-        config.check().unwrap();
+        let is_setting = |line: &&str| line.starts_with(|c: char| c == '"' || c.is_ascii_lowercase());
+        let settings: Vec<&str> =
+            example.lines().filter_map(|line| line.strip_prefix('#')).filter(is_setting).collect();
+        let read = |text: &str| {
+            let mut config = BrokerConfig::default();
+            config.apply_toml("example", text).unwrap();
+            config.check().unwrap();
+            config
+        };
+        let config = read(&settings.join("\n"));
         let defaults = BrokerConfig::default();
         for key in KEYS {
             assert_eq!((key.show)(&config), (key.show)(&defaults), "{}", key.name);
-            let line = |line: &str| line.replace('"', "").starts_with(&format!("{} = ", key.name));
-            assert!(uncommented.lines().any(line), "{} is missing", key.name);
+        }
+        // Each alone: of several names for one thing only the strongest counts.
+        for line in &settings {
+            let topics = TopicConfig::resolve(&TopicValues::new(), &read(line).topic_defaults).unwrap();
+            assert_eq!(topics, TopicConfig::default(), "{line}");
+        }
+        let name = |line: &&str| line.split(" = ").next().unwrap().replace('"', "");
+        let shown: BTreeSet<String> = settings.iter().map(name).collect();
+        let taken = KEYS.iter().map(|key| key.name).chain(TopicDefaults::broker_names()).map(str::to_owned);
+        assert_eq!(shown, taken.collect(), "what is shown, and what is taken");
+        assert_eq!(shown.len(), settings.len(), "each once");
+    }
+
+    #[test]
+    fn other_units_have_bounds_of_their_own() {
+        for (pair, legal) in [
+            ("log.roll.hours=-1", "a whole number of hours, 1 or more"),
+            ("log.retention.minutes=-2", "a whole number of minutes, 0 or more, or -1 for no limit"),
+        ] {
+            let error = BrokerConfig::default().set_pair(pair).unwrap_err().to_string();
+            assert!(error.ends_with(legal), "{error}");
         }
     }
 

@@ -425,6 +425,18 @@ impl TopicKey {
             Kind::List(words) => format!("one or more of {}, joined by commas", words.join(", ")),
         }
     }
+
+    /// What one of its broker names takes, of which a unit is `factor` of the topic's: such a name ends in its unit.
+    pub fn broker_legal(&self, name: &str, factor: i64) -> String {
+        match self.kind {
+            Kind::Integer { min, unlimited, .. } if factor != 1 => {
+                let unit = name.rsplit('.').next().unwrap_or(name);
+                let limit = if unlimited { ", or -1 for no limit" } else { "" };
+                format!("a whole number of {unit}, {} or more{limit}", (min + factor - 1) / factor)
+            }
+            _ => self.legal(),
+        }
+    }
 }
 
 impl TopicDefaults {
@@ -446,10 +458,7 @@ impl TopicDefaults {
         let refused = || TopicConfigError::InvalidValue {
             key: broker_key.to_owned(),
             value: value.to_owned(),
-            legal: match factor {
-                1 => key.legal(),
-                _ => "a whole number that is 0 or more, or -1 for no limit".to_owned(),
-            },
+            legal: key.broker_legal(broker_key, factor),
         };
         let scaled = match factor {
             1 => value.to_owned(),
