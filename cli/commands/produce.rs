@@ -299,7 +299,7 @@ impl Sending {
             let record = self.template.fill(parsed);
             let outcome = match self.producer.try_send(record) {
                 Ok(delivery) => Ok(delivery),
-                Err((record, ProduceError::BufferFull)) => {
+                Err((record, ProduceError::BufferFull | ProduceError::TopicPending { .. })) => {
                     // What is sent already must not wait for its acknowledgement to be taken in.
                     self.acknowledgements.expect(std::mem::take(&mut under_way));
                     self.producer.send(record).await

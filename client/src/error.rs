@@ -213,9 +213,16 @@ pub enum ProduceError {
         /// Whether it was given to a broker: then its outcome is unknown.
         sent: bool,
     },
-    /// [`crate::Producer::try_send`] only: no room in the buffer at this moment, or the topic is not known yet.
+    /// [`crate::Producer::try_send`] only: no room in the buffer at this moment. [`crate::Producer::send`] waits for it.
     #[error("the producer's buffer is full")]
     BufferFull,
+    /// [`crate::Producer::try_send`] only: the topic, or the partition that the record names, is not known yet, and is being
+    /// asked for. Try again a little later; [`crate::Producer::send`] waits for it.
+    #[error("topic {topic:?} is not known yet; it is being asked for")]
+    TopicPending {
+        /// The topic.
+        topic: Arc<str>,
+    },
     /// The broker could not be asked about the topic.
     #[error(transparent)]
     Client(#[from] Error),
@@ -267,7 +274,7 @@ impl ProduceError {
     pub fn retryable(&self) -> bool {
         match self {
             ProduceError::Refused { refusal, .. } | ProduceError::OutcomeUnknown { refusal, .. } => refusal.retryable,
-            ProduceError::TimedOut { .. } | ProduceError::BufferFull => true,
+            ProduceError::TimedOut { .. } | ProduceError::BufferFull | ProduceError::TopicPending { .. } => true,
             ProduceError::Client(error) => error.retryable(),
             _ => false,
         }

@@ -80,7 +80,7 @@ impl Load {
         for index in 0..self.records {
             let due = Instant::now();
             let delivery = match producer.try_send(self.record(index)) {
-                Err((record, ProduceError::BufferFull)) => {
+                Err((record, ProduceError::BufferFull | ProduceError::TopicPending { .. })) => {
                     let _ = expect.send(std::mem::take(&mut under_way));
                     producer.send(record).await?
                 }
@@ -115,7 +115,9 @@ impl Load {
                     std::thread::sleep(wait);
                 }
                 let delivery = match producer.try_send(load.record(index)) {
-                    Err((record, ProduceError::BufferFull)) => runtime.block_on(producer.send(record))?,
+                    Err((record, ProduceError::BufferFull | ProduceError::TopicPending { .. })) => {
+                        runtime.block_on(producer.send(record))?
+                    }
                     sent => sent.map_err(|(_, error)| error)?,
                 };
                 let _ = expect.send(vec![(due, delivery)]);

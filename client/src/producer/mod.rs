@@ -119,25 +119,34 @@ impl Producer {
     /// Hands a record over, if that needs no waiting.
     ///
     /// # Errors
-    /// As [`Producer::send`], and [`ProduceError::BufferFull`] where that would wait; the record comes back.
+    /// As [`Producer::send`]; and where that would wait, [`ProduceError::BufferFull`] or, with the topic's look-up under way,
+    /// [`ProduceError::TopicPending`]. The record comes back.
     // The record is what the caller wants back; boxing it would cost an allocation in the common case.
     #[allow(clippy::result_large_err)]
     pub fn try_send(&self, record: ProducerRecord) -> Result<Delivery, (ProducerRecord, ProduceError)> {
-        let charge = match self.charge(&record) {
-            Ok(charge) => charge,
-            Err(error) => return Err((record, error)),
+        match self.send_now(&record) {
+            Ok(delivery) => Ok(delivery),
+            Err(error) => Err((record, error)),
+        }
+    }
+
+    fn send_now(&self, record: &ProducerRecord) -> Result<Delivery, ProduceError> {
+        let charge = self.charge(record)?;
+        let shared = &self.inner.shared;
+        let topic = match self.known(record) {
+            Some(topic) => topic,
+            None if shared.closed.is_cancelled() => return Err(ProduceError::Closed),
+            None => self.inner.topics.poll(&record.topic)?,
         };
-        let Ok(permit) = self.inner.shared.budget.try_acquire_many(charge) else {
-            return Err((record, ProduceError::BufferFull));
-        };
-        match self.known(&record).and_then(|topic| self.append(&topic, &record, charge as usize)) {
-            Some(Ok(delivery)) => {
-                permit.forget();
-                Ok(delivery)
+        let Ok(permit) = shared.budget.try_acquire_many(charge) else { return Err(ProduceError::BufferFull) };
+        match self.append(&topic, record, charge as usize) {
+            Some(outcome) => outcome.inspect(|_| permit.forget()),
+            None if shared.closed.is_cancelled() => Err(ProduceError::Closed),
+            None => {
+                self.inner.topics.retire(&topic);
+                self.inner.topics.poll(&record.topic)?;
+                Err(ProduceError::TopicPending { topic: record.topic.clone() })
             }
-            Some(Err(error)) => Err((record, error)),
-            None if self.inner.shared.closed.is_cancelled() => Err((record, ProduceError::Closed)),
-            None => Err((record, ProduceError::BufferFull)),
         }
     }
 

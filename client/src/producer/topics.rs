@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 
 use arc_swap::{ArcSwap, Guard};
+use futures::FutureExt;
 use headwater_proto::ErrorCode;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
@@ -32,6 +33,7 @@ pub(crate) struct Topic {
 }
 
 type Known = HashMap<Arc<str>, Arc<Topic>>;
+type TopicLookup = Lookup<Arc<Topic>, ProduceError>;
 
 /// All topics of a producer.
 pub(crate) struct Topics {
@@ -42,6 +44,8 @@ pub(crate) struct Topics {
     /// Topics that were gone once. Held while what is known changes.
     gone: Mutex<HashSet<Arc<str>>>,
     lookups: Lookups<Arc<Topic>, ProduceError>,
+    /// Look-ups that nobody waits for, and whose outcome somebody will ask for; and when they began.
+    polled: Mutex<HashMap<Arc<str>, (Instant, TopicLookup)>>,
     runtime: Handle,
     tasks: TaskTracker,
 }
@@ -56,6 +60,7 @@ impl Topics {
             known: ArcSwap::default(),
             gone: Mutex::default(),
             lookups: Lookups::new(),
+            polled: Mutex::default(),
             runtime: Handle::current(),
             tasks: TaskTracker::new(),
         })
@@ -81,11 +86,7 @@ impl Topics {
     }
 
     /// The topic as the broker describes it after `doubted`, being served.
-    pub(crate) fn look_up(
-        self: &Arc<Self>,
-        name: &Arc<str>,
-        doubted: Option<Instant>,
-    ) -> Lookup<Arc<Topic>, ProduceError> {
+    pub(crate) fn look_up(self: &Arc<Self>, name: &Arc<str>, doubted: Option<Instant>) -> TopicLookup {
         self.lookups.join(name, doubted, || {
             let (topics, name) = (self.clone(), name.clone());
             async move {
@@ -94,6 +95,30 @@ impl Topics {
                 learned.unwrap_or(Err(ProduceError::Closed))
             }
         })
+    }
+
+    /// The outcome of the look-up that an earlier call began.
+    ///
+    /// # Errors
+    /// [`ProduceError::TopicPending`] while it goes on; where none was begun, one is.
+    pub(crate) fn poll(self: &Arc<Self>, name: &Arc<str>) -> Result<Arc<Topic>, ProduceError> {
+        let mut polled = lock(&self.polled);
+        let max_age = self.shared.connections.config.request_timeout.saturating_mul(2);
+        // What was learned long ago is no answer any more; neither do names pile up that nobody asks for again.
+        let outcome = |lookup: &TopicLookup| lookup.clone().now_or_never();
+        polled.retain(|_, (since, lookup)| since.elapsed() < max_age || outcome(lookup).is_none());
+        match polled.get(name).map(|(_, lookup)| outcome(lookup)) {
+            Some(Some(outcome)) => {
+                polled.remove(name);
+                return outcome;
+            }
+            Some(None) => {}
+            None => {
+                let known = self.known().get(name).map(|topic| topic.info.at);
+                polled.insert(name.clone(), (Instant::now(), self.look_up(name, known)));
+            }
+        }
+        Err(ProduceError::TopicPending { topic: name.clone() })
     }
 
     async fn learn(&self, name: &Arc<str>, doubted: Option<Instant>) -> Result<Arc<Topic>, ProduceError> {

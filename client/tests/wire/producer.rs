@@ -4,7 +4,7 @@ use super::support::*;
 use bytes::Bytes;
 use futures::FutureExt;
 use headwater_client::{
-    Acks, Codec, ErrorCode, Header, PartitionContext, ProduceError, Producer, ProducerBuilder, ProducerRecord,
+    Acks, Codec, Delivery, ErrorCode, Header, PartitionContext, ProduceError, Producer, ProducerBuilder, ProducerRecord,
 };
 use headwater_proto::limits::{MAX_DECOMPRESSED_BATCH_BYTES, MAX_HEADERS_PER_RECORD};
 use headwater_proto::wire::{self, call, call_response};
@@ -406,6 +406,45 @@ async fn all_senders_to_an_unknown_topic_wait_for_one_answer_and_no_longer_than_
         assert!(matches!(error, ProduceError::UnknownTopic { .. }), "{error}");
     }
     assert_eq!(peer.metadata_asked(), 2, "once for each topic");
+}
+
+#[tokio::test]
+async fn sending_without_waiting_asks_for_a_topic_and_works_once_it_is_known() {
+    /// Tries again until it is told something else than to do so.
+    async fn send(producer: &Producer, mut record: ProducerRecord) -> Result<Delivery, ProduceError> {
+        within("an outcome", async {
+            loop {
+                match producer.try_send(record) {
+                    Err((back, ProduceError::TopicPending { .. })) => record = back,
+                    Err((_, error)) => return Err(error),
+                    Ok(delivery) => return Ok(delivery),
+                }
+                tokio::task::yield_now().await;
+            }
+        })
+        .await
+    }
+    let mut peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b).await;
+    peer.hold_metadata(true);
+    for _ in 0..10 {
+        // From any thread, without a runtime.
+        let outside = producer.clone();
+        let sending = std::thread::spawn(move || outside.try_send(record("patient")).unwrap_err());
+        let (_, error) = sending.join().unwrap();
+        assert!(matches!(error, ProduceError::TopicPending { .. }) && error.retryable(), "{error}");
+    }
+    peer.hold_metadata(false);
+    let delivery = send(&producer, record("patient")).await.unwrap();
+    assert_eq!(peer.metadata_asked(), 1);
+    let (mut stream, _) = peer.produce(1 << 20).await;
+    stream.append().await;
+    stream.acknowledge(1, 7, false).await;
+    assert_eq!(within("an acknowledgement", delivery).await.unwrap().offset, 7);
+    let error = send(&producer, ProducerRecord::new("nowhere", None)).await.unwrap_err();
+    assert!(matches!(error, ProduceError::UnknownTopic { .. }), "{error}");
+    let error = send(&producer, record("x").partition(9)).await.unwrap_err();
+    assert!(matches!(error, ProduceError::UnknownPartition { partition: 9, partitions: 1, .. }), "{error}");
 }
 
 #[tokio::test]
