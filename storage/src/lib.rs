@@ -24,6 +24,7 @@ mod prefix;
 pub mod producers;
 mod reader;
 mod recovery;
+mod refill;
 mod replay;
 mod retention;
 mod rewrite;

@@ -46,6 +46,15 @@ impl RememberedBatch {
     fn first_sequence(&self) -> i32 {
         sequence_before(self.last_sequence, self.offset_delta)
     }
+
+    fn first_offset(&self) -> i64 {
+        self.last_offset - i64::from(self.offset_delta)
+    }
+
+    /// Whether its sequence may be at 0 because it went around: so many records of the producer lie before it.
+    fn may_begin_again(&self) -> bool {
+        self.first_sequence() == 0 && self.first_offset() >= 1 << 31
+    }
 }
 
 /// The sequence `n` before this one, on the ring of non-negative numbers.
@@ -93,6 +102,19 @@ impl Producer {
         if header.is_transactional() && self.current_txn_first_offset.is_none() {
             self.current_txn_first_offset = Some(header.base_offset);
         }
+    }
+
+    fn misses_batches(&self) -> bool {
+        self.batches.len() < MAX_IN_FLIGHT_BATCHES
+            && self.batches.first().is_some_and(|oldest| oldest.first_sequence() != 0 || oldest.may_begin_again())
+    }
+
+    /// Whether the oldest batch that is remembered is the next one after this.
+    fn begins_after(&self, epoch: i16, last_sequence: i32, last_offset: i64) -> bool {
+        self.epoch == epoch
+            && self.batches.first().is_some_and(|oldest| {
+                last_offset < oldest.first_offset() && sequence_after(last_sequence) == oldest.first_sequence()
+            })
     }
 
     fn set_epoch(&mut self, epoch: i16) {
@@ -176,6 +198,15 @@ pub struct LastSequence {
     pub offset: i64,
 }
 
+/// Whether a producer may miss batches that are older still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Recalled {
+    /// It may.
+    More,
+    /// It has all that it may send again, or all that there are.
+    All,
+}
+
 /// The producers of a log.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ProducerState {
@@ -251,8 +282,8 @@ fn duplicate(producer: &Producer, header: &BatchHeader) -> Result<Option<Admissi
     let last_sequence = header.last_sequence();
     let same = |batch: &&RememberedBatch| batch.first_sequence() == given && batch.last_sequence == last_sequence;
     if let Some(original) = producer.batches.iter().rev().find(same) {
-        let base_offset = original.last_offset - i64::from(original.offset_delta);
-        return Ok(Some(Admission::Duplicate { base_offset, last_offset: original.last_offset }));
+        let (base_offset, last_offset) = (original.first_offset(), original.last_offset);
+        return Ok(Some(Admission::Duplicate { base_offset, last_offset }));
     }
     // On the ring, what lies less than half of it behind was written before.
     let behind = sequence_before(expected, given);
@@ -296,18 +327,46 @@ impl ProducerState {
         }
     }
 
-    /// Gives producers that were read from a snapshot, which holds only the last batch of each, those before it, from a state
-    /// that was replayed over the end of the same log.
-    pub fn refill(&mut self, replayed: &ProducerState) {
-        for (id, producer) in &mut self.producers {
-            let Some(other) = replayed.producers.get(id) else { continue };
-            let same_end = producer.epoch == other.epoch
-                && producer.batches.last().map(|batch| batch.last_offset)
-                    == other.batches.last().map(|batch| batch.last_offset);
-            if same_end && other.batches.len() > producer.batches.len() {
-                producer.batches.clone_from(&other.batches);
-            }
+    /// The producers of which fewer batches are remembered than they may send again, and the first offset of the oldest. One whose sequence
+    /// began with that batch has no earlier one.
+    pub(crate) fn missing(&self) -> impl Iterator<Item = (i64, i64)> + '_ {
+        let missing = self.producers.iter().filter(|(_, producer)| producer.misses_batches());
+        missing.filter_map(|(id, producer)| Some((*id, producer.batches.first()?.first_offset())))
+    }
+
+    /// The first offset of the oldest batch that is remembered of a producer.
+    pub(crate) fn known_from(&self, producer_id: i64) -> Option<i64> {
+        self.producers.get(&producer_id)?.batches.first().map(RememberedBatch::first_offset)
+    }
+
+    /// Whether the oldest batch that is remembered of a producer is the next one after the last of a snapshot.
+    pub(crate) fn follows(&self, producer_id: i64, before: &SnapshotEntry) -> bool {
+        let Some(producer) = self.producers.get(&producer_id) else { return false };
+        let is_known = before.last_offset >= 0 && before.last_sequence >= 0;
+        is_known && producer.begins_after(before.producer_epoch, before.last_sequence, before.last_offset)
+    }
+
+    /// Whether a segment that begins with this snapshot may hold earlier batches of a producer, which the snapshot's last one does not lead to. A
+    /// sequence does not go around within a segment.
+    pub(crate) fn may_have_begun_after(&self, producer_id: i64, before: Option<&SnapshotEntry>) -> bool {
+        let Some(producer) = self.producers.get(&producer_id) else { return false };
+        let known_before = before.is_some_and(|before| before.producer_epoch == producer.epoch);
+        known_before || producer.batches.first().is_some_and(|oldest| oldest.first_sequence() != 0)
+    }
+
+    /// Remembers a batch that is older than those that are. Batches are given from the newest on.
+    pub(crate) fn recall(&mut self, header: &BatchHeader) -> Recalled {
+        let Some(producer) = self.producers.get_mut(&header.producer_id) else { return Recalled::All };
+        let batch = RememberedBatch::of(header);
+        if producer.batches.first().is_some_and(|oldest| batch.last_offset >= oldest.first_offset()) {
+            return Recalled::More;
         }
+        if !producer.begins_after(header.producer_epoch, batch.last_sequence, batch.last_offset) {
+            // Another epoch's, or one that compaction cut off from what came behind it.
+            return Recalled::All;
+        }
+        producer.batches.insert(0, batch);
+        if producer.misses_batches() { Recalled::More } else { Recalled::All }
     }
 
     /// The last thing that a producer wrote.

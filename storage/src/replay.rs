@@ -1,7 +1,7 @@
 //! What is known of a log's producers, from its snapshots and its batches.
 //!
 //! Owns: which snapshot is begun with, and the walk over the headers behind it. Refuses: what a batch means to its producer
-//! (`producers.rs`), and writing snapshots (`log.rs`). Read next: `producers.rs`.
+//! (`producers.rs`), and writing snapshots (`log.rs`). Read next: `refill.rs`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,11 +14,8 @@ use crate::error::{During, IoFailure, ReadError};
 use crate::files::{self, Files, read_exact_at};
 use crate::producers::{self, ProducerState};
 use crate::reader::SegmentEntry;
+use crate::refill;
 use crate::segment::Segment;
-
-/// Bytes at the end of the log in which the batches are looked up that a producers' snapshot does not hold. A producer that still
-/// waits for acknowledgements has its last five batches near the end.
-const REFILL_BYTES: u64 = 16 << 20;
 
 /// Removes the producers' snapshots at the offsets that are named.
 pub(crate) fn remove_snapshots(files: &dyn Files, dir: &Path, which: impl Fn(i64) -> bool) -> Result<(), IoFailure> {
@@ -87,25 +84,9 @@ pub(crate) fn replay_producers(
     }
     let (from, mut state) = found.unwrap_or((i64::MIN, ProducerState::default()));
     replay(entries, from, to, now_ms, &mut state)?;
-    if !state.is_empty() {
-        // A snapshot holds one batch of each producer; the others that a retry may repeat lie near the end.
-        let mut left = REFILL_BYTES;
-        let mut refill_from = to;
-        for entry in entries.iter().rev() {
-            if entry.size > left {
-                let mut headers =
-                    entry.segment.headers(position_at_least(entry, entry.size - left)?)?.until(entry.size);
-                refill_from = headers.next()?.map_or(refill_from, |(_, header)| header.base_offset);
-                break;
-            }
-            left -= entry.size;
-            refill_from = entry.base_offset();
-        }
-        if refill_from < from {
-            let mut near_the_end = ProducerState::default();
-            replay(entries, refill_from, to, now_ms, &mut near_the_end)?;
-            state.refill(&near_the_end);
-        }
+    if from > i64::MIN {
+        // A snapshot holds one batch of each producer.
+        refill::refill(files, dir, entries, &mut state)?;
     }
     Ok(state)
 }
@@ -157,24 +138,6 @@ pub(crate) fn producers_owed(
         }
     }
     Ok(Some(state).filter(|_| reached == to))
-}
-
-/// A boundary between batches at or after a position, found by the index.
-fn position_at_least(entry: &SegmentEntry, position: u64) -> Result<u64, ReadError> {
-    // Offsets are found by the index, positions are not: halve the offsets.
-    let segment = &entry.segment;
-    let (mut low, mut high) = (0i64, i64::from(i32::MAX));
-    let mut best = segment.position_before(i64::MAX)?;
-    while high - low > 1 {
-        let middle = low + (high - low) / 2;
-        let found = segment.position_before(segment.base_offset + middle)?;
-        if found >= position {
-            (high, best) = (middle, found);
-        } else {
-            low = middle;
-        }
-    }
-    Ok(best)
 }
 
 fn replay(

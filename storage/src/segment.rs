@@ -322,7 +322,16 @@ impl Segment {
     /// Where to begin to look for an offset: the position of a batch that begins at or before it.
     pub(crate) fn position_before(self: &Arc<Segment>, offset: i64) -> Result<u64, ReadError> {
         let relative = offset.saturating_sub(self.base_offset);
-        let found = self.floor::<OffsetEntry>(&self.offsets, |entry| i64::from(entry.relative_offset) <= relative)?;
+        self.boundary(self.floor(&self.offsets, |entry: &OffsetEntry| i64::from(entry.relative_offset) <= relative)?)
+    }
+
+    /// Where a batch begins at or before a position, near it.
+    pub(crate) fn boundary_before(self: &Arc<Segment>, position: u64) -> Result<u64, ReadError> {
+        self.boundary(self.floor(&self.offsets, |entry: &OffsetEntry| u64::from(entry.position) <= position)?)
+    }
+
+    /// Where the batch begins that an entry names; the segment's beginning if there is none, or not that one.
+    fn boundary(self: &Arc<Segment>, found: Option<OffsetEntry>) -> Result<u64, ReadError> {
         let Some(entry) = found else { return Ok(0) };
         let position = u64::from(entry.position);
         let expected = self.base_offset + i64::from(entry.relative_offset);
@@ -448,7 +457,7 @@ pub(crate) struct Headers {
 }
 
 /// Bytes that a walk over headers reads at once.
-const READ_AHEAD_BYTES: u64 = 4096;
+pub(crate) const READ_AHEAD_BYTES: u64 = 4096;
 
 impl Headers {
     /// Stops at this position.

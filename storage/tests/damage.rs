@@ -90,12 +90,12 @@ fn serve(dir: &Path, hints: OpenHints) -> Result<(Rows, RecoveryReport), Corrupt
         Err(error) => panic!("{error}"),
     };
     let reader = log.reader();
-    let mut cursor = reader.seek(reader.log_start_offset()).unwrap();
     let mut bytes = Vec::new();
     let corruption = |error| match error {
         ReadError::Corruption(corruption) => corruption,
         error => panic!("{error}"),
     };
+    let mut cursor = reader.seek(reader.log_start_offset()).map_err(corruption)?;
     while let Some(slice) = reader.read(&mut cursor, 20_000, i64::MAX).map_err(corruption)? {
         if !slice.is_resident() {
             slice.load().map_err(corruption)?;

@@ -178,8 +178,9 @@ impl Expected {
                 BatchOutcome::Duplicate { base_offset: base, last_offset: last },
             ) => (base_offset, last_offset) == (*base, *last),
             // Its original was deleted: the log may remember it, and need not.
-            (Verdict::Duplicate { base_offset, .. }, BatchOutcome::Refused(DuplicateTooOld { .. })) => {
-                base_offset < self.log_start
+            (Verdict::Duplicate { base_offset, .. }, BatchOutcome::Refused(DuplicateTooOld { oldest_known, .. })) => {
+                // Sequences that begin again at 0 within fewer offsets than there are sequences are made up here.
+                base_offset < self.log_start || *oldest_known == 0
             }
             (Verdict::OldEpoch, BatchOutcome::Refused(OldEpoch { .. })) => true,
             (Verdict::OutOfOrder, BatchOutcome::Refused(OutOfOrder { .. } | DuplicateTooOld { .. })) => true,
