@@ -76,36 +76,43 @@ impl Active {
         recycled: Option<&Path>,
         now_ms: i64,
     ) -> Result<Active, IoFailure> {
-        let Place { files, dir, identity, config } = place;
-        let segment = Segment::new(Arc::clone(files), Arc::clone(dir), base_offset, 0, 0, 0);
-        let path = segment.log_path();
-        let mut reserved = 0;
+        let files = place.files;
+        let mut active = Active::empty(place, base_offset, now_ms);
+        let path = active.segment.log_path();
         match recycled {
             Some(old) => {
                 let file = files.open(old, OpenMode::Write).during("open", old)?;
                 // Before the file has its new name, its beginning must no longer look like a batch.
                 file.write_at(0, &[IoSlice::new(&[0; HEADER_BYTES])]).during("write", old)?;
-                reserved = file.len().during("look at", old)?;
+                active.reserved = file.len().during("look at", old)?;
+                active.recycled = true;
                 files.rename(old, &path).during("rename", old)?;
             }
             // One that could not be removed when it was given up holds nothing.
             None => drop(files.open(&path, OpenMode::Create).during("create", &path)?),
         }
+        Ok(active)
+    }
+
+    /// A segment without batches, whose file is empty.
+    pub(crate) fn empty(place: Place<'_>, base_offset: i64, now_ms: i64) -> Active {
+        let Place { files, dir, identity, config } = place;
+        let segment = Segment::new(Arc::clone(files), Arc::clone(dir), base_offset, 0, 0, 0);
         segment.expect_bytes(u64::from(config.segment_bytes));
-        Ok(Active {
+        Active {
             segment,
             size: 0,
-            reserved,
+            reserved: 0,
             index: IndexBuilder::new(base_offset, config.index_interval_bytes),
             crc: Some(RunningCrc::new(&crc_header(identity, base_offset))),
             first_timestamp: None,
             begun_ms: now_ms,
             last_append_ms: now_ms,
-            recycled: recycled.is_some(),
+            recycled: false,
             recent: RecentEnds::default(),
             unflushed: None,
             checkpointed: 0,
-        })
+        }
     }
 
     /// Removes a segment without batches, durably.

@@ -116,6 +116,8 @@ pub fn read_log_starts(files: &dyn Files, root: &Path) -> Result<LogStarts, Chec
         // Kafka's directories have no copy, and those of a broker that never wrote one.
         (Ok(offsets), Ok(None)) => Ok(LogStarts { twice: offsets.is_empty(), offsets, fault: None }),
         (Ok(offsets), Err(fault)) => Ok(LogStarts { offsets, twice: false, fault: Some(fault) }),
+        // The other one may be whole, once it can be read.
+        (Err(_), Err(CheckpointError::Io(failure))) => Err(failure.into()),
         (Err(fault), Ok(None) | Err(_)) => Err(fault),
     }
 }

@@ -18,7 +18,7 @@ use crate::checkpoint::{
 };
 use crate::config::OpenHints;
 use crate::error::{During, IoFailure, OpenError, UnknownLogStarts};
-use crate::files::{self, Files, Lock};
+use crate::files::{self, Files, Lock, is_exhausted};
 
 /// What a data root is called when it is made.
 #[derive(Debug, Clone)]
@@ -157,9 +157,6 @@ impl DataDir {
             Err(error) => return Err(IoFailure::new("lock", &path.join(LOCK), error).into()),
         };
         let meta = identify(&*files, path, identity)?;
-        let was_clean =
-            files::remove_if_exists(&*files, &path.join(CLEAN_SHUTDOWN)).during("remove marker in", path)?;
-        files.sync_dir(path).during("sync", path)?;
         let mut faults = Vec::new();
         let mut offsets = |name| {
             checkpoint::read_offsets(&*files, path, name).unwrap_or_else(|fault| {
@@ -182,6 +179,19 @@ impl DataDir {
             tracing::warn!(path = %path.display(), copy = %copy.display(), "log starts are not in both files; they are written again");
         }
         faults.extend(log_starts.fault);
+        // What only found no descriptor is not damaged: nothing may count as unknown, or be written over, for that.
+        let refused =
+            |fault: &CheckpointError| matches!(fault, CheckpointError::Io(failure) if is_exhausted(&failure.error));
+        if let Some(CheckpointError::Io(failure)) =
+            faults.iter().position(refused).map(|refused| faults.swap_remove(refused))
+        {
+            return Err(failure.into());
+        }
+        let entries = files.list(path).during("list", path)?;
+        let root = files.open_dir(path).during("open", path)?;
+        let was_clean =
+            files::remove_if_exists(&*files, &path.join(CLEAN_SHUTDOWN)).during("remove marker in", path)?;
+        root.sync().during("sync", path)?;
         written.log_start_offsets = log_starts.offsets;
         let checkpoints = Mutex::new(Checkpointing {
             now: written.clone(),
@@ -189,10 +199,8 @@ impl DataDir {
             changed: false,
             log_starts_twice: log_starts.twice,
         });
-        for entry in files.list(path).during("list", path)? {
-            if entry.is_dir && entry.name.ends_with(DELETED) {
-                remove_folder(&*files, &path.join(entry.name))?;
-            }
+        for entry in entries.iter().filter(|entry| entry.is_dir && entry.name.ends_with(DELETED)) {
+            remove_folder(&*files, &path.join(&entry.name))?;
         }
         let path = path.to_path_buf();
         let writing = Mutex::default();

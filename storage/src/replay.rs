@@ -104,6 +104,19 @@ pub(crate) fn producers_at(
     Ok(state)
 }
 
+/// What will be known of producers when the log is cut at `to`.
+pub(crate) fn producers_before(
+    files: &dyn Files,
+    dir: &Path,
+    entries: &[SegmentEntry],
+    to: i64,
+    now_ms: i64,
+) -> Result<ProducerState, ReadError> {
+    let mut state = producers_at(files, dir, entries, to, now_ms)?;
+    refill::refill(files, dir, entries, &mut state)?;
+    Ok(state)
+}
+
 /// What is known of producers at `to`, where the log begins with the segments before it (`departed`) about to be removed; `None` if a
 /// snapshot says it, or if they do not lead there. They are beyond every check: what a walk over their headers comes upon ends it.
 pub(crate) fn producers_owed(

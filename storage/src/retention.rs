@@ -9,18 +9,21 @@
 
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::active::{Active, crc_header};
 use crate::checkpoint::segment_file_name;
 use crate::crcfile::RunningCrc;
+use crate::epochs::{self, LeaderEpochs};
 use crate::error::{During, IoFailure, LogError, OutOfRange, ReadError};
-use crate::files::{self, OpenMode};
+use crate::files::{self, Directory, OpenMode};
 use crate::index::{IndexBuilder, IndexBytes};
 use crate::log::Log;
 use crate::metrics as names;
 use crate::producers::{self, ProducerState};
 use crate::reader::{RecentEnds, SegmentEntry};
 use crate::replay;
+use crate::rewrite::write_synced;
 use crate::segment::Segment;
 use crate::verify;
 
@@ -32,6 +35,21 @@ pub(crate) const DERIVED: [&str; 4] = [".index", ".timeindex", ".crc", ".txninde
 
 /// Extension of a segment file that is deleted but kept.
 pub(crate) const DELETED: &str = ".deleted";
+
+/// Extension of a segment file that will take another's place. What a crash leaves of it is removed when the log is opened.
+const ASIDE: &str = ".log.cleaned";
+
+/// All that a cut puts in the place of what it removes.
+#[derive(Debug)]
+struct PreparedCut {
+    dir: Box<dyn Directory>,
+    active: Active,
+    /// Offsets of the snapshots that go.
+    snapshots: Vec<i64>,
+    producers: ProducerState,
+    /// The epochs that are left, if that is not all of them.
+    epochs: Option<LeaderEpochs>,
+}
 
 /// A deleted segment's `.log`, kept to become a new segment.
 #[derive(Debug)]
@@ -112,6 +130,7 @@ impl Log {
     /// must be a boundary between batches; one within a batch removes that batch.
     ///
     /// The caller first writes a recovery point of at most `to`: a log that ends before its recovery point is taken for damaged.
+    /// Without room or descriptors nothing is changed, and the same call may succeed later.
     pub fn truncate(&mut self, to: i64, now_ms: i64) -> Result<(), LogError> {
         self.check_poisoned()?;
         if to >= self.next_offset {
@@ -122,57 +141,125 @@ impl Log {
         }
         // Everything that stays must be durable before anything goes.
         self.flush_active()?;
-        let result = self.cut(to, now_ms);
-        self.poison_on_error(result)
-    }
-
-    fn cut(&mut self, to: i64, now_ms: i64) -> Result<(), LogError> {
-        let kept = self.sealed.partition_point(|entry| entry.base_offset() <= to).saturating_sub(1);
-        let last = match self.active.segment.base_offset <= to {
-            true => self.active.entry(),
-            false => self.sealed.get(kept).cloned().ok_or_else(|| LogError::Misuse("an empty log".into()))?,
-        };
-        let first_removed = if self.active.segment.base_offset <= to { self.sealed.len() } else { kept };
-        // The newest goes first, so that a crash in between leaves a log without a hole.
-        if self.active.segment.base_offset > to {
-            self.unlink(&self.active.entry())?;
-            for entry in self.sealed.get(first_removed + 1..).unwrap_or_default().iter().rev() {
-                self.unlink(entry)?;
+        self.publish();
+        let (kept, last) = match self.active.segment.base_offset <= to {
+            true => (self.sealed.len(), self.active.entry()),
+            false => {
+                let kept = self.sealed.partition_point(|entry| entry.base_offset() <= to).saturating_sub(1);
+                (kept, self.sealed.get(kept).cloned().ok_or_else(|| LogError::Misuse("an empty log".into()))?)
             }
-        }
-        self.sealed.truncate(first_removed);
-        self.active = self.cut_copy(&last, to, now_ms)?;
-        self.next_offset = to;
-        self.flushed = to;
-        self.unflushed_bytes = 0;
-        self.forget_from(to, now_ms)?;
-        self.files.sync_dir(&self.dir).during("sync", &self.dir)?;
-        self.relist();
-        Ok(())
+        };
+        let aside = last.segment.path(ASIDE);
+        let prepared = self.prepare_cut(&last, &aside, to, now_ms);
+        let cut = self.unless_refused(prepared, &aside)?;
+        let result = self.replace_from(kept, Some(&last), cut, &aside, to);
+        self.poison_on_error(result)
     }
 
     /// Throws the whole log away; it goes on, empty, at `offset`. The caller first writes a recovery point of at most
     /// `offset`, and a log start of `offset`.
     pub fn truncate_and_restart_at(&mut self, offset: i64, now_ms: i64) -> Result<(), LogError> {
         self.check_poisoned()?;
-        let result = self.restart_at(offset, now_ms);
+        let aside = self.dir.join(segment_file_name(offset, ASIDE));
+        let prepared = self.prepare_restart(&aside, offset, now_ms);
+        let cut = self.unless_refused(prepared, &aside)?;
+        self.log_start = offset;
+        let result = self.replace_from(0, None, cut, &aside, offset);
         self.poison_on_error(result)
     }
 
-    fn restart_at(&mut self, offset: i64, now_ms: i64) -> Result<(), LogError> {
-        self.unlink(&self.active.entry())?;
-        for entry in self.sealed.iter().rev() {
-            self.unlink(entry)?;
+    /// Passes on what was prepared. A lack of room or of descriptors passes, and nothing was changed yet.
+    fn unless_refused<T>(&mut self, prepared: Result<T, LogError>, aside: &Path) -> Result<T, LogError> {
+        match prepared {
+            Err(error) if error.retryable() => {
+                let removed = [aside, &self.epochs_aside()]
+                    .into_iter()
+                    .try_for_each(|path| files::remove_if_exists(&*self.files, path).during("remove", path).map(drop));
+                self.poison_on_error(removed.map_err(LogError::Io))?;
+                Err(error)
+            }
+            prepared => self.poison_on_error(prepared),
         }
-        self.sealed.clear();
-        self.active = Active::begin(self.place(), offset, None, now_ms)?;
-        (self.log_start, self.next_offset, self.flushed, self.unflushed_bytes) = (offset, offset, offset, 0);
-        self.producers = ProducerState::default();
-        self.epochs = Default::default();
-        self.epochs_changed = true;
-        self.write_epochs()?;
-        replay::remove_snapshots(&*self.files, &self.dir, |_| true)?;
-        self.files.sync_dir(&self.dir).during("sync", &self.dir)?;
+    }
+
+    /// Does what a cut needs room or descriptors for.
+    fn prepare_cut(&self, last: &SegmentEntry, aside: &Path, to: i64, now_ms: i64) -> Result<PreparedCut, LogError> {
+        let dir = self.files.open_dir(&self.dir).during("open", &self.dir)?;
+        let (active, end) = self.cut_copy(last, aside, to, now_ms)?;
+        let entries: Vec<SegmentEntry> = self.sealed.iter().cloned().chain([self.active.entry()]).collect();
+        let producers = replay::producers_before(&*self.files, &self.dir, &entries, end, now_ms)
+            .map_err(|error| reading(error, &self.dir.join(segment_file_name(to, producers::EXTENSION))))?;
+        let mut epochs = LeaderEpochs::clone(&self.epochs);
+        let epochs = epochs.truncate_from(to).then_some(epochs);
+        self.prepare(dir, active, producers, epochs, |offset| offset > to)
+    }
+
+    fn prepare_restart(&self, aside: &Path, offset: i64, now_ms: i64) -> Result<PreparedCut, LogError> {
+        let dir = self.files.open_dir(&self.dir).during("open", &self.dir)?;
+        self.files.open(aside, OpenMode::Create).during("create", aside)?;
+        let active = Active::empty(self.place(), offset, now_ms);
+        self.prepare(dir, active, ProducerState::default(), Some(LeaderEpochs::default()), |_| true)
+    }
+
+    fn prepare(
+        &self,
+        dir: Box<dyn Directory>,
+        active: Active,
+        producers: ProducerState,
+        epochs: Option<LeaderEpochs>,
+        departs: impl Fn(i64) -> bool,
+    ) -> Result<PreparedCut, LogError> {
+        let mut snapshots = replay::snapshot_offsets(&*self.files, &self.dir)?;
+        snapshots.retain(|offset| departs(*offset));
+        if let Some(epochs) = &epochs {
+            write_synced(&*self.files, &self.epochs_aside(), epochs.encode().as_bytes())?;
+        }
+        Ok(PreparedCut { dir, active, snapshots, producers, epochs })
+    }
+
+    fn epochs_aside(&self) -> PathBuf {
+        self.dir.join(format!("{}.tmp", epochs::FILE_NAME))
+    }
+
+    /// Puts what was prepared in the place of everything but the first `kept` segments; the copy that was made aside takes that of `replaced`.
+    /// Nothing is opened or written on the way.
+    fn replace_from(
+        &mut self,
+        kept: usize,
+        replaced: Option<&SegmentEntry>,
+        cut: PreparedCut,
+        aside: &Path,
+        to: i64,
+    ) -> Result<(), LogError> {
+        let path = cut.active.segment.log_path();
+        // The newest goes first, so that a crash in between leaves a log without a hole.
+        let departed = self.sealed.split_off(kept);
+        for entry in departed.iter().chain([&self.active.entry()]).rev() {
+            if replaced.is_some_and(|replaced| Arc::ptr_eq(&replaced.segment, &entry.segment)) {
+                entry.segment.retire();
+                for extension in DERIVED {
+                    let path = entry.segment.path(extension);
+                    files::remove_if_exists(&*self.files, &path).during("remove", &path)?;
+                }
+            } else {
+                self.unlink(entry)?;
+            }
+        }
+        self.files.rename(aside, &path).during("rename", aside)?;
+        self.active = cut.active;
+        (self.next_offset, self.flushed, self.unflushed_bytes) = (to, to, 0);
+        for offset in cut.snapshots {
+            let path = self.dir.join(segment_file_name(offset, producers::EXTENSION));
+            files::remove_if_exists(&*self.files, &path).during("remove", &path)?;
+        }
+        self.producers = cut.producers;
+        if let Some(epochs) = cut.epochs {
+            let aside = self.epochs_aside();
+            self.files.rename(&aside, &self.dir.join(epochs::FILE_NAME)).during("rename", &aside)?;
+            self.epochs = Arc::new(epochs);
+            self.epochs_changed = false;
+        }
+        cut.dir.sync().during("sync", &self.dir)?;
         self.relist();
         Ok(())
     }
@@ -278,11 +365,11 @@ impl Log {
         Ok(())
     }
 
-    /// A new file with what a segment holds before `to`, in the old one's place: readers keep the old one.
-    fn cut_copy(&self, entry: &SegmentEntry, to: i64, now_ms: i64) -> Result<Active, LogError> {
+    /// A new file aside with what a segment holds before `to`, which will take the old one's place: readers keep that. Also where the
+    /// batches begin that it leaves out.
+    fn cut_copy(&self, entry: &SegmentEntry, aside: &Path, to: i64, now_ms: i64) -> Result<(Active, i64), LogError> {
         let old = &entry.segment;
         let path = old.log_path();
-        let aside = old.path(".log.cleaned");
         let open = old.open().map_err(|error| reading(error, &path))?;
         // The copy gets checksums of its own: they must not be those of damage.
         let mut headers =
@@ -297,37 +384,32 @@ impl Log {
         }
         verify::verify(old, &open, 0..kept, 0).map_err(|error| reading(error, &path))?;
         let source = open.file;
-        let target = self.files.open(&aside, OpenMode::Create).during("create", &aside)?;
+        let target = self.files.open(aside, OpenMode::Create).during("create", aside)?;
         let mut index = IndexBuilder::new(old.base_offset, self.config.index_interval_bytes);
         let mut entries = IndexBytes::default();
         let mut crc = RunningCrc::new(&crc_header(&self.identity, old.base_offset));
         let mut first_timestamp = None;
-        let mut size = 0;
+        let (mut size, mut end) = (0, to);
         let mut headers = old.headers(0).map_err(|error| reading(error, &path))?.until(entry.size);
         let mut buffer = Vec::new();
         while let Some((position, header)) = headers.next().map_err(|error| reading(error, &path))? {
             if header.last_offset() >= to {
+                end = end.min(header.base_offset);
                 break;
             }
             buffer.resize(header.size(), 0);
             files::read_exact_at(&*source, &mut buffer, position).during("read", &path)?;
-            target.write_at(position, &[IoSlice::new(&buffer)]).during("write", &aside)?;
+            target.write_at(position, &[IoSlice::new(&buffer)]).during("write", aside)?;
             index.batch(&header, position, &mut entries);
             crc.update(&buffer);
             first_timestamp = first_timestamp.or(Some(header.max_timestamp));
             size = position + header.size() as u64;
         }
-        target.sync_all().during("sync", &aside)?;
-        old.retire();
-        for extension in DERIVED {
-            let path = old.path(extension);
-            files::remove_if_exists(&*self.files, &path).during("remove", &path)?;
-        }
-        self.files.rename(&aside, &path).during("rename", &aside)?;
+        target.sync_all().during("sync", aside)?;
         let segment = Segment::new(self.files.clone(), self.dir.clone(), old.base_offset, size, 0, 0);
         segment.expect_bytes(u64::from(self.config.segment_bytes));
         segment.index(&entries);
-        Ok(Active {
+        let active = Active {
             segment,
             size,
             reserved: size,
@@ -340,20 +422,8 @@ impl Log {
             recent: RecentEnds::default(),
             unflushed: None,
             checkpointed: 0,
-        })
-    }
-
-    /// Takes back what producers and epochs did from an offset on.
-    fn forget_from(&mut self, to: i64, now_ms: i64) -> Result<(), LogError> {
-        replay::remove_snapshots(&*self.files, &self.dir, |offset| offset > to)?;
-        if std::sync::Arc::make_mut(&mut self.epochs).truncate_from(to) {
-            self.epochs_changed = true;
-            self.write_epochs()?;
-        }
-        let entries: Vec<SegmentEntry> = self.sealed.iter().cloned().chain([self.active.entry()]).collect();
-        self.producers = replay::replay_producers(&*self.files, &self.dir, &entries, to, now_ms, &mut Vec::new())
-            .map_err(|error| reading(error, &self.dir.join(segment_file_name(to, producers::EXTENSION))))?;
-        Ok(())
+        };
+        Ok((active, end))
     }
 }
 

@@ -11,7 +11,10 @@ use std::sync::Arc;
 
 use common::{NOW, identity, one, values};
 use headwater_storage::sim::{Fault, Operation};
-use headwater_storage::{Files, Log, LogConfig, LogError, LogReader, OpenError, OpenHints, RecoveryReport, SimFiles};
+use headwater_storage::{
+    DataDir, DataDirError, Files, Log, LogConfig, LogError, LogReader, NewIdentity, OpenError, OpenHints,
+    RecoveryReport, SimFiles,
+};
 
 const DIR: &str = "/data/t-0";
 /// More than any of these opens.
@@ -60,7 +63,7 @@ fn append(log: &mut Log, sizes: &[usize], epoch: i32) -> Result<(), LogError> {
 }
 
 /// With whether it is refused at all: what is done to durable batches is only put off.
-const ACTS: [(&str, bool, Act); 9] = [
+const ACTS: [(&str, bool, Act); 13] = [
     ("append, and flush in the middle", false, |log| append(log, &[10, 400, 10], 2)),
     ("append, and roll", true, |log| append(log, &[300, 400, 300], 2)),
     ("append, and roll and flush several times", true, |log| append(log, &[400, 400, 400, 400, 10, 400], 3)),
@@ -75,6 +78,10 @@ const ACTS: [(&str, bool, Act); 9] = [
     }),
     ("delete some records", true, |log| log.delete_records(3, 5, NOW).map(drop)),
     ("delete all records", true, |log| log.delete_records(5, 5, NOW).map(drop)),
+    ("cut off what is not flushed", true, |log| log.truncate(4, NOW)),
+    ("cut off segments", true, |log| log.truncate(1, NOW)),
+    ("cut off everything", true, |log| log.truncate(0, NOW)),
+    ("begin again elsewhere", true, |log| log.truncate_and_restart_at(9, NOW)),
     ("retention", true, |log| {
         log.set_config(LogConfig { retention_bytes: Some(0), ..config() });
         log.enforce_retention(NOW, 5).map(drop)
@@ -117,6 +124,8 @@ fn whatever_finds_no_descriptor_is_refused_and_succeeds_later() {
             assert_eq!(flushed, found.1, "{what}");
             assert_eq!(offsets(&log.reader()), (found.0..found.1).collect::<Vec<_>>(), "{what}");
 
+            assert_eq!(log.leader_epochs(), expected.leader_epochs(), "{what}");
+
             let (log, _) = open(&files.crash(), &config(), flushed, found.0).unwrap();
             assert_eq!((log.log_start_offset(), log.log_end_offset()), found, "{what}, after a crash");
             assert_eq!(offsets(&log.reader()), (found.0..found.1).collect::<Vec<_>>(), "{what}, after a crash");
@@ -150,6 +159,76 @@ fn a_log_that_finds_no_descriptor_opens_later_as_if_nothing_had_been() {
         }
         assert!(refused > 20, "{refused}");
     }
+}
+
+/// What a cut puts in the place of the end was written in the middle of it: without room or descriptors the log was stopped.
+#[test]
+fn a_cut_that_is_refused_changes_nothing_and_leaves_nothing_behind() {
+    let names = |files: &Arc<SimFiles>| -> Vec<String> {
+        files.list(Path::new(DIR)).unwrap().into_iter().map(|entry| entry.name).collect()
+    };
+    let cuts: [Act; 3] =
+        [|log| log.truncate(1, NOW), |log| log.truncate(3, NOW), |log| log.truncate_and_restart_at(7, NOW)];
+    for (cut, after) in cuts.into_iter().flat_map(|cut| (0..20).map(move |after| (cut, after))) {
+        for fault in [Fault::new(Operation::Open).exhausted(), Fault::new(Operation::Write).full()] {
+            let files = disk(after);
+            let mut log = five_records(&files);
+            log.flush().unwrap();
+            let (before, epochs) = (names(&files), log.leader_epochs().clone());
+            files.fail(fault.after(after));
+            let result = cut(&mut log);
+            files.heal();
+            let Err(error) = result else { continue };
+            assert!(error.retryable() && !log.is_poisoned(), "{after}: {error}");
+            assert_eq!((names(&files), log.leader_epochs()), (before, &epochs), "{after}");
+            assert_eq!(offsets(&log.reader()), [0, 1, 2, 3, 4], "{after}");
+            append(&mut log, &[10], 1).unwrap();
+            log.flush().unwrap();
+            let (log, _) = open(&files.crash(), &config(), 6, 0).unwrap();
+            assert_eq!((offsets(&log.reader()), log.leader_epochs()), (vec![0, 1, 2, 3, 4, 5], &epochs), "{after}");
+        }
+    }
+}
+
+/// A checkpoint that found no descriptor counted as damaged, and was written over: every log was then recovered from its beginning, and
+/// no log began anywhere but with its first segment.
+#[test]
+fn a_data_root_that_finds_no_descriptor_opens_later_as_if_nothing_had_been() {
+    let (root, us) =
+        (Path::new("/data"), || NewIdentity { cluster_id: "c".into(), broker_id: 4, directory_id: "d".into() });
+    let mut refused = 0;
+    for (after, times) in (0..40).flat_map(|after| [(after, 1), (after, u64::MAX)]) {
+        let files = SimFiles::new(after);
+        let dyn_files = Arc::clone(&files) as Arc<dyn Files>;
+        let data_dir = DataDir::open(Arc::clone(&dyn_files), root, &us()).unwrap();
+        data_dir.update_checkpoints(|checkpoints| {
+            for offsets in [
+                &mut checkpoints.recovery_points,
+                &mut checkpoints.log_start_offsets,
+                &mut checkpoints.high_watermarks,
+                &mut checkpoints.cleaner_offsets,
+            ] {
+                offsets.insert(("t".into(), 0), 17);
+            }
+        });
+        data_dir.write_checkpoints().unwrap();
+        data_dir.close_clean().unwrap();
+        files.fail(Fault::new(Operation::Open).exhausted().after(after).times(times));
+        if let Err(error) = DataDir::open(Arc::clone(&dyn_files), root, &us()) {
+            let DataDirError::Io(failure) = &error else { panic!("{error}") };
+            assert_eq!(failure.error.raw_os_error(), Some(24), "{error}");
+            refused += 1;
+        } else {
+            continue;
+        }
+        files.heal();
+        let data_dir = DataDir::open(dyn_files, root, &us()).unwrap();
+        let hints = data_dir.hints("t", 0);
+        assert!(data_dir.faults().is_empty() && data_dir.was_clean(), "{after}: {:?}", data_dir.faults());
+        assert_eq!((hints.recovery_point, hints.log_start_offset), (17, 17), "{after}");
+        assert_eq!(data_dir.cleaned_until("t", 0), Some(17), "{after}");
+    }
+    assert!(refused > 10, "{refused}");
 }
 
 #[test]

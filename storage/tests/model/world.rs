@@ -595,15 +595,18 @@ impl<'a> World<'a> {
     fn restart_elsewhere(&mut self) {
         let to = self.expected.end + self.choices.between(0, 1_000);
         trace!(self, "restart at {to}");
-        (self.recovery_point, self.checkpointed_start) = (self.recovery_point.min(to), to);
+        let before = std::mem::replace(&mut self.checkpointed_start, to);
+        self.recovery_point = self.recovery_point.min(to);
         self.followers.clear();
         let now_ms = self.now_ms;
         let result = self.log().truncate_and_restart_at(to, now_ms);
-        let expired: Vec<i64> = self.expected.producers.keys().copied().collect();
-        self.expected.expired.extend(expired);
         let done = self.explained(result, "restart elsewhere").is_some();
-        if done || self.log().is_poisoned() || self.files.is_off() {
-            let expired = std::mem::take(&mut self.expected.expired);
+        if !done && !self.log().is_poisoned() && !self.files.is_off() {
+            // It was refused, and whoever asked takes back what was written down for it.
+            self.checkpointed_start = before;
+        } else {
+            let mut expired = std::mem::take(&mut self.expected.expired);
+            expired.extend(self.expected.producers.keys());
             let log_start_most = to;
             self.expected =
                 Expected { log_start: to, log_start_most, end: to, flushed: to, expired, ..Expected::default() };
