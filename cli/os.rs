@@ -1,11 +1,12 @@
 //! What each operating system does in its own way: space reserved in a file, the CPU time of this process, how exactly a
-//! thread sleeps, and whether anybody reads a pipe.
+//! thread or a task sleeps, and whether anybody reads a pipe.
 //!
-//! Owns: the differences, each with a portable answer. Refuses: unsafe code. Read next: `commands/bench/disk.rs`.
+//! Owns: the differences, each with a portable answer, and the crate's only unsafe line: tokio wants a promise that a file
+//! descriptor it watches stays open, which is kept by giving it the descriptor. Read next: `commands/bench/disk.rs`.
 
 use std::fs::File;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Reserves room in a file, so that writing there allocates nothing. Where the system cannot, the file grows as it is
 /// written.
@@ -36,6 +37,64 @@ pub(crate) fn sleep_exactly() {
     }
 }
 
+/// Wakes a task at a moment, to some microseconds: the runtime's own timers count in milliseconds, and a thread that
+/// sleeps in its place has to wake the runtime afterwards. Where the system has nothing better, the runtime's timers do.
+pub(crate) struct Alarm {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    timer: tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>,
+}
+
+impl Alarm {
+    /// Must be called inside a runtime.
+    ///
+    /// # Errors
+    /// When the system refuses a timer.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    #[expect(unsafe_code, reason = "see the head of this file")]
+    pub(crate) fn new() -> io::Result<Alarm> {
+        use rustix::time::{TimerfdClockId, TimerfdFlags, timerfd_create};
+        let timer = timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
+        // SAFETY: an owned descriptor is valid, always the same one, and open until it is dropped, with the alarm.
+        let timer = unsafe { tokio::io::unix::AsyncFd::register_with_interest(timer, tokio::io::Interest::READABLE) }?;
+        Ok(Alarm { timer })
+    }
+
+    /// Waits until `due`.
+    ///
+    /// # Errors
+    /// When the system refuses to set the timer.
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    pub(crate) async fn wait_until(&mut self, due: Instant) -> io::Result<()> {
+        use rustix::time::{Itimerspec, TimerfdTimerFlags, Timespec, timerfd_settime};
+        loop {
+            let wait = due.saturating_duration_since(Instant::now());
+            if wait.is_zero() {
+                return Ok(());
+            }
+            let once = Itimerspec {
+                it_interval: Timespec::default(),
+                it_value: Timespec::try_from(wait).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 }),
+            };
+            timerfd_settime(&self.timer, TimerfdTimerFlags::empty(), &once)?;
+            let mut rung = self.timer.readable().await?;
+            // Setting it anew takes back what it told before.
+            rung.clear_ready();
+        }
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    #[expect(clippy::unnecessary_wraps, reason = "systems with an exact timer may refuse one")]
+    pub(crate) fn new() -> io::Result<Alarm> {
+        Ok(Alarm {})
+    }
+
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    pub(crate) async fn wait_until(&mut self, due: Instant) -> io::Result<()> {
+        tokio::time::sleep_until(due.into()).await;
+        Ok(())
+    }
+}
+
 /// Waits until nobody reads any more what is written to a pipe, a socket or a terminal. `false`: that cannot be known
 /// here.
 pub(crate) fn wait_until_unread(out: &File) -> bool {
@@ -62,6 +121,16 @@ pub(crate) fn wait_until_unread(out: &File) -> bool {
 #[cfg(test)]
 mod tests {
     use std::time::{Duration, Instant};
+
+    #[tokio::test]
+    async fn an_alarm_rings_when_it_is_due_and_never_before() {
+        let mut alarm = super::Alarm::new().unwrap();
+        for wait in [0, 300, 1_700, 20, 40_000].map(Duration::from_micros) {
+            let due = Instant::now() + wait;
+            tokio::time::timeout(Duration::from_secs(30), alarm.wait_until(due)).await.expect("it rings").unwrap();
+            assert!(Instant::now() >= due, "{:?} too early", due - Instant::now());
+        }
+    }
 
     #[test]
     fn busy_work_costs_cpu_time() {

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use super::Latencies;
 use super::data::Values;
 use crate::args::BenchArgs;
-use crate::os::sleep_exactly;
+use crate::os::Alarm;
 use crate::outcomes::{Expect, Outcomes};
 
 /// Records sent without giving the connection its turn.
@@ -62,7 +62,7 @@ impl Load {
         let began = *begin.get_or_init(Instant::now);
         let sent = match self.interval {
             None => self.at_once(producer, &expect).await,
-            Some(interval) => self.paced(producer, expect.clone(), began, interval).await,
+            Some(interval) => self.paced(producer, &expect, began, interval).await,
         };
         drop(expect);
         producer.flush().await;
@@ -96,35 +96,31 @@ impl Load {
         Ok(())
     }
 
-    /// Sends from a thread that sleeps more exactly than timers of the runtime do.
+    /// Sends each record when it is due, and those that are late as fast as it can.
     async fn paced(
         &self,
         producer: &Producer,
-        expect: Expect<Instant>,
+        expect: &Expect<Instant>,
         began: Instant,
         interval: Duration,
     ) -> Result<()> {
-        let (load, producer) = (self.clone(), producer.clone());
-        let runtime = tokio::runtime::Handle::current();
-        let sending = move || -> Result<()> {
-            sleep_exactly();
-            for index in 0..load.records {
-                let due = began + interval.mul_f64(index as f64);
-                let wait = due.saturating_duration_since(Instant::now());
-                if wait > TICK {
-                    std::thread::sleep(wait);
-                }
-                let delivery = match producer.try_send(load.record(index)) {
-                    Err((record, ProduceError::BufferFull | ProduceError::TopicPending { .. })) => {
-                        runtime.block_on(producer.send(record))?
-                    }
-                    sent => sent.map_err(|(_, error)| error)?,
-                };
-                let _ = expect.send(vec![(due, delivery)]);
+        let mut alarm = Alarm::new().context("cannot make a timer")?;
+        for index in 0..self.records {
+            let due = began + interval.mul_f64(index as f64);
+            if due.saturating_duration_since(Instant::now()) > TICK {
+                alarm.wait_until(due).await.context("cannot set a timer")?;
+            } else if index % RECORDS_PER_TURN == 0 {
+                tokio::task::yield_now().await;
             }
-            Ok(())
-        };
-        tokio::task::spawn_blocking(sending).await.context("the sending thread failed")?
+            let delivery = match producer.try_send(self.record(index)) {
+                Err((record, ProduceError::BufferFull | ProduceError::TopicPending { .. })) => {
+                    producer.send(record).await?
+                }
+                sent => sent.map_err(|(_, error)| error)?,
+            };
+            let _ = expect.send(vec![(due, delivery)]);
+        }
+        Ok(())
     }
 }
 
