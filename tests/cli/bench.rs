@@ -3,7 +3,9 @@
 use crate::Held;
 use crate::harness::{Broker, Running, eventually, headwater, run, signal};
 use serde_json::Value;
+use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::sync::mpsc;
 use std::time::Duration;
 
 fn check(answer: &Value, mode: &str, records: u64) {
@@ -147,6 +149,24 @@ fn an_interrupted_bench_cleans_up() {
     bench.signal("INT");
     assert_eq!(bench.wait().code(), Some(1));
     assert_eq!(files(), 0);
+}
+
+/// It goes on in two processes; both have the same standard error, which ends when both have.
+#[test]
+fn an_interrupted_raw_bench_ends_with_its_other_process() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    let mut command = headwater();
+    command.args(["bench", "raw", "--records", "1000000000", "--log", "trace"]);
+    command.stdout(Stdio::null()).stderr(writer);
+    let mut bench = Held::start(command);
+    let (mut lines, (send, receive)) = (BufReader::new(reader).lines().map_while(Result::ok), mpsc::channel());
+    let first = lines.next();
+    assert!(first.is_some(), "something is logged when they connect");
+    bench.signal("INT");
+    std::thread::spawn(move || send.send(lines.last()));
+    assert_eq!(bench.wait().code(), Some(1));
+    let last = receive.recv_timeout(crate::harness::DEADLINE).expect("both processes have ended");
+    assert_eq!(last.as_deref(), Some("error: interrupted"));
 }
 
 #[test]

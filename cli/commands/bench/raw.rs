@@ -5,7 +5,7 @@
 //! stream after another and ends with its standard input. A stream begins with a request of 17 bytes: what to do, how
 //! much, in pieces of which size.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
 use rustls_pki_types::PrivatePkcs8KeyDer;
@@ -22,6 +22,7 @@ use crate::args::{BenchArgs, Direction, Mode};
 use crate::connect::block_on;
 use crate::os::cpu_time;
 use crate::output::print_json;
+use crate::signals::Signals;
 use headwater_client::quic;
 use headwater_proto::limits::ALPN;
 
@@ -98,10 +99,20 @@ impl Request {
 
 /// Runs the mode.
 pub(super) fn run(args: &BenchArgs) -> Result<Answer> {
+    // Whoever ends it leaves no other process behind.
+    let signals = Signals::catch();
     let mut other = Other::start(args)?;
-    let outcome = block_on(measure(args, other.ready()?));
+    let ready = other.ready()?;
+    let outcome = block_on(async {
+        let outcome = signals.unless_asked(measure(args, ready)).await.transpose();
+        // Ctrl-C in a terminal reaches the other process too, whose end is then what the measuring saw first.
+        if signals.is_asked() { outcome.or(Ok(None)) } else { outcome }
+    });
     other.end();
-    outcome
+    match outcome? {
+        Some(answer) => Ok(answer),
+        None => Err(anyhow!("interrupted")),
+    }
 }
 
 async fn measure(args: &BenchArgs, ready: Ready) -> Result<Answer> {
