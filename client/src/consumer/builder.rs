@@ -232,7 +232,9 @@ impl ConsumerBuilder {
             let (connections, metadata) = (self.connections.clone(), self.metadata.clone());
             Committer::new(connections, metadata, state.clone(), group, !self.topics.is_empty())
         });
-        let mut membership = None;
+        let auto_commit = self.auto_commit.is_some();
+        // From now on whatever ends this, if only that nobody waits for it any more, ends what it has begun.
+        let mut consumer = Consumer::new(readers.clone(), committer.clone(), auto_commit, stop.clone());
         if self.topics.is_empty() {
             let mut infos: BTreeMap<Arc<str>, Arc<TopicInfo>> = BTreeMap::new();
             let mut partitions = Vec::new();
@@ -261,10 +263,7 @@ impl ConsumerBuilder {
                 });
             }
             let mut search = readers.begin(partitions, committer.clone());
-            if let Err(error) = search.ask().await {
-                state.close();
-                return Err(error);
-            }
+            search.ask().await?;
             if !search.is_done() {
                 tokio::spawn(search.run());
             }
@@ -283,18 +282,17 @@ impl ConsumerBuilder {
                 readers: readers.clone(),
                 committer: committer.clone(),
                 on_rebalance: self.on_rebalance,
-                auto_commit: self.auto_commit.is_some(),
+                auto_commit,
                 rebalance_timeout: self.rebalance_timeout,
                 start: self.start,
             };
             let member = Member::new(settings, hands, wanted);
             let task = tokio::spawn(member.run());
-            membership = Some(Membership { member_id, topics, task });
+            consumer.membership = Some(Membership { member_id, topics, task });
         }
         if let (Some(committer), Some(interval)) = (&committer, self.auto_commit) {
             tokio::spawn(commit_regularly(committer.clone(), state.clone(), interval, stop.clone()));
         }
-        let auto_commit = self.auto_commit.is_some();
-        Ok(Consumer::new(readers, committer, membership, auto_commit, stop))
+        Ok(consumer)
     }
 }

@@ -113,12 +113,11 @@ impl Consumer {
     pub(crate) fn new(
         readers: Arc<Readers>,
         committer: Option<Committer>,
-        membership: Option<Membership>,
         auto_commit: bool,
         stop: CancellationToken,
     ) -> Consumer {
         let state = readers.context.state.clone();
-        let (current, held) = (None, None);
+        let (membership, current, held) = (None, None, None);
         Consumer { readers, state, committer, membership, auto_commit, stop, current, held, version: 0 }
     }
 

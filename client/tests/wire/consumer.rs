@@ -407,6 +407,29 @@ async fn a_partition_that_is_not_served_keeps_no_other_waiting() {
 }
 
 #[tokio::test]
+async fn a_consumer_that_nobody_waits_for_any_more_ends_what_it_has_begun() {
+    let mut peer = Peer::start(2).await;
+    peer.answer(|request| match request {
+        Request::FetchOffsets(_) => {
+            let committed = wire::CommittedOffset { topic: TOPIC.into(), offset: 5, ..Default::default() };
+            Some(Response::FetchOffsets(wire::FetchOffsetsResponse { offsets: vec![committed] }))
+        }
+        Request::ListOffsets(_) => Some(Response::Error(wire::Error::new(ErrorCode::Overloaded, "not now"))),
+        _ => None,
+    });
+    let client = peer.client().await;
+    // Partition 0 begins at once; where partition 1 begins is being asked for.
+    let mut build = Box::pin(client.consumer().group("billing").assign([(TOPIC, 0), (TOPIC, 1)]).build());
+    let (mut stream, open) = tokio::select! {
+        built = &mut build => panic!("nobody said where partition 1 begins: {built:?}"),
+        fetch = peer.fetch(1000) => fetch,
+    };
+    assert_eq!((open.partition, open.offset), (0, 5));
+    drop(build);
+    assert!(stream.frame::<wire::FetchCredit>().await.is_none(), "the stream ends");
+}
+
+#[tokio::test]
 async fn senseless_builders_and_unknown_topics_are_named() {
     let peer = Peer::start(1).await;
     let client = peer.client().await;
