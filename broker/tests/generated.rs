@@ -6,7 +6,8 @@ use std::path::Path;
 fn generated_metadata_messages_are_current() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let schema =
-        protox::compile([root.join("schema/metadata.proto")], [root.join("schema")]).expect("the schema compiles");
+        protox::compile([root.join("schema/metadata.proto"), root.join("schema/raft.proto")], [root.join("schema")])
+            .expect("the schema compiles");
     let out = tempfile::tempdir().expect("a folder for the generated code");
     prost_build::Config::new()
         .bytes(["."])
@@ -22,6 +23,6 @@ fn generated_metadata_messages_are_current() {
     let old = std::fs::read_to_string(&committed).unwrap_or_default();
     assert!(
         old == fresh,
-        "src/gen/headwater.metadata.v1.rs is not what schema/metadata.proto gives: renew it (see this file's head)"
+        "src/gen/headwater.metadata.v1.rs is not what the files in schema/ give: renew it (see this file's head)"
     );
 }

@@ -493,3 +493,121 @@ impl BrokerState {
         }
     }
 }
+/// Where an entry stands in the log, and under whom it was written.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftLogId {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(fixed64, tag = "2")]
+    pub node_id: u64,
+    #[prost(uint64, tag = "3")]
+    pub index: u64,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftVote {
+    #[prost(uint64, tag = "1")]
+    pub term: u64,
+    #[prost(fixed64, tag = "2")]
+    pub node_id: u64,
+    /// A quorum granted it.
+    #[prost(bool, tag = "3")]
+    pub committed: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RaftMembership {
+    /// One, or during a change two: a quorum needs a majority of each.
+    #[prost(message, repeated, tag = "1")]
+    pub configs: ::prost::alloc::vec::Vec<RaftVoters>,
+    /// The voters and the learners.
+    #[prost(fixed64, repeated, tag = "2")]
+    pub node_ids: ::prost::alloc::vec::Vec<u64>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftVoters {
+    #[prost(fixed64, repeated, tag = "1")]
+    pub node_ids: ::prost::alloc::vec::Vec<u64>,
+}
+/// One entry. With neither a command nor a membership it is blank: a leader began.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RaftEntry {
+    #[prost(message, optional, tag = "1")]
+    pub log_id: ::core::option::Option<RaftLogId>,
+    #[prost(oneof = "raft_entry::Payload", tags = "2, 3")]
+    pub payload: ::core::option::Option<raft_entry::Payload>,
+}
+/// Nested message and enum types in `RaftEntry`.
+pub mod raft_entry {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Payload {
+        #[prost(message, tag = "2")]
+        Command(super::Command),
+        #[prost(message, tag = "3")]
+        Membership(super::RaftMembership),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RaftSnapshot {
+    /// The last entry in it. Missing: nothing was applied.
+    #[prost(message, optional, tag = "1")]
+    pub last_log_id: ::core::option::Option<RaftLogId>,
+    /// Where the membership was written. Missing: it never was.
+    #[prost(message, optional, tag = "2")]
+    pub membership_log_id: ::core::option::Option<RaftLogId>,
+    #[prost(message, optional, tag = "3")]
+    pub membership: ::core::option::Option<RaftMembership>,
+    #[prost(string, tag = "4")]
+    pub snapshot_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "5")]
+    pub state: ::core::option::Option<Snapshot>,
+}
+/// What the journal begins with.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RaftJournal {
+    /// Which member: drawn at random when the journal was made. A disk without the journal is another member.
+    #[prost(fixed64, tag = "1")]
+    pub node_id: u64,
+    #[prost(string, tag = "2")]
+    pub cluster_id: ::prost::alloc::string::String,
+    #[prost(message, optional, tag = "3")]
+    pub vote: ::core::option::Option<RaftVote>,
+    /// An entry that is known to be committed, and those before it.
+    #[prost(message, optional, tag = "4")]
+    pub committed: ::core::option::Option<RaftLogId>,
+    /// The last entry that was dropped, being in a snapshot.
+    #[prost(message, optional, tag = "5")]
+    pub purged: ::core::option::Option<RaftLogId>,
+    #[prost(message, optional, tag = "6")]
+    pub snapshot: ::core::option::Option<RaftSnapshot>,
+    #[prost(message, repeated, tag = "7")]
+    pub entries: ::prost::alloc::vec::Vec<RaftEntry>,
+}
+/// What follows, one change after another.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RaftRecord {
+    /// As above, if it is later than what was said before.
+    #[prost(message, optional, tag = "1")]
+    pub committed: ::core::option::Option<RaftLogId>,
+    #[prost(oneof = "raft_record::Change", tags = "2, 3, 4, 5")]
+    pub change: ::core::option::Option<raft_record::Change>,
+}
+/// Nested message and enum types in `RaftRecord`.
+pub mod raft_record {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Change {
+        #[prost(message, tag = "2")]
+        Append(super::RaftEntries),
+        #[prost(message, tag = "3")]
+        Vote(super::RaftVote),
+        /// This entry and all later ones are not in the log any more.
+        #[prost(message, tag = "4")]
+        Truncate(super::RaftLogId),
+        /// This entry and all before it are not in the log any more.
+        #[prost(message, tag = "5")]
+        Purge(super::RaftLogId),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RaftEntries {
+    #[prost(message, repeated, tag = "1")]
+    pub entries: ::prost::alloc::vec::Vec<RaftEntry>,
+}

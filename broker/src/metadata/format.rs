@@ -18,7 +18,11 @@
 //! Version 1 had no zeros before a header: of one that crossed an edge, the first bytes, zero by right, looked like a
 //! sector that never arrived, and hid damage further on. It is read all the same, and replaced when it is opened.
 //!
+//! Versions 1 and 2 hold a snapshot of the state and commands, version 3 what a member of a quorum keeps ([`super::raft`]).
+//!
 //! Owns: the layout, and the verdict on every byte. Refuses: I/O. Read next: [`super::journal`].
+
+use std::ops::RangeInclusive;
 
 /// The file's length is a multiple of this many bytes.
 pub const STEP_BYTES: u64 = 64 << 10;
@@ -30,9 +34,12 @@ pub const FRAME_OVERHEAD_BYTES: usize = FRAME_HEADER_BYTES + 5;
 pub const MAX_PAYLOAD_BYTES: usize = 1 << 30;
 
 const MAGIC: &[u8; 8] = b"HWMETA\0\0";
-/// The format that is written.
+/// The format that a broker alone writes.
 pub const VERSION: u32 = 2;
-const OLDEST_VERSION: u32 = 1;
+/// The format that a member of a quorum writes: frames as in version 2.
+pub const RAFT_VERSION: u32 = 3;
+/// The oldest format that is read.
+pub const OLDEST_VERSION: u32 = 1;
 const FRAME_HEADER_BYTES: usize = 20;
 const END: u8 = 0xA5;
 /// What a disk writes whole or not at all.
@@ -41,9 +48,9 @@ const SECTOR_BYTES: usize = 512;
 /// What a frame holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameKind {
-    /// The whole state.
+    /// What the file begins with: the whole state.
     Snapshot,
-    /// One command.
+    /// One command, or whatever else comes after.
     Command,
 }
 
@@ -115,12 +122,12 @@ fn start_of_frame(version: u32, end: usize) -> usize {
     if crosses && version > 1 { end.next_multiple_of(SECTOR_BYTES) } else { end }
 }
 
-/// Takes a journal's bytes apart.
+/// Takes the bytes of a journal apart that has one of the formats in `readable`.
 ///
 /// # Errors
 /// [`Damage`]: the first byte range that must not be trusted.
-pub fn scan(bytes: &[u8]) -> Result<Scan<'_>, Damage> {
-    let version = check_file(bytes)?;
+pub fn scan(bytes: &[u8], readable: RangeInclusive<u32>) -> Result<Scan<'_>, Damage> {
+    let version = check_file(bytes, &readable)?;
     let mut frames: Vec<Frame<'_>> = Vec::new();
     let mut end = FILE_HEADER_BYTES;
     while let Some(frame) = good_frame(bytes, start_of_frame(version, end)) {
@@ -150,19 +157,21 @@ pub fn scan(bytes: &[u8]) -> Result<Scan<'_>, Damage> {
 }
 
 /// The file's version.
-fn check_file(bytes: &[u8]) -> Result<u32, Damage> {
+fn check_file(bytes: &[u8], readable: &RangeInclusive<u32>) -> Result<u32, Damage> {
     let damaged = |position, why: String| Err(Damage { position, why });
     let Some(header) = bytes.get(..FILE_HEADER_BYTES) else {
         return damaged(bytes.len(), format!("the file has only {} bytes: it was cut", bytes.len()));
     };
-    let Some(version) = (OLDEST_VERSION..=VERSION).find(|version| header == file_header(*version)) else {
+    let Some(version) = readable.clone().find(|version| header == file_header(*version)) else {
         let (front, crc) = header.split_at(12);
         return match header.strip_prefix(MAGIC).and_then(|rest| rest.first_chunk::<4>()) {
             Some(version) if crc == crc32fast::hash(front).to_be_bytes() => damaged(
                 8,
                 format!(
-                    "the journal has format version {}, this build reads {OLDEST_VERSION} to {VERSION}",
-                    u32::from_be_bytes(*version)
+                    "the journal has format version {}, this build reads {} to {}",
+                    u32::from_be_bytes(*version),
+                    readable.start(),
+                    readable.end()
                 ),
             ),
             _ => damaged(0, "the file's header is wrong".to_owned()),
@@ -269,6 +278,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const READABLE: RangeInclusive<u32> = OLDEST_VERSION..=RAFT_VERSION;
+
     /// Where a frame is.
     #[derive(Debug, Clone, Copy)]
     struct Place {
@@ -296,7 +307,7 @@ mod tests {
     }
 
     fn versions() -> impl Strategy<Value = u32> {
-        OLDEST_VERSION..=VERSION
+        OLDEST_VERSION..=RAFT_VERSION
     }
 
     fn payloads() -> impl Strategy<Value = Vec<Vec<u8>>> {
@@ -309,7 +320,7 @@ mod tests {
         #[test]
         fn frames_come_back(version in versions(), payloads in payloads()) {
             let (bytes, places) = journal_of(version, &payloads);
-            let scan = scan(&bytes).expect("good");
+            let scan = scan(&bytes, READABLE).expect("good");
             prop_assert_eq!((scan.version, scan.torn_bytes), (version, 0));
             prop_assert_eq!(Some(scan.end), places.last().map(|last| last.end));
             let headers: Vec<usize> = places.iter().map(|place| place.header).collect();
@@ -342,7 +353,7 @@ mod tests {
             } else {
                 bytes[behind + keep.index(end - behind)..end].fill(0);
             }
-            let scan = scan(&bytes).expect("a torn frame is no damage");
+            let scan = scan(&bytes, READABLE).expect("a torn frame is no damage");
             prop_assert_eq!(scan.end, behind);
             prop_assert!(bytes[behind + scan.torn_bytes..].iter().all(|b| *b == 0));
             prop_assert_eq!(scan.frames.len(), payloads.len());
@@ -357,7 +368,7 @@ mod tests {
             let (mut bytes, places) = journal(&payloads);
             let at = at.index(places.last().expect("a frame").end);
             bytes[at] ^= 1 << bit;
-            let damage = scan(&bytes).expect_err("damage");
+            let damage = scan(&bytes, READABLE).expect_err("damage");
             let hit = places.iter().find(|place| (place.behind..place.end).contains(&at));
             let expected = hit.map_or(0, |place| if at < place.header { place.behind } else { place.header });
             prop_assert_eq!(damage.position, expected, "{}", damage.why);
@@ -366,7 +377,7 @@ mod tests {
         #[test]
         fn a_file_that_was_cut_is_damage(payloads in payloads(), len in 0..STEP_BYTES as usize) {
             let (bytes, _) = journal(&payloads);
-            prop_assert!(scan(&bytes[..len]).is_err());
+            prop_assert!(scan(&bytes[..len], READABLE).is_err());
         }
 
         #[test]
@@ -374,8 +385,8 @@ mod tests {
             let (mut bytes, places) = journal(&[]);
             let from = places[0].end;
             bytes[from..from + tail.len()].copy_from_slice(&tail);
-            drop(scan(&bytes));
-            drop(scan(&tail));
+            drop(scan(&bytes, READABLE));
+            drop(scan(&tail, READABLE));
         }
     }
 
@@ -395,7 +406,7 @@ mod tests {
             for at in behind..end {
                 let mut bytes = whole.clone();
                 bytes[at] ^= 1 << (at % 8);
-                assert!(scan(&bytes).is_err(), "byte {at} of a frame at {header}");
+                assert!(scan(&bytes, READABLE).is_err(), "byte {at} of a frame at {header}");
             }
         }
         assert_eq!(padded, FRAME_HEADER_BYTES - 1);
@@ -404,12 +415,12 @@ mod tests {
     #[test]
     fn a_newer_version_is_named() {
         let (mut bytes, _) = journal(&[]);
-        bytes[11] = 3;
+        bytes[11] = 4;
         let crc = crc32fast::hash(&bytes[..12]).to_be_bytes();
         bytes[12..16].copy_from_slice(&crc);
         assert_eq!(
-            scan(&bytes).expect_err("refused").to_string(),
-            "the journal has format version 3, this build reads 1 to 2 at byte 8"
+            scan(&bytes, READABLE).expect_err("refused").to_string(),
+            "the journal has format version 4, this build reads 1 to 3 at byte 8"
         );
     }
 }

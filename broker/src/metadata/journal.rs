@@ -5,41 +5,31 @@
 //! Space is taken ahead, and the last of it is for the commands that free space, or that a start needs: topics can be
 //! deleted on a full disk.
 //!
-//! Owns: the file. Refuses: to cut anything but the torn frame of a command that was never acknowledged; everything
+//! Owns: what the file holds. Refuses: to cut anything but the torn frame of a command that was never acknowledged; everything
 //! else that is wrong with the file is named with its place, and the broker does not start.
-//! Read next: [`mod@super::format`], then [`super::state`].
+//! Read next: the file itself (`journal_file.rs`), [`mod@super::format`], then [`super::state`].
 
 use super::command::{Command, Snapshot};
-use super::format::{self, Damage, FILE_HEADER_BYTES, FrameKind, MAX_PAYLOAD_BYTES, STEP_BYTES, VERSION};
+use super::format::{self, Damage, FILE_HEADER_BYTES, OLDEST_VERSION, VERSION};
+use super::journal_file::{Bytes, JournalFile, unusable};
+pub use super::journal_file::{JOURNAL_FILE, RESERVE_BYTES};
 use super::state::{MetadataState, Refusal};
-use headwater_storage::files::{self, File, Files, OpenMode};
+use headwater_storage::files::Files;
 use prost::Message;
-use std::io::{self, ErrorKind, IoSlice};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The journal's name at the data root.
-pub const JOURNAL_FILE: &str = "headwater.metadata";
-/// Space that only urgent commands may take, in bytes: more than a thousand deletions.
-pub const RESERVE_BYTES: u64 = 128 << 10;
 /// Bytes of commands before a new snapshot is considered.
 const SNAPSHOT_AFTER_BYTES: u64 = 1 << 20;
 
 /// The open journal. Every method may block.
 #[derive(Debug)]
 pub struct Journal {
-    files: Arc<dyn Files>,
-    path: PathBuf,
-    file: Arc<dyn File>,
-    /// The file's format.
-    version: u32,
-    /// Where the next frame goes.
-    end: u64,
-    len: u64,
+    file: JournalFile,
     snapshot_bytes: u64,
-    /// Where `end` must be before a new snapshot is tried.
+    /// Where the file's end must be before a new snapshot is tried.
     snapshot_at: u64,
-    poisoned: Option<String>,
 }
 
 /// What opening the journal found.
@@ -138,53 +128,30 @@ impl Journal {
         cluster_id: &str,
         has_partitions: bool,
     ) -> Result<Opened, JournalError> {
-        let path = root.join(JOURNAL_FILE);
-        let io_error = |what| {
-            let path = path.clone();
-            move |error| JournalError::Io { path, what, error }
-        };
-        files::remove_if_exists(&*files, &aside(&path)).map_err(io_error("remove what was written aside for"))?;
-        if !files::exists(&*files, &path).map_err(io_error("look for"))? {
+        let Some(read) = Bytes::read(&*files, root)? else {
+            let path = root.join(JOURNAL_FILE);
             if has_partitions {
                 return Err(JournalError::Missing { path });
             }
             let state = MetadataState::new(cluster_id);
-            let journal = Journal::write_new(files, path, &state)?;
+            let payload = state.snapshot().encode_to_vec();
+            let file = JournalFile::create(files, path, VERSION, state.index(), &payload)?;
+            let snapshot_bytes = frame_bytes(&payload);
+            let journal = Journal { file, snapshot_bytes, snapshot_at: snapshot_at(snapshot_bytes) };
             return Ok(Opened { journal, state, commands: 0, torn_bytes: 0 });
-        }
-        let bytes = files::read(&*files, &path, u64::MAX).map_err(io_error("read"))?;
-        let scan = format::scan(&bytes).map_err(|damage| JournalError::Damaged { path: path.clone(), damage })?;
-        let (state, snapshot_bytes) = replay(&path, &scan.frames)?;
-        if state.cluster_id() != cluster_id {
-            let found = state.cluster_id().to_owned();
-            return Err(JournalError::OtherCluster { path, found, expected: cluster_id.to_owned() });
-        }
-        let file = files.open(&path, OpenMode::Write).map_err(io_error("open"))?;
-        if scan.torn_bytes > 0 {
-            let zeros = vec![0; scan.torn_bytes];
-            file.write_at(scan.end as u64, &[IoSlice::new(&zeros)]).map_err(io_error("cut a torn frame of"))?;
-        }
-        // What was read may be in memory only.
-        file.sync_all().map_err(io_error("sync"))?;
-        files.sync_dir(root).map_err(io_error("sync the folder of"))?;
-        let mut journal = Journal {
-            files,
-            file,
-            version: scan.version,
-            end: scan.end as u64,
-            len: bytes.len() as u64,
-            snapshot_bytes,
-            snapshot_at: snapshot_at(snapshot_bytes),
-            poisoned: None,
-            path,
         };
-        if journal.version < VERSION
+        let scan = read.scan(OLDEST_VERSION..=VERSION)?;
+        let (state, snapshot_bytes) = replay(read.path(), &scan.frames)?;
+        check_cluster(read.path(), state.cluster_id(), cluster_id)?;
+        let file = JournalFile::open(files, &read, &scan)?;
+        let mut journal = Journal { file, snapshot_bytes, snapshot_at: snapshot_at(snapshot_bytes) };
+        if journal.file.version() < VERSION
             && let Err(error) = journal.snapshot(&state)
         {
             tracing::warn!(%error, "the metadata journal keeps its old format for now");
         }
         // With a full disk the reserve stays as it is.
-        drop(journal.make_room(RESERVE_BYTES));
+        drop(journal.file.make_room(RESERVE_BYTES));
         Ok(Opened { journal, state, commands: scan.frames.len() - 1, torn_bytes: scan.torn_bytes })
     }
 
@@ -193,29 +160,12 @@ impl Journal {
     /// # Errors
     /// [`JournalError`]; the command is not kept.
     pub fn append(&mut self, index: u64, command: &Command, urgent: bool) -> Result<(), JournalError> {
-        if let Some(reason) = &self.poisoned {
-            return Err(JournalError::Poisoned { path: self.path.clone(), reason: reason.clone() });
-        }
-        let payload = command.encode_to_vec();
-        self.check_size(payload.len())?;
-        let end = usize::try_from(self.end).unwrap_or(usize::MAX);
-        let frame = format::frame(self.version, end, FrameKind::Command, index, &payload);
-        let needed = frame.len() as u64;
-        if let Err(error) = self.make_room(needed + RESERVE_BYTES) {
-            let fits = urgent && self.len - self.end >= needed;
-            if self.poisoned.is_some() || !fits {
-                return Err(error);
-            }
-        }
-        self.file.write_at(self.end, &[IoSlice::new(&frame)]).map_err(|error| self.poison("write", error))?;
-        self.file.sync_data().map_err(|error| self.poison("sync", error))?;
-        self.end += needed;
-        Ok(())
+        self.file.append(index, &command.encode_to_vec(), urgent)
     }
 
     /// Whether the commands have outgrown the snapshot.
     pub fn is_snapshot_due(&self) -> bool {
-        self.end >= self.snapshot_at && self.poisoned.is_none()
+        self.file.end() >= self.snapshot_at && !self.file.is_poisoned()
     }
 
     /// Replaces snapshot and commands by a snapshot of `state`, which must be what they lead to.
@@ -223,123 +173,53 @@ impl Journal {
     /// # Errors
     /// [`JournalError`]; the journal goes on as it was, and the next try comes after as many commands again.
     pub fn snapshot(&mut self, state: &MetadataState) -> Result<(), JournalError> {
-        match Journal::write_new(Arc::clone(&self.files), self.path.clone(), state) {
-            Ok(fresh) => {
-                *self = fresh;
-                Ok(())
-            }
-            Err(error) => {
-                self.snapshot_at = self.end + snapshot_at(self.snapshot_bytes);
-                if let JournalError::Io { what: SYNC_FOLDER, error, .. } = &error {
-                    // Nobody knows which of the two files a crash would leave.
-                    self.poisoned = Some(error.to_string());
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn write_new(files: Arc<dyn Files>, path: PathBuf, state: &MetadataState) -> Result<Journal, JournalError> {
-        let aside = aside(&path);
-        let written = Journal::write_aside(&*files, &path, &aside, state);
-        if written.is_err() {
-            // It is of no use, and the next start removes it if this cannot.
-            drop(files::remove_if_exists(&*files, &aside));
-        }
-        let (file, end, len) = written?;
-        let root = path.parent().unwrap_or(Path::new("."));
-        files.sync_dir(root).map_err(|error| JournalError::Io { path: path.clone(), what: SYNC_FOLDER, error })?;
-        let snapshot_bytes = end - FILE_HEADER_BYTES as u64;
-        let snapshot_at = snapshot_at(snapshot_bytes);
-        Ok(Journal { files, path, file, version: VERSION, end, len, snapshot_bytes, snapshot_at, poisoned: None })
-    }
-
-    /// Writes a journal that holds a snapshot alone, and gives it its name. The file, its end, its length.
-    fn write_aside(
-        files: &dyn Files,
-        path: &Path,
-        aside: &Path,
-        state: &MetadataState,
-    ) -> Result<(Arc<dyn File>, u64, u64), JournalError> {
-        let failed = |what| move |error| failure(aside, what, error);
         let payload = state.snapshot().encode_to_vec();
-        if payload.len() > MAX_PAYLOAD_BYTES {
-            return Err(JournalError::TooLarge { path: path.to_owned(), bytes: payload.len() });
+        let replaced = self.file.replace(VERSION, state.index(), &payload);
+        match replaced {
+            Ok(()) => {
+                self.snapshot_bytes = frame_bytes(&payload);
+                self.snapshot_at = snapshot_at(self.snapshot_bytes);
+            }
+            Err(_) => self.snapshot_at = self.file.end() + snapshot_at(self.snapshot_bytes),
         }
-        let frame = format::frame(VERSION, FILE_HEADER_BYTES, FrameKind::Snapshot, state.index(), &payload);
-        let header = format::file_header(VERSION);
-        let end = (header.len() + frame.len()) as u64;
-        let len = (end + RESERVE_BYTES).next_multiple_of(STEP_BYTES);
-        let file = files.open(aside, OpenMode::Create).map_err(failed("create"))?;
-        file.reserve(0, len).map_err(failed("take space for"))?;
-        file.write_at(0, &[IoSlice::new(&header), IoSlice::new(&frame)]).map_err(failed("write"))?;
-        file.sync_all().map_err(failed("sync"))?;
-        files.rename(aside, path).map_err(failed("rename"))?;
-        Ok((file, end, len))
-    }
-
-    /// Takes space until `bytes` fit behind the end. Space counts once the file's length is on stable storage.
-    fn make_room(&mut self, bytes: u64) -> Result<(), JournalError> {
-        let wanted = (self.end + bytes).next_multiple_of(STEP_BYTES);
-        if wanted <= self.len {
-            return Ok(());
-        }
-        let reserved = self.file.reserve(self.len, wanted - self.len);
-        reserved.map_err(|error| failure(&self.path, "take space for", error))?;
-        self.file.sync_all().map_err(|error| self.poison("sync", error))?;
-        self.len = wanted;
-        Ok(())
-    }
-
-    fn check_size(&self, bytes: usize) -> Result<(), JournalError> {
-        match bytes {
-            0..=MAX_PAYLOAD_BYTES => Ok(()),
-            _ => Err(JournalError::TooLarge { path: self.path.clone(), bytes }),
-        }
-    }
-
-    fn poison(&mut self, what: &'static str, error: io::Error) -> JournalError {
-        self.poisoned = Some(format!("cannot {what}: {error}"));
-        JournalError::Io { path: self.path.clone(), what, error }
+        replaced
     }
 }
 
-const SYNC_FOLDER: &str = "sync the folder of";
+/// Refuses the journal of another cluster.
+pub(super) fn check_cluster(path: &Path, found: &str, expected: &str) -> Result<(), JournalError> {
+    if found == expected {
+        return Ok(());
+    }
+    Err(JournalError::OtherCluster { path: path.to_owned(), found: found.to_owned(), expected: expected.to_owned() })
+}
 
-fn replay(path: &Path, frames: &[format::Frame<'_>]) -> Result<(MetadataState, u64), JournalError> {
-    let unusable = |position, why: String| JournalError::Unusable { path: path.to_owned(), position, why };
+/// The state that the frames of a one-broker journal lead to, and the bytes of the snapshot that they begin with.
+pub(super) fn replay(path: &Path, frames: &[format::Frame<'_>]) -> Result<(MetadataState, u64), JournalError> {
     let Some((first, commands)) = frames.split_first() else {
-        return Err(unusable(FILE_HEADER_BYTES, "there is no snapshot".to_owned()));
+        let why = "there is no snapshot".to_owned();
+        return Err(JournalError::Unusable { path: path.to_owned(), position: FILE_HEADER_BYTES, why });
     };
-    let at = first.position;
-    let snapshot = Snapshot::decode(first.payload).map_err(|error| unusable(at, error.to_string()))?;
+    let snapshot = Snapshot::decode(first.payload).map_err(|error| unusable(path, first, error))?;
     if snapshot.index != first.index {
-        return Err(unusable(at, format!("the snapshot is of index {}, its frame of {}", snapshot.index, first.index)));
+        let why = format!("the snapshot is of index {}, its frame of {}", snapshot.index, first.index);
+        return Err(unusable(path, first, why));
     }
-    let mut state = MetadataState::from_snapshot(snapshot).map_err(|error| unusable(at, error.to_string()))?;
+    let mut state = MetadataState::from_snapshot(snapshot).map_err(|error| unusable(path, first, error))?;
     for frame in commands {
-        let command = Command::decode(frame.payload).map_err(|error| unusable(frame.position, error.to_string()))?;
+        let command = Command::decode(frame.payload).map_err(|error| unusable(path, frame, error))?;
         let applied = state.apply(frame.index, &command);
-        applied.map_err(|refusal: Refusal| unusable(frame.position, refusal.to_string()))?;
+        applied.map_err(|refusal: Refusal| unusable(path, frame, refusal))?;
     }
-    Ok((state, (first.payload.len() + format::FRAME_OVERHEAD_BYTES) as u64))
+    Ok((state, frame_bytes(first.payload)))
+}
+
+fn frame_bytes(payload: &[u8]) -> u64 {
+    (payload.len() + format::FRAME_OVERHEAD_BYTES) as u64
 }
 
 fn snapshot_at(snapshot_bytes: u64) -> u64 {
     FILE_HEADER_BYTES as u64 + snapshot_bytes + SNAPSHOT_AFTER_BYTES.max(snapshot_bytes)
-}
-
-fn aside(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    name.into()
-}
-
-fn failure(path: &Path, what: &'static str, error: io::Error) -> JournalError {
-    match error.kind() {
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => JournalError::Full { path: path.to_owned() },
-        _ => JournalError::Io { path: path.to_owned(), what, error },
-    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,12 @@
 use super::super::command::{self, command::Command as Kind};
+use super::super::format::{FrameKind, STEP_BYTES};
+use super::super::journal_file::aside;
 use super::*;
 use headwater_proto::TopicId;
 use headwater_storage::OsFiles;
+use headwater_storage::files::{self, OpenMode};
 use headwater_storage::sim::{Fault, Operation, SimFiles};
+use std::io::IoSlice;
 use tempfile::TempDir;
 
 fn files() -> Arc<dyn Files> {
