@@ -85,3 +85,26 @@ async fn a_start_that_fails_lets_go_of_its_folder() {
     }
     start_on(dir.path(), &files, &[]).await.shutdown().await;
 }
+
+/// The task of every partition had a way to itself, waited for whoever had one too, and kept its log open, for as long as the process
+/// lived: a log that somebody else may have opened meanwhile.
+#[tokio::test]
+async fn a_broker_that_is_dropped_lets_go_of_its_logs() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(3);
+    let broker = start_on(dir.path(), &files, &[]).await;
+    let client = Client::connect(&broker).await;
+    // It would be flushed an hour later.
+    let config = [("durability", "replicated"), ("flush.ms", "3600000")];
+    let topic = client.create_topic("t", 3, &config).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    produce.request(&batch(&[b"x"])).await;
+    assert_eq!(produce.answer().await.error, None);
+    drop(broker);
+    within("everything to be let go of", async {
+        while Arc::strong_count(&files) > 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}

@@ -81,6 +81,8 @@ pub struct PartitionStatus {
 #[derive(Clone)]
 pub struct PartitionHandle {
     shared: Arc<PartitionShared>,
+    /// Only handles have it: without any the task ends.
+    mailbox: mpsc::UnboundedSender<Message>,
 }
 
 struct PartitionShared {
@@ -92,7 +94,6 @@ struct PartitionShared {
     watermarks: watch::Sender<Watermarks>,
     /// `None` where the log could not be opened.
     reader: Option<LogReader>,
-    mailbox: mpsc::UnboundedSender<Message>,
     /// Bytes that may wait in the mailbox and behind it.
     admission: Arc<Semaphore>,
     admission_bytes: u32,
@@ -175,7 +176,6 @@ impl PartitionHandle {
             config: ArcSwap::new(Arc::clone(&assigned.config)),
             watermarks: watch::Sender::new(Watermarks { offsets, ended: ended.clone() }),
             reader,
-            mailbox,
             admission: Arc::new(Semaphore::new(context.append_queue_bytes as usize)),
             admission_bytes: context.append_queue_bytes,
             work_admission: Arc::new(Semaphore::new(MAX_WAITING_WORK)),
@@ -183,7 +183,7 @@ impl PartitionHandle {
             compacting: tokio::sync::Mutex::default(),
         });
         task::spawn(Arc::clone(&shared), state, log, ended, messages, context);
-        PartitionHandle { shared }
+        PartitionHandle { shared, mailbox }
     }
 
     /// The topic's name.
@@ -411,7 +411,7 @@ impl PartitionHandle {
     }
 
     fn send(&self, message: Message) -> Result<(), PartitionError> {
-        self.shared.mailbox.send(message).map_err(|_| self.why_ended())
+        self.mailbox.send(message).map_err(|_| self.why_ended())
     }
 
     fn check_served(&self) -> Result<(), PartitionError> {

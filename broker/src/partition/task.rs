@@ -108,7 +108,7 @@ impl Task {
                         }
                     }
                     // Every handle is gone: nobody can ask for anything any more, and nobody closed the log.
-                    None => return,
+                    None => return self.log.take().map_or((), |log| self.let_go(log)),
                 },
                 () = async { match flush_at { Some(sleep) => sleep.await, None => std::future::pending().await } } => {}
             }
