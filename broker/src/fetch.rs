@@ -29,6 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 
 /// Largest header of a credit frame, in bytes.
 const MAX_HEADER_BYTES: usize = 1 << 10;
@@ -266,6 +267,21 @@ fn check_position(reader: &LogReader, partition: &PartitionHandle, open: &OpenFe
     Ok(())
 }
 
+/// Writes data that the reader granted credit for. Whoever grants it has the memory, and takes the bytes in whatever else it does: one
+/// that takes none of them for as long as `patience` is not waited for.
+async fn write_all(
+    send: &mut quinn::SendStream,
+    mut frame: &mut [Bytes],
+    patience: Duration,
+) -> Result<(), StreamError> {
+    while !frame.is_empty() {
+        let written = timeout(patience, send.write_chunks(frame)).await;
+        let written = written.map_err(|_| StreamError::Unread("data within the credit"))??;
+        frame = frame.get_mut(written.chunks..).unwrap_or_default();
+    }
+    Ok(())
+}
+
 fn prioritise(send: &quinn::SendStream, precedence: Precedence) {
     // An error means that the stream is gone, which the next write says.
     drop(send.set_priority(precedence.priority()));
@@ -395,7 +411,7 @@ impl Sending<'_> {
         self.handed.add(length);
         let payload = Bytes::from_owner(OnItsWay { bytes, account: Arc::clone(&self.handed) });
         let mut frame = [frame::encode(&header, payload.len()), payload];
-        send.write_all_chunks(&mut frame).await.map_err(StreamError::from)?;
+        write_all(send, &mut frame, self.session.patience()).await?;
         metrics.bytes_out.increment(length);
         metrics.records_out.increment(u64::try_from(next_offset - self.sent_to).unwrap_or(0));
         self.sent_to = self.sent_to.max(next_offset);

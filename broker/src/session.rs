@@ -66,7 +66,7 @@ impl Session {
         self.credit.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long the client may leave unread what is written to it, data that it granted credit for excepted.
+    /// How long the client may leave unread what is written to it.
     pub(crate) fn patience(&self) -> Duration {
         patience(&self.shared)
     }

@@ -726,6 +726,31 @@ async fn an_answer_that_is_not_read_is_given_up() {
     broker.shutdown().await;
 }
 
+/// Credit without a limit in time kept the stream, its segments' maps and its half-sent frame for as long as the connection lived.
+#[tokio::test]
+async fn data_that_was_asked_for_and_is_not_read_is_given_up() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start_with(dir.path(), &["frame.timeout.ms=300"]).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    for _ in 0..4 {
+        produce.request(&batch(&[&vec![b'x'; 100_000]])).await;
+        assert_eq!(produce.answer().await.error, None);
+    }
+    // Neither has room for what it grants credit for. Whoever reads, as slowly as its window is small, reads all of it.
+    let narrow = Client::connect_with_window(&broker, 10_000).await;
+    narrow.greet().await;
+    let mut deaf = narrow.open(wire::open::Stream::Fetch(open_fetch(&topic, 0, 0))).await;
+    let hears = async { narrow.fetch(open_fetch(&topic, 0, 0)).await.0.read_to(4).await.len() };
+    let (reset, read) = tokio::join!(within("the broker to give up", deaf.recv.received_reset()), hears);
+    assert_eq!(reset.unwrap(), Some(quinn::VarInt::from(headwater_proto::ResetCode::Deadline.number())));
+    assert_eq!(read, 4);
+    // The connection goes on.
+    assert_eq!(narrow.fetch(open_fetch(&topic, 0, 0)).await.0.read_to(4).await.len(), 4);
+    broker.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_second_broker_is_kept_out_of_the_folder() {
     let dir = tempfile::tempdir().unwrap();
