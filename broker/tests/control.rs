@@ -456,6 +456,8 @@ async fn a_silent_member_is_out_and_a_killed_static_one_is_replaced() {
     assert_eq!(code, ErrorCode::FencedMemberEpoch);
     assert!(why.contains("session timeout"), "{why}");
     assert_eq!(silent.hear().await, None, "the stream ends");
+    let late = commit(&client, "g", Some(&silent), vec![entry("t", 0, 1)]).await;
+    assert_eq!((late, committed(&client, "g").await), (Err(ErrorCode::UnknownMember), Vec::new()));
 
     let mut first = Member::open(&client, open("first", "i", 60_000)).await;
     let had = first.take_until(|partitions| partitions.len() == 2).await;
@@ -466,6 +468,10 @@ async fn a_silent_member_is_out_and_a_killed_static_one_is_replaced() {
     assert_eq!(second.epoch, epoch, "for nobody else anything changed");
     let (code, why) = first.error().await;
     assert_eq!(code, ErrorCode::FencedInstanceId, "{why}");
+    // Its epoch is the one that counts, and yet it is not the member that it was.
+    let late = commit(&client, "g", Some(&first), vec![entry("t", 0, 1)]).await;
+    assert_eq!((late, committed(&client, "g").await), (Err(ErrorCode::UnknownMember), Vec::new()));
+    assert_eq!(commit(&client, "g", Some(&second), vec![entry("t", 0, 2)]).await, Ok(vec![0]));
 
     // While the holder reports, another one is refused.
     let mut third = Member::open(&client, open("third", "i", 60_000)).await;
