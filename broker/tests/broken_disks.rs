@@ -523,3 +523,51 @@ async fn groups_that_cannot_be_read_hide_no_others() {
     assert_eq!((lag("a").await, lag("b").await), (0.0, 1.0));
     assert!(!broker.shutdown().await);
 }
+
+/// One flush for whatever came during the one before it, whoever sent it: a flush for each batch would be forty-one.
+#[tokio::test]
+async fn what_arrives_during_a_flush_is_written_and_flushed_at_once() {
+    const LOG: &str = "t-0/00000000000000000000.log";
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(12);
+    let broker = start_on(dir.path(), &files, &[]).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    let held = files.hold(Fault::new(Operation::Sync).on(LOG).times(1));
+    // The first batch, all that came meanwhile, and once more whatever the broker did not see in time.
+    files.fail(Fault::new(Operation::Sync).on(LOG).after(3));
+    files.fail(Fault::new(Operation::Write).on(LOG).after(3));
+    let (mut first, _) = client.produce(open_produce(&topic, 0)).await;
+    first.request(&batch(&[b"first"])).await;
+    within("the first flush", async {
+        while held.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let mut others = Vec::new();
+    for _ in 0..2 {
+        let another = Client::connect(&broker).await;
+        for _ in 0..2 {
+            let (mut produce, _) = another.produce(open_produce(&topic, 0)).await;
+            for _ in 0..10 {
+                produce.request(&batch(&[b"x"])).await;
+            }
+            others.push(produce);
+        }
+        // What was sent before this call was taken in before it is answered.
+        another.call(Request::Metadata(wire::Metadata::default())).await;
+    }
+    drop(held);
+    assert_eq!(first.answer().await.durability(), Durability::Flushed);
+    for produce in &mut others {
+        for _ in 0..10 {
+            let done = produce.answer().await;
+            assert_eq!((done.error.clone(), done.durability()), (None, Durability::Flushed));
+        }
+    }
+    let (mut fetch, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    assert_eq!(fetch.read_to(41).await.len(), 41);
+    files.heal();
+    assert!(broker.shutdown().await);
+}
