@@ -8,9 +8,9 @@ use headwater_proto::ErrorCode;
 use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, Acks, Durability};
-use headwater_storage::sim::{Fault, Operation, SimFiles};
+use headwater_storage::sim::{Fault, Held, Operation, SimFiles};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 
 async fn start_on(dir: &Path, files: &Arc<SimFiles>, pairs: &[&str]) -> Broker {
     let mut config = config(dir);
@@ -569,5 +569,65 @@ async fn what_arrives_during_a_flush_is_written_and_flushed_at_once() {
     let (mut fetch, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
     assert_eq!(fetch.read_to(41).await.len(), 41);
     files.heal();
+    assert!(broker.shutdown().await);
+}
+
+/// Lets go of what is held when it is told to, or when the thread that should tell hangs itself. True: it was told.
+fn let_go_later(held: Held) -> (mpsc::Sender<()>, std::thread::JoinHandle<bool>) {
+    let (tell, told) = mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let in_time = told.recv_timeout(DEADLINE).is_ok();
+        drop(held);
+        in_time
+    });
+    (tell, thread)
+}
+
+/// Broker and client share the one thread of this test: if it read what is not in memory, nothing here would go on.
+#[tokio::test]
+async fn what_is_not_in_memory_is_read_by_other_threads_than_those_that_serve() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(13);
+    let broker = start_on(dir.path(), &files, &[]).await;
+    let client = Client::connect(&broker).await;
+    let (cold, warm) = (client.create_topic("cold", 1, &[]).await, client.create_topic("warm", 1, &[]).await);
+    let value = vec![b'x'; 100_000];
+    for topic in [&cold, &warm] {
+        for _ in 0..10 {
+            assert_eq!(produced(&client, topic, &value).await.error, None);
+        }
+    }
+    let cold_reads = async || sample(&broker, "headwater_fetch_cold_reads_total").await;
+    assert_eq!(client.fetch(open_fetch(&cold, 0, 0)).await.0.read_to(10).await.len(), 10);
+    // One reader is within the log, and another one has to find its place.
+    let (mut within_the_log, _) = client.fetch(wire::OpenFetch { credit_bytes: 1000, ..open_fetch(&cold, 0, 0) }).await;
+    let begun = within_the_log.data().await.1;
+    assert_eq!((begun.len(), cold_reads().await), (1000, 0.0), "what was written just now is in memory");
+
+    files.evict(&dir.path().join("cold-0/00000000000000000000.log")).unwrap();
+    let held = files.hold(Fault::new(Operation::Read).on("cold-0/00000000000000000000.log"));
+    let (let_go, thread) = let_go_later(held);
+    within_the_log.grant(1 << 20).await;
+    let (mut reader, opened) = client.fetch(open_fetch(&cold, 0, 0)).await;
+    assert_eq!((opened.error, opened.high_watermark), (None, 10));
+    for _ in 0..3 {
+        assert_eq!(produced(&client, &warm, b"x").await.durability(), Durability::Flushed);
+        assert_eq!(produced(&client, &cold, b"x").await.durability(), Durability::Flushed);
+        assert!(client.fetch(open_fetch(&warm, 0, 0)).await.0.read_to(11).await.len() >= 11);
+    }
+    assert_eq!(cold_reads().await, 0.0, "it waits for the disk");
+    let_go.send(()).unwrap();
+    assert!(thread.join().unwrap(), "this thread waited for the disk");
+    let mut bytes = bytes::BytesMut::from(&begun[..]);
+    while bytes.len() < 10 * value.len() {
+        bytes.extend_from_slice(&within_the_log.data().await.1);
+    }
+    assert!(values(&bytes.freeze()).iter().take(10).all(|(_, read)| *read == value));
+    assert_eq!(reader.read_to(13).await.len(), 13);
+    let read = cold_reads().await;
+    assert!((1.0..=10.0).contains(&read), "{read}");
+    assert_eq!(sample(&broker, "headwater_fetch_cold_read_seconds_count").await, read);
+    assert_eq!(client.fetch(open_fetch(&cold, 0, 0)).await.0.read_to(13).await.len(), 13);
+    assert_eq!(cold_reads().await, read, "now it is in memory");
     assert!(broker.shutdown().await);
 }

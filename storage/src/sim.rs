@@ -285,6 +285,13 @@ impl SimFiles {
         Held { gate }
     }
 
+    /// Takes the pages of a file out of memory: what is not read again, or written, is not resident.
+    pub fn evict(&self, path: &Path) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        let number = state.find(path)?;
+        state.file(number).map(FileNode::evict)
+    }
+
     /// No operation fails any more.
     pub fn heal(&self) {
         lock(&self.state).faults.clear();
@@ -499,7 +506,7 @@ impl File for SimFile {
         let mut state = lock(&self.state);
         state.check_power()?;
         state.check_faults(Operation::Read, &self.path)?;
-        Ok(state.file(self.number)?.cached.read(buffer, offset))
+        Ok(state.file(self.number)?.read(buffer, offset))
     }
 
     fn write_at(&self, offset: u64, parts: &[IoSlice<'_>]) -> io::Result<()> {
@@ -578,8 +585,8 @@ impl File for SimFile {
         Ok(state.file(self.number)?.cached.len)
     }
 
-    fn is_resident(&self, _offset: u64, _len: u64) -> Option<bool> {
-        Some(true)
+    fn is_resident(&self, offset: u64, len: u64) -> Option<bool> {
+        Some(lock(&self.state).file(self.number).ok()?.is_resident(offset, usize::try_from(len).ok()?))
     }
 
     fn map(self: Arc<Self>, path: &Path, len: u64) -> io::Result<Arc<Map>> {

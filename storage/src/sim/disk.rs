@@ -104,6 +104,8 @@ pub(super) struct FileNode {
     lens: Vec<u64>,
     /// Pages that have space behind them.
     allocated: BTreeSet<u64>,
+    /// Pages that are not in memory.
+    evicted: BTreeSet<u64>,
     pub(super) modified_ms: i64,
     pub(super) handles: usize,
     pub(super) maps: Vec<Weak<Map>>,
@@ -133,8 +135,25 @@ impl FileNode {
         count
     }
 
+    pub(super) fn evict(&mut self) {
+        self.evicted = self.cached.pages.keys().copied().collect();
+    }
+
+    pub(super) fn is_resident(&self, offset: u64, count: usize) -> bool {
+        self.evicted.is_empty() || !pages_of(offset, count).any(|(page, ..)| self.evicted.contains(&page))
+    }
+
+    /// What is read is in memory then.
+    pub(super) fn read(&mut self, buffer: &mut [u8], offset: u64) -> usize {
+        for (page, ..) in pages_of(offset, if self.evicted.is_empty() { 0 } else { buffer.len() }) {
+            self.evicted.remove(&page);
+        }
+        self.cached.read(buffer, offset)
+    }
+
     pub(super) fn write(&mut self, offset: u64, bytes: &[u8]) {
         for (page, within, range) in pages_of(offset, bytes.len()) {
+            self.evicted.remove(&page);
             let part = &bytes[range];
             let cached = self.cached.pages.entry(page).or_insert_with(|| Arc::new([0; PAGE_BYTES]));
             Arc::make_mut(cached)[within..within + part.len()].copy_from_slice(part);

@@ -277,3 +277,19 @@ fn what_is_held_waits_and_nothing_else_does() {
     });
     slow.sync_data().unwrap();
 }
+
+#[test]
+fn what_is_evicted_is_resident_again_once_it_was_read_or_written() {
+    let files = SimFiles::new(1);
+    let path = Path::new("/file");
+    let file = files.open(path, OpenMode::CreateNew).unwrap();
+    file.write_at(0, &[IoSlice::new(&[1; 20_000])]).unwrap();
+    assert_eq!(file.is_resident(0, 20_000), Some(true));
+    files.evict(path).unwrap();
+    assert_eq!((file.is_resident(0, 1), file.is_resident(19_999, 1)), (Some(false), Some(false)));
+    let mut buffer = [0; 4096];
+    assert_eq!(file.read_at(&mut buffer, 4000).unwrap(), 4096);
+    assert_eq!((file.is_resident(0, 8192), file.is_resident(0, 8193)), (Some(true), Some(false)));
+    file.write_at(8192, &[IoSlice::new(b"x")]).unwrap();
+    assert_eq!((file.is_resident(0, 12_288), file.is_resident(0, 12_289)), (Some(true), Some(false)));
+}
