@@ -1,0 +1,142 @@
+//! As many partitions as one broker has to hold, on few open files and maps and on little memory. Alone in its process, whose limit on
+//! open files it sets, and whose memory it looks at.
+
+mod harness;
+
+use bytes::Bytes;
+use harness::*;
+use headwater_broker::{Broker, StartError};
+use headwater_proto::wire::{self, Durability};
+use headwater_storage::DataDirError;
+use rustix::process::{Resource, Rlimit, setrlimit};
+use std::path::Path;
+
+const TOPICS: usize = 10;
+const PARTITIONS: u32 = 1000;
+/// Of each topic's partitions, one of so many is written to.
+const WRITTEN_EACH: usize = 100;
+
+const OPEN_FILES: u64 = 1024;
+/// Of these a broker gives a quarter to segments, each of which has one file and one map.
+const OPEN_SEGMENTS: usize = OPEN_FILES as usize / 4;
+/// Files and maps of everything else.
+const OTHERS: usize = 100;
+/// An idle partition: 14 KB were measured, without optimisation.
+const PARTITION_BYTES: usize = 24 << 10;
+
+/// What the process has of the operating system.
+struct Usage {
+    files: usize,
+    maps: usize,
+    bytes: usize,
+}
+
+fn usage() -> Usage {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let kilobytes = status.lines().find_map(|line| line.strip_prefix("RssAnon:")?.split_whitespace().next());
+    Usage {
+        files: std::fs::read_dir("/proc/self/fd").unwrap().count(),
+        maps: std::fs::read_to_string("/proc/self/maps").unwrap().lines().count(),
+        bytes: kilobytes.unwrap().parse::<usize>().unwrap() << 10,
+    }
+}
+
+fn partitions() -> impl Iterator<Item = u32> {
+    (0..PARTITIONS).step_by(WRITTEN_EACH)
+}
+
+async fn write(client: &Client, topic: &Bytes, partition: u32) -> i64 {
+    let (mut produce, opened) = client.produce(open_produce(topic, partition)).await;
+    assert_eq!(opened.error, None);
+    let value = format!("of partition {partition}");
+    produce.request_as(wire::ProduceRequest { request_id: 1, partition }, &batch(&[value.as_bytes()])).await;
+    let answer = produce.answer().await;
+    assert_eq!((answer.error.clone(), answer.durability()), (None, Durability::Flushed));
+    answer.batches[0].base_offset
+}
+
+async fn check_all(broker: &Broker, topics: &[Bytes], records: i64) {
+    let all = (TOPICS * PARTITIONS as usize) as f64;
+    // And those of the offsets topic.
+    assert!(sample(broker, "headwater_partitions").await > all);
+    assert_eq!(sample(broker, "headwater_partitions_fenced").await, 0.0);
+    let client = Client::connect(broker).await;
+    for topic in topics {
+        for partition in partitions() {
+            let (mut fetch, opened) = client.fetch(open_fetch(topic, partition, 0)).await;
+            assert_eq!((opened.error, opened.high_watermark), (None, records));
+            for (_, value) in fetch.read_to(records).await {
+                assert_eq!(value, format!("of partition {partition}"));
+            }
+        }
+        let (_, opened) = client.fetch(open_fetch(topic, 1, 0)).await;
+        assert_eq!((opened.error, opened.high_watermark), (None, 0));
+    }
+}
+
+/// Starts a broker as soon as the one that crashed has let go of the folder.
+async fn start_again(dir: &Path) -> Broker {
+    within("another start", async {
+        loop {
+            match Broker::start(config(dir)).await {
+                Ok(broker) => return broker,
+                Err(StartError::DataDir(DataDirError::Locked(_))) => tokio::task::yield_now().await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    })
+    .await
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn ten_thousand_partitions_fit() {
+    setrlimit(Resource::Nofile, Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) }).unwrap();
+    // Not the disk is tried here: a hundred thousand small files are its matter, and to remove them may take minutes.
+    let memory = Path::new("/dev/shm");
+    let dir = tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir()).unwrap();
+    let broker = start(dir.path()).await;
+    let before = usage();
+    let bounded = |what: &str, brokers: usize| {
+        let now = usage();
+        let partitions = brokers * TOPICS * PARTITIONS as usize;
+        assert!(now.files <= OPEN_SEGMENTS + OTHERS, "{what}: {} open files", now.files);
+        assert!(now.maps <= before.maps + OPEN_SEGMENTS + OTHERS, "{what}: {} maps", now.maps);
+        let each = now.bytes.saturating_sub(before.bytes) / partitions;
+        assert!(each <= PARTITION_BYTES, "{what}: {each} bytes for each partition");
+    };
+
+    let client = Client::connect(&broker).await;
+    let mut topics = Vec::new();
+    for number in 0..TOPICS {
+        topics.push(client.create_topic(&format!("t{number}"), PARTITIONS, &[]).await);
+    }
+    bounded("made", 1);
+    for topic in &topics {
+        for partition in partitions() {
+            assert_eq!(write(&client, topic, partition).await, 0);
+        }
+    }
+    check_all(&broker, &topics, 1).await;
+    bounded("written to", 1);
+    drop(client);
+    assert!(broker.shutdown().await);
+
+    let broker = start(dir.path()).await;
+    check_all(&broker, &topics, 1).await;
+    bounded("started again", 1);
+    let client = Client::connect(&broker).await;
+    for topic in &topics {
+        for partition in partitions() {
+            assert_eq!(write(&client, topic, partition).await, 1);
+        }
+    }
+    drop(client);
+    drop(broker);
+
+    let broker = start_again(dir.path()).await;
+    check_all(&broker, &topics, 2).await;
+    // What the one before it had is let go of bit by bit, and reused.
+    bounded("recovered", 2);
+    assert!(broker.shutdown().await);
+}
