@@ -450,7 +450,11 @@ impl Consumer {
     }
 
     /// Commits what was delivered (where commits are automatic), leaves the group, ends. A static member's partitions wait
-    /// for its return within the session timeout.
+    /// for its return within the session timeout. Where the coordinator is away, the commit is given up after
+    /// [`crate::ClientConfig::request_timeout`] and leaving after 5 s.
+    ///
+    /// A callback ([`ConsumerBuilder::on_rebalance`]) that is running is waited for. So this must not be called in one;
+    /// there the consumer can be dropped.
     ///
     /// # Errors
     /// When the commit fails; the group is left all the same.

@@ -397,7 +397,7 @@ async fn closing_or_dropping_while_a_partition_is_taken_away_waits_for_nobody_an
 
 #[tokio::test]
 async fn a_rebalance_goes_on_while_the_coordinator_is_away() {
-    let mut peer = Peer::start(1).await;
+    let mut peer = Peer::start(2).await;
     let (events, note) = listener();
     let builder = |b: ConsumerBuilder| b.auto_commit(None).on_rebalance(told(note));
     let mut consumer = member_of_billing(&peer, builder).await;
@@ -407,24 +407,60 @@ async fn a_rebalance_goes_on_while_the_coordinator_is_away() {
     owns(&mut member, &[0]).await;
     stream.data(2, 1000, &batch(0, &[b"a", b"b"])).await;
     assert_eq!(next_offset(&mut consumer).await, 0);
-    assign(&mut member, 2, &[]).await;
+    // Partition 1 is taken on only when 0 was let go of.
+    assign(&mut member, 2, &[1]).await;
     assert_eq!(owns(&mut member, &[0]).await.member_epoch, 2, "record 0 is in hand");
     peer.set_deaf(true);
     peer.drop_connections();
     // One for the fetch stream, one for the membership.
     peer.knocked(2).await;
     assert!(consumer.next().now_or_never().is_none());
-    within("letting go", async {
-        while !consumer.assignment().is_empty() {
+    let rebalanced = ["assigned 1", "revoked 1", "assigned 1"];
+    within("letting go and taking on", async {
+        while *events.lock().unwrap() != rebalanced || !consumer.assignment().contains(&TopicPartition::new(TOPIC, 1)) {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    assert_eq!(*events.lock().unwrap(), ["assigned 1", "revoked 1"]);
+    assert_eq!(consumer.assignment().len(), 1);
     peer.set_deaf(false);
     let (mut member, join) = peer.member().await;
     assert_eq!(join.member_epoch, 2);
-    owns(&mut member, &[]).await;
+    owns(&mut member, &[1]).await;
+}
+
+#[tokio::test]
+async fn closing_while_a_revocation_s_callback_runs_says_goodbye_when_it_is_done_and_tells_once() {
+    let mut peer = Peer::start(1).await;
+    let (events, note) = listener();
+    let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (tell, wait) = (begun.clone(), go_on.clone());
+    let callback = move |event: Rebalance| {
+        let (tell, wait) = (tell.clone(), wait.clone());
+        note(&event);
+        async move {
+            if let Rebalance::Revoked(..) = event {
+                tell.notify_one();
+                wait.notified().await;
+            }
+        }
+    };
+    let consumer = member_of_billing(&peer, |b| b.on_rebalance(callback)).await;
+    let (mut member, _) = peer.member().await;
+    assign(&mut member, 1, &[0]).await;
+    owns(&mut member, &[0]).await;
+    assign(&mut member, 2, &[]).await;
+    within("the callback", begun.notified()).await;
+    let closing = tokio::spawn(consumer.close());
+    for _ in 0..3 {
+        let (heartbeat, _) = member.frame::<MemberHeartbeat>().await.expect("a heartbeat");
+        assert!(!heartbeat.leave && heartbeat.owned == partitions(&[0]), "it is not let go of yet: {heartbeat:?}");
+    }
+    go_on.notify_one();
+    assert!(goodbye(&mut member).await.owned.is_empty());
+    member.send(&MemberUpdate { left: true, ..MemberUpdate::default() }, &[]).await;
+    within("close", closing).await.unwrap().unwrap();
+    assert_eq!(*events.lock().unwrap(), ["assigned 1", "revoked 1"]);
 }
 
 #[tokio::test]
