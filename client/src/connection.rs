@@ -1,7 +1,7 @@
 //! Connections to brokers: one for control, and as many for data as streams and credit need.
 //!
 //! Owns: connecting (brokers that were named or heard of, deadlines, backoff), hello, the limits that hello states, calls.
-//! Refuses: what calls and streams carry. Read next: [`crate::metadata`], then `producer` and `consumer`.
+//! Refuses: what calls and streams carry, and the handshake (see [`crate::reach`]). Read next: [`crate::metadata`], then `producer` and `consumer`.
 //!
 //! What must always hold, for a data connection: its long streams are at most as many as hello allows, and the fetch
 //! credit its streams have outstanding is at most what hello allows and below the receive window.
@@ -10,19 +10,19 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
-use futures::stream::FuturesUnordered;
-use futures::{FutureExt, StreamExt};
 use headwater_proto::limits::PROTOCOL_VERSION;
 use headwater_proto::wire::{self, call, call_response::Response, open};
 use headwater_proto::{ErrorCode, ResetCode};
-use quinn::{ConnectionError, RecvStream, SendStream, VarInt};
+use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
 
 use crate::config::{ClientConfig, host_of};
 use crate::error::Error;
 use crate::quic;
+use crate::reach::{no_answer, reach, sum_up};
 use crate::retry::{Backoff, Deadline};
 use crate::stream::{FrameReader, write_message};
 
@@ -424,31 +424,11 @@ impl Connections {
         address: &str,
         deadline: Deadline,
     ) -> Result<Arc<Link>, Error> {
-        let failed = |reason: String| Error::Connect { address: address.into(), reason };
-        let no_answer = || no_answer(address, deadline);
         let name = match &self.config.server_name {
             Some(name) => name,
             None => host_of(address)?,
         };
-        let found = timeout_at(deadline.at, tokio::net::lookup_host(address)).await.map_err(|_| no_answer())?;
-        let attempts = found.map_err(|e| failed(e.to_string()))?.map(|to| {
-            let attempt = self.endpoint.connect_with(self.tls.clone(), to, name);
-            async move {
-                let connecting = attempt.map_err(|e| Some(failed(e.to_string())))?;
-                connecting.await.map_err(|error| match &error {
-                    ConnectionError::TimedOut => None,
-                    error if tls_failed(error) => {
-                        Some(Error::Untrusted { address: address.into(), reason: error.to_string() })
-                    }
-                    error => Some(failed(error.to_string())),
-                })
-            }
-        });
-        let attempts: Vec<_> = attempts.collect();
-        if attempts.is_empty() {
-            return Err(failed("the name has no address".into()));
-        }
-        let connection = first_of(attempts, deadline).await.map_err(|told| told.unwrap_or_else(no_answer))?;
+        let connection = reach(&self.endpoint, &self.tls, name, address, deadline).await?;
         self.hello(connection, role, address, deadline).await
     }
 
@@ -525,68 +505,6 @@ impl Connections {
     }
 }
 
-fn no_answer(address: &str, deadline: Deadline) -> Error {
-    Error::Connect { address: address.into(), reason: format!("no answer within {:?}", deadline.after) }
-}
-
-/// The first of `attempts` to succeed.
-///
-/// # Errors
-/// When all failed, or the time is up: the most telling of what they said. `None`: they were silent.
-async fn first_of<T>(
-    attempts: impl IntoIterator<Item = impl Future<Output = Result<T, Option<Error>>>>,
-    deadline: Deadline,
-) -> Result<T, Option<Error>> {
-    let mut attempts: FuturesUnordered<_> = attempts.into_iter().collect();
-    let mut told = Vec::new();
-    // One that is silent must not hide what another one said.
-    while let Ok(Some(outcome)) = timeout_at(deadline.at, attempts.next()).await {
-        match outcome {
-            Ok(done) => return Ok(done),
-            Err(error) => told.extend(error),
-        }
-    }
-    Err(most_telling(told))
-}
-
-/// A certificate that is not trusted says more than a refusal, and that more than nobody there.
-fn most_telling(errors: impl IntoIterator<Item = Error>) -> Option<Error> {
-    errors.into_iter().max_by_key(|error| match error {
-        Error::Untrusted { .. } => 3,
-        Error::Config(_) | Error::Refused(_) | Error::Protocol(_) | Error::Closed => 2,
-        Error::ConnectionLost { .. } | Error::Connect { .. } => 1,
-        Error::TimedOut { .. } => 0,
-    })
-}
-
-/// One error for what became of the attempts to reach several addresses.
-fn sum_up(mut failures: Vec<(&str, Error)>) -> Error {
-    let passing = failures.iter().filter(|(_, error)| error.retryable()).count();
-    if passing > 0 && failures.len() > 1 {
-        // Sorted: whoever reads only the beginning reads what says most.
-        failures.sort_by_key(|(_, error)| error.retryable());
-        let reason = |(address, error): &(&str, Error)| match error {
-            Error::Connect { reason, .. } => format!("{address}: {reason}"),
-            Error::Untrusted { reason, .. } => format!("{address}: no secure connection: {reason}"),
-            error => format!("{address}: {error}"),
-        };
-        let reasons: Vec<String> = failures.iter().map(reason).collect();
-        let addresses: Vec<&str> = failures.iter().map(|(address, _)| *address).collect();
-        return Error::Connect { address: addresses.join(", "), reason: reasons.join("; ") };
-    }
-    most_telling(failures.into_iter().map(|(_, error)| error)).unwrap_or(Error::Closed)
-}
-
-/// Whether TLS, here or there, ended the handshake (QUIC carries its alerts as errors 0x100 to 0x1ff).
-fn tls_failed(error: &ConnectionError) -> bool {
-    let code = match error {
-        ConnectionError::TransportError(error) => error.code,
-        ConnectionError::ConnectionClosed(close) => close.error_code,
-        _ => return false,
-    };
-    (0x100..0x200).contains(&u64::from(code))
-}
-
 /// Whether asking twice gives what asking once gives. Where it does not (the second answer to "create" is "exists"), an
 /// unknown outcome is told to the caller.
 fn repeatable(request: &call::Request) -> bool {
@@ -610,59 +528,7 @@ fn repeatable(request: &call::Request) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-
-    fn silent(address: &str) -> Error {
-        Error::Connect { address: address.into(), reason: "no answer within 3s".into() }
-    }
-
-    fn untrusted(address: &str) -> Error {
-        Error::Untrusted { address: address.into(), reason: "invalid peer certificate: UnknownIssuer".into() }
-    }
-
-    #[tokio::test]
-    async fn an_address_that_is_silent_hides_nothing_of_what_another_one_of_the_name_says() {
-        let soon = || Deadline::within(Duration::from_millis(20));
-        let attempt = |outcome: Option<Error>| match outcome {
-            Some(error) => std::future::ready(Err::<(), _>(Some(error))).boxed(),
-            None => std::future::pending().boxed(),
-        };
-        // `localhost` is ::1, where nobody is, and 127.0.0.1, where somebody else is.
-        let told = first_of([attempt(Some(untrusted("localhost:1"))), attempt(None)], soon()).await.unwrap_err();
-        assert!(matches!(told, Some(Error::Untrusted { .. })), "{told:?}");
-        for refused_first in [true, false] {
-            let mut outcomes = [attempt(Some(silent("localhost:1"))), attempt(Some(untrusted("localhost:1")))];
-            if !refused_first {
-                outcomes.reverse();
-            }
-            let told = first_of(outcomes, soon()).await.unwrap_err();
-            assert!(matches!(told, Some(Error::Untrusted { .. })), "{told:?}");
-        }
-        assert!(first_of([attempt(None), attempt(None)], soon()).await.unwrap_err().is_none());
-        let good = std::future::ready(Ok(())).boxed();
-        assert!(first_of([attempt(Some(untrusted("localhost:1"))), good], soon()).await.is_ok());
-    }
-
-    #[test]
-    fn of_several_brokers_every_one_is_told_of_and_one_that_may_come_back_is_waited_for() {
-        let one = sum_up(vec![("a:1", untrusted("a:1"))]);
-        assert!(matches!(one, Error::Untrusted { .. }), "{one}");
-        for failures in [
-            vec![("a:1", untrusted("a:1")), ("b:1", silent("b:1"))],
-            vec![("b:1", silent("b:1")), ("a:1", untrusted("a:1"))],
-        ] {
-            let both = sum_up(failures);
-            assert!(both.retryable(), "b may be starting: {both}");
-            let text = both.to_string();
-            assert!(
-                text.contains("a:1: no secure connection: invalid peer") && text.contains("b:1: no answer"),
-                "{text}"
-            );
-        }
-        let version = Error::refused(ErrorCode::UnsupportedVersion, "of another time");
-        let neither = sum_up(vec![("a:1", untrusted("a:1")), ("b:1", version)]);
-        assert!(matches!(neither, Error::Untrusted { .. }), "{neither}");
-    }
+    use super::CreditPool;
 
     #[test]
     fn streams_never_reserve_more_credit_than_the_connection_has() {

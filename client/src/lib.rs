@@ -28,6 +28,7 @@ mod metadata;
 mod partitioner;
 mod producer;
 pub mod quic;
+mod reach;
 mod retry;
 mod stream;
 
