@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::delivery::{Completion, Delivery, Promise};
+use super::split::fill_limit;
 use crate::error::ProduceError;
 use crate::retry::after;
 
@@ -241,14 +242,9 @@ impl Batcher {
         }
     }
 
-    /// The size at which a batch of several records is full. Compressed, it must not outgrow `max.message.bytes` even
-    /// where its bytes do not compress.
+    /// The size at which a batch of several records is full.
     fn batch_limit(&self) -> usize {
-        let most = match self.config.codec {
-            Codec::None => self.max_message_bytes,
-            _ => self.max_message_bytes - self.max_message_bytes / 16,
-        };
-        self.config.batch_bytes.min(most)
+        self.config.batch_bytes.min(fill_limit(self.config.codec, self.max_message_bytes))
     }
 
     fn put(builder: &mut BatchBuilder, parts: Parts<'_>) -> i32 {

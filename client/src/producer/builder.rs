@@ -161,6 +161,7 @@ impl ProducerBuilder {
             metadata: self.metadata,
             acks: self.acks,
             codec: self.batches.codec,
+            compression_level: self.batches.compression_level,
             delivery_timeout: self.batches.delivery_timeout,
             max_in_flight: self.max_in_flight,
             budget: Arc::new(Semaphore::new(self.buffer_bytes)),

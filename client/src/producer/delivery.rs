@@ -55,18 +55,26 @@ pub(crate) struct Written {
     pub(crate) duplicate: bool,
 }
 
+/// What is known of a batch's records.
+#[derive(Debug)]
+enum Fate {
+    Told(Result<Written, ProduceError>),
+    /// The batch was too large: its records went into others, in order. Each with the place of its first record.
+    Split(Vec<(i32, Arc<Completion>)>),
+}
+
 /// The shared outcome of a batch's records.
 #[derive(Debug)]
 pub(crate) struct Completion {
     topic: Arc<str>,
     partition: u32,
-    outcome: OnceLock<Result<Written, ProduceError>>,
+    fate: OnceLock<Fate>,
     waiting: Mutex<Vec<Option<Waker>>>,
 }
 
 impl Completion {
     pub(crate) fn new(topic: Arc<str>, partition: u32) -> Arc<Completion> {
-        Arc::new(Completion { topic, partition, outcome: OnceLock::new(), waiting: Mutex::default() })
+        Arc::new(Completion { topic, partition, fate: OnceLock::new(), waiting: Mutex::default() })
     }
 
     pub(crate) fn topic(&self) -> &Arc<str> {
@@ -79,18 +87,36 @@ impl Completion {
 
     /// Tells everybody. The first outcome stays.
     pub(crate) fn resolve(&self, outcome: Result<Written, ProduceError>) {
-        let _ = self.outcome.set(outcome);
+        self.decide(Fate::Told(outcome));
+    }
+
+    fn decide(&self, fate: Fate) {
+        let _ = self.fate.set(fate);
         let waiting = std::mem::take(&mut *lock(&self.waiting));
         waiting.into_iter().flatten().for_each(Waker::wake);
     }
 
-    /// Whether the outcome is known; else `waker` is woken when it is. `place` is the waiter's own, `None` at first.
+    fn outcome(&self) -> Option<&Result<Written, ProduceError>> {
+        match self.fate.get()? {
+            Fate::Told(outcome) => Some(outcome),
+            Fate::Split(_) => None,
+        }
+    }
+
+    /// Where the record at `index` went, and its place there, if the batch was split.
+    fn part_of(&self, index: i32) -> Option<(&Arc<Completion>, i32)> {
+        let Fate::Split(parts) = self.fate.get()? else { return None };
+        let (first, part) = parts.iter().rev().find(|(first, _)| *first <= index)?;
+        Some((part, index - first))
+    }
+
+    /// Whether the fate is known; else `waker` is woken when it is. `place` is the waiter's own, `None` at first.
     fn poll(&self, place: &mut Option<usize>, waker: &Waker) -> bool {
-        if self.outcome.get().is_some() {
+        if self.fate.get().is_some() {
             return true;
         }
         let mut waiting = lock(&self.waiting);
-        if self.outcome.get().is_some() {
+        if self.fate.get().is_some() {
             return true;
         }
         match place.and_then(|place| waiting.get_mut(place)) {
@@ -107,11 +133,22 @@ impl Completion {
         false
     }
 
-    /// Waits until the outcome is known.
-    pub(crate) async fn resolved(&self) {
-        let mut place = None;
-        std::future::poll_fn(|cx| if self.poll(&mut place, cx.waker()) { Poll::Ready(()) } else { Poll::Pending })
-            .await;
+    /// Waits until all of the records have their outcome.
+    pub(crate) async fn resolved(self: &Arc<Self>) {
+        let mut last = self.clone();
+        loop {
+            let mut place = None;
+            let known = |cx: &mut Context<'_>| match last.poll(&mut place, cx.waker()) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            };
+            std::future::poll_fn(known).await;
+            // Outcomes are told in order.
+            match last.part_of(i32::MAX) {
+                Some((part, _)) => last = part.clone(),
+                None => return,
+            }
+        }
     }
 }
 
@@ -146,7 +183,31 @@ impl Promise {
 
     /// Whether the records have their outcome.
     pub(crate) fn is_told(&self) -> bool {
-        self.completion.outcome.get().is_some()
+        self.completion.outcome().is_some()
+    }
+
+    /// The same duty to the records of the batches that this one is split into: how many there are in each, and the bytes of
+    /// the buffer that they take, of which the last part has the rest. Those that were told stay told.
+    pub(crate) fn split(mut self, parts: impl Iterator<Item = (i32, usize)>) -> Vec<Promise> {
+        let mut first = 0;
+        let mut promises: Vec<Promise> = Vec::new();
+        let mut completions = Vec::new();
+        for (records, charge) in parts {
+            let completion = Completion::new(self.completion.topic.clone(), self.completion.partition);
+            completions.push((first, completion.clone()));
+            let charge = charge.min(self.charge);
+            self.charge -= charge;
+            promises.push(Promise { completion, charge, buffer: self.buffer.clone() });
+            first += records;
+        }
+        if let Some(last) = promises.last_mut() {
+            last.charge += std::mem::take(&mut self.charge);
+            match self.completion.outcome() {
+                Some(outcome) => completions.iter().for_each(|(_, part)| part.resolve(outcome.clone())),
+                None => self.completion.decide(Fate::Split(completions)),
+            }
+        }
+        promises
     }
 
     /// Tells the records, and gives the buffer back.
@@ -157,7 +218,7 @@ impl Promise {
 
 impl Drop for Promise {
     fn drop(&mut self) {
-        if !self.is_told() {
+        if self.completion.fate.get().is_none() {
             let Completion { topic, partition, .. } = &*self.completion;
             self.tell(Err(ProduceError::Defect { topic: topic.clone(), partition: *partition }));
         }
@@ -196,11 +257,14 @@ impl Delivery {
 
     /// The outcome, if it is known already.
     pub fn try_result(&self) -> Option<Result<Acknowledgement, ProduceError>> {
-        let outcome = self.completion.outcome.get()?;
-        Some(outcome.as_ref().map_err(Clone::clone).map(|written| Acknowledgement {
+        let (mut completion, mut index) = (&self.completion, self.index);
+        while let Some((part, place)) = completion.part_of(index) {
+            (completion, index) = (part, place);
+        }
+        Some(completion.outcome()?.as_ref().map_err(Clone::clone).map(|written| Acknowledgement {
             topic: self.completion.topic.clone(),
             partition: self.completion.partition,
-            offset: if written.base_offset < 0 { -1 } else { written.base_offset + i64::from(self.index) },
+            offset: if written.base_offset < 0 { -1 } else { written.base_offset + i64::from(index) },
             timestamp_ms: if written.log_append_time_ms < 0 { self.timestamp_ms } else { written.log_append_time_ms },
             durability: written.durability,
             duplicate: written.duplicate,
@@ -212,12 +276,17 @@ impl Future for Delivery {
     type Output = Result<Acknowledgement, ProduceError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let mut place = self.place;
-        let known = self.completion.poll(&mut place, cx.waker());
-        self.place = place;
-        match self.try_result() {
-            Some(result) if known => Poll::Ready(result),
-            _ => Poll::Pending,
+        loop {
+            let mut place = self.place;
+            let known = self.completion.poll(&mut place, cx.waker());
+            self.place = place;
+            if !known {
+                return Poll::Pending;
+            }
+            match self.completion.part_of(self.index).map(|(part, index)| (part.clone(), index)) {
+                Some((part, index)) => (self.completion, self.index, self.place) = (part, index, None),
+                None => return self.try_result().map_or(Poll::Pending, Poll::Ready),
+            }
         }
     }
 }
@@ -255,6 +324,38 @@ mod tests {
         assert!(ended.join().is_err());
         let outcome = Delivery::new(completion, 0, 0).try_result().unwrap();
         assert!(matches!(outcome, Err(ProduceError::Defect { partition: 3, .. })), "{outcome:?}");
+        assert_eq!(buffer.available_permits(), 100);
+    }
+
+    #[tokio::test]
+    async fn records_of_a_batch_that_is_split_learn_their_own_offsets_and_the_buffer_is_whole_again() {
+        let buffer = Arc::new(Semaphore::new(0));
+        let completion = Completion::new("t".into(), 3);
+        let mut whole = Promise::new(completion.clone(), buffer.clone());
+        whole.take_on(100);
+        let waiting = |range: std::ops::Range<i32>| {
+            let deliveries = range.map(|i| Delivery::new(completion.clone(), i, 0));
+            tokio::spawn(futures::future::join_all(deliveries.collect::<Vec<_>>()))
+        };
+        let (early, flush) = (waiting(0..6), completion.clone());
+        let flush = tokio::spawn(async move { flush.resolved().await });
+        tokio::task::yield_now().await;
+        let mut parts = whole.split([(2, 30), (4, 30)].into_iter()).into_iter();
+        let late = waiting(0..6);
+        parts.next().unwrap().keep(Ok(written(40)));
+        assert_eq!(buffer.available_permits(), 30);
+        tokio::task::yield_now().await;
+        assert!(!flush.is_finished());
+        // And once more.
+        let mut again = parts.next().unwrap().split([(1, 5), (3, 5)].into_iter()).into_iter();
+        again.next().unwrap().keep(Err(ProduceError::Closed));
+        again.next().unwrap().keep(Ok(written(70)));
+        flush.await.unwrap();
+        let offsets = |told: Vec<Result<Acknowledgement, ProduceError>>| {
+            told.into_iter().map(|r| r.map_or(-1, |a| a.offset)).collect::<Vec<_>>()
+        };
+        assert_eq!(offsets(early.await.unwrap()), [40, 41, -1, 70, 71, 72]);
+        assert_eq!(offsets(late.await.unwrap()), [40, 41, -1, 70, 71, 72]);
         assert_eq!(buffer.available_permits(), 100);
     }
 

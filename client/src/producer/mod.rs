@@ -9,6 +9,7 @@ mod builder;
 mod delivery;
 mod partition;
 mod record;
+mod split;
 mod stream;
 mod topics;
 mod window;

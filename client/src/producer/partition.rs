@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use super::batcher::{Batcher, Filling};
 use super::delivery::{Completion, Promise, Written};
 use super::stream::{NoStream, Outgoing, Stream, allocate_identity, open_stream};
-use super::window::{Identity, Next, Window, WrongAnswer, restamp};
+use super::window::{Identity, Large, Next, Window, WrongAnswer, restamp};
 use crate::connection::{Connections, lock};
 use crate::error::{Error, ProduceError, Refusal};
 use crate::metadata::{Metadata, TopicInfo, is_stale};
@@ -38,6 +38,7 @@ pub(crate) struct Shared {
     pub(crate) metadata: Arc<Metadata>,
     pub(crate) acks: wire::Acks,
     pub(crate) codec: Codec,
+    pub(crate) compression_level: Option<i32>,
     pub(crate) delivery_timeout: Duration,
     pub(crate) max_in_flight: usize,
     /// The buffer's free bytes.
@@ -122,7 +123,9 @@ impl Sender {
                 Err(error) => Err(NoStream::Later(error)),
             };
             let left = match opened {
-                Ok(stream) => self.drive(stream).await,
+                Ok(stream) if self.next == Next::Resend => self.drive(stream).await,
+                // Records failed as it was opened, and what is left takes another epoch.
+                Ok(_) => Ok(()),
                 Err(NoStream::Later(error)) => Err(error),
                 Err(NoStream::Gone(error)) => return error,
                 Err(NoStream::Refused(error)) => {
@@ -273,9 +276,15 @@ impl Sender {
         let (stream, opened) = opened?;
         let last = (opened.last_sequence >= 0).then_some((opened.last_producer_epoch, opened.last_sequence));
         self.window.reopened(last);
-        if opened.max_message_bytes > 0 {
-            lock(&self.partition.batcher).set_max_message_bytes(opened.max_message_bytes as usize);
-        }
+        let limit = {
+            let mut batcher = lock(&self.partition.batcher);
+            if opened.max_message_bytes > 0 {
+                batcher.set_max_message_bytes(opened.max_message_bytes as usize);
+            }
+            batcher.max_message_bytes()
+        };
+        let next = self.window.split_large(limit, self.shared.compression_level, self.too_large(limit));
+        self.next = self.next.max(next);
         Ok(stream)
     }
 
@@ -373,22 +382,31 @@ impl Sender {
     }
 
     fn admit(&mut self, rest: Pending, batch: Result<Bytes, BatchError>) {
-        let failure = match batch {
-            Ok(batch) => {
-                let batcher = lock(&self.partition.batcher);
-                if batch.len() <= batcher.max_message_bytes() {
-                    drop(batcher);
-                    return self.window.admit(batch, rest.records, rest.promise, rest.expires_at);
-                }
-                batcher.too_large(batch.len())
+        let Pending { promise, records, expires_at } = rest;
+        let bytes = match batch {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                let failure = ProduceError::Refused {
+                    topic: self.partition.topic.name.clone(),
+                    partition: self.partition.partition,
+                    refusal: wire::Error::new(ErrorCode::InvalidRecord, error.to_string()).into(),
+                };
+                return self.window.admit_failed(failure, promise, expires_at);
             }
-            Err(error) => ProduceError::Refused {
-                topic: self.partition.topic.name.clone(),
-                partition: self.partition.partition,
-                refusal: wire::Error::new(ErrorCode::InvalidRecord, error.to_string()).into(),
-            },
         };
-        self.window.admit_failed(failure, rest.promise, rest.expires_at);
+        let limit = lock(&self.partition.batcher).max_message_bytes();
+        if bytes.len() <= limit {
+            self.window.admit(bytes, records, promise, expires_at);
+        } else {
+            let (level, too_large) = (self.shared.compression_level, self.too_large(limit));
+            self.window.admit_split(Large { bytes, records, promise, expires_at }, limit, level, too_large);
+        }
+    }
+
+    /// What is said of a record that alone makes a batch of so many bytes.
+    fn too_large(&self, limit: usize) -> impl Fn(usize) -> ProduceError + use<> {
+        let topic = self.partition.topic.name.clone();
+        move |bytes| ProduceError::TooLarge { topic: topic.clone(), bytes, limit }
     }
 
     /// An answer.
@@ -449,6 +467,7 @@ mod tests {
             connections,
             acks: wire::Acks::All,
             codec: Codec::None,
+            compression_level: None,
             delivery_timeout: Duration::MAX,
             max_in_flight: 5,
             budget: Arc::new(Semaphore::new(0)),

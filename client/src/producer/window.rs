@@ -9,6 +9,8 @@
 //! * A batch that a broker may have is sent again with the same sequence until its outcome is known, even after its
 //!   records were failed by the delivery timeout: leaving it out would leave a gap, and numbering those behind it anew
 //!   could double them, because a broker may have them too.
+//! * A batch of several records that the broker refuses as too large is split: nothing of it was written, so its parts
+//!   share the sequences that it had, and those behind it keep theirs.
 //! * Sequences are given anew, under a higher producer epoch, only when it is certain that no batch of the window was
 //!   written: the broker refused the oldest one before it looked for room in the log, and with it all behind it. The higher
 //!   epoch fences copies that may still be on their way. After any other refusal for good nobody knows what was written:
@@ -23,6 +25,7 @@ use headwater_proto::wire::Durability;
 use tokio::time::Instant;
 
 use super::delivery::{Completion, Promise, Written};
+use super::split::{Part, split};
 use crate::error::{ProduceError, Refusal};
 
 /// Who a producer is to a partition.
@@ -36,6 +39,7 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 pub(crate) struct Sent {
     bytes: Bytes,
+    /// 0 where it is not sent.
     records: i32,
     /// On the current stream; 0: not sent on it yet.
     request_id: u64,
@@ -47,8 +51,18 @@ pub(crate) struct Sent {
     tried: bool,
     /// The broker said that its log holds it; only its offset is still to be told.
     in_log: bool,
+    /// The broker refused it as too large: it is split before anything is sent again.
+    too_large: bool,
     /// It is not sent, since it cannot be written: it stands here so that outcomes come in order.
     failure: Option<ProduceError>,
+}
+
+/// A batch that is larger than the topic allows.
+pub(crate) struct Large {
+    pub(crate) bytes: Bytes,
+    pub(crate) records: i32,
+    pub(crate) promise: Promise,
+    pub(crate) expires_at: Instant,
 }
 
 /// What to do after a refusal.
@@ -118,6 +132,7 @@ impl Window {
             base_sequence,
             tried: false,
             in_log: false,
+            too_large: false,
             failure: None,
         });
     }
@@ -131,6 +146,101 @@ impl Window {
         self.fail_oldest();
     }
 
+    /// Takes in a batch of nobody's that is larger than `limit` as several. Records that are too large alone fail in their
+    /// turn, as `too_large` says of their size.
+    pub(crate) fn admit_split(
+        &mut self,
+        batch: Large,
+        limit: usize,
+        compression_level: Option<i32>,
+        too_large: impl Fn(usize) -> ProduceError,
+    ) {
+        let Large { bytes, records, promise, expires_at } = batch;
+        let parts = match records {
+            1 => Vec::new(),
+            _ => split(&bytes, limit, false, compression_level).unwrap_or_default(),
+        };
+        if parts.is_empty() {
+            return self.admit_failed(too_large(bytes.len()), promise, expires_at);
+        }
+        let promises = promise.split(parts.iter().map(|part| (part.records, part.charge)));
+        for (part, promise) in parts.into_iter().zip(promises) {
+            if part.bytes.len() > limit {
+                self.admit_failed(too_large(part.bytes.len()), promise, expires_at);
+            } else {
+                let bytes = match self.stamp() {
+                    Some((identity, sequence)) => restamp(part.bytes, identity, sequence),
+                    None => part.bytes,
+                };
+                self.admit(bytes, part.records, promise, expires_at);
+            }
+        }
+    }
+
+    /// Where the broker refused a batch as too large: makes several of it and of all others beyond the `limit`, which were
+    /// refused with it or never sent. Records that are too large alone fail in their turn.
+    pub(crate) fn split_large(
+        &mut self,
+        limit: usize,
+        compression_level: Option<i32>,
+        too_large: impl Fn(usize) -> ProduceError,
+    ) -> Next {
+        // Only the oldest is ever refused. Where the log has it after all, those behind it are refused in their turn.
+        let refused = |oldest: &mut Sent| std::mem::take(&mut oldest.too_large) && !oldest.in_log;
+        if !self.in_flight.front_mut().is_some_and(refused) {
+            return Next::Resend;
+        }
+        let mut failed = false;
+        for (i, mut sent) in std::mem::take(&mut self.in_flight).into_iter().enumerate() {
+            let refused = i == 0;
+            let large = (refused || sent.bytes.len() > limit) && sent.failure.is_none();
+            let parts = match large && sent.records > 1 {
+                // Were the limit not what it seems, ever smaller parts would find it.
+                true => split(&sent.bytes, limit, refused && sent.bytes.len() <= limit, compression_level).ok(),
+                false => None,
+            };
+            let Some(parts) = parts else {
+                if large {
+                    failed = true;
+                    sent.records = 0;
+                    sent.failure = Some(too_large(sent.bytes.len()));
+                }
+                self.in_flight.push_back(sent);
+                continue;
+            };
+            let Sent { promise, expires_at, tried, mut base_sequence, .. } = sent;
+            let promises = promise.split(parts.iter().map(|part| (part.records, part.charge)));
+            for (Part { bytes, records, .. }, promise) in parts.into_iter().zip(promises) {
+                let failure = (bytes.len() > limit).then(|| too_large(bytes.len()));
+                failed |= failure.is_some();
+                // What is not sent has no sequence.
+                let records = if failure.is_some() { 0 } else { records };
+                let bytes = match self.identity {
+                    Some(identity) => restamp(bytes, identity, base_sequence),
+                    None => bytes,
+                };
+                let (request_id, in_log, too_large) = (0, false, false);
+                let part = Sent {
+                    bytes,
+                    records,
+                    request_id,
+                    promise,
+                    expires_at,
+                    base_sequence,
+                    tried,
+                    in_log,
+                    too_large,
+                    failure,
+                };
+                self.in_flight.push_back(part);
+                base_sequence = after(base_sequence, records);
+            }
+        }
+        self.fail_oldest();
+        // What failed leaves a gap.
+        if failed { self.renew() } else { Next::Resend }
+    }
+
     /// Tells the failures that nothing stands before.
     fn fail_oldest(&mut self) {
         while let Some(failure) = self.in_flight.front_mut().and_then(|oldest| oldest.failure.take()) {
@@ -140,8 +250,12 @@ impl Window {
         }
     }
 
-    /// The next batch to be sent on the current stream, under its number there.
+    /// The next batch to be sent on the current stream, under its number there; of the parts of a batch that was split, no
+    /// more than the capacity are under way.
     pub(crate) fn next_to_send(&mut self) -> Option<(u64, Bytes)> {
+        if self.in_flight.iter().filter(|sent| sent.request_id != 0).count() >= self.capacity {
+            return None;
+        }
         let unsent = self.in_flight.iter_mut().find(|sent| sent.request_id == 0 && sent.failure.is_none())?;
         self.last_request_id += 1;
         unsent.request_id = self.last_request_id;
@@ -190,6 +304,10 @@ impl Window {
                 let written =
                     Written { base_offset: -1, log_append_time_ms: -1, durability: Durability::None, duplicate: true };
                 self.acknowledged(request_id, written)?;
+                Next::Resend
+            }
+            ErrorCode::MessageTooLarge if self.in_flight.front().is_some_and(|sent| sent.records > 1) => {
+                self.in_flight.iter_mut().take(1).for_each(|sent| sent.too_large = true);
                 Next::Resend
             }
             // The log has forgotten this producer; nothing of the window is in it.

@@ -12,8 +12,10 @@ const IDENTITY: Identity = Identity { id: 7, epoch: 0 };
 
 fn batch(window: &Window, value: u32, records: i32) -> Bytes {
     let mut builder = BatchBuilder::new(BuildOptions::default());
-    for _ in 0..records {
-        builder.append(0, None, Some(&value.to_be_bytes()), &[]);
+    for i in 0..records as u32 {
+        // Some are larger than others.
+        let rest = vec![0; if (value + i) % 7 == 6 { 60 } else { 0 }];
+        builder.append(0, None, Some(&[&value.to_be_bytes()[..], &rest].concat()), &[]);
     }
     if let Some((identity, sequence)) = window.stamp() {
         builder.set_producer(identity.id, identity.epoch, sequence);
@@ -54,7 +56,11 @@ fn written(base_offset: i64) -> Written {
 }
 
 fn outcome(completion: &Arc<Completion>) -> Option<Result<i64, ErrorCode>> {
-    let result = super::super::Delivery::new(completion.clone(), 0, 0).try_result()?;
+    outcome_of(completion, 0)
+}
+
+fn outcome_of(completion: &Arc<Completion>, index: i32) -> Option<Result<i64, ErrorCode>> {
+    let result = super::super::Delivery::new(completion.clone(), index, 0).try_result()?;
     Some(result.map(|a| a.offset).map_err(|e| e.code().unwrap_or(ErrorCode::TimedOut)))
 }
 
@@ -163,6 +169,65 @@ fn a_refusal_of_what_the_log_holds_already_is_no_failure() {
     assert_eq!(outcome(&first), Some(Ok(-1)));
 }
 
+fn too_large(limit: usize) -> impl Fn(usize) -> ProduceError {
+    move |bytes| ProduceError::TooLarge { topic: "t".into(), bytes, limit }
+}
+
+#[test]
+fn a_batch_that_is_too_large_is_split_within_its_sequences_and_those_behind_it_keep_theirs() {
+    let far = Instant::now() + Duration::from_secs(60);
+    let buffer = buffer();
+    let mut window = Window::new(Some(IDENTITY), 5);
+    let large = admit(&mut window, &buffer, 1, 30, far);
+    let small = admit(&mut window, &buffer, 2, 2, far);
+    let _ = (window.next_to_send(), window.next_to_send());
+    assert_eq!(window.refused(1, refusal(ErrorCode::MessageTooLarge)), Ok(Next::Resend));
+    window.reopened(None);
+    let limit = 140;
+    assert_eq!(window.split_large(limit, None, too_large(limit)), Next::Resend);
+    let records: Vec<i32> = window.in_flight.iter().map(|sent| sent.records).collect();
+    assert_eq!(records.iter().sum::<i32>(), 32);
+    assert!(records.len() > 5, "{records:?}");
+    let expected = records.iter().scan(0, |next, n| Some(std::mem::replace(next, *next + n))).map(|base| (0, base));
+    assert_eq!(sequences(&window), expected.collect::<Vec<_>>());
+    assert_eq!(window.stamp(), Some((IDENTITY, 32)));
+    let mut offset = 100;
+    for (under_way, records) in records.iter().enumerate() {
+        let sent = std::iter::from_fn(|| window.next_to_send()).collect::<Vec<_>>();
+        assert!(under_way > 0 || sent.len() == 5, "a broker remembers five");
+        for (_, bytes) in sent {
+            assert!(bytes.len() <= limit);
+            headwater_proto::batch::check(&bytes).expect("the checksum covers the numbers");
+        }
+        window.acknowledged(under_way as u64 + 1, written(offset)).unwrap();
+        offset += i64::from(*records);
+    }
+    let told: Vec<_> = (0..30).map(|i| outcome_of(&large, i).unwrap().unwrap()).collect();
+    assert_eq!(told, (100..130).collect::<Vec<_>>());
+    assert_eq!(outcome(&small), Some(Ok(130)));
+    assert!(window.is_empty() && buffer.available_permits() == 20);
+}
+
+#[test]
+fn a_refusal_as_too_large_that_no_limit_explains_halves_the_batch_and_a_record_alone_is_refused() {
+    let far = Instant::now() + Duration::from_secs(60);
+    let buffer = buffer();
+    let mut window = Window::new(Some(IDENTITY), 5);
+    let completion = admit(&mut window, &buffer, 1, 40, far);
+    while let Some(records) = window.in_flight.front().map(|sent| sent.records).filter(|records| *records > 1) {
+        let (id, _) = window.next_to_send().unwrap();
+        assert_eq!(window.refused(id, refusal(ErrorCode::MessageTooLarge)), Ok(Next::Resend));
+        window.reopened(None);
+        assert_eq!(window.split_large(1 << 20, None, too_large(0)), Next::Resend);
+        assert!(window.in_flight.front().unwrap().records < records);
+        assert_eq!(window.in_flight.iter().map(|sent| sent.records).sum::<i32>(), 40);
+    }
+    let (id, _) = window.next_to_send().unwrap();
+    assert_eq!(window.refused(id, refusal(ErrorCode::MessageTooLarge)), Ok(Next::HigherEpoch));
+    assert_eq!(outcome_of(&completion, 0), Some(Err(ErrorCode::MessageTooLarge)));
+    assert_eq!(outcome_of(&completion, 1), None);
+}
+
 #[test]
 fn what_a_broker_refuses_after_it_may_have_written_it_has_no_known_outcome_and_is_never_sent_again() {
     let far = Instant::now() + Duration::from_secs(60);
@@ -232,6 +297,8 @@ struct Broker {
     /// Base sequence, last sequence, base offset of the last five.
     recent: Vec<(i32, i32, i64)>,
     forgot: bool,
+    /// The largest batch that it takes; 0: any.
+    limit: usize,
 }
 
 impl Broker {
@@ -239,8 +306,11 @@ impl Broker {
         let header = headwater_proto::batch::check(batch).unwrap();
         let records: Vec<u32> = headwater_proto::batch::Records::new(batch)
             .unwrap()
-            .map(|r| u32::from_be_bytes(r.unwrap().value.unwrap()[..].try_into().unwrap()))
+            .map(|r| u32::from_be_bytes(r.unwrap().value.unwrap()[..4].try_into().unwrap()))
             .collect();
+        if self.limit > 0 && batch.len() > self.limit {
+            return Err(ErrorCode::MessageTooLarge);
+        }
         if header.producer_epoch < self.epoch {
             return Err(ErrorCode::InvalidProducerEpoch);
         }
@@ -278,6 +348,13 @@ impl Broker {
     fn last(&self) -> Option<(i32, i32)> {
         self.recent.last().map(|r| (i32::from(self.epoch), r.1))
     }
+
+    /// Opens another stream. Whether another epoch is needed first.
+    fn reopen(&self, window: &mut Window) -> bool {
+        window.reopened(self.last());
+        let limit = if self.limit == 0 { 1 << 20 } else { self.limit };
+        window.split_large(limit, None, too_large(limit)) != Next::Resend
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -296,13 +373,15 @@ enum Step {
     Expire,
     /// The broker forgets the producer, as it does after days.
     Forget,
+    /// The topic's limit is set anew: a record alone takes 72 bytes, or 132; a second one 11 more.
+    Limit(usize),
     /// The disk fails while the next frame is being written; it may be in the log all the same.
     Fail(bool),
 }
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        6 => (1i32..4, proptest::bool::weighted(0.06)).prop_map(|(n, poison)| Step::Send(n, poison)),
+        6 => (1i32..8, proptest::bool::weighted(0.06)).prop_map(|(n, poison)| Step::Send(n, poison)),
         1 => Just(Step::Hopeless),
         6 => (1usize..4).prop_map(Step::Arrive),
         6 => (1usize..4).prop_map(Step::Answer),
@@ -310,6 +389,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Expire),
         1 => Just(Step::Forget),
         1 => any::<bool>().prop_map(Step::Fail),
+        1 => (68usize..160).prop_map(Step::Limit),
     ]
 }
 
@@ -362,10 +442,9 @@ proptest! {
                     wire_down.push_back((id, result));
                 },
                 Step::Answer(_) if awaits_epoch => {
-                    awaits_epoch = false;
                     let Identity { id, epoch } = window.identity().unwrap();
                     window.become_producer(Identity { id, epoch: epoch + 1 });
-                    window.reopened(broker.last());
+                    awaits_epoch = broker.reopen(&mut window);
                 }
                 Step::Answer(n) => for _ in 0..n {
                     let Some((id, result)) = wire_down.pop_front() else { break };
@@ -377,7 +456,7 @@ proptest! {
                             wire_down.clear();
                             failed_stream = false;
                             match next {
-                                Next::Resend => window.reopened(broker.last()),
+                                Next::Resend => awaits_epoch = broker.reopen(&mut window),
                                 Next::HigherEpoch => awaits_epoch = true,
                                 Next::NewIdentity => prop_assert!(false, "nobody else has this id"),
                             }
@@ -392,7 +471,7 @@ proptest! {
                     }
                     wire_down.clear();
                     failed_stream = false;
-                    window.reopened(broker.last());
+                    awaits_epoch |= broker.reopen(&mut window);
                 }
                 Step::Expire => {
                     now += Duration::from_secs(4);
@@ -404,26 +483,37 @@ proptest! {
                 Step::Forget if window.is_empty() => broker.forgot = true,
                 Step::Forget => {}
                 Step::Fail(written) => failing = Some(written),
+                Step::Limit(bytes) => broker.limit = bytes,
             }
             while !awaits_epoch && let Some(sent) = window.next_to_send() { wire_up.push_back(sent) }
-            let told: Vec<bool> = batches.iter().map(|(_, _, completion)| outcome(completion).is_some()).collect();
+            let told: Vec<bool> = batches.iter().flat_map(|(_, records, completion)| {
+                (0..*records.max(&1)).map(|i| outcome_of(completion, i).is_some())
+            }).collect();
             prop_assert!(told.is_sorted_by(|a, b| a >= b), "outcomes out of order: {told:?}");
         }
         prop_assert!(window.is_empty(), "everything is answered in the end: {window:?}");
         prop_assert_eq!(buffer.available_permits(), batches.len() * 10);
         let mut in_order = Vec::new();
         for (value, records, completion) in &batches {
-            let copies = broker.log.iter().filter(|v| *v == value).count() as i32;
-            match outcome(completion).unwrap() {
-                Ok(offset) => {
-                    prop_assert_eq!(copies, *records, "acknowledged: there once");
-                    prop_assert_eq!(broker.log[offset as usize], *value);
+            let copies = broker.log.iter().filter(|v| *v == value).count();
+            let (mut acknowledged, mut unknown, mut last_offset) = (0, 0, -1);
+            for index in 0..*records {
+                match outcome_of(completion, index).unwrap() {
+                    // It is in the log; where, nobody remembers.
+                    Ok(-1) => acknowledged += 1,
+                    Ok(offset) => {
+                        acknowledged += 1;
+                        prop_assert_eq!(broker.log[offset as usize], *value);
+                        prop_assert!(offset > last_offset, "each its own, in order");
+                        last_offset = offset;
+                    }
+                    Err(ErrorCode::InvalidRecord | ErrorCode::MessageTooLarge) => {}
+                    Err(ErrorCode::TimedOut | ErrorCode::PartitionFenced) => unknown += 1,
+                    Err(other) => prop_assert!(false, "{}", other),
                 }
-                Err(ErrorCode::InvalidRecord) => prop_assert_eq!(copies, 0, "refused: not there"),
-                Err(ErrorCode::TimedOut | ErrorCode::PartitionFenced) => prop_assert!(copies == 0 || copies == *records),
-                Err(other) => prop_assert!(false, "{}", other),
             }
-            if copies > 0 { in_order.extend(std::iter::repeat_n(*value, *records as usize)); }
+            prop_assert!((acknowledged..=acknowledged + unknown).contains(&copies), "acknowledged: there once");
+            in_order.extend(std::iter::repeat_n(*value, copies));
         }
         prop_assert_eq!(&broker.log, &in_order, "in the order of sending");
     }

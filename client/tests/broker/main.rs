@@ -418,6 +418,31 @@ async fn a_static_member_comes_back_to_its_partitions_and_nobody_else_is_disturb
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn small_records_pass_though_max_message_bytes_is_lowered_while_they_are_collected() {
+    let (_node, client) = Node::with_topic(1).await;
+    let producer = within("build", client.producer().linger(Duration::from_secs(3600)).build()).await.unwrap();
+    let mut deliveries = vec![producer.send(record("before")).await.unwrap()];
+    within("flush", producer.flush()).await;
+    for i in 0..1000 {
+        let size = if i == 500 { 3000 } else { 100 };
+        deliveries.push(producer.send(record(format!("{i:0size$}"))).await.unwrap());
+    }
+    let limit = vec![("max.message.bytes".into(), Some("2000".into()))];
+    within("alter", client.admin().alter_topic("flights", limit, false)).await.unwrap();
+    within("flush", producer.flush()).await;
+    let mut offsets = Vec::new();
+    for (i, delivery) in deliveries.into_iter().enumerate() {
+        match within("an outcome", delivery).await {
+            Ok(acknowledged) => offsets.push(acknowledged.offset),
+            Err(error) => assert!(i == 501 && error.to_string().contains("max.message.bytes"), "{i}: {error}"),
+        }
+    }
+    assert_eq!(offsets, (0..1000).collect::<Vec<_>>());
+    let values: Vec<String> = whole_topic(&client, 1).await.iter().skip(1).map(text).collect();
+    assert_eq!(values, (0..1000).filter(|i| *i != 500).map(|i| format!("{i:0100}")).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledgements_tell_what_they_promise() {
     let (_node, client) = Node::with_topic(1).await;
     let topic = NewTopic::new("fast").config("durability", "replicated");

@@ -314,6 +314,74 @@ async fn a_record_beyond_max_message_bytes_is_refused_here_compressed_or_not() {
     within("an acknowledgement", fits).await.unwrap();
 }
 
+/// `max.message.bytes` is lowered while batches of many records are under way, collected and compressed.
+#[tokio::test]
+async fn batches_beyond_a_limit_that_was_lowered_are_split_and_only_a_record_that_is_too_large_alone_fails() {
+    for codec in [Codec::None, Codec::Lz4] {
+        let mut peer = Peer::start(1).await;
+        let builder = peer.client().await.producer().batch_bytes(4000).max_in_flight(2).compression(codec);
+        let producer = within("build", builder.build()).await.unwrap();
+        let noise = |n: u64, bytes: usize| {
+            let mut state = n + 1;
+            std::iter::repeat_with(|| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 56) as u8
+            })
+            .take(bytes)
+            .collect::<Vec<u8>>()
+        };
+        let mut deliveries = Vec::new();
+        for i in 0..100 {
+            let value = noise(i, if i == 50 { 1500 } else { 100 });
+            let record = ProducerRecord::new(TOPIC, Bytes::from(value)).partition(0);
+            deliveries.push(producer.send(record).await.unwrap());
+        }
+        let (mut stream, _) = peer.produce(1 << 20).await;
+        let (first, second) = (stream.append().await, stream.append().await);
+        assert!(first.1.size() > 3000 && second.1.size() > 3000, "{first:?} {second:?}");
+        stream.refuse(1, ErrorCode::MessageTooLarge).await;
+        stream.refuse(2, ErrorCode::EarlierAppendFailed).await;
+        let opened = |last: Option<(i32, i64)>, epoch| wire::ProduceOpened {
+            max_message_bytes: 1000,
+            last_sequence: last.map_or(-1, |l| l.0),
+            last_producer_epoch: if last.is_some() { epoch } else { -1 },
+            ..nothing_yet()
+        };
+        let flushing = tokio::spawn({
+            let producer = producer.clone();
+            async move { producer.flush().await }
+        });
+        // Record 50 leaves a gap in the sequences, so what stands behind it takes another epoch.
+        let (mut log, mut epoch, mut next_sequence) = (Vec::new(), 0, 0);
+        let (mut stream, _) = peer.produce_after(opened(None, 0)).await;
+        while log.len() < 99 {
+            let Some((request, payload)) = stream.frame::<wire::ProduceRequest>().await else {
+                let (another, open) = peer.produce_after(opened(None, 0)).await;
+                assert!(open.producer_epoch > epoch, "the stream was given up for nothing less");
+                (stream, epoch, next_sequence) = (another, open.producer_epoch, 0);
+                continue;
+            };
+            let payload = Bytes::from(payload);
+            let header = headwater_proto::batch::check(&payload).unwrap();
+            assert!(payload.len() <= 1000);
+            assert_eq!((i32::from(header.producer_epoch), header.base_sequence), (epoch, next_sequence));
+            next_sequence += header.record_count;
+            let base_offset = log.len() as i64;
+            log.extend(headwater_proto::batch::Records::new(&payload).unwrap().map(|r| r.unwrap().value.unwrap()));
+            stream.acknowledge(request.request_id, base_offset, false).await;
+        }
+        within("flush", flushing).await.unwrap();
+        for (i, delivery) in deliveries.into_iter().enumerate() {
+            match within("an outcome", delivery).await {
+                Ok(acknowledged) => assert_eq!(log[acknowledged.offset as usize], noise(i as u64, 100)),
+                Err(error) => {
+                    assert!(i == 50 && error.to_string().contains("max.message.bytes"), "{i}: {error}");
+                }
+            }
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_record_that_no_batch_can_hold_fails_alone_and_by_name() {
     let mut peer = Peer::start(1).await;
