@@ -64,8 +64,7 @@ async fn a_partition_is_let_go_only_when_the_application_is_done_and_its_progres
     assert_eq!((next_offset(&mut consumer).await, next_offset(&mut consumer).await), (0, 1));
     // The application has record 1 in hand when partition 1 is taken away.
     assign(&mut member, 2, &[0]).await;
-    let heartbeat = owns(&mut member, &[0, 1]).await;
-    assert_eq!(heartbeat.member_epoch, 2, "alive, and not done yet");
+    owns_in_epoch(&mut member, 2, &[0, 1]).await;
     assert!(commits(&peer).is_empty());
     assert!(consumer.next().now_or_never().is_none(), "record 2 is somebody else's now");
     owns(&mut member, &[0]).await;
@@ -110,7 +109,7 @@ async fn a_seek_back_while_the_partition_is_taken_away_is_where_the_next_owner_b
     streams[1].0.data(3, 1000, &batch(0, &[b"a", b"b", b"c"])).await;
     assert_eq!((next_offset(&mut consumer).await, next_offset(&mut consumer).await), (0, 1));
     assign(&mut member, 2, &[0]).await;
-    assert_eq!(owns(&mut member, &[0, 1]).await.member_epoch, 2);
+    owns_in_epoch(&mut member, 2, &[0, 1]).await;
     // Record 1 failed, and is to come again.
     within("seek", consumer.seek(TOPIC, 1, StartFrom::Offset(1))).await.unwrap();
     assert!(consumer.next().now_or_never().is_none(), "it is somebody else's now");
@@ -137,7 +136,7 @@ async fn what_is_in_hand_is_not_committed_because_reading_begins_anew_behind_it(
     consumer.until([]);
     assert_eq!(peer.fetch(1000).await.1.offset, 2);
     assign(&mut member, 2, &[]).await;
-    assert_eq!(owns(&mut member, &[0]).await.member_epoch, 2, "the batch is in hand still");
+    owns_in_epoch(&mut member, 2, &[0]).await;
     assert!(commits(&peer).is_empty());
     assert!(consumer.next().now_or_never().is_none());
     owns(&mut member, &[]).await;
@@ -380,7 +379,7 @@ async fn closing_or_dropping_while_a_partition_is_taken_away_waits_for_nobody_an
         stream.data(2, 1000, &batch(0, &[b"a", b"b"])).await;
         assert_eq!(next_offset(&mut consumer).await, 0);
         assign(&mut member, 2, &[]).await;
-        assert_eq!(owns(&mut member, &[0]).await.member_epoch, 2, "record 0 is in hand");
+        owns_in_epoch(&mut member, 2, &[0]).await;
         let began = std::time::Instant::now();
         let closing = close.then(|| tokio::spawn(consumer.close()));
         goodbye(&mut member).await;
@@ -409,7 +408,7 @@ async fn a_rebalance_goes_on_while_the_coordinator_is_away() {
     assert_eq!(next_offset(&mut consumer).await, 0);
     // Partition 1 is taken on only when 0 was let go of.
     assign(&mut member, 2, &[1]).await;
-    assert_eq!(owns(&mut member, &[0]).await.member_epoch, 2, "record 0 is in hand");
+    owns_in_epoch(&mut member, 2, &[0]).await;
     peer.set_deaf(true);
     peer.drop_connections();
     // One for the fetch stream, one for the membership.

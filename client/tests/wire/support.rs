@@ -483,6 +483,20 @@ pub async fn owns(stream: &mut PeerStream, expected: &[u32]) -> MemberHeartbeat 
     .await
 }
 
+/// The first heartbeat of this epoch says that the member owns these: it has heard of the epoch, and let go of nothing yet.
+pub async fn owns_in_epoch(stream: &mut PeerStream, member_epoch: i32, expected: &[u32]) {
+    let heartbeat = within("a heartbeat of the epoch", async {
+        loop {
+            // One may have been on its way when the epoch began.
+            let (heartbeat, _) = stream.frame::<MemberHeartbeat>().await.expect("a heartbeat");
+            if heartbeat.member_epoch == member_epoch {
+                return heartbeat;
+            }
+        }
+    });
+    assert_eq!(heartbeat.await.owned, partitions(expected), "the application has something in hand");
+}
+
 /// What was committed since this was last asked: epoch, partition, offset, leader epoch.
 pub fn commits(peer: &Peer) -> Vec<(i32, u32, i64, i32)> {
     let commit = |call| match call {
