@@ -38,6 +38,9 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(20);
 /// Connections at once. A scrape takes some milliseconds, so the oldest of so many has not asked, or does not read.
 const MAX_CONNECTIONS: usize = 64;
 
+/// Partitions that are told of before others get a turn.
+const PARTITIONS_AT_ONCE: usize = 64;
+
 /// After what the operating system refuses (too many open files) the next connection is taken this much later.
 const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 
@@ -191,10 +194,14 @@ async fn render(shown: &Shown) -> String {
     ];
     for (name, help, read) in gauges {
         samples.begin(name, "gauge", help);
-        for partition in &partitions {
-            let labels: [(&str, &dyn Display); 2] =
-                [("topic", partition.topic()), ("partition", &partition.partition())];
-            samples.sample(name, &labels, read(partition));
+        for some in partitions.chunks(PARTITIONS_AT_ONCE) {
+            for partition in some {
+                let labels: [(&str, &dyn Display); 2] =
+                    [("topic", partition.topic()), ("partition", &partition.partition())];
+                samples.sample(name, &labels, read(partition));
+            }
+            // This thread serves connections too.
+            tokio::task::yield_now().await;
         }
     }
     if let Some(groups) = shown.groups.get() {

@@ -234,6 +234,9 @@ impl Partitions {
     async fn reopen_what_was_refused(&self) {
         let _one_at_a_time = self.applying.lock().await;
         let refused = self.refused();
+        if refused.is_empty() {
+            return;
+        }
         self.open_all(refused.iter().map(PartitionHandle::assigned).collect(), false).await;
         // Whoever still has one of the old handles is told what it was told before, and asks again.
         let opened = refused.len() - self.refused().len();
@@ -245,7 +248,7 @@ impl Partitions {
     /// The partitions that may open when they are tried again.
     fn refused(&self) -> Vec<PartitionHandle> {
         let passes = |why: PartitionError| matches!(why, PartitionError::DiskFull(_) | PartitionError::Exhausted(_));
-        self.all().into_iter().filter(|handle| handle.ended().is_some_and(passes)).collect()
+        self.open().values().filter(|handle| handle.ended().is_some_and(passes)).cloned().collect()
     }
 
     /// Writes down how far each log is flushed, where it begins, and its high watermark, where that changed.
@@ -253,25 +256,27 @@ impl Partitions {
         let mut seen = self.seen.lock().await;
         let Some(data_dir) = self.data_dir() else { return Ok(()) };
         // Most of the time, and with most partitions, nothing changed: that must cost next to nothing.
-        let offsets = {
+        let changed: Vec<(Key, Offsets)> = {
             let open = self.open();
-            let offsets: HashMap<Key, Offsets> = open.iter().map(|(key, handle)| (*key, handle.offsets())).collect();
-            if *seen == offsets && !data_dir.has_unwritten_checkpoints() {
+            let now = open.iter().map(|(key, handle)| (key, handle, handle.offsets()));
+            let changed: Vec<_> = now.filter(|(key, _, offsets)| seen.get(key) != Some(offsets)).collect();
+            if changed.is_empty() && !data_dir.has_unwritten_checkpoints() {
                 return Ok(());
             }
+            seen.retain(|key, _| open.contains_key(key));
             // Under the lock of what is open, so that nothing which was let go of meanwhile is named again.
             data_dir.update_checkpoints(|checkpoints| {
-                for (handle, offsets) in open.iter().filter_map(|(key, handle)| Some((handle, offsets.get(key)?))) {
+                for (_, handle, offsets) in &changed {
                     let key = (handle.topic().to_string(), handle.partition());
                     checkpoints.recovery_points.insert(key.clone(), offsets.flushed);
                     checkpoints.log_start_offsets.insert(key.clone(), offsets.log_start);
                     checkpoints.high_watermarks.insert(key, offsets.high_watermark);
                 }
             });
-            offsets
+            changed.into_iter().map(|(key, _, offsets)| (*key, offsets)).collect()
         };
         self.context.pool.run(move || data_dir.write_checkpoints()).await?;
-        *seen = offsets;
+        seen.extend(changed);
         Ok(())
     }
 

@@ -8,8 +8,13 @@ use harness::*;
 use headwater_broker::{Broker, StartError};
 use headwater_proto::wire::{self, Durability};
 use headwater_storage::DataDirError;
+use headwater_storage::checkpoint;
 use rustix::process::{Resource, Rlimit, setrlimit};
+use rustix::time::{ClockId, clock_gettime};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 const TOPICS: usize = 10;
 const PARTITIONS: u32 = 1000;
@@ -38,6 +43,38 @@ fn usage() -> Usage {
         files: std::fs::read_dir("/proc/self/fd").unwrap().count(),
         maps: std::fs::read_to_string("/proc/self/maps").unwrap().lines().count(),
         bytes: kilobytes.unwrap().parse::<usize>().unwrap() << 10,
+    }
+}
+
+/// What this thread has worked so far, in microseconds: who else uses the machine does not count.
+fn thread_us() -> u64 {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    u64::try_from(time.tv_sec * 1_000_000 + time.tv_nsec / 1000).unwrap()
+}
+
+/// How long the others on this thread, the broker among them, have it before it is this task's turn again: the longest, in microseconds.
+struct Turns {
+    longest: Arc<AtomicU64>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Turns {
+    fn watch() -> Turns {
+        let longest = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&longest);
+        let task = tokio::spawn(async move {
+            loop {
+                let before = thread_us();
+                tokio::task::yield_now().await;
+                seen.fetch_max(thread_us() - before, Ordering::Relaxed);
+            }
+        });
+        Turns { longest, task }
+    }
+
+    fn longest(self) -> u64 {
+        self.task.abort();
+        self.longest.load(Ordering::Relaxed)
     }
 }
 
@@ -95,7 +132,7 @@ async fn ten_thousand_partitions_fit() {
     // Not the disk is tried here: a hundred thousand small files are its matter, and to remove them may take minutes.
     let memory = Path::new("/dev/shm");
     let dir = tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir()).unwrap();
-    let broker = start(dir.path()).await;
+    let broker = start_with(dir.path(), &["log.flush.offset.checkpoint.interval.ms=100"]).await;
     let before = usage();
     let bounded = |what: &str, brokers: usize| {
         let now = usage();
@@ -112,11 +149,29 @@ async fn ten_thousand_partitions_fit() {
         topics.push(client.create_topic(&format!("t{number}"), PARTITIONS, &[]).await);
     }
     bounded("made", 1);
+
+    // What goes over all partitions takes turns with those who are served on the same thread.
+    let (began, turns) = (thread_us(), Turns::watch());
+    get(broker.admin_addr(), "/metrics").await;
+    let scrape = thread_us() - began;
+    let longest = turns.longest();
+    assert!(longest < scrape / 3, "{longest} us of a scrape of {scrape} us at once");
+
+    let turns = Turns::watch();
     for topic in &topics {
         for partition in partitions() {
             assert_eq!(write(&client, topic, partition).await, 0);
         }
     }
+    let recovery_points = dir.path().join(checkpoint::RECOVERY_POINTS);
+    within("the checkpoint", async {
+        while !std::fs::read_to_string(&recovery_points).is_ok_and(|text| text.contains("\nt9 900 1\n")) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let longest = turns.longest();
+    assert!(longest < scrape / 3, "{longest} us for checkpoints, {scrape} for a scrape");
     check_all(&broker, &topics, 1).await;
     bounded("written to", 1);
     drop(client);
