@@ -167,7 +167,6 @@ impl ProducerBuilder {
             budget: Arc::new(Semaphore::new(self.buffer_bytes)),
             starving: AtomicUsize::new(0),
             closed: CancellationToken::new(),
-            finishing: CancellationToken::new(),
         });
         let topics = Topics::new(shared.clone(), identity, self.batches);
         let (partitioner, buffer_bytes) = (self.partitioner, self.buffer_bytes);

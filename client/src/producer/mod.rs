@@ -29,7 +29,7 @@ use crate::connection::lock;
 use crate::error::ProduceError;
 use crate::partitioner::{PartitionContext, Partitioner, partition_for_key};
 use crate::retry::Deadline;
-use partition::{FINISH_TIMEOUT, Shared};
+use partition::Shared;
 use record::now_ms;
 use topics::{Topic, Topics, unknown};
 
@@ -161,27 +161,31 @@ impl Producer {
     }
 
     /// Sends everything at once, and waits until every record handed over before has its outcome.
+    ///
+    /// With [`Acks::None`] a record's outcome is told when it is written to the connection; this waits until the broker has
+    /// given all of them to its logs, so that the producer and the client may go, unless the connection is lost before or
+    /// the broker takes longer than the delivery timeout. It costs a new stream for each partition that is sent to again.
     pub async fn flush(&self) {
         let mut newest = Vec::new();
         for topic in self.inner.topics.known().values() {
             for partition in &topic.partitions {
-                newest.extend(lock(&partition.batcher).seal());
+                newest.extend(lock(&partition.batcher).seal().map(|completion| (completion, partition.clone())));
                 partition.wake.notify_one();
             }
         }
-        for completion in newest {
+        let mut arrivals = Vec::new();
+        for (completion, partition) in newest {
             completion.resolved().await;
+            if self.inner.shared.acks == Acks::None {
+                arrivals.push(partition.arrival());
+            }
         }
+        futures::future::join_all(arrivals).await;
     }
 
     /// Flushes, then ends this producer and all its clones.
     pub async fn close(self) {
         self.flush().await;
-        self.inner.shared.finishing.cancel();
-        if self.inner.shared.acks == Acks::None {
-            // What was written has a while to reach the broker.
-            let _ = tokio::time::timeout(FINISH_TIMEOUT, self.inner.topics.ended()).await;
-        }
         self.inner.shared.closed.cancel();
         self.inner.topics.ended().await;
     }

@@ -13,7 +13,7 @@ use headwater_proto::ErrorCode;
 use headwater_proto::batch::{BatchError, Codec};
 use headwater_proto::frame::{self, FrameEvent};
 use headwater_proto::wire;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
@@ -29,9 +29,6 @@ use crate::retry::{Backoff, after};
 
 /// Batches at least this large are compressed on the blocking pool, so that they hold up nobody.
 const COMPRESS_ELSEWHERE_BYTES: usize = 16 << 10;
-/// How long a producer that closes waits for a broker to have what needs no answer.
-pub(crate) const FINISH_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// What the partitions of a producer share.
 pub(crate) struct Shared {
     pub(crate) connections: Arc<Connections>,
@@ -46,8 +43,6 @@ pub(crate) struct Shared {
     /// Senders that wait for room: while there are any, no batch lingers.
     pub(crate) starving: AtomicUsize,
     pub(crate) closed: CancellationToken,
-    /// No more records come: streams that need no answers end when everything is written.
-    pub(crate) finishing: CancellationToken,
 }
 
 /// A partition as its senders see it.
@@ -55,8 +50,40 @@ pub(crate) struct Partition {
     pub(crate) topic: Arc<TopicInfo>,
     pub(crate) partition: u32,
     pub(crate) batcher: Mutex<Batcher>,
-    /// Something may be due.
+    /// Something may be due, or somebody waits until everything has arrived.
     pub(crate) wake: Notify,
+    /// They wait until the broker has what was written without an answer to come.
+    arrivals: Mutex<Vec<oneshot::Sender<()>>>,
+}
+
+impl Partition {
+    pub(crate) fn new(topic: Arc<TopicInfo>, partition: u32, batcher: Batcher) -> Arc<Partition> {
+        let (batcher, wake, arrivals) = (Mutex::new(batcher), Notify::new(), Mutex::default());
+        Arc::new(Partition { topic, partition, batcher, wake, arrivals })
+    }
+
+    /// Waits until the broker has what was written so far, or the stream on which it was written was lost.
+    pub(crate) fn arrival(&self) -> impl Future<Output = ()> + use<> {
+        let (tell, told) = oneshot::channel();
+        lock(&self.arrivals).push(tell);
+        self.wake.notify_one();
+        if lock(&self.batcher).is_closed() {
+            // Nobody may be left to tell.
+            self.arrived();
+        }
+        async move { drop(told.await) }
+    }
+
+    fn is_awaited(&self) -> bool {
+        !lock(&self.arrivals).is_empty()
+    }
+
+    fn arrived(&self) {
+        let told = std::mem::take(&mut *lock(&self.arrivals));
+        for tell in told {
+            let _ = tell.send(());
+        }
+    }
 }
 
 type Built = (Pending, Result<Bytes, BatchError>);
@@ -80,6 +107,8 @@ pub(crate) struct Sender {
     next: Next,
     /// When it turned out that whoever was thought to lead does not, or cannot be reached: another may lead by now.
     doubted: Option<Instant>,
+    /// There is a stream on which something may be on its way.
+    streaming: bool,
 }
 
 impl Drop for Sender {
@@ -88,6 +117,7 @@ impl Drop for Sender {
         let Partition { topic, partition, .. } = &*self.partition;
         let reason = ProduceError::Defect { topic: topic.name.clone(), partition: *partition };
         lock(&self.partition.batcher).close(reason);
+        self.partition.arrived();
     }
 }
 
@@ -96,7 +126,7 @@ impl Sender {
         let window = Window::new(identity, shared.max_in_flight);
         let backoff = Backoff::new(&shared.connections.config);
         let building = FuturesOrdered::new();
-        Sender { shared, partition, window, building, backoff, next: Next::Resend, doubted: None }
+        Sender { shared, partition, window, building, backoff, next: Next::Resend, doubted: None, streaming: false }
     }
 
     /// Runs until the producer is closed or the topic is gone; then everything left fails.
@@ -115,15 +145,22 @@ impl Sender {
     async fn serve(&mut self) -> ProduceError {
         loop {
             self.wait_for_work().await;
-            if self.is_idle() {
-                return ProduceError::Closed;
-            }
             let opened = match self.another_identity().await {
                 Ok(()) => self.open().await,
                 Err(error) => Err(NoStream::Later(error)),
             };
             let left = match opened {
-                Ok(stream) if self.next == Next::Resend => self.drive(stream).await,
+                Ok(stream) if self.next == Next::Resend => {
+                    self.streaming = true;
+                    let ended = self.drive(stream).await;
+                    self.streaming = false;
+                    self.partition.arrived();
+                    if ended.is_ok() {
+                        self.backoff.reset();
+                        continue;
+                    }
+                    ended
+                }
                 // Records failed as it was opened, and what is left takes another epoch.
                 Ok(_) => Ok(()),
                 Err(NoStream::Later(error)) => Err(error),
@@ -188,13 +225,11 @@ impl Sender {
         }
     }
 
-    /// Until there is something to send, or nothing will come.
+    /// Until there is something to send.
     async fn wait_for_work(&mut self) {
-        while self.is_idle() && !self.shared.finishing.is_cancelled() {
-            tokio::select! {
-                () = self.partition.wake.notified() => {}
-                () = self.shared.finishing.cancelled() => {}
-            }
+        while self.is_idle() {
+            self.partition.arrived();
+            self.partition.wake.notified().await;
         }
     }
 
@@ -218,8 +253,8 @@ impl Sender {
                 done = &mut work => return done,
                 Some(built) = self.building.next(), if !self.building.is_empty() => self.built(built),
                 () = sleep_until(timer) => self.expire(),
-                // A new record may be the first to expire.
-                () = self.partition.wake.notified() => {}
+                // A new record may be the first to expire; and what is not on its way never arrives.
+                () = self.partition.wake.notified() => if !self.streaming { self.partition.arrived() },
             }
         }
     }
@@ -290,9 +325,11 @@ impl Sender {
 
     /// Sends and takes answers until the stream ends.
     async fn drive(&mut self, mut stream: Stream) -> Result<(), Error> {
-        let finishing = self.shared.finishing.clone();
         let unanswered = self.shared.acks == wire::Acks::None;
         loop {
+            if unanswered && stream.outgoing.is_done() && self.partition.is_awaited() {
+                return self.finish(stream).await;
+            }
             let due_at = self.fill(&mut stream)?;
             let expires_at = self.expires_at();
             let timer = due_at.map_or(expires_at, |due| due.min(expires_at));
@@ -318,13 +355,19 @@ impl Sender {
                     }
                 }
                 Some(built) = self.building.next(), if !self.building.is_empty() => self.built(built),
-                () = finishing.cancelled(), if unanswered && self.is_idle() && stream.outgoing.is_done() => {
-                    stream.finish().await;
-                    return Ok(());
-                }
                 () = sleep_until(timer) => self.expire(),
                 () = self.partition.wake.notified() => {}
             }
+        }
+    }
+
+    /// Ends the stream once the broker has everything that was written on it.
+    async fn finish(&mut self, mut stream: Stream) -> Result<(), Error> {
+        let after = self.shared.delivery_timeout;
+        let finished = tokio::time::timeout(after, stream.finish());
+        match self.expiring(finished).await {
+            Ok(finished) => finished,
+            Err(_) => Err(Error::TimedOut { what: "the end of a produce stream", after }),
         }
     }
 
@@ -473,7 +516,6 @@ mod tests {
             budget: Arc::new(Semaphore::new(0)),
             starving: AtomicUsize::new(0),
             closed: CancellationToken::new(),
-            finishing: CancellationToken::new(),
         });
         let batches = BatcherConfig {
             batch_bytes: 1000,
@@ -490,12 +532,7 @@ mod tests {
             at: Instant::now(),
         };
         let batcher = Batcher::new("t".into(), 0, batches, shared.budget.clone(), 0);
-        let partition = Arc::new(Partition {
-            topic: Arc::new(topic),
-            partition: 0,
-            batcher: Mutex::new(batcher),
-            wake: Notify::new(),
-        });
+        let partition = Partition::new(Arc::new(topic), 0, batcher);
         let value = Bytes::from_static(b"value");
         let send = || {
             let parts = Parts { timestamp_ms: 1, key: None, value: Some(&value), headers: &[] };
@@ -512,5 +549,6 @@ mod tests {
         assert!(matches!(outcome, Err(ProduceError::Defect { .. })), "{outcome:?}");
         assert_eq!(shared.budget.available_permits(), 100);
         assert!(send().is_err());
+        partition.arrival().await;
     }
 }

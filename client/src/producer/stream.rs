@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
+use headwater_proto::frame::FrameEvent;
 use headwater_proto::wire::{self, call, call_response::Response, open};
 use headwater_proto::{ErrorCode, ResetCode};
 use quinn::{SendStream, VarInt};
@@ -56,11 +57,17 @@ pub(crate) struct Stream {
 }
 
 impl Stream {
-    /// Waits until the broker has everything that was written: with `acks=0` nothing else tells.
-    pub(crate) async fn finish(&mut self) {
-        if self.send.finish().is_ok() {
-            let _ = self.send.stopped().await;
+    /// Waits until the broker's log was given everything that was written: then the broker ends its side too. That its
+    /// transport has the bytes is not enough, since it drops what nobody has read when the connection ends.
+    pub(crate) async fn finish(&mut self) -> Result<(), Error> {
+        let lost = |reason: String| Error::ConnectionLost { address: self.lease.link.address().to_string(), reason };
+        self.send.finish().map_err(|e| lost(e.to_string()))?;
+        while let Some(event) = self.answers.next().await? {
+            if let FrameEvent::Header { message: wire::ProduceResponse { error: Some(error), .. }, .. } = event {
+                return Err(Error::Refused(error.into()));
+            }
         }
+        Ok(())
     }
 }
 

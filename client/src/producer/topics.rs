@@ -10,7 +10,6 @@ use arc_swap::{ArcSwap, Guard};
 use futures::FutureExt;
 use headwater_proto::ErrorCode;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -174,12 +173,8 @@ impl Topics {
         };
         for partition in partitions.len() as u32..info.partition_count() {
             let (batches, budget) = (self.batches.clone(), self.shared.budget.clone());
-            let new = Arc::new(Partition {
-                topic: info.clone(),
-                partition,
-                batcher: Mutex::new(Batcher::new(name.clone(), partition, batches, budget, info.max_message_bytes)),
-                wake: Notify::new(),
-            });
+            let batcher = Batcher::new(name.clone(), partition, batches, budget, info.max_message_bytes);
+            let new = Partition::new(info.clone(), partition, batcher);
             let sender = Sender::new(self.shared.clone(), new.clone(), identity);
             self.tasks.spawn_on(sender.run(), &self.runtime);
             partitions.push(new);

@@ -111,6 +111,15 @@ async fn whole_topic(client: &Client, partitions: u32) -> Vec<ConsumedRecord> {
     drain(&mut within("build", consumer).await.unwrap()).await
 }
 
+/// Reads so many records from the beginning on, and waits for those that cannot be read yet.
+async fn read(client: &Client, partitions: u32, count: usize) {
+    let consumer = client.consumer().assign((0..partitions).map(|p| ("flights", p))).build();
+    let mut consumer = within("build", consumer).await.unwrap();
+    for i in 0..count {
+        within(&format!("record {i} of {count}"), consumer.next()).await.unwrap().unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_produced_is_consumed_in_every_codec() {
     let (_node, client) = Node::with_topic(2).await;
@@ -418,6 +427,22 @@ async fn a_static_member_comes_back_to_its_partitions_and_nobody_else_is_disturb
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_flushed_without_acknowledgements_is_there_though_the_client_goes_at_once() {
+    let (node, client) = Node::with_topic(2).await;
+    for round in 1..=3 {
+        let leaving = node.client().await;
+        let producer = within("build", leaving.producer().acks(Acks::None).build()).await.unwrap();
+        for i in 0..2000 {
+            drop(producer.send(record(vec![b'x'; 4000]).partition(i % 2)).await.unwrap());
+        }
+        within("flush", producer.flush()).await;
+        drop(producer);
+        within("close", leaving.close()).await;
+        read(&client, 2, 2000 * round).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn small_records_pass_though_max_message_bytes_is_lowered_while_they_are_collected() {
     let (_node, client) = Node::with_topic(1).await;
     let producer = within("build", client.producer().linger(Duration::from_secs(3600)).build()).await.unwrap();
@@ -459,7 +484,8 @@ async fn acknowledgements_tell_what_they_promise() {
         assert_eq!(within("an acknowledgement", delivery).await.unwrap().durability, durability, "{topic} {acks:?}");
         within("close", producer.close()).await;
     }
-    assert_eq!(whole_topic(&client, 1).await.len(), 3, "what needed no acknowledgement is there too");
+    // What needed no acknowledgement is there too, and is read once it is as durable as the topic asks.
+    read(&client, 1, 3).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -444,12 +444,44 @@ async fn without_acknowledgements_records_count_as_sent_once_they_are_written() 
     assert_eq!((open.acks(), open.producer_id), (Acks::None, -1));
     assert_eq!(stream.append().await.1.producer_id, -1);
     assert_eq!(within("an outcome", delivery).await.unwrap().offset, -1);
+    // Written is not arrived.
+    let mut flush = Box::pin(producer.flush());
+    let ended = async { stream.frame::<wire::ProduceRequest>().await };
+    tokio::select! {
+        () = &mut flush => panic!("the broker may have read nothing yet"),
+        frame = ended => assert!(frame.is_none(), "the stream is finished, not reset"),
+    }
+    assert!(flush.as_mut().now_or_never().is_none());
+    drop(stream);
+    within("flush", flush).await;
     let last = producer.send(record("last words")).await.unwrap();
+    let (mut stream, _) = peer.produce(1 << 20).await;
     let close = tokio::spawn(producer.close());
     stream.append().await;
     assert!(stream.frame::<wire::ProduceRequest>().await.is_none(), "the stream is finished, not reset");
+    drop(stream);
     within("close", close).await.unwrap();
     last.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_flush_without_acknowledgements_ends_when_the_connection_is_lost_or_the_broker_ends_nothing() {
+    for lost in [true, false] {
+        let mut peer = Peer::start(1).await;
+        let producer = producer(&peer, |b| b.acks(Acks::None).delivery_timeout(Duration::from_millis(500))).await;
+        within("flush", producer.flush()).await;
+        drop(producer.send(record("perhaps")).await.unwrap());
+        let (mut stream, _) = peer.produce(1 << 20).await;
+        let serve = async {
+            stream.append().await;
+            assert!(stream.frame::<wire::ProduceRequest>().await.is_none());
+            if lost {
+                peer.drop_connections();
+            }
+        };
+        within("flush", futures::future::join(producer.flush(), serve)).await;
+        within("flush", producer.flush()).await;
+    }
 }
 
 #[tokio::test]
