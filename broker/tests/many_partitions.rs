@@ -1,5 +1,6 @@
 //! As many partitions as one broker has to hold, on few open files and maps and on little memory. Alone in its process, whose limit on
 //! open files it sets, and whose memory it looks at.
+#![cfg(target_os = "linux")]
 
 mod harness;
 
@@ -125,13 +126,19 @@ async fn start_again(dir: &Path) -> Broker {
     .await
 }
 
-#[cfg(target_os = "linux")]
+/// Not the disk is tried here: a hundred thousand small files are its matter, and to remove them may take minutes.
+fn folder() -> tempfile::TempDir {
+    const MEMORY: &str = "/dev/shm";
+    const NEEDED_BYTES: u64 = 512 << 20;
+    let free_bytes = rustix::fs::statvfs(MEMORY).map_or(0, |memory| memory.f_bavail * memory.f_frsize);
+    let dir = if free_bytes < NEEDED_BYTES { tempfile::tempdir() } else { tempfile::tempdir_in(MEMORY) };
+    dir.unwrap()
+}
+
 #[tokio::test]
 async fn ten_thousand_partitions_fit() {
     setrlimit(Resource::Nofile, Rlimit { current: Some(OPEN_FILES), maximum: Some(OPEN_FILES) }).unwrap();
-    // Not the disk is tried here: a hundred thousand small files are its matter, and to remove them may take minutes.
-    let memory = Path::new("/dev/shm");
-    let dir = tempfile::tempdir_in(memory).or_else(|_| tempfile::tempdir()).unwrap();
+    let dir = folder();
     let broker = start_with(dir.path(), &["log.flush.offset.checkpoint.interval.ms=100"]).await;
     let before = usage();
     let bounded = |what: &str, brokers: usize| {
