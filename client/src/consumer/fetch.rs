@@ -24,7 +24,7 @@ use super::state::{Item, Life, State};
 use crate::TopicPartition;
 use crate::connection::{Connections, Lease};
 use crate::error::{ConsumeError, Error, Refusal};
-use crate::metadata::Metadata;
+use crate::metadata::{Metadata, is_stale};
 use crate::retry::Backoff;
 use crate::stream::{FrameReader, write_message};
 
@@ -57,6 +57,8 @@ pub(crate) struct Fetch {
     next: Position,
     /// Of the prefetch: how much this partition has claimed.
     claimed_bytes: u64,
+    /// When this began. The partition was assigned before: what was known of its topic by then may be older than that.
+    since: Instant,
 }
 
 /// An open fetch stream.
@@ -66,6 +68,8 @@ struct Stream {
     send: SendStream,
     data: FrameReader<wire::FetchData>,
     assembler: Assembler,
+    /// Of when what it was opened with is.
+    known_at: Instant,
 }
 
 /// Why reading stops.
@@ -83,7 +87,7 @@ enum Stop {
 impl Fetch {
     /// Reading from `next` on.
     pub(crate) fn new(context: Arc<Context>, life: Life, next: Position) -> Fetch {
-        Fetch { context, life, next, claimed_bytes: 0 }
+        Fetch { context, life, next, claimed_bytes: 0, since: Instant::now() }
     }
 
     /// Reads until the task is dropped or the application must decide how to go on.
@@ -91,6 +95,7 @@ impl Fetch {
         let mut backoff = Backoff::new(&self.context.connections.config);
         let mut credit = FetchCredit::new(SMALLEST_SHARE_BYTES);
         let mut doubted = None;
+        let mut warned = false;
         loop {
             let before = self.next.offset;
             let stop = self.read(&mut credit, &mut doubted).await;
@@ -102,10 +107,13 @@ impl Fetch {
             }
             let narrowed = matches!(stop, Stop::Narrowed);
             if let Err(error) = self.decide(stop).await {
-                if self.context.subscribed && is_gone(&error) {
-                    return tracing::warn!(partition = %self.life.cell.at, %error, "no longer read");
+                if !self.context.subscribed || !is_gone(&error) {
+                    return self.push(Item::Error(error));
                 }
-                return self.push(Item::Error(error));
+                // The group takes it away; unless whoever was asked has not heard yet of what the group assigned.
+                if !std::mem::replace(&mut warned, true) {
+                    tracing::warn!(partition = %self.life.cell.at, %error, "not read for now");
+                }
             }
             if !narrowed {
                 backoff.pause().await;
@@ -173,6 +181,7 @@ impl Fetch {
             Err(_) => return Stop::Lost(Error::TimedOut { what: "opening a fetch stream", after: OPEN_TIMEOUT }),
         };
         match self.drain(&mut stream, credit).await {
+            Ok(Stop::Refused(refusal)) => refused(refusal, stream.known_at, doubted),
             Ok(stop) | Err(stop) => stop,
         }
     }
@@ -191,8 +200,12 @@ impl Fetch {
         };
         let info = info.map_err(lost)?;
         if info.id != self.life.cell.topic_id {
+            // Which of the two is the older one, only an answer from after the assignment tells.
+            *doubted = Some(info.at);
             let why = format!("topic {topic:?} was deleted and created anew");
-            return Err(Stop::Refused(wire::Error::new(ErrorCode::UnknownTopicId, why).into()));
+            let refusal = Refusal::from(wire::Error::new(ErrorCode::UnknownTopicId, why));
+            let newer = info.at > self.since;
+            return Err(if newer { Stop::Refused(refusal) } else { Stop::Lost(Error::Refused(refusal)) });
         }
         let Some(leader) = info.leader(*partition).filter(|leader| leader.leader >= 0) else {
             *doubted = Some(info.at);
@@ -223,19 +236,11 @@ impl Fetch {
         })?;
         *doubted = None;
         if let Some(error) = answer.error {
-            let refusal = Refusal::from(error);
-            if asks_for_metadata(refusal.code) {
-                *doubted = Some(info.at);
-                if refusal.code == ErrorCode::UnknownTopicId || refusal.code == ErrorCode::UnknownPartition {
-                    // Gone, or not heard of yet where it leads now: the next answer about the topic tells.
-                    return Err(Stop::Lost(Error::Refused(refusal)));
-                }
-            }
-            return Err(Stop::Refused(refusal));
+            return Err(refused(error.into(), info.at, doubted));
         }
         self.life.cell.high_watermark.fetch_max(answer.high_watermark, Ordering::Relaxed);
         let data = opened.followed_by().map_err(lost)?;
-        Ok(Stream { lease, address, send, data, assembler: Assembler::default() })
+        Ok(Stream { lease, address, send, data, assembler: Assembler::default(), known_at: info.at })
     }
 
     /// Keeps the limit of credit within this partition's part of the prefetch and of the connection.
@@ -338,14 +343,14 @@ pub(crate) fn is_gone(error: &ConsumeError) -> bool {
     matches!(error.code(), Some(ErrorCode::UnknownTopic | ErrorCode::UnknownTopicId | ErrorCode::UnknownPartition))
 }
 
-/// Whether a refusal says that what is known of the topic is wrong.
-fn asks_for_metadata(code: ErrorCode) -> bool {
-    matches!(
-        code,
-        ErrorCode::NotLeader
-            | ErrorCode::FencedLeaderEpoch
-            | ErrorCode::UnknownLeaderEpoch
-            | ErrorCode::UnknownTopicId
-            | ErrorCode::UnknownPartition
-    )
+/// What follows from a broker's refusal, and whether it says that what was known of the topic, `known_at` then, is wrong.
+fn refused(refusal: Refusal, known_at: Instant, doubted: &mut Option<Instant>) -> Stop {
+    if is_stale(refusal.code) {
+        *doubted = Some(known_at);
+        if refusal.code == ErrorCode::UnknownTopicId || refusal.code == ErrorCode::UnknownPartition {
+            // Gone, or not heard of yet where it leads now: the next answer about the topic tells.
+            return Stop::Lost(Error::Refused(refusal));
+        }
+    }
+    Stop::Refused(refusal)
 }

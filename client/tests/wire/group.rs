@@ -3,12 +3,12 @@
 use super::support::*;
 use futures::{FutureExt, StreamExt};
 use headwater_client::{
-    Client, ClientConfig, ConsumeError, ConsumerBuilder, ErrorCode, Rebalance, StartFrom, TopicPartition,
+    Client, ClientConfig, ConsumeError, ConsumerBuilder, ErrorCode, Rebalance, StartFrom, TopicId, TopicPartition,
 };
 use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, MemberHeartbeat, MemberUpdate};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -284,6 +284,49 @@ async fn a_member_that_is_refused_for_good_tells_the_application() {
     let error = within("an error", consumer.assigned()).await.unwrap_err();
     assert!(matches!(error, ConsumeError::Group { .. }), "{error}");
     assert_eq!(error.code(), Some(ErrorCode::UnsupportedAssignor));
+}
+
+/// The client knew the topic from before it was deleted, and so does, for a while, the broker that it asks. A member that
+/// believed either kept the partition and never read it.
+#[tokio::test]
+async fn a_member_reads_a_topic_that_was_created_anew_though_the_one_before_is_remembered() {
+    let mut peer = Peer::start(1).await;
+    let (before, answers) = (TopicId::from_bytes([6; 16]), AtomicUsize::new(0));
+    peer.answer(move |request| match request {
+        Request::Metadata(_) if answers.fetch_add(1, SeqCst) < 2 => Some(metadata(before, 1)),
+        _ => None,
+    });
+    let client = peer.client().await;
+    let _remembers = within("build", client.consumer().assign([(TOPIC, 0)]).build()).await.unwrap();
+    let (_stream, open) = peer.fetch(1000).await;
+    assert_eq!((open.topic_id, peer.metadata_asked()), (before.to_wire(), 1));
+    let build = client.consumer().group("billing").topics([TOPIC]).build();
+    let mut consumer = within("build", build).await.unwrap();
+    let (mut member, _) = peer.member().await;
+    assign(&mut member, 1, &[0]).await;
+    let (mut stream, open) = peer.fetch(1000).await;
+    assert_eq!((open.topic_id, peer.metadata_asked()), (TOPIC_ID.to_wire(), 3));
+    stream.data(1, 1000, &batch(0, &[b"anew"])).await;
+    assert_eq!(next_offset(&mut consumer).await, 0);
+}
+
+#[tokio::test]
+async fn a_member_whose_broker_serves_the_partition_no_more_asks_who_does() {
+    let mut peer = Peer::start(1).await;
+    let mut consumer = member_of_billing(&peer, |b| b).await;
+    let (mut member, _) = peer.member().await;
+    assign(&mut member, 1, &[0]).await;
+    let (mut stream, _) = peer.fetch(1000).await;
+    for code in [ErrorCode::UnknownTopicId, ErrorCode::UnknownPartition, ErrorCode::NotLeader] {
+        let asked = peer.metadata_asked();
+        let error = Some(wire::Error::new(code, "not here"));
+        stream.send(&wire::FetchData { error, ..wire::FetchData::default() }, &[]).await;
+        let (again, _) = peer.fetch(1000).await;
+        assert_eq!(peer.metadata_asked(), asked + 1, "{code}");
+        stream = again;
+    }
+    stream.data(1, 1000, &batch(0, &[b"found"])).await;
+    assert_eq!(next_offset(&mut consumer).await, 0);
 }
 
 /// Writes down what it is told.

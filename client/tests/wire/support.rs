@@ -422,6 +422,18 @@ fn topic(shared: &Shared) -> wire::TopicMetadata {
     }
 }
 
+/// What metadata says of the one topic where it has this id and so many partitions.
+pub fn metadata(topic_id: TopicId, partitions: u32) -> Response {
+    let partition = |partition| wire::PartitionMetadata { partition, leader: 1, leader_epoch: 3, ..Default::default() };
+    let topic = wire::TopicMetadata {
+        name: TOPIC.into(),
+        topic_id: topic_id.to_wire(),
+        partitions: (0..partitions).map(partition).collect(),
+        ..wire::TopicMetadata::default()
+    };
+    Response::Metadata(wire::MetadataResponse { topics: vec![topic], ..Default::default() })
+}
+
 /// Answers every question about an offset with what `refusal` says of its partition, or else with offset 0.
 pub fn offsets(asked: &wire::ListOffsets, refusal: impl Fn(u32) -> Option<ErrorCode>) -> Response {
     let answer = |q: &wire::OffsetQuery| wire::OffsetAnswer {
