@@ -169,16 +169,22 @@ fn a_cut_that_is_refused_changes_nothing_and_leaves_nothing_behind() {
     };
     let cuts: [Act; 3] =
         [|log| log.truncate(1, NOW), |log| log.truncate(3, NOW), |log| log.truncate_and_restart_at(7, NOW)];
-    for (cut, after) in cuts.into_iter().flat_map(|cut| (0..20).map(move |after| (cut, after))) {
-        for fault in [Fault::new(Operation::Open).exhausted(), Fault::new(Operation::Write).full()] {
+    let faults =
+        || [Fault::new(Operation::Open).exhausted(), Fault::new(Operation::Write).full()].into_iter().enumerate();
+    for ((number, cut), (kind, fault)) in
+        cuts.iter().enumerate().flat_map(|cut| faults().map(move |fault| (cut, fault)))
+    {
+        let mut refused = 0;
+        for after in 0..20 {
             let files = disk(after);
             let mut log = five_records(&files);
             log.flush().unwrap();
             let (before, epochs) = (names(&files), log.leader_epochs().clone());
-            files.fail(fault.after(after));
+            files.fail(fault.clone().after(after));
             let result = cut(&mut log);
             files.heal();
             let Err(error) = result else { continue };
+            refused += 1;
             assert!(error.retryable() && !log.is_poisoned(), "{after}: {error}");
             assert_eq!((names(&files), log.leader_epochs()), (before, &epochs), "{after}");
             assert_eq!(offsets(&log.reader()), [0, 1, 2, 3, 4], "{after}");
@@ -187,6 +193,7 @@ fn a_cut_that_is_refused_changes_nothing_and_leaves_nothing_behind() {
             let (log, _) = open(&files.crash(), &config(), 6, 0).unwrap();
             assert_eq!((offsets(&log.reader()), log.leader_epochs()), (vec![0, 1, 2, 3, 4, 5], &epochs), "{after}");
         }
+        assert!(refused > 0, "cut {number} is never refused by fault {kind}");
     }
 }
 
