@@ -10,7 +10,7 @@
 //!
 //! Read next: [`crate::shares`], then [`crate::printer`].
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use headwater_client::{
     Admin, Client, Committer, ConsumeError, ConsumedBatch, Consumer, ErrorCode, OffsetAt, OffsetQuery,
     PartitionDescription, Position, Rebalance, StartFrom, TopicDescription, TopicPartition,
@@ -105,9 +105,13 @@ async fn consume(global: &Global, client: &Client, args: ConsumeArgs) -> Result<
         None => Ok(()),
     };
     let closed = consumer.close().await.context("cannot leave in good order");
+    let kept = match &member {
+        Some(member) => member.commits.nothing_left().await,
+        None => Ok(()),
+    };
     // What happened first says why the others happened.
     outcome?;
-    printed.and(committed).and(closed)
+    printed.and(committed).and(closed).and(kept)
 }
 
 /// Why the reading ended.
@@ -403,6 +407,12 @@ async fn bounds_at(
     Ok(bounds)
 }
 
+/// Says which partitions this member lost.
+fn taken_away<'a>(partitions: impl Iterator<Item = &'a TopicPartition>) -> String {
+    let names: Vec<String> = partitions.map(ToString::to_string).collect();
+    format!("partitions {} were taken away", names.join(", "))
+}
+
 /// What a member commits.
 struct Commits {
     progress: Progress,
@@ -444,8 +454,7 @@ impl Commits {
         let mut last = self.last.lock().await;
         let mut lost = std::pin::pin!(self.lost.notified());
         lost.as_mut().enable();
-        let mut news = self.shares.positions();
-        news.retain(|partition, position| last.get(partition) != Some(position));
+        let mut news = self.beyond(&last);
         while !news.is_empty() {
             let committed = tokio::select! {
                 biased;
@@ -464,6 +473,25 @@ impl Commits {
         Ok(())
     }
 
+    /// Where this member is in partitions of which that is not what was committed `last`.
+    fn beyond(&self, last: &BTreeMap<TopicPartition, Position>) -> BTreeMap<TopicPartition, Position> {
+        let mut positions = self.shares.positions();
+        positions.retain(|partition, position| last.get(partition) != Some(position));
+        positions
+    }
+
+    /// Nothing that was printed is left without a commit.
+    async fn nothing_left(&self) -> Result<()> {
+        let left = self.beyond(&*self.last.lock().await);
+        if left.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "{} before what was printed of them was committed; their next owner prints it again",
+            taken_away(left.keys())
+        )
+    }
+
     async fn rebalance(&self, change: Rebalance) {
         match change {
             Rebalance::Assigned(partitions) => {
@@ -476,6 +504,14 @@ impl Commits {
                 }
                 if let Err(error) = self.commit(&committer).await {
                     tracing::warn!(%error, "cannot commit what was printed; the next owner prints it again");
+                }
+                let mut left = self.beyond(&*self.last.lock().await);
+                left.retain(|partition, _| partitions.contains(partition));
+                if !left.is_empty() {
+                    tracing::warn!(
+                        "{} before what was printed of them was committed; their next owner prints it again",
+                        taken_away(left.keys())
+                    );
                 }
                 self.forget(&partitions).await;
             }
@@ -547,6 +583,13 @@ mod tests {
         assert_eq!(asked.take(), [vec![0, 1, 2, 3], vec![1, 2, 3], vec![1, 3]]);
         commits.commit_by(coordinator).await.expect("nothing new");
         assert_eq!(asked.take(), [vec![0, 2], vec![2]], "what is committed is not committed again");
+        let left = commits.nothing_left().await.expect_err("two are left").to_string();
+        assert!(left.contains("t-0, t-2 were taken away"), "{left}");
+        commits.forget(&[at(0)]).await;
+        commits.forget(&[at(2)]).await;
+        commits.nothing_left().await.expect("others have them now");
+        commits.shares.take_on(&[at(0)]);
+        commits.shares.begin(&at(0), Position { offset: 6, leader_epoch: 0 });
         let refuse = |_| std::future::ready(Err(ConsumeError::Closed));
         assert!(commits.commit_by(refuse).await.is_err(), "any other refusal is one");
     }

@@ -13,8 +13,9 @@ use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 use super::data::Values;
 use super::{Answer, Latencies};
@@ -102,9 +103,9 @@ pub(super) fn run(args: &BenchArgs) -> Result<Answer> {
     // Whoever ends it leaves no other process behind.
     let signals = Signals::catch();
     let mut other = Other::start(args)?;
-    let ready = other.ready()?;
     let outcome = block_on(async {
-        let outcome = signals.unless_asked(measure(args, ready)).await.transpose();
+        let measured = async { measure(args, other.ready().await?).await };
+        let outcome = signals.unless_asked(measured).await.transpose();
         // Ctrl-C in a terminal reaches the other process too, whose end is then what the measuring saw first.
         if signals.is_asked() { outcome.or(Ok(None)) } else { outcome }
     });
@@ -243,9 +244,9 @@ impl Other {
         Ok(Other { child })
     }
 
-    fn ready(&mut self) -> Result<Ready> {
+    async fn ready(&mut self) -> Result<Ready> {
         let stdout = self.child.stdout.take().context("the other process has no output")?;
-        let (send, receive) = mpsc::sync_channel(1);
+        let (send, receive) = oneshot::channel();
         let read = move || {
             let mut line = String::new();
             let read = BufReader::new(stdout).read_line(&mut line).map(|_| line);
@@ -253,9 +254,10 @@ impl Other {
             let _ = send.send(read);
         };
         std::thread::Builder::new().name("other".into()).spawn(read).context("cannot start a thread")?;
-        let line = receive
-            .recv_timeout(DEADLINE)
+        let line = tokio::time::timeout(DEADLINE, receive)
+            .await
             .with_context(|| format!("the other process was not ready within {DEADLINE:?}"))?
+            .context("the thread that reads what the other process says has ended")?
             .context("the other process does not answer")?;
         serde_json::from_str(&line).context("the other process did not start")
     }

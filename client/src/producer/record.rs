@@ -18,7 +18,7 @@ use crate::error::ProduceError;
 pub struct ProducerRecord {
     /// Where to. Cloning an `Arc<str>` is cheaper than making one for each record.
     pub topic: Arc<str>,
-    /// The partition; `None`: the producer's [`Partitioner`] chooses.
+    /// The partition; `None`: the producer's [`Partitioner`](crate::Partitioner) chooses.
     pub partition: Option<u32>,
     /// Milliseconds since 1970; `None`: the time of sending.
     pub timestamp_ms: Option<i64>,
