@@ -134,7 +134,7 @@ impl Client {
 
     /// Topics, groups and brokers.
     pub fn admin(&self) -> Admin {
-        Admin::new(self.connections.clone())
+        Admin::new(self.connections.clone(), self.metadata.clone())
     }
 
     /// The broker that answered when the client connected.

@@ -1,7 +1,7 @@
 //! What is known of topics: ids, partitions, leaders.
 //!
-//! Owns: the cache and asking anew. Refuses: deciding when it is wrong (whoever was refused says so). Read next:
-//! `producer/partition.rs` and `consumer/fetch.rs`, which use it.
+//! Owns: the cache and asking anew. Refuses: deciding when it is wrong (whoever was refused, or changes a topic, says so).
+//! Read next: `producer/partition.rs` and `consumer/fetch.rs`, which use it.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -47,13 +47,33 @@ impl TopicInfo {
 /// The cache, shared by a client's producers and consumers.
 pub(crate) struct Metadata {
     connections: Arc<Connections>,
-    topics: Arc<Topics>,
+    topics: Arc<Mutex<Topics>>,
     /// A thousand partitions with the same doubt ask once.
     lookups: Lookups<Arc<TopicInfo>, Error>,
 }
 
 /// What was learned last.
-type Topics = Mutex<HashMap<Arc<str>, Arc<TopicInfo>>>;
+#[derive(Default)]
+struct Topics {
+    known: HashMap<Arc<str>, Arc<TopicInfo>>,
+    /// When this client changed one of the topics last: what was asked before then is not to be remembered.
+    changed: Option<Instant>,
+}
+
+/// A topic that this client changes: when this is dropped, what was known of the topic is forgotten, whatever became of it.
+#[must_use = "the topic is forgotten at once"]
+pub(crate) struct Changing<'a> {
+    topics: &'a Mutex<Topics>,
+    name: &'a str,
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let mut topics = lock(self.topics);
+        topics.known.remove(self.name);
+        topics.changed = Some(Instant::now());
+    }
+}
 
 impl Metadata {
     /// On the current runtime.
@@ -63,7 +83,7 @@ impl Metadata {
 
     /// What is known, unless it is too old.
     pub(crate) fn cached(&self, topic: &str) -> Option<Arc<TopicInfo>> {
-        let info = lock(&self.topics).get(topic).cloned()?;
+        let info = lock(&self.topics).known.get(topic).cloned()?;
         (info.at.elapsed() < self.connections.config.metadata_max_age).then_some(info)
     }
 
@@ -75,6 +95,11 @@ impl Metadata {
         }
     }
 
+    /// This client is about to change a topic.
+    pub(crate) fn changing<'a>(&'a self, name: &'a str) -> Changing<'a> {
+        Changing { topics: &self.topics, name }
+    }
+
     /// The broker's word from after `doubted`: what was known then has turned out wrong.
     pub(crate) async fn newer_than(&self, topic: &str, doubted: Option<Instant>) -> Result<Arc<TopicInfo>, Error> {
         if let Some(info) = self.cached(topic)
@@ -83,13 +108,18 @@ impl Metadata {
             return Ok(info);
         }
         let name = Arc::from(topic);
+        let doubted = doubted.max(lock(&self.topics).changed);
         let ask = || ask(self.connections.clone(), self.topics.clone(), Arc::clone(&name));
         self.lookups.join(&name, doubted, ask).await
     }
 }
 
 /// Asks the broker, and remembers what it says.
-async fn ask(connections: Arc<Connections>, topics: Arc<Topics>, name: Arc<str>) -> Result<Arc<TopicInfo>, Error> {
+async fn ask(
+    connections: Arc<Connections>,
+    topics: Arc<Mutex<Topics>>,
+    name: Arc<str>,
+) -> Result<Arc<TopicInfo>, Error> {
     let at = Instant::now();
     let request = wire::Metadata { topics: vec![name.to_string()], topic_ids: Vec::new() };
     let answer = match connections.call("metadata", call::Request::Metadata(request)).await? {
@@ -99,11 +129,11 @@ async fn ask(connections: Arc<Connections>, topics: Arc<Topics>, name: Arc<str>)
     connections.learn_brokers(&answer.brokers);
     let found = answer.topics.into_iter().find(|t| *t.name == *name);
     let found = found.ok_or_else(|| {
-        lock(&topics).remove(&name);
+        lock(&topics).known.remove(&name);
         Error::refused(ErrorCode::UnknownTopic, format!("there is no topic {name:?}"))
     })?;
     if let Some(error) = found.error {
-        lock(&topics).remove(&name);
+        lock(&topics).known.remove(&name);
         return Err(Error::Refused(error.into()));
     }
     let id =
@@ -118,8 +148,9 @@ async fn ask(connections: Arc<Connections>, topics: Arc<Topics>, name: Arc<str>)
     let info = Arc::new(TopicInfo { name, id, partitions, max_message_bytes, at });
     // An answer to an earlier question may have been slower.
     let mut topics = lock(&topics);
-    if topics.get(&info.name).is_none_or(|known| known.at <= at) {
-        topics.insert(info.name.clone(), info.clone());
+    let known = topics.known.get(&info.name).map(|known| known.at);
+    if known.is_none_or(|known| known <= at) && topics.changed.is_none_or(|changed| changed < at) {
+        topics.known.insert(info.name.clone(), info.clone());
     }
     Ok(info)
 }

@@ -13,6 +13,7 @@ use headwater_proto::wire::{self, call::Request, call_response::Response};
 use crate::TopicPartition;
 use crate::connection::Connections;
 use crate::error::{Error, Refusal};
+use crate::metadata::Metadata;
 
 /// Administrative calls. Cheap to clone.
 ///
@@ -33,6 +34,7 @@ use crate::error::{Error, Refusal};
 #[derive(Clone)]
 pub struct Admin {
     connections: Arc<Connections>,
+    metadata: Arc<Metadata>,
 }
 
 impl std::fmt::Debug for Admin {
@@ -52,8 +54,8 @@ macro_rules! call {
 }
 
 impl Admin {
-    pub(crate) fn new(connections: Arc<Connections>) -> Admin {
-        Admin { connections }
+    pub(crate) fn new(connections: Arc<Connections>, metadata: Arc<Metadata>) -> Admin {
+        Admin { connections, metadata }
     }
 
     /// Creates a topic.
@@ -62,8 +64,9 @@ impl Admin {
     /// When the topic exists, or its name, partitions or settings are refused (by name).
     pub async fn create_topic(&self, topic: NewTopic) -> Result<CreatedTopic, Error> {
         let config = topic.config.into_iter().map(|(name, value)| wire::ConfigChange { name, value: Some(value) });
+        let _changing = self.metadata.changing(&topic.name);
         let request = wire::CreateTopic {
-            name: topic.name,
+            name: topic.name.clone(),
             partitions: topic.partitions,
             replication_factor: topic.replication_factor,
             config: config.collect(),
@@ -107,6 +110,7 @@ impl Admin {
         validate_only: bool,
     ) -> Result<(), Error> {
         let config = changes.into_iter().map(|(name, value)| wire::ConfigChange { name, value }).collect();
+        let _changing = self.metadata.changing(name);
         let request = wire::AlterTopic { name: name.into(), config, validate_only };
         call!(self, "alter topic", AlterTopic(request) => Done);
         Ok(())
@@ -117,6 +121,7 @@ impl Admin {
     /// # Errors
     /// When the topic has that many already.
     pub async fn add_partitions(&self, name: &str, total: u32) -> Result<(), Error> {
+        let _changing = self.metadata.changing(name);
         let request = wire::AddPartitions { name: name.into(), partitions: total };
         call!(self, "add partitions", AddPartitions(request) => Done);
         Ok(())
@@ -127,6 +132,7 @@ impl Admin {
     /// # Errors
     /// When there is no such topic, or it is the cluster's own.
     pub async fn delete_topic(&self, name: &str) -> Result<(), Error> {
+        let _changing = self.metadata.changing(name);
         let request = wire::DeleteTopic { name: name.into() };
         call!(self, "delete topic", DeleteTopic(request) => Done);
         Ok(())

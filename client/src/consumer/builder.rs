@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::commit::{Committer, commit_regularly};
@@ -236,13 +237,16 @@ impl ConsumerBuilder {
         // From now on whatever ends this, if only that nobody waits for it any more, ends what it has begun.
         let mut consumer = Consumer::new(readers.clone(), committer.clone(), auto_commit, stop.clone());
         if self.topics.is_empty() {
+            // What is remembered may be older than what the application knows of its topics.
+            let begun = Instant::now();
             let mut infos: BTreeMap<Arc<str>, Arc<TopicInfo>> = BTreeMap::new();
             let mut partitions = Vec::new();
             for at in &self.assign {
                 let info = match infos.get(&at.topic) {
                     Some(info) => info,
                     None => {
-                        let info = self.metadata.topic(&at.topic).await.map_err(|e| unknown_topic(e, &at.topic))?;
+                        let info = self.metadata.newer_than(&at.topic, Some(begun)).await;
+                        let info = info.map_err(|error| unknown_topic(error, &at.topic))?;
                         infos.entry(at.topic.clone()).or_insert(info)
                     }
                 };

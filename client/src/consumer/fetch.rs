@@ -149,7 +149,7 @@ impl Fetch {
             (ErrorCode::OffsetOutOfRange, choice) => {
                 let from = if choice == OutOfRange::Earliest { StartFrom::Earliest } else { StartFrom::Latest };
                 tracing::warn!(topic = &*topic, partition, offset, ?from, "position out of range");
-                let found = start_position(&self.context.connections, &self.life.cell.at, from).await;
+                let found = start_position(&self.context, &self.life.cell.at, from).await;
                 match found {
                     Ok(position) => {
                         self.next = position;

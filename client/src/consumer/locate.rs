@@ -10,13 +10,12 @@ use std::sync::Arc;
 use headwater_proto::ErrorCode;
 
 use super::commit::Committer;
-use super::fetch::is_gone;
+use super::fetch::{Context, is_gone};
 use super::group::partitions_to_wire;
 use super::readers::Readers;
 use super::record::{Position, StartFrom};
 use super::state::{Item, Life};
 use crate::admin::OffsetAt;
-use crate::connection::Connections;
 use crate::error::{ConsumeError, Error};
 use crate::retry::Backoff;
 use crate::{Admin, OffsetQuery, TopicPartition};
@@ -92,7 +91,7 @@ impl Search {
         self.open = waiting;
         let asked: Vec<Sought> = asked;
         let starts = asked.iter().map(|sought| (sought.life.cell.at.clone(), sought.from)).collect();
-        let found = match start_positions(&self.readers.context.connections, starts).await {
+        let found = match start_positions(&self.readers.context, starts).await {
             Ok(found) => found,
             Err(error) => {
                 self.open.extend(asked);
@@ -153,11 +152,11 @@ fn fenced(error: &ConsumeError) -> bool {
 
 /// Where a partition begins.
 pub(crate) async fn start_position(
-    connections: &Arc<Connections>,
+    context: &Context,
     at: &TopicPartition,
     from: StartFrom,
 ) -> Result<Position, ConsumeError> {
-    let found = start_positions(connections, vec![(at.clone(), from)]).await?;
+    let found = start_positions(context, vec![(at.clone(), from)]).await?;
     found.into_iter().next().map_or(Err(ConsumeError::Usage("no partition")), |(_, position)| position)
 }
 
@@ -166,7 +165,7 @@ pub(crate) async fn start_position(
 /// # Errors
 /// When nobody could be asked.
 pub(crate) async fn start_positions(
-    connections: &Arc<Connections>,
+    context: &Context,
     starts: Vec<(TopicPartition, StartFrom)>,
 ) -> Result<Vec<(TopicPartition, Result<Position, ConsumeError>)>, ConsumeError> {
     let asked = starts.iter().filter_map(|(at, from)| {
@@ -182,7 +181,7 @@ pub(crate) async fn start_positions(
     let mut answers = if asked.is_empty() {
         Vec::new().into_iter()
     } else {
-        Admin::new(connections.clone()).list_offsets(asked).await?.into_iter()
+        Admin::new(context.connections.clone(), context.metadata.clone()).list_offsets(asked).await?.into_iter()
     };
     let mut found = Vec::with_capacity(starts.len());
     for (at, from) in starts {

@@ -311,7 +311,7 @@ impl Consumer {
         let at = TopicPartition::new(topic, partition);
         let not_assigned = || ConsumeError::NotAssigned { topic: topic.into(), partition };
         self.state.cell(&at).ok_or_else(not_assigned)?;
-        let position = start_position(&self.readers.context.connections, &at, to).await?;
+        let position = start_position(&self.readers.context, &at, to).await?;
         // It may have been given away while the broker was asked.
         if self.readers.restart(&at, position) { Ok(()) } else { Err(not_assigned()) }
     }
@@ -398,7 +398,7 @@ impl Consumer {
         from: StartFrom,
     ) -> Result<BTreeMap<TopicPartition, i64>, ConsumeError> {
         let asked = partitions.into_iter().map(|at| (at, from)).collect();
-        let found = start_positions(&self.readers.context.connections, asked).await?;
+        let found = start_positions(&self.readers.context, asked).await?;
         found.into_iter().map(|(at, position)| Ok((at, position?.offset))).collect()
     }
 

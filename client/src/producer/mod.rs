@@ -151,13 +151,13 @@ impl Producer {
         }
     }
 
-    /// How many partitions a topic has.
+    /// How many partitions a topic has, as the broker says now.
     ///
     /// # Errors
     /// When there is no such topic, or the broker cannot be asked.
     pub async fn partitions(&self, topic: &str) -> Result<u32, ProduceError> {
-        let info = self.inner.shared.metadata.topic(topic).await.map_err(|e| unknown(e, &topic.into()))?;
-        Ok(info.partition_count())
+        let info = self.inner.shared.metadata.newer_than(topic, Some(Instant::now())).await;
+        Ok(info.map_err(|error| unknown(error, &topic.into()))?.partition_count())
     }
 
     /// Sends everything at once, and waits until every record handed over before has its outcome.

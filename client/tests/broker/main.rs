@@ -339,6 +339,30 @@ async fn progress_in_a_deleted_topic_says_nothing_about_its_successor() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_and_an_assigned_consumer_read_a_topic_that_somebody_else_made_anew_and_larger() {
+    let (node, client) = Node::with_topic(1).await;
+    let produce = async |client: &Client, value: &str, partition| {
+        let producer = within("build", client.producer().build()).await.unwrap();
+        let delivery = producer.send(record(value).partition(partition)).await.unwrap();
+        within("an acknowledgement", delivery).await.unwrap();
+    };
+    let mut member = within("build", client.consumer().group("g").topics(["flights"]).build()).await.unwrap();
+    produce(&client, "before", 0).await;
+    assert_eq!(text(&within("a record", member.next()).await.unwrap().unwrap()), "before");
+    let other = node.client().await;
+    within("delete", other.admin().delete_topic("flights")).await.unwrap();
+    within("create", other.admin().create_topic(NewTopic::new("flights"))).await.unwrap();
+    produce(&other, "anew", 0).await;
+    assert_eq!(text(&within("a record", member.next()).await.unwrap().unwrap()), "anew");
+    within("add partitions", other.admin().add_partitions("flights", 2)).await.unwrap();
+    produce(&other, "added", 1).await;
+    assert_eq!(text(&within("a record", member.next()).await.unwrap().unwrap()), "added");
+    let mut all: Vec<String> = whole_topic(&client, 2).await.iter().map(text).collect();
+    all.sort();
+    assert_eq!(all, ["added", "anew"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_keep_their_partitions_and_their_progress_over_a_restart() {
     let (mut node, client) = Node::with_topic(2).await;
     let producer = within("build", client.producer().build()).await.unwrap();

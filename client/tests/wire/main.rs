@@ -9,4 +9,5 @@ mod consumer;
 mod group;
 mod prefetch;
 mod producer;
+mod remembered;
 mod support;
