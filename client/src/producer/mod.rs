@@ -36,7 +36,8 @@ use topics::{Topic, Topics, unknown};
 /// Sends records. Cheap to clone; all clones share one buffer, one producer id and its sequences.
 ///
 /// Records of one partition are written in the order of their [`Producer::send`] calls, each of them once, across lost
-/// connections and restarts of the broker. Dropping the last clone ends the producer: records without an acknowledgement
+/// connections and restarts of the broker. Where `max.message.bytes` was lowered, batches that are larger are split, and only
+/// a record that is too large alone fails. Dropping the last clone ends the producer: records without an acknowledgement
 /// fail. [`Producer::flush`] or [`Producer::close`] first.
 ///
 /// ```no_run
@@ -134,17 +135,22 @@ impl Producer {
     fn send_now(&self, record: &ProducerRecord) -> Result<Delivery, ProduceError> {
         let charge = self.charge(record)?;
         let shared = &self.inner.shared;
-        let topic = match self.known(record) {
+        let topics = self.inner.topics.known();
+        let learned;
+        let topic = match topics.get(&record.topic).filter(|topic| knows(topic, record)) {
             Some(topic) => topic,
             None if shared.closed.is_cancelled() => return Err(ProduceError::Closed),
-            None => self.inner.topics.poll(&record.topic)?,
+            None => {
+                learned = self.inner.topics.poll(&record.topic)?;
+                &learned
+            }
         };
         let Ok(permit) = shared.budget.try_acquire_many(charge) else { return Err(ProduceError::BufferFull) };
-        match self.append(&topic, record, charge as usize) {
+        match self.append(topic, record, charge as usize) {
             Some(outcome) => outcome.inspect(|_| permit.forget()),
             None if shared.closed.is_cancelled() => Err(ProduceError::Closed),
             None => {
-                self.inner.topics.retire(&topic);
+                self.inner.topics.retire(topic);
                 self.inner.topics.poll(&record.topic)?;
                 Err(ProduceError::TopicPending { topic: record.topic.clone() })
             }

@@ -11,3 +11,4 @@ mod prefetch;
 mod producer;
 mod remembered;
 mod support;
+mod topics;
