@@ -33,9 +33,12 @@ use headwater_proto::limits::MAX_FRAME_PAYLOAD_BYTES;
 use headwater_proto::wire::{Acks, BatchAck, OpenProduce, ProduceOpened, ProduceRequest, ProduceResponse};
 use headwater_proto::{ErrorCode, wire};
 use headwater_storage::{BatchOutcome, LastSequence, NewBatch};
+use quinn::{StoppedError, WriteError};
+use std::pin::{Pin, pin};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::timeout;
 
 /// Largest header of a produce frame, in bytes: two small numbers, and room for fields to come.
 const MAX_HEADER_BYTES: usize = 4 << 10;
@@ -115,10 +118,22 @@ pub(crate) async fn serve(
     };
     let last = match open.producer_id {
         ..0 => None,
-        id => match partition.last_sequence(id).await {
-            Ok(last) => last,
-            Err(error) => return send_within(send, &refuse(error.to_wire()), patience, OPENING).await,
-        },
+        id => {
+            // A disk that hangs answers nobody. Whoever tries again meanwhile must not leave a stream behind each time.
+            let last = tokio::select! {
+                biased;
+                last = timeout(patience, partition.last_sequence(id)) => last,
+                gave_up = stopped(send) => return Err(gave_up.into()),
+            };
+            let last = match last {
+                Ok(last) => last.map_err(|error| error.to_wire()),
+                Err(_) => Err(hangs(&partition, patience)),
+            };
+            match last {
+                Ok(last) => last,
+                Err(error) => return send_within(send, &refuse(error), patience, OPENING).await,
+            }
+        }
     };
     let producer = match identify(&session.shared.metadata.state(), &open, last) {
         Ok(producer) => producer,
@@ -139,7 +154,28 @@ pub(crate) async fn serve(
     send_within(send, &opened, patience, OPENING).await?;
     let (tell, told) = mpsc::channel(MAX_PENDING);
     // The reader ends first; then the writer answers what is pending, and ends.
-    tokio::try_join!(stream.read(frames, tell), stream.write(send, told)).map(|_| ())
+    let gave_up = stopped(send);
+    tokio::try_join!(stream.read(frames, tell, gave_up), stream.write(send, told)).map(|_| ())
+}
+
+/// Waits until the client wants no more answers, or is gone.
+fn stopped(send: &quinn::SendStream) -> impl Future<Output = WriteError> + Send + use<> {
+    let stopped = send.stopped();
+    async {
+        match stopped.await {
+            Ok(Some(code)) => WriteError::Stopped(code),
+            // It has everything, and nothing failed.
+            Ok(None) => std::future::pending().await,
+            Err(StoppedError::ConnectionLost(error)) => WriteError::ConnectionLost(error),
+            Err(StoppedError::ZeroRttRejected) => WriteError::ZeroRttRejected,
+        }
+    }
+}
+
+fn hangs(partition: &PartitionHandle, patience: Duration) -> wire::Error {
+    let (topic, number) = (partition.topic(), partition.partition());
+    let why = format!("{topic}-{number} has done nothing of what it was given for {patience:?}; its disk may hang");
+    wire::Error::new(ErrorCode::TimedOut, why)
 }
 
 fn admit(session: &Session, open: &OpenProduce) -> Result<PartitionHandle, wire::Error> {
@@ -219,7 +255,9 @@ impl Stream<'_> {
         &self,
         mut frames: Frames<ProduceRequest>,
         pending: mpsc::Sender<Pending>,
+        gave_up: impl Future<Output = WriteError>,
     ) -> Result<(), StreamError> {
+        let mut gave_up = pin!(gave_up);
         let mut last_request = 0;
         let mut arriving: Option<Arriving> = None;
         loop {
@@ -259,7 +297,7 @@ impl Stream<'_> {
                         loan: None,
                     };
                     if payload_bytes == 0 {
-                        self.complete(frame, &pending).await?;
+                        self.complete(frame, &pending, gave_up.as_mut()).await?;
                     } else {
                         // A client is believed as far as its credit goes; a larger buffer grows with what arrives.
                         let believed = self.account().credit.outstanding().min(payload_bytes as u64);
@@ -273,7 +311,7 @@ impl Stream<'_> {
                     let Some(mut frame) = arriving.take() else { continue };
                     self.take(&mut frame, &part, remaining as u64)?;
                     if remaining == 0 {
-                        self.complete(frame, &pending).await?;
+                        self.complete(frame, &pending, gave_up.as_mut()).await?;
                     } else {
                         arriving = Some(frame);
                     }
@@ -358,13 +396,25 @@ impl Stream<'_> {
     }
 
     /// A frame is complete: its batches are checked and handed to the partition, in order.
-    async fn complete(&self, mut frame: Arriving, pending: &mpsc::Sender<Pending>) -> Result<(), StreamError> {
+    ///
+    /// # Errors
+    /// When the client gives up before the partition has room.
+    async fn complete(
+        &self,
+        mut frame: Arriving,
+        pending: &mpsc::Sender<Pending>,
+        gave_up: Pin<&mut impl Future<Output = WriteError>>,
+    ) -> Result<(), StreamError> {
         let began = Instant::now();
         let outcome = match frame.refused.take() {
             Some(error) => Outcome::Refused(error),
-            None => match self.hand_over(std::mem::take(&mut frame.payload).freeze()).await {
-                Ok(waiting) => Outcome::Waiting(waiting),
-                Err(error) => Outcome::Refused(error.to_wire()),
+            None => tokio::select! {
+                biased;
+                handed = self.hand_over(std::mem::take(&mut frame.payload).freeze()) => match handed {
+                    Ok(waiting) => Outcome::Waiting(waiting),
+                    Err(error) => Outcome::Refused(error.to_wire()),
+                },
+                gave_up = gave_up => return Err(gave_up.into()),
             },
         };
         if matches!(outcome, Outcome::Refused(_)) {

@@ -489,6 +489,63 @@ async fn partitions_flush_side_by_side_and_one_that_hangs_holds_up_no_other() {
     assert!(broker.shutdown().await);
 }
 
+async fn until_produce_streams_are(broker: &Broker, number: f64) {
+    within("produce streams to end", async {
+        while sample(broker, "headwater_streams{kind=\"produce\"}").await != number {}
+    })
+    .await;
+}
+
+/// Each stream that was opened again on a disk that hangs stayed, though its client had given it up: after a thousand the
+/// connection had none left, not even for other partitions.
+#[tokio::test]
+async fn streams_that_wait_for_a_disk_that_hangs_end_in_time_or_with_their_client() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(14);
+    for patience in ["frame.timeout.ms=300", "frame.timeout.ms=600000"] {
+        let hangs = format!("hung-{}", patience.len());
+        let broker = start_on(dir.path(), &files, &[patience, "append.queue.bytes=1048576"]).await;
+        let client = Client::connect(&broker).await;
+        let hung = client.create_topic(&hangs, 1, &[]).await;
+        let producer_id = client.allocate_producer_id().await;
+        let held = files.hold(Fault::new(Operation::Sync).on(&hangs));
+        let (mut first, _) = client.produce(open_produce(&hung, 0)).await;
+        first.request(&batch(&[&vec![b'x'; 700_000]])).await;
+        within("the flush", async {
+            while held.waiting() == 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let open = wire::OpenProduce { producer_id, producer_epoch: 0, ..open_produce(&hung, 0) };
+        if patience == "frame.timeout.ms=300" {
+            let refused = client.produce(open).await.1.error.expect("nothing is known of the producer");
+            assert_eq!((code(Some(&refused)), refused.retryable), (ErrorCode::TimedOut, true), "{}", refused.message);
+            until_produce_streams_are(&broker, 1.0).await;
+        } else {
+            // Two wait for what the log knows of their producer, and two for room in front of it.
+            let mut waiting = Vec::new();
+            for _ in 0..2 {
+                waiting.push(client.open(wire::open::Stream::Produce(open.clone())).await);
+            }
+            let mut full = Vec::new();
+            for _ in 0..2 {
+                let (mut produce, _) = client.produce(open_produce(&hung, 0)).await;
+                produce.request(&batch(&[&vec![b'x'; 700_000]])).await;
+                full.push(produce);
+            }
+            until_produce_streams_are(&broker, 5.0).await;
+            drop(waiting);
+            until_produce_streams_are(&broker, 3.0).await;
+            drop(full);
+            until_produce_streams_are(&broker, 1.0).await;
+        }
+        drop(held);
+        assert_eq!(first.answer().await.durability(), Durability::Flushed);
+        assert!(broker.shutdown().await);
+    }
+}
+
 /// One partition of the offsets topic that could not be read hid the lag of every group.
 #[tokio::test]
 async fn groups_that_cannot_be_read_hide_no_others() {
