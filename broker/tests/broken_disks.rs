@@ -8,6 +8,8 @@ use headwater_proto::ErrorCode;
 use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, Acks, Durability};
+use headwater_storage::Files;
+use headwater_storage::checkpoint::CLEAN_SHUTDOWN;
 use headwater_storage::sim::{Fault, Held, Operation, SimFiles};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
@@ -32,6 +34,11 @@ async fn produced(client: &Client, topic: &bytes::Bytes, value: &[u8]) -> wire::
     produce.answer().await
 }
 
+/// Whether the next start would believe that every log is whole.
+fn is_marked_clean(files: &Arc<SimFiles>, data: &Path) -> bool {
+    files.list(data).unwrap().iter().any(|entry| entry.name == CLEAN_SHUTDOWN)
+}
+
 #[tokio::test]
 async fn a_failed_flush_fences_its_partition_and_no_other() {
     let dir = tempfile::tempdir().unwrap();
@@ -53,6 +60,7 @@ async fn a_failed_flush_fences_its_partition_and_no_other() {
     assert_eq!(code(produced(&client, &sick, b"x").await.error.as_ref()), ErrorCode::PartitionFenced);
     assert_eq!(produced(&client, &well, b"x").await.durability(), Durability::Flushed);
     assert!(!broker.shutdown().await, "no clean marker with a fenced partition");
+    assert!(!is_marked_clean(&files, dir.path()));
 
     let files = files.restart();
     let broker = start_on(dir.path(), &files, &[]).await;
@@ -61,7 +69,8 @@ async fn a_failed_flush_fences_its_partition_and_no_other() {
     assert_eq!(opened.error, None);
     assert_eq!(&reader.read_to(1).await[0].1[..], b"kept");
     assert_eq!(produced(&client, &sick, b"again").await.error, None);
-    broker.shutdown().await;
+    assert!(broker.shutdown().await);
+    assert!(is_marked_clean(&files, dir.path()), "with every partition served");
 }
 
 #[tokio::test]
