@@ -1,4 +1,4 @@
-//! Who goes first on one connection: a reader at the tail before one that catches up or replays.
+//! Who goes first on one connection: a reader at the tail before one that catches up or replays. And how much may be on its way there.
 //!
 //! The client's packets take a way on which those of the broker can be held up. Held up, the first reader fills what may be on its
 //! way; then the second one asks. What comes first when the way is free again is what the broker puts first.
@@ -155,5 +155,34 @@ async fn a_reader_at_the_tail_goes_before_one_that_catches_up_or_replays() {
             ahead.push(ahead_of_the_tail(&broker, first.clone(), &tail).await);
         }
     }
+    broker.shutdown().await;
+}
+
+/// However much a reader grants, what it does not acknowledge piles up only so far: in front of whatever is opened later.
+#[tokio::test]
+async fn no_more_than_a_congestion_window_and_a_mebibyte_is_on_its_way_whatever_the_credit() {
+    /// The first congestion window, which nothing has enlarged by much, a mebibyte, and the frame that goes beyond it.
+    const MOST: f64 = 4e6;
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start_with(dir.path(), &["connections.max.idle.ms=3000"]).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[("durability", "replicated")]).await;
+    fill(&client, &topic, 2 * LONG_BATCHES, BATCH_BYTES).await;
+    let sent_bytes = async || sample(&broker, "headwater_fetch_bytes_total").await;
+    assert_eq!(sent_bytes().await, 0.0);
+    let (way, address) = Way::to(broker.listen_addr()).await;
+    let reader = Client::connect_at(&broker, address, 16 << 20).await;
+    reader.greet().await;
+    way.hold();
+    let open = wire::OpenFetch { credit_bytes: 32 << 20, ..open_fetch(&topic, 0, 0) };
+    let _fetch = reader.open(wire::open::Stream::Fetch(open)).await;
+    until_sent(&broker, "headwater_fetch_bytes_total", f64::from(1 << 20)).await;
+    // Neither end hears of the other: the broker has all the time until it gives the reader up.
+    let readers = "headwater_streams{kind=\"fetch\"}";
+    within("the reader to be given up", async { while sample(&broker, readers).await > 0.0 {} }).await;
+    let sent = sent_bytes().await;
+    assert!(sent <= MOST, "{sent} bytes");
+    way.free();
+    assert_eq!(client.fetch(open_fetch(&topic, 0, 0)).await.1.error, None);
     broker.shutdown().await;
 }
