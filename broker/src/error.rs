@@ -212,6 +212,9 @@ pub enum StartError {
     /// The metadata journal.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The metadata log does not come up.
+    #[error("the metadata cannot be led: {0}")]
+    Quorum(String),
     /// The metadata do not take this broker.
     #[error(transparent)]
     Metadata(Refusal),

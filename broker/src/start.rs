@@ -11,10 +11,10 @@ use crate::clock::now_ms;
 use crate::config::BrokerConfig;
 use crate::error::StartError;
 use crate::group::Groups;
-use crate::metadata::alone;
-use crate::metadata::command::RegisterBroker;
-use crate::metadata::journal::Journal;
-use crate::metadata::{MetadataHandle, MetadataState, Topic};
+use crate::metadata::command::{Command, RegisterBroker};
+use crate::metadata::raft::office::Effect;
+use crate::metadata::raft::{Founding, NoNetwork, Office, RaftNode, Store, new_node_id, node};
+use crate::metadata::{MetadataError, MetadataHandle, MetadataState, Topic, alone};
 use crate::metrics::Metrics;
 use crate::partition::AssignedPartition;
 use crate::partitions::{Partitions, set_strays_aside};
@@ -34,7 +34,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -43,6 +43,9 @@ const METRICS_UPKEEP: Duration = Duration::from_secs(5);
 
 /// Time for the last frames to reach their peers when the broker goes.
 const GOODBYE: Duration = Duration::from_secs(1);
+
+/// Time for the metadata to be led and to take what a start says.
+const METADATA_START: Duration = Duration::from_secs(60);
 
 /// A running broker. Dropping it without [`shutdown`](Broker::shutdown) stops serving at once, as if it had crashed.
 pub struct Broker {
@@ -234,20 +237,26 @@ async fn start(
     let endpoint = quic::endpoint(&config, socket, tls.certificates, tls.key, &secret)?;
 
     let advertised = config.advertised_listener.clone().unwrap_or_else(|| tls::reachable(listen).to_string());
-    let (manifest, mut journal, mut state) = open_journal(&data_dir, &pool, &cluster_id).await?;
-    // A registration ends every leadership, so that a consumer which is ahead of what was kept is told so.
-    let mut commands = Vec::from(alone::start_commands(&state, registration(&config, advertised)));
-    if let Some(manifest) = &manifest {
-        let broker_id = i32::try_from(config.broker_id).unwrap_or(i32::MAX);
-        commands.push(import::topics_command(manifest, broker_id, now_ms(), &config.topic_defaults)?);
+    let (manifest, store) = open_store(&data_dir, &pool, &cluster_id).await?;
+    let deadline = Instant::now() + METADATA_START;
+    let node = RaftNode::start(store, NoNetwork, deadline).await.map_err(refused)?;
+    {
+        let (node, closed) = (node.clone(), closed.clone());
+        tasks.spawn(async move {
+            closed.cancelled().await;
+            node.stop().await;
+        });
     }
-    for command in commands {
-        let index = state.index() + 1;
-        state.apply(index, &command).map_err(StartError::Metadata)?;
-        let keep = move || (journal.append(index, &command, true), journal);
-        let (kept, back) = pool.run(keep).await;
-        (journal, ()) = (back, kept?);
-    }
+    let imported = match &manifest {
+        None => None,
+        Some(manifest) => {
+            let broker_id = i32::try_from(config.broker_id).unwrap_or(i32::MAX);
+            Some(import::topics_command(manifest, broker_id, now_ms(), &config.topic_defaults)?)
+        }
+    };
+    let registration = registration(&config, advertised);
+    let office = take_part(&node, &registration, imported, deadline).await.map_err(refused)?;
+    let state = Arc::clone(&node.applied().borrow().state);
 
     let mut assignments = Assignments::new(&config);
     let assigned = assignments.of(&state);
@@ -268,7 +277,8 @@ async fn start(
             Box::pin(async move { partitions.apply(assigned).await }) as futures::future::BoxFuture<'static, ()>
         })
     };
-    let (metadata, metadata_task) = MetadataHandle::new(journal, state, pool.clone(), carry_out, shutdown.clone());
+    let (metadata, metadata_task) =
+        MetadataHandle::new(node, state, (office, registration), carry_out, shutdown.clone());
     tasks.spawn(metadata_task);
     let groups = Groups::start(&config, metadata.clone(), Arc::clone(&partitions), pool.clone()).await?;
     if let Some(manifest) = manifest {
@@ -342,25 +352,65 @@ fn new_id() -> String {
     TopicId::from_bytes(*uuid::Uuid::new_v4().as_bytes()).to_string()
 }
 
-/// What an import left, the journal, and the state that it holds.
-async fn open_journal(
+/// What an import left, and the store of this broker's member of the metadata quorum.
+async fn open_store(
     data_dir: &Arc<DataDir>,
     pool: &Pool,
     cluster_id: &str,
-) -> Result<(Option<Manifest>, Journal, MetadataState), StartError> {
+) -> Result<(Option<Manifest>, Store), StartError> {
     let (data_dir, cluster_id) = (Arc::clone(data_dir), cluster_id.to_owned());
     pool.run(move || {
         let manifest = storage_import::take(&**data_dir.files(), data_dir.path())?;
         let imported: HashSet<&str> =
             manifest.iter().flat_map(|manifest| &manifest.topics).map(|topic| topic.name.as_str()).collect();
         let has_partitions = data_dir.partitions()?.iter().any(|folder| !imported.contains(folder.topic.as_str()));
-        let opened = Journal::open(Arc::clone(data_dir.files()), data_dir.path(), &cluster_id, has_partitions)?;
+        let (files, root) = (Arc::clone(data_dir.files()), data_dir.path());
+        let opened = Store::open(files, root, &cluster_id, has_partitions, Founding::Alone, new_node_id())?;
         if opened.torn_bytes > 0 {
             tracing::info!(bytes = opened.torn_bytes, "the journal's torn last frame was cut");
         }
-        Ok((manifest, opened.journal, opened.state))
+        if opened.taken_over {
+            tracing::info!(
+                node = opened.store.node_id(),
+                "the metadata of a broker alone are those of a quorum of one now"
+            );
+        }
+        Ok((manifest, opened.store))
     })
     .await
+}
+
+/// Registers this broker, takes the controller's office, and lets the broker serve. A registration ends every leadership, so that
+/// a consumer which is ahead of what was kept is told so.
+async fn take_part(
+    node: &RaftNode,
+    registration: &RegisterBroker,
+    imported: Option<Command>,
+    deadline: Instant,
+) -> Result<Office, MetadataError> {
+    let register = alone::registration_command(&node.applied().borrow().state, registration);
+    node.propose(register, true, deadline).await?;
+    let mut office = Office::new(node::ELECTION_TIMEOUT_MS);
+    // The only voter leads by now, and is a quorum.
+    if office.observe(node.observed(0)) == Some(Effect::Take) {
+        let (_, taken) = node.propose(alone::office_command(registration), true, deadline).await?;
+        office.taken(alone::epoch_of(Some(&taken)));
+    }
+    let epoch = office.epoch().ok_or(MetadataError::TimedOut)?;
+    node.propose(alone::unfence_command(registration, epoch), true, deadline).await?;
+    if let Some(imported) = imported {
+        node.propose(imported, true, deadline).await?;
+    }
+    node.snapshot_if_due().await;
+    Ok(office)
+}
+
+fn refused(error: MetadataError) -> StartError {
+    match error {
+        MetadataError::Refused(refusal) => StartError::Metadata(refusal),
+        MetadataError::Journal(error) => StartError::Journal(error),
+        error => StartError::Quorum(error.to_string()),
+    }
 }
 
 fn registration(config: &BrokerConfig, address: String) -> RegisterBroker {

@@ -1,28 +1,45 @@
 //! A broker that is the whole cluster: what a quorum of one decides when it starts.
 //!
+//! The broker registers, which ends what its last start held, takes office, and is unfenced: it votes, controls and serves
+//! alone.
+//!
 //! Owns: the commands of a start. Every one of them may be the last that is kept: the next start begins again.
 
 use super::command::{BecomeController, Command, RegisterBroker, UnfenceBroker, command::Command as Kind};
-use super::state::MetadataState;
+use super::state::{MetadataState, Outcome};
 
-/// The commands by which a broker starts that votes, controls and serves alone, in order and with nothing between them: it
-/// registers, which ends what its last start held, takes office, and leads again. Its disk's starts are counted in the
-/// journal, which is on the same disk; for the same reason nothing needs to tell one disk from another.
-pub(crate) fn start_commands(state: &MetadataState, registration: RegisterBroker) -> [Command; 3] {
+/// The command by which a broker that is alone registers. Its disk's starts are counted in the journal, which is on the same
+/// disk; for the same reason nothing needs to tell one disk from another.
+pub(crate) fn registration_command(state: &MetadataState, registration: &RegisterBroker) -> Command {
+    let boots = state.broker(registration.broker_id).map_or(0, |known| known.boots) + 1;
+    Kind::RegisterBroker(RegisterBroker { boots, ..registration.clone() }).into()
+}
+
+/// The command by which a registered broker takes the controller's office.
+pub(crate) fn office_command(registration: &RegisterBroker) -> Command {
     let (broker_id, incarnation) = (registration.broker_id, registration.incarnation.clone());
-    let boots = state.broker(broker_id).map_or(0, |known| known.boots) + 1;
-    let register = Kind::RegisterBroker(RegisterBroker { boots, ..registration });
-    let office = Kind::BecomeController(BecomeController { broker_id, incarnation: incarnation.clone() });
-    // The index of the command that takes office is the controller's epoch.
-    let controller_epoch = state.index() + 2;
+    Kind::BecomeController(BecomeController { broker_id, incarnation }).into()
+}
+
+/// The controller's epoch, if that is what came of a command.
+pub(crate) fn epoch_of(outcome: Option<&Outcome>) -> Option<u64> {
+    match outcome {
+        Some(Outcome::ControllerChanged { epoch }) => Some(*epoch),
+        _ => None,
+    }
+}
+
+/// The command by which the controller of this epoch lets a registered broker serve.
+pub(crate) fn unfence_command(registration: &RegisterBroker, controller_epoch: u64) -> Command {
+    let (broker_id, incarnation) = (registration.broker_id, registration.incarnation.clone());
     let unfence = Kind::UnfenceBroker(UnfenceBroker { broker_id, incarnation });
-    [register.into(), office.into(), Command { controller_epoch, ..unfence.into() }]
+    Command { controller_epoch, ..unfence.into() }
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::command::{CreateTopic, Replicas};
-    use super::super::state::{BrokerState, Outcome};
+    use super::super::state::BrokerState;
     use super::*;
     use headwater_proto::TopicId;
     use uuid::Uuid;
@@ -31,8 +48,15 @@ mod tests {
     fn start(state: &mut MetadataState, start: u128, kept: usize) {
         let incarnation = Uuid::from_u128(start).as_bytes().to_vec().into();
         let registration = RegisterBroker { broker_id: 1, incarnation, ..RegisterBroker::default() };
-        for command in start_commands(state, registration).iter().take(kept) {
-            state.apply(state.index() + 1, command).expect("accepted");
+        let register = registration_command(state, &registration);
+        let mut take = |command: Command| state.apply(state.index() + 1, &command).expect("accepted");
+        let mut epoch = 0;
+        for step in 0..kept {
+            match step {
+                0 => drop(take(register.clone())),
+                1 => epoch = epoch_of(Some(&take(office_command(&registration)))).expect("an epoch"),
+                _ => drop(take(unfence_command(&registration, epoch))),
+            }
         }
     }
 

@@ -34,8 +34,8 @@ pub const FRAME_OVERHEAD_BYTES: usize = FRAME_HEADER_BYTES + 5;
 pub const MAX_PAYLOAD_BYTES: usize = 1 << 30;
 
 const MAGIC: &[u8; 8] = b"HWMETA\0\0";
-/// The format that a broker alone writes.
-pub const VERSION: u32 = 2;
+/// The format that a broker alone wrote.
+pub const ALONE_VERSION: u32 = 2;
 /// The format that a member of a quorum writes: frames as in version 2.
 pub const RAFT_VERSION: u32 = 3;
 /// The oldest format that is read.
@@ -303,7 +303,7 @@ mod tests {
     }
 
     fn journal(payloads: &[Vec<u8>]) -> (Vec<u8>, Vec<Place>) {
-        journal_of(VERSION, payloads)
+        journal_of(ALONE_VERSION, payloads)
     }
 
     fn versions() -> impl Strategy<Value = u32> {

@@ -1,27 +1,38 @@
-//! How commands reach the metadata: one task owns journal and state, everybody else holds a [`MetadataHandle`].
+//! How commands reach the metadata: one task proposes to the quorum, everybody else holds a [`MetadataHandle`].
 //!
-//! A proposal is decided on the newest state, applied to a copy, journaled, carried out by the partitions, and only then
-//! published and answered. So an answer means that the command is kept and in force, and two proposals never decide on
-//! the same state.
+//! A proposal is decided on the newest state, tried on a copy, committed by the quorum, applied, carried out by the partitions,
+//! and only then published and answered. So an answer means that the command is kept and in force, and two proposals never
+//! decide on the same state. A proposal that the quorum does not answer in time may come into force later: then it is carried
+//! out and published all the same.
 //!
-//! Owns: that order. Refuses: what a command means ([`super::state`]) and how it is kept ([`super::journal`]).
+//! The task also holds the controller's office for this broker ([`super::raft::office`]).
+//!
+//! Owns: that order. Refuses: what a command means ([`super::state`]) and how it is kept ([`super::raft`]).
 //! Read next: [`super::state`].
 
-use super::command::{Command, NextProducerEpoch, command::Command as Kind};
-use super::journal::{Journal, JournalError};
+use super::alone;
+use super::command::{Command, NextProducerEpoch, RegisterBroker, command::Command as Kind};
+use super::journal::JournalError;
 use super::producer_ids::ProducerIds;
+use super::raft::office::{Effect, Office};
+use super::raft::{Applied, RaftNode};
 use super::state::{MetadataState, Outcome, Refusal, Topic};
-use crate::pool::Pool;
 use crate::topic_config::TopicConfigError;
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use headwater_proto::{ErrorCode, TopicId, wire};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 /// Proposals that may wait.
 const WAITING_PROPOSALS: usize = 1024;
+/// How long a proposal may take.
+const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often it is looked whether the office is held still, though nothing is heard.
+const OFFICE_CHECK: Duration = Duration::from_millis(200);
 
 /// Why a proposal did not come into force.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +61,12 @@ pub enum MetadataError {
     /// The journal did not take the command.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The quorum has not answered.
+    #[error("the metadata quorum did not answer in time; the command may still come into force")]
+    TimedOut,
+    /// This broker's member of the quorum ended.
+    #[error("the metadata take nothing any more ({0}): restart the broker")]
+    Stopped(String),
     /// The broker is going away.
     #[error("the broker is shutting down")]
     ShuttingDown,
@@ -77,7 +94,8 @@ impl MetadataError {
             MetadataError::Internal(_) => ErrorCode::InvalidTopic,
             MetadataError::InvalidReplicationFactor { .. } => ErrorCode::InvalidReplicationFactor,
             MetadataError::Journal(JournalError::Full { .. }) => ErrorCode::DiskFull,
-            MetadataError::Journal(_) => ErrorCode::Internal,
+            MetadataError::Journal(_) | MetadataError::Stopped(_) => ErrorCode::Internal,
+            MetadataError::TimedOut => ErrorCode::TimedOut,
             MetadataError::ShuttingDown => ErrorCode::ShuttingDown,
         }
     }
@@ -110,6 +128,7 @@ pub struct MetadataHandle {
     proposals: mpsc::Sender<Proposal>,
     state: Arc<ArcSwap<MetadataState>>,
     changes: watch::Receiver<u64>,
+    controller_epoch: watch::Receiver<Option<u64>>,
     producer_ids: Arc<ProducerIds>,
 }
 
@@ -117,19 +136,27 @@ pub struct MetadataHandle {
 pub(crate) type CarryOut = Box<dyn FnMut(Arc<MetadataState>) -> BoxFuture<'static, ()> + Send>;
 
 impl MetadataHandle {
-    /// The handle, and the task, which ends once `stop` is cancelled and the proposal under way is answered.
+    /// The handle, and the task, which ends once `stop` is cancelled and the proposal under way is answered. `state` was
+    /// carried out; `office` is what its registration was given.
     pub(crate) fn new(
-        journal: Journal,
-        state: MetadataState,
-        pool: Pool,
+        node: RaftNode,
+        state: Arc<MetadataState>,
+        office: (Office, RegisterBroker),
         carry_out: CarryOut,
         stop: CancellationToken,
     ) -> (MetadataHandle, impl Future<Output = ()> + Send) {
         let (proposals, inbox) = mpsc::channel(WAITING_PROPOSALS);
         let (announce, changes) = watch::channel(state.index());
-        let state = Arc::new(ArcSwap::from_pointee(state));
-        let task = Task { journal: Some(journal), state: Arc::clone(&state), announce, pool, carry_out };
-        (MetadataHandle { proposals, state, changes, producer_ids: Arc::default() }, task.run(inbox, stop))
+        let (in_office, controller_epoch) = watch::channel(office.0.epoch());
+        let state = Arc::new(ArcSwap::new(state));
+        let (office, registration) = office;
+        let applied = node.applied();
+        let task =
+            Task { node, applied, state: Arc::clone(&state), announce, office, in_office, registration, carry_out };
+        (
+            MetadataHandle { proposals, state, changes, controller_epoch, producer_ids: Arc::default() },
+            task.run(inbox, stop),
+        )
     }
 
     /// The newest state.
@@ -142,10 +169,15 @@ impl MetadataHandle {
         self.changes.clone()
     }
 
+    /// The epoch in which this broker is the controller, if it is; and whenever that changes.
+    pub fn controller_epoch(&self) -> watch::Receiver<Option<u64>> {
+        self.controller_epoch.clone()
+    }
+
     /// Brings a command into force.
     ///
     /// # Errors
-    /// [`MetadataError`]; nothing changed.
+    /// [`MetadataError`]; nothing changed, unless it is [`MetadataError::TimedOut`], or the quorum's member ended meanwhile.
     pub async fn propose(&self, command: impl Into<Command>) -> Result<Outcome, MetadataError> {
         let command = command.into();
         self.propose_with(move |_| Ok(command)).await
@@ -154,7 +186,7 @@ impl MetadataHandle {
     /// Brings into force what `decide` chooses. It sees the state that its command is applied to.
     ///
     /// # Errors
-    /// [`MetadataError`]; nothing changed.
+    /// As of [`propose`](Self::propose).
     pub async fn propose_with(
         &self,
         decide: impl FnOnce(&MetadataState) -> Result<Command, MetadataError> + Send + 'static,
@@ -217,68 +249,106 @@ pub(crate) fn topic_to_change<'a>(state: &'a MetadataState, name: &str) -> Resul
 }
 
 struct Task {
-    /// Away only while the pool has it.
-    journal: Option<Journal>,
+    node: RaftNode,
+    applied: watch::Receiver<Arc<Applied>>,
     state: Arc<ArcSwap<MetadataState>>,
     announce: watch::Sender<u64>,
-    pool: Pool,
+    office: Office,
+    in_office: watch::Sender<Option<u64>>,
+    registration: RegisterBroker,
     carry_out: CarryOut,
 }
 
 impl Task {
     async fn run(mut self, mut inbox: mpsc::Receiver<Proposal>, stop: CancellationToken) {
+        let mut leadership = self.node.metrics();
+        let mut heard = Instant::now();
         loop {
-            let proposal = tokio::select! {
+            // A member that hangs tells nothing: how old the last news are counts too.
+            let look = sleep_until(Instant::now() + OFFICE_CHECK);
+            tokio::select! {
                 biased;
-                () = stop.cancelled() => return,
-                proposal = inbox.recv() => proposal,
-            };
-            let Some(Proposal { decide, tell }) = proposal else { return };
-            let outcome = self.bring_into_force(decide).await;
-            // Whoever proposed may have stopped waiting; the command is in force all the same.
-            drop(tell.send(outcome));
+                () = stop.cancelled() => break,
+                // Whoever changed it: what was proposed here and answered too late, too.
+                changed = self.applied.changed() => match changed {
+                    Ok(()) => self.publish().await,
+                    Err(_) => break,
+                },
+                changed = leadership.changed() => match changed {
+                    Ok(()) => {
+                        heard = Instant::now();
+                        self.look_after_office(heard).await;
+                    }
+                    Err(_) => break,
+                },
+                () = look, if !self.node.is_only_voter() => self.look_after_office(heard).await,
+                proposal = inbox.recv() => {
+                    let Some(Proposal { decide, tell }) = proposal else { break };
+                    let outcome = self.bring_into_force(decide).await;
+                    // Whoever proposed may have stopped waiting; the command is in force all the same.
+                    drop(tell.send(outcome));
+                }
+            }
         }
     }
 
     async fn bring_into_force(&mut self, decide: Decide) -> Result<Outcome, MetadataError> {
         let current = self.state.load_full();
         let command = decide(&current)?;
-        let mut next = MetadataState::clone(&current);
-        let index = current.index() + 1;
-        let outcome = next.apply(index, &command)?;
-        let next = Arc::new(next);
-        self.keep(index, command, &next).await?;
-        (self.carry_out)(Arc::clone(&next)).await;
-        self.state.store(next);
-        self.announce.send_replace(index);
+        // What is refused here need not bother the quorum.
+        MetadataState::clone(&current).apply(current.index() + 1, &command)?;
+        let urgent = is_urgent(&command);
+        let proposed = self.node.propose(command, urgent, Instant::now() + PROPOSAL_TIMEOUT).await;
+        if let Err(error @ (MetadataError::Journal(_) | MetadataError::Stopped(_) | MetadataError::TimedOut)) =
+            &proposed
+        {
+            tracing::error!(%error, index = current.index() + 1, "metadata command not kept");
+        }
+        let (_, outcome) = proposed?;
+        self.publish().await;
+        self.node.snapshot_if_due().await;
         Ok(outcome)
     }
 
-    async fn keep(&mut self, index: u64, command: Command, next: &Arc<MetadataState>) -> Result<(), MetadataError> {
-        let Some(mut journal) = self.journal.take() else { return Err(MetadataError::ShuttingDown) };
-        let next = Arc::clone(next);
-        let work = move || {
-            let kept = journal.append(index, &command, is_urgent(&command));
-            if kept.is_ok()
-                && journal.is_snapshot_due()
-                && let Err(error) = journal.snapshot(&next)
-            {
-                tracing::warn!(%error, "metadata snapshot not written; the journal goes on without it");
-            }
-            (journal, kept)
-        };
-        let (journal, kept) = self.pool.run(work).await;
-        self.journal = Some(journal);
-        if let Err(error) = &kept {
-            tracing::error!(%error, index, "metadata command not kept");
+    /// Carries out and publishes what was applied last.
+    async fn publish(&mut self) {
+        let newest = Arc::clone(&self.applied.borrow_and_update().state);
+        let index = newest.index();
+        if index == self.state.load().index() {
+            return;
         }
-        Ok(kept?)
+        (self.carry_out)(Arc::clone(&newest)).await;
+        self.state.store(newest);
+        self.announce.send_replace(index);
+    }
+
+    /// Takes the controller's office when this broker comes to lead the quorum, and gives it up when it is not heard.
+    async fn look_after_office(&mut self, heard: Instant) {
+        let ago_ms = u64::try_from(heard.elapsed().as_millis()).unwrap_or(u64::MAX);
+        match self.office.observe(self.node.observed(ago_ms)) {
+            None => {}
+            Some(Effect::GiveUp { epoch }) => tracing::warn!(epoch, "the controller's office is given up"),
+            Some(Effect::Take) => {
+                let command = alone::office_command(&self.registration);
+                let taken = self.bring_into_force(Box::new(move |_| Ok(command))).await;
+                match &taken {
+                    Ok(outcome) => tracing::info!(?outcome, "the controller's office is taken"),
+                    Err(error) => tracing::warn!(%error, "the controller's office could not be taken"),
+                }
+                self.office.taken(alone::epoch_of(taken.ok().as_ref()));
+            }
+        }
+        let epoch = self.office.epoch();
+        self.in_office.send_if_modified(|known| std::mem::replace(known, epoch) != epoch);
     }
 }
 
 /// Whether a command may take the last of the space: it frees some, or the broker cannot start without it.
 fn is_urgent(command: &Command) -> bool {
-    matches!(command.command, Some(Kind::DeleteTopic(_) | Kind::RegisterBroker(_)))
+    matches!(
+        command.command,
+        Some(Kind::DeleteTopic(_) | Kind::RegisterBroker(_) | Kind::BecomeController(_) | Kind::UnfenceBroker(_))
+    )
 }
 
 /// An id for a new topic: random, and neither zero nor one that its text would make look like an option.
@@ -290,3 +360,7 @@ pub(crate) fn new_topic_id() -> TopicId {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "handle_tests.rs"]
+mod tests;

@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 /// The journal's name at the data root.
 pub const JOURNAL_FILE: &str = "headwater.metadata";
-/// Space that only urgent commands may take, in bytes: more than a thousand deletions.
+/// Space that only urgent commands may take, and what the quorum itself writes, in bytes: more than a thousand deletions.
 pub const RESERVE_BYTES: u64 = 128 << 10;
 
 /// The file, open for appending.
@@ -141,18 +141,18 @@ impl JournalFile {
         }
     }
 
-    /// Keeps one record: it is on stable storage when this returns. An urgent one may take the reserve.
+    /// Keeps one record: it is on stable storage when this returns. Where there is no other room, it takes the reserve.
     ///
     /// # Errors
     /// [`JournalError`]; the record is not kept.
-    pub(super) fn append(&mut self, index: u64, payload: &[u8], urgent: bool) -> Result<(), JournalError> {
+    pub(super) fn append(&mut self, index: u64, payload: &[u8]) -> Result<(), JournalError> {
         self.check_poison()?;
         check_size(&self.path, payload.len())?;
         let end = usize::try_from(self.end).unwrap_or(usize::MAX);
         let frame = format::frame(self.version, end, FrameKind::Command, index, payload);
         let needed = frame.len() as u64;
         if let Err(error) = self.make_room(needed + RESERVE_BYTES) {
-            let fits = urgent && self.len - self.end >= needed;
+            let fits = self.len - self.end >= needed;
             if self.poisoned.is_some() || !fits {
                 return Err(error);
             }
@@ -178,10 +178,6 @@ impl JournalFile {
         self.file.sync_all().map_err(|error| self.poison("sync", error))?;
         self.len = wanted;
         Ok(())
-    }
-
-    pub(super) fn version(&self) -> u32 {
-        self.version
     }
 
     /// Where the next record goes, in bytes.

@@ -2,7 +2,7 @@
 //!
 //! Owns: the commands and snapshots ([`command`]), the state machine they drive ([`state`]), the rules of topic names
 //! ([`name`]), where new partitions are kept ([`placement`]), and the journal that keeps them ([`journal`], its bytes [`mod@format`]). Refuses: opinions on how commands
-//! reach the machine: one broker's file does today, a quorum can. Read next: [`state`].
+//! reach the machine, which is the quorum's ([`raft`]). Read next: [`state`].
 
 pub(crate) mod alone;
 pub mod format;

@@ -8,6 +8,7 @@ use super::super::command::{RaftEntries, RaftJournal, RaftRecord, raft_record};
 use super::super::state::MetadataState;
 use super::convert::{self, Malformed};
 use super::{Entry, LogId, SnapshotMeta, Vote};
+use openraft::entry::RaftPayload;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -54,6 +55,14 @@ impl Kept {
     /// The last entry, be it there or dropped.
     pub(super) fn last_log_id(&self) -> Option<LogId> {
         self.entries.last_key_value().map(|(_, entry)| entry.log_id).or(self.purged)
+    }
+
+    /// Whether this member is a quorum by itself, as far as its log says.
+    pub(super) fn is_only_voter(&self) -> bool {
+        let in_log = self.entries.values().rev().find_map(|entry| entry.get_membership());
+        let in_snapshot = self.snapshot.as_ref().map(|snapshot| snapshot.meta.last_membership.membership());
+        let configs = in_log.or(in_snapshot).map_or(&[][..], |members| members.get_joint_config());
+        matches!(configs, [voters] if voters.iter().eq([&self.node_id]))
     }
 
     /// Whether the change may come next.

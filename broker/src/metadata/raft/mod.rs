@@ -13,17 +13,23 @@
 //! * Nobody calls `initialize`: a quorum begins with the journal of its first member, which says so.
 //! * Nodes have no addresses here: those are in the brokers' registrations.
 //!
+//! * The controller's epoch is the index of its `BecomeController`, not the term ([`office`]). Proposals have deadlines ([`node`]).
+//!
 //! Owns: the types openraft is run with. Read next: [`store`] (what is kept, and how), [`log`] and [`machine`] (what openraft
-//! sees of it).
+//! sees of it), [`node`] (running).
 
 pub mod convert;
 mod kept;
 pub mod log;
 pub mod machine;
+pub mod node;
+pub mod office;
 pub mod store;
 
 pub use log::RaftLog;
 pub use machine::{Applied, RaftMachine};
+pub use node::{NoNetwork, RaftNode};
+pub use office::Office;
 pub use store::{Founding, OpenedStore, Store};
 
 use super::command::Command;
@@ -66,6 +72,8 @@ type StorageError = openraft::StorageError<u64>;
 type StoredMembership = openraft::StoredMembership<u64, EmptyNode>;
 type Vote = openraft::Vote<u64>;
 
+#[cfg(test)]
+mod node_tests;
 #[cfg(test)]
 mod store_tests;
 #[cfg(test)]

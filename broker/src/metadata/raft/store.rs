@@ -116,7 +116,7 @@ impl Store {
         let scan = read.scan(OLDEST_VERSION..=RAFT_VERSION)?;
         let (path, torn_bytes) = (read.path(), scan.torn_bytes);
         if scan.version < RAFT_VERSION {
-            let (state, _) = journal::replay(path, &scan.frames)?;
+            let state = journal::replay(path, &scan.frames)?;
             journal::check_cluster(path, state.cluster_id(), cluster_id)?;
             let kept = founded(new_node_id, state);
             let payload = kept.message(kept.snapshot.as_ref()).encode_to_vec();
@@ -245,6 +245,15 @@ impl Store {
         self.kept().committed = committed;
     }
 
+    /// Where this member is a quorum by itself, what it kept is committed. openraft, which leads on at once then, would not say
+    /// so before the next entry.
+    pub(super) fn commit_if_alone(&self) {
+        let mut kept = self.kept();
+        if kept.is_only_voter() {
+            kept.committed = kept.last_log_id();
+        }
+    }
+
     fn writer(&self) -> MutexGuard<'_, Writer> {
         lock(&self.shared.writer)
     }
@@ -264,7 +273,7 @@ impl Store {
 impl Writer {
     fn append(&mut self, record: &RaftRecord) -> Result<(), JournalError> {
         // Whoever proposed asked for room; what raft writes by itself may take the reserve.
-        self.file.append(self.record + 1, &record.encode_to_vec(), true)?;
+        self.file.append(self.record + 1, &record.encode_to_vec())?;
         self.record += 1;
         Ok(())
     }

@@ -1,6 +1,6 @@
 use super::super::command::{self, Command, RaftRecord, command::Command as Kind};
-use super::super::format::{self, FrameKind, RAFT_VERSION};
-use super::super::journal::{Journal, JournalError};
+use super::super::format::{self, ALONE_VERSION, FrameKind, RAFT_VERSION};
+use super::super::journal::{self, JournalError};
 use super::super::journal_file::JOURNAL_FILE;
 use super::super::state::MetadataState;
 use super::kept::{Change, Kept, KeptSnapshot};
@@ -229,6 +229,27 @@ fn what_is_committed_is_said_with_the_next_change() {
 }
 
 #[test]
+fn only_the_only_voter_takes_what_it_kept_for_committed() {
+    let disk = disk(14);
+    let store = store(&disk);
+    store.change(entries(1, 1..=3)).expect("kept");
+    store.commit_if_alone();
+    assert_eq!(store.kept().committed, Some(log_id(1, 3)));
+    let members = |index, voters: Vec<std::collections::BTreeSet<u64>>| {
+        let payload = EntryPayload::Membership(Membership::new(voters, ()));
+        Change::Append(vec![Entry { log_id: log_id(1, index), payload }])
+    };
+    for (index, voters) in [(4, vec![[MEMBER].into(), [MEMBER, 8].into()]), (5, vec![[8].into()]), (6, vec![])] {
+        store.change(members(index, voters)).expect("kept");
+        store.commit_if_alone();
+        assert_eq!(store.kept().committed, Some(log_id(1, 3)));
+    }
+    store.change(members(7, vec![[MEMBER].into()])).expect("kept");
+    store.commit_if_alone();
+    assert_eq!(store.kept().committed, Some(log_id(1, 7)));
+}
+
+#[test]
 fn a_torn_record_is_cut_and_the_next_one_takes_its_place() {
     let disk = disk(3);
     let first = store(&disk);
@@ -435,16 +456,17 @@ fn after_a_failed_write_or_sync_nothing_is_taken() {
 
 /// The folder of a broker that kept a journal of commands alone.
 fn alone(disk: &Arc<SimFiles>) -> MetadataState {
-    let opened = Journal::open(disk.clone(), Path::new(ROOT), "cluster", false).expect("opens");
-    let (mut journal, mut state) = (opened.journal, opened.state);
-    for index in 1..=8 {
-        journal.append(index, &command_at(index), false).expect("kept");
-        state.apply(index, &command_at(index)).expect("accepted");
-        if index == 5 {
-            journal.snapshot(&state).expect("written");
-        }
-    }
+    let commands: Vec<Command> = (1..=8).map(command_at).collect();
+    let (bytes, state) = journal::tests::journal_of_a_broker_alone(ALONE_VERSION, 5, &commands);
+    write(disk, &bytes);
     state
+}
+
+/// What the older Headwater finds in a folder.
+fn found_by_the_older(disk: &SimFiles) -> Result<MetadataState, String> {
+    let bytes = bytes(disk);
+    let scan = format::scan(&bytes, format::OLDEST_VERSION..=ALONE_VERSION).map_err(|damage| damage.to_string())?;
+    journal::replay(&path(), &scan.frames).map_err(|error| error.to_string())
 }
 
 #[test]
@@ -464,7 +486,7 @@ fn the_folder_of_a_broker_alone_goes_on_as_a_quorum_of_one() {
     let again = open(&disk).expect("opens");
     assert!(!again.taken_over && again.store.node_id() == MEMBER);
     // Who goes back to the older Headwater is told.
-    let older = Journal::open(disk, Path::new(ROOT), "cluster", true).expect_err("refused").to_string();
+    let older = found_by_the_older(&disk).expect_err("refused");
     assert!(older.contains("the journal has format version 3, this build reads 1 to 2"), "{older}");
 }
 
@@ -483,9 +505,11 @@ fn a_power_failure_while_a_folder_is_taken_over_leaves_the_old_or_the_new() {
             open(&disk).expect_err("the power fails");
             let disk = disk.crash();
             // The older Headwater reads the old one as it was.
-            let as_it_was = |opened: super::super::journal::Opened| assert_eq!(opened.state, state);
-            match Journal::open(disk.clone(), Path::new(ROOT), "cluster", true).map(as_it_was) {
-                Ok(()) => old += 1,
+            match found_by_the_older(&disk) {
+                Ok(found) => {
+                    assert_eq!(found, state);
+                    old += 1;
+                }
                 Err(_) => new += 1,
             }
             let taken = open(&disk).expect("a good disk");

@@ -1,0 +1,115 @@
+use super::super::command::{self, CreateTopic, Replicas};
+use super::super::raft::{Founding, NoNetwork, Store};
+use super::*;
+use headwater_storage::Files;
+use headwater_storage::sim::SimFiles;
+use std::path::Path;
+use std::sync::Mutex;
+use tokio::time::timeout;
+use uuid::Uuid;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Running {
+    node: RaftNode,
+    handle: MetadataHandle,
+    /// The versions that were carried out.
+    carried: Arc<Mutex<Vec<u64>>>,
+    stop: CancellationToken,
+}
+
+/// A broker that has registered, and whose office is still to be taken.
+async fn running() -> Running {
+    let disk = SimFiles::new(1);
+    disk.create_dir_all(Path::new("/data")).expect("made");
+    let store = Store::open(disk, Path::new("/data"), "cluster", false, Founding::Alone, 7).expect("opens").store;
+    let node = RaftNode::start(store, NoNetwork, Instant::now() + PATIENCE).await.expect("leads");
+    let incarnation = Uuid::from_u128(1).as_bytes().to_vec().into();
+    let registration = RegisterBroker { broker_id: 1, incarnation, ..RegisterBroker::default() };
+    let state = Arc::clone(&node.applied().borrow().state);
+    let register = alone::registration_command(&state, &registration);
+    node.propose(register, true, Instant::now() + PATIENCE).await.expect("in force");
+    let state = Arc::clone(&node.applied().borrow().state);
+    let (carried, stop) = (Arc::new(Mutex::new(Vec::new())), CancellationToken::new());
+    let seen = Arc::clone(&carried);
+    let carry_out: CarryOut = Box::new(move |state| {
+        seen.lock().expect("whole").push(state.index());
+        Box::pin(std::future::ready(()))
+    });
+    let office = (Office::new(600), registration);
+    let (handle, task) = MetadataHandle::new(node.clone(), state, office, carry_out, stop.clone());
+    tokio::spawn(task);
+    Running { node, handle, carried, stop }
+}
+
+/// Waits for the office, and lets the broker serve.
+async fn serve(handle: &MetadataHandle) {
+    let mut in_office = handle.controller_epoch();
+    let epoch =
+        timeout(PATIENCE, in_office.wait_for(Option::is_some)).await.expect("in time").expect("runs").expect("it");
+    let incarnation = Uuid::from_u128(1).as_bytes().to_vec().into();
+    let unfence = Kind::UnfenceBroker(command::UnfenceBroker { broker_id: 1, incarnation });
+    let unfence = Command { controller_epoch: epoch, ..unfence.into() };
+    handle.propose(unfence).await.expect("in force");
+}
+
+fn create(n: u8) -> Command {
+    Kind::CreateTopic(CreateTopic {
+        name: format!("topic-{n}"),
+        topic_id: TopicId::from_bytes([n; 16]).to_wire(),
+        partitions: vec![Replicas { brokers: vec![1] }],
+        ..CreateTopic::default()
+    })
+    .into()
+}
+
+#[tokio::test]
+async fn the_office_is_taken_by_a_command_whose_index_is_the_epoch() {
+    let Running { node, handle, carried, stop } = running().await;
+    let mut in_office = handle.controller_epoch();
+    let epoch =
+        timeout(PATIENCE, in_office.wait_for(Option::is_some)).await.expect("in time").expect("runs").expect("it");
+    assert_eq!(
+        (handle.state().controller(), handle.state().controller_epoch()),
+        (Some((1, Uuid::from_u128(1))), epoch)
+    );
+    assert_eq!((epoch, carried.lock().expect("whole").as_slice()), (2, &[2][..]));
+    // A controller's command says it.
+    let unfence = command::UnfenceBroker { broker_id: 1, incarnation: Uuid::from_u128(1).as_bytes().to_vec().into() };
+    for (given, accepted) in [(epoch, true), (epoch + 1, false)] {
+        let command = Command { controller_epoch: given, ..Kind::UnfenceBroker(unfence.clone()).into() };
+        assert_eq!(handle.propose(command).await.is_ok(), accepted);
+    }
+    stop.cancel();
+    node.stop().await;
+}
+
+/// So does what was proposed here and answered too late.
+#[tokio::test]
+async fn what_nobody_waits_for_is_carried_out_and_published_all_the_same() {
+    let Running { node, handle, carried, stop } = running().await;
+    serve(&handle).await;
+    let (index, _) = node.propose(create(1), false, Instant::now() + PATIENCE).await.expect("in force");
+    let mut changes = handle.changes();
+    drop(timeout(PATIENCE, changes.wait_for(|now| *now >= index)).await.expect("in time").expect("runs"));
+    assert!(handle.state().topic("topic-1").is_some());
+    assert_eq!(carried.lock().expect("whole").last(), Some(&index));
+    let refused = handle.propose(create(1)).await.expect_err("it is there");
+    assert!(matches!(refused, MetadataError::Refused(Refusal::TopicExists(_))), "{refused}");
+    stop.cancel();
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_refused_here_does_not_reach_the_log() {
+    let Running { node, handle, stop, .. } = running().await;
+    serve(&handle).await;
+    handle.propose(create(1)).await.expect("in force");
+    let before = node.applied().borrow().last_log_id;
+    handle.propose(create(1)).await.expect_err("it is there");
+    assert_eq!(node.applied().borrow().last_log_id, before);
+    stop.cancel();
+    node.stop().await;
+    let ended = handle.propose(create(2)).await.expect_err("it ended");
+    assert!(matches!(ended, MetadataError::ShuttingDown), "{ended}");
+}

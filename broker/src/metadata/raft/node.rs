@@ -1,0 +1,245 @@
+//! A running member of the quorum: proposals with deadlines, and what was applied.
+//!
+//! Owns: openraft's settings and its end. Refuses: what a command means; sockets (whoever starts it brings the network).
+//! Read next: [`super::office`].
+
+use super::super::command::Command;
+use super::super::handle::MetadataError;
+use super::super::state::Outcome;
+use super::log::blocking;
+use super::office::Observed;
+use super::{Answer, Applied, RaftLog, RaftMachine, Store, TypeConfig};
+use openraft::error::{ClientWriteError, Fatal, InstallSnapshotError, RPCError, RaftError, Unreachable};
+use openraft::network::{RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
+    VoteResponse,
+};
+use openraft::{Config, EmptyNode, Raft, ServerState, SnapshotPolicy};
+use prost::Message;
+use std::io::{self, ErrorKind};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+/// How often a leader is heard of.
+const HEARTBEAT_MS: u64 = 100;
+/// How long nothing is heard of a leader before another one stands for election.
+pub const ELECTION_TIMEOUT_MS: u64 = 600;
+/// Entries that are kept though they are in a snapshot: a member that was away for a moment needs no snapshot.
+const KEPT_ENTRIES: u64 = 100;
+/// Bytes of an entry in the journal besides its command, at most.
+const ENTRY_OVERHEAD_BYTES: usize = 256;
+/// How long a proposal waits before it asks again who leads.
+const RETRY: Duration = Duration::from_millis(20);
+
+/// A running member.
+#[derive(Clone)]
+pub struct RaftNode {
+    raft: Raft<TypeConfig>,
+    store: Store,
+    applied: watch::Receiver<Arc<Applied>>,
+}
+
+impl std::fmt::Debug for RaftNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftNode").field("node_id", &self.store.node_id()).finish_non_exhaustive()
+    }
+}
+
+impl RaftNode {
+    /// Starts the member. If it is the only voter, it leads and has applied its whole log when this returns.
+    ///
+    /// # Errors
+    /// [`MetadataError`]: the log holds a command that this build does not know, or cannot be led until the deadline.
+    pub async fn start<N: RaftNetworkFactory<TypeConfig>>(
+        store: Store,
+        network: N,
+        deadline: Instant,
+    ) -> Result<RaftNode, MetadataError> {
+        let config = Config {
+            cluster_name: store.cluster_id().to_owned(),
+            heartbeat_interval: HEARTBEAT_MS,
+            election_timeout_min: ELECTION_TIMEOUT_MS,
+            election_timeout_max: 2 * ELECTION_TIMEOUT_MS,
+            // The store says when one is due: it counts bytes.
+            snapshot_policy: SnapshotPolicy::Never,
+            max_in_snapshot_log_to_keep: KEPT_ENTRIES,
+            ..Config::default()
+        };
+        store.commit_if_alone();
+        let (machine, applied) = RaftMachine::new(store.clone());
+        let log = RaftLog::new(store.clone());
+        let raft = Raft::new(store.node_id(), Arc::new(config), network, log, machine).await;
+        let raft = raft.map_err(|error| MetadataError::Stopped(error.to_string()))?;
+        let node = RaftNode { raft, store, applied };
+        if node.is_only_voter()
+            && let Err(error) = node.lead(deadline).await
+        {
+            node.stop().await;
+            return Err(error);
+        }
+        Ok(node)
+    }
+
+    /// The only voter needs to wait for nobody.
+    async fn lead(&self, deadline: Instant) -> Result<(), MetadataError> {
+        let mut metrics = self.raft.metrics();
+        if metrics.borrow().state != ServerState::Leader {
+            let asked = self.raft.trigger().elect().await;
+            asked.map_err(|error| MetadataError::Stopped(error.to_string()))?;
+        }
+        let led = async {
+            let led = metrics.wait_for(|now| {
+                let applied = now.last_applied.map(|last| last.index);
+                now.running_state.is_err() || (now.state == ServerState::Leader && applied >= now.last_log_index)
+            });
+            led.await.map(|now| now.running_state.as_ref().err().cloned())
+        };
+        match timeout_at(deadline, led).await {
+            Err(_) => Err(MetadataError::TimedOut),
+            Ok(Err(_)) => Err(MetadataError::ShuttingDown),
+            Ok(Ok(Some(fatal))) => Err(self.ended(&fatal).await),
+            Ok(Ok(None)) => Ok(()),
+        }
+    }
+
+    /// Brings a command into force: its index, and what came of it. An urgent one may take the last space on the disk.
+    ///
+    /// # Errors
+    /// [`MetadataError`]. After [`MetadataError::TimedOut`], and when the member ended, the command may come into force still.
+    pub async fn propose(
+        &self,
+        command: Command,
+        urgent: bool,
+        deadline: Instant,
+    ) -> Result<(u64, Outcome), MetadataError> {
+        let proposed = timeout_at(deadline, self.propose_until(command, urgent, deadline)).await;
+        proposed.unwrap_or(Err(MetadataError::TimedOut))
+    }
+
+    async fn propose_until(
+        &self,
+        command: Command,
+        urgent: bool,
+        deadline: Instant,
+    ) -> Result<(u64, Outcome), MetadataError> {
+        let (store, bytes) = (self.store.clone(), (command.encoded_len() + ENTRY_OVERHEAD_BYTES) as u64);
+        blocking(move || store.make_room(bytes, urgent)).await?;
+        let written = loop {
+            match self.raft.client_write(command.clone()).await {
+                // Nobody leads, or another member: it was not proposed.
+                Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
+                    sleep_until((Instant::now() + RETRY).min(deadline)).await;
+                }
+                Err(RaftError::APIError(error)) => return Err(MetadataError::Stopped(error.to_string())),
+                Err(RaftError::Fatal(fatal)) => return Err(self.ended(&fatal).await),
+                Ok(written) => break written,
+            }
+        };
+        match written.data {
+            Answer::Applied(outcome) => Ok((written.log_id.index, outcome)),
+            Answer::Refused(refusal) => Err(refusal.into()),
+            Answer::NoCommand => Err(MetadataError::Stopped("a command was applied as none".to_owned())),
+        }
+    }
+
+    /// Has a snapshot written if one is due.
+    pub async fn snapshot_if_due(&self) {
+        let store = self.store.clone();
+        if blocking(move || store.is_snapshot_due()).await {
+            // Where the member ended, it needs none.
+            drop(self.raft.trigger().snapshot().await);
+        }
+    }
+
+    /// What was applied, and whenever that changes.
+    pub fn applied(&self) -> watch::Receiver<Arc<Applied>> {
+        self.applied.clone()
+    }
+
+    /// What is known of the leadership, and whenever that changes.
+    pub fn metrics(&self) -> watch::Receiver<openraft::RaftMetrics<u64, EmptyNode>> {
+        self.raft.metrics()
+    }
+
+    /// What the controller's office rests on, as it was `ago_ms` before.
+    pub fn observed(&self, ago_ms: u64) -> Observed {
+        let metrics = self.raft.metrics();
+        let now = metrics.borrow();
+        let leads = now.state == ServerState::Leader && now.running_state.is_ok();
+        // The only voter is a quorum by itself.
+        let ago_ms = if self.is_only_voter() { 0 } else { ago_ms };
+        Observed {
+            leads_in: leads.then_some(now.current_term),
+            unheard_ms: now.millis_since_quorum_ack.map(|ms| ms.saturating_add(ago_ms)),
+        }
+    }
+
+    /// Ends the member: nothing is written after this.
+    pub async fn stop(&self) {
+        drop(self.raft.shutdown().await);
+    }
+
+    /// Whether the member is a quorum by itself.
+    pub fn is_only_voter(&self) -> bool {
+        let metrics = self.raft.metrics();
+        metrics.borrow().membership_config.membership().voter_ids().eq([self.store.node_id()])
+    }
+
+    /// Why the member ended: the journal's failure, if that is it.
+    async fn ended(&self, fatal: &Fatal<u64>) -> MetadataError {
+        if matches!(fatal, Fatal::Stopped) {
+            return MetadataError::ShuttingDown;
+        }
+        let store = self.store.clone();
+        match blocking(move || store.make_room(0, true)).await {
+            Err(error) => error.into(),
+            Ok(()) => MetadataError::Stopped(fatal.to_string()),
+        }
+    }
+}
+
+/// The network of a member that is alone: it reaches nobody.
+#[derive(Debug, Clone, Copy)]
+pub struct NoNetwork;
+
+fn nobody<E: std::error::Error>() -> RPCError<u64, EmptyNode, E> {
+    let error = io::Error::new(ErrorKind::NotConnected, "this member of the metadata quorum has no network");
+    RPCError::Unreachable(Unreachable::new(&error))
+}
+
+impl RaftNetworkFactory<TypeConfig> for NoNetwork {
+    type Network = NoNetwork;
+
+    async fn new_client(&mut self, _target: u64, _node: &EmptyNode) -> NoNetwork {
+        NoNetwork
+    }
+}
+
+impl RaftNetwork<TypeConfig> for NoNetwork {
+    async fn append_entries(
+        &mut self,
+        _request: AppendEntriesRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<u64>, RPCError<u64, EmptyNode, RaftError<u64>>> {
+        Err(nobody())
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        _request: InstallSnapshotRequest<TypeConfig>,
+        _option: RPCOption,
+    ) -> Result<InstallSnapshotResponse<u64>, RPCError<u64, EmptyNode, RaftError<u64, InstallSnapshotError>>> {
+        Err(nobody())
+    }
+
+    async fn vote(
+        &mut self,
+        _request: VoteRequest<u64>,
+        _option: RPCOption,
+    ) -> Result<VoteResponse<u64>, RPCError<u64, EmptyNode, RaftError<u64>>> {
+        Err(nobody())
+    }
+}

@@ -1,0 +1,208 @@
+//! A quorum of one, run by openraft, on the simulated disk.
+
+use super::super::command::{self, Command, command::Command as Kind};
+use super::super::handle::MetadataError;
+use super::super::journal::JournalError;
+use super::super::journal_file::JOURNAL_FILE;
+use super::super::state::MetadataState;
+use super::*;
+use headwater_proto::TopicId;
+use headwater_storage::Files;
+use headwater_storage::sim::{Fault, Operation, SimFiles};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+const ROOT: &str = "/data";
+
+fn disk(seed: u64) -> Arc<SimFiles> {
+    let disk = SimFiles::new(seed);
+    disk.create_dir_all(Path::new(ROOT)).expect("made");
+    disk.sync_dir(Path::new("/")).expect("synced");
+    disk
+}
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(60)
+}
+
+fn open(disk: &Arc<SimFiles>) -> Store {
+    let opened = Store::open(disk.clone(), Path::new(ROOT), "cluster", false, Founding::Alone, new_node_id());
+    opened.expect("opens").store
+}
+
+async fn start(disk: &Arc<SimFiles>) -> RaftNode {
+    RaftNode::start(open(disk), NoNetwork, soon()).await.expect("leads")
+}
+
+fn state(node: &RaftNode) -> Arc<MetadataState> {
+    Arc::clone(&node.applied().borrow().state)
+}
+
+fn register() -> Command {
+    Kind::RegisterBroker(command::RegisterBroker { broker_id: 1, ..Default::default() }).into()
+}
+
+fn topic_id(n: u64) -> TopicId {
+    let mut id = [1; 16];
+    id[..8].copy_from_slice(&n.to_be_bytes());
+    TopicId::from_bytes(id)
+}
+
+fn create(n: u64) -> Command {
+    Kind::CreateTopic(command::CreateTopic {
+        name: format!("topic-{n}"),
+        topic_id: topic_id(n).to_wire(),
+        partitions: vec![command::Replicas { brokers: vec![1] }],
+        ..Default::default()
+    })
+    .into()
+}
+
+async fn propose(node: &RaftNode, command: Command) -> Result<(u64, Outcome), MetadataError> {
+    node.propose(command, false, soon()).await
+}
+
+#[tokio::test]
+async fn a_quorum_of_one_leads_at_once_and_goes_on_where_it_was() {
+    let disk = disk(1);
+    let began = std::time::Instant::now();
+    let node = start(&disk).await;
+    assert_eq!(propose(&node, register()).await.expect("in force").0, 1, "the index is the version");
+    assert!(began.elapsed() < Duration::from_secs(30));
+    for n in 2..=5 {
+        assert_eq!(propose(&node, create(n)).await.expect("in force").0, n);
+    }
+    let before = state(&node);
+    assert_eq!(before.index(), 5);
+    node.stop().await;
+    // Nothing was said of what is committed when the last one was written, and everything is applied all the same.
+    let again = start(&disk.restart()).await;
+    assert_eq!(state(&again), before);
+    assert_eq!(propose(&again, create(6)).await.expect("in force").0, 6);
+    again.stop().await;
+}
+
+#[tokio::test]
+async fn a_power_failure_loses_nothing_that_was_answered() {
+    for seed in 0..6 {
+        let first = disk(seed);
+        let node = start(&first).await;
+        propose(&node, register()).await.expect("in force");
+        first.power_off_after(7 + 3 * seed);
+        let mut answered = 1;
+        let failed = loop {
+            match propose(&node, create(answered + 1)).await {
+                Ok((index, _)) => answered = index,
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(failed, MetadataError::Journal(_)), "{failed}");
+        let ended = propose(&node, create(1000)).await.expect_err("it ended");
+        assert!(matches!(ended, MetadataError::Journal(JournalError::Poisoned { .. })), "{ended}");
+        node.stop().await;
+        let again = start(&first.crash()).await;
+        assert!((answered..=answered + 1).contains(&state(&again).index()), "{answered}");
+        again.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_command_of_a_person_is_applied_once_also_by_the_next_start() {
+    let disk = disk(2);
+    let node = start(&disk).await;
+    propose(&node, register()).await.expect("in force");
+    let command = Command { command_id: vec![9; 16].into(), ..create(7) };
+    let first = propose(&node, command.clone()).await.expect("in force");
+    let again = propose(&node, command.clone()).await.expect("answered");
+    assert_eq!((&first.1, first.0 + 1), (&again.1, again.0));
+    node.stop().await;
+    let node = start(&disk.restart()).await;
+    assert_eq!(propose(&node, command).await.expect("answered").1, first.1);
+    let refused = propose(&node, create(7)).await.expect_err("another command");
+    assert!(matches!(refused, MetadataError::Refused(_)), "{refused}");
+    assert_eq!(state(&node).topics().count(), 1);
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_proposal_has_a_deadline_and_may_come_into_force_after_it() {
+    let disk = disk(3);
+    let node = start(&disk).await;
+    propose(&node, register()).await.expect("in force");
+    let held = disk.hold(Fault::new(Operation::Sync).on(JOURNAL_FILE));
+    let late = node.propose(create(2), false, Instant::now() + Duration::from_millis(50)).await;
+    assert!(matches!(late, Err(MetadataError::TimedOut)), "{late:?}");
+    drop(held);
+    let mut applied = node.applied();
+    let came = tokio::time::timeout_at(soon(), applied.wait_for(|applied| applied.state.index() == 2)).await;
+    drop(came.expect("in time").expect("it runs"));
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn the_log_is_bounded_by_snapshots() {
+    let disk = disk(4);
+    let node = start(&disk).await;
+    propose(&node, register()).await.expect("in force");
+    propose(&node, create(2)).await.expect("in force");
+    let config = std::collections::BTreeMap::from([("key".to_owned(), "x".repeat(20_000))]);
+    let path = Path::new(ROOT).join(JOURNAL_FILE);
+    for _ in 0..300 {
+        let alter = command::AlterTopic { topic_id: topic_id(2).to_wire(), config: config.clone() };
+        propose(&node, Kind::AlterTopic(alter).into()).await.expect("in force");
+        node.snapshot_if_due().await;
+    }
+    let mut metrics = node.metrics();
+    let purged = metrics.wait_for(|now| now.purged.is_some_and(|purged| purged.index > 100));
+    drop(tokio::time::timeout_at(soon(), purged).await.expect("in time").expect("it runs"));
+    let before = state(&node);
+    node.stop().await;
+    let bytes = disk.metadata(&path).expect("there").len;
+    assert!(bytes < 6 << 20, "{bytes}");
+    let again = start(&disk.restart()).await;
+    assert_eq!(state(&again), before);
+    again.stop().await;
+}
+
+#[tokio::test]
+async fn topics_can_be_deleted_on_a_full_disk_and_the_member_goes_on() {
+    let disk = disk(5);
+    let node = start(&disk).await;
+    propose(&node, register()).await.expect("in force");
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut topics = 0;
+    let full = loop {
+        match propose(&node, create(topics)).await {
+            Ok(_) => topics += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(full, MetadataError::Journal(JournalError::Full { .. })), "{full}");
+    assert!(topics > 50);
+    for n in 0..topics {
+        let delete = Kind::DeleteTopic(command::DeleteTopic { topic_id: topic_id(n).to_wire() });
+        node.propose(delete.into(), true, soon()).await.expect("urgent");
+    }
+    node.stop().await;
+    // A start on the full disk registers the broker, which is urgent too.
+    let disk = disk.restart();
+    let node = start(&disk).await;
+    assert_eq!(state(&node).topics().count(), 0);
+    node.propose(register(), true, soon()).await.expect("urgent");
+    disk.set_capacity(None);
+    propose(&node, create(0)).await.expect("there is room again");
+    node.stop().await;
+}
+
+#[tokio::test]
+async fn a_log_with_a_command_that_this_build_does_not_know_is_not_led() {
+    let disk = disk(6);
+    let node = start(&disk).await;
+    let ended = propose(&node, Command::default()).await.expect_err("it ends the member");
+    assert!(ended.to_string().contains("has no known kind"), "{ended}");
+    node.stop().await;
+    let refused = RaftNode::start(open(&disk.restart()), NoNetwork, soon()).await.expect_err("as it does the next");
+    assert!(refused.to_string().contains("has no known kind"), "{refused}");
+}
