@@ -508,3 +508,22 @@ fn checkpoints_written_at_once_end_as_the_newest() {
     });
     assert!(!data_dir.has_unwritten_checkpoints());
 }
+
+/// The first bytes of an entry may all be zeros, which were taken for reserved space.
+#[test]
+fn half_an_entry_of_an_index_is_a_fault_to_verify() {
+    let master = Master::new();
+    for (end, size) in [(".index", 8), (".timeindex", 12)] {
+        for name in master.files(end) {
+            let len = std::fs::metadata(master.dir.join(&name)).unwrap().len() as usize;
+            for keep in (1..len).filter(|keep| !keep.is_multiple_of(size)) {
+                let copy = master.spoiled(&name, |bytes| bytes.truncate(keep));
+                let files: Arc<dyn headwater_storage::Files> = Arc::new(OsFiles::default());
+                let report = inspect::verify(&inspect::Target::open(files, copy.path()).unwrap(), &|_| ()).unwrap();
+                let position = (keep / size * size) as u64;
+                let named = |fault: &inspect::Fault| fault.file == name && fault.position == position;
+                assert!(report.faults.iter().any(named), "{name} {keep}: {report:?}");
+            }
+        }
+    }
+}

@@ -29,6 +29,10 @@ fn in_order<E: IndexEntry>(bytes: &[u8], file: &str, kind: FaultKind, findings: 
             _ => findings.fault(file, position, None, kind, "half an entry"),
         }
     }
+    if used.is_multiple_of(E::SIZE) && !bytes.len().is_multiple_of(E::SIZE) {
+        let position = (bytes.len() / E::SIZE * E::SIZE) as u64;
+        findings.fault(file, position, None, kind, "half an entry of zeros");
+    }
     let mut kept: Vec<(u64, E)> = Vec::with_capacity(entries.len());
     let mut entries = entries.into_iter().peekable();
     while let Some((position, entry)) = entries.next() {
