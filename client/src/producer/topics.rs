@@ -4,10 +4,10 @@
 //! Refuses: the cache of metadata ([`crate::metadata`]), and which partition a record goes to. Read next: [`super::partition`].
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
 
 use arc_swap::{ArcSwap, Guard};
-use futures::FutureExt;
 use headwater_proto::ErrorCode;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
@@ -33,6 +33,11 @@ pub(crate) struct Topic {
 
 type Known = HashMap<Arc<str>, Arc<Topic>>;
 type TopicLookup = Lookup<Arc<Topic>, ProduceError>;
+/// When a look-up ended, and how.
+type Ended = (Instant, Result<Arc<Topic>, ProduceError>);
+
+/// How long an outcome waits to be asked for.
+const OUTCOME_MAX_AGE: Duration = Duration::from_secs(1);
 
 /// All topics of a producer.
 pub(crate) struct Topics {
@@ -43,8 +48,8 @@ pub(crate) struct Topics {
     /// Topics that were gone once. Held while what is known changes.
     gone: Mutex<HashSet<Arc<str>>>,
     lookups: Lookups<Arc<Topic>, ProduceError>,
-    /// Look-ups that nobody waits for, and whose outcome somebody will ask for; and when they began.
-    polled: Mutex<HashMap<Arc<str>, (Instant, TopicLookup)>>,
+    /// Look-ups that nobody waits for, and whose outcome somebody will ask for.
+    polled: Mutex<HashMap<Arc<str>, Arc<OnceLock<Ended>>>>,
     runtime: Handle,
     tasks: TaskTracker,
 }
@@ -102,19 +107,24 @@ impl Topics {
     /// [`ProduceError::TopicPending`] while it goes on; where none was begun, one is.
     pub(crate) fn poll(self: &Arc<Self>, name: &Arc<str>) -> Result<Arc<Topic>, ProduceError> {
         let mut polled = lock(&self.polled);
-        let max_age = self.shared.connections.config.request_timeout.saturating_mul(2);
-        // What was learned long ago is no answer any more; neither do names pile up that nobody asks for again.
-        let outcome = |lookup: &TopicLookup| lookup.clone().now_or_never();
-        polled.retain(|_, (since, lookup)| since.elapsed() < max_age || outcome(lookup).is_none());
-        match polled.get(name).map(|(_, lookup)| outcome(lookup)) {
-            Some(Some(outcome)) => {
+        // What was learned a while ago is no answer any more; neither do names pile up that nobody asks for again.
+        polled.retain(|_, outcome| outcome.get().is_none_or(|(ended, _)| ended.elapsed() < OUTCOME_MAX_AGE));
+        match polled.get(name).map(|outcome| outcome.get()) {
+            Some(Some((_, outcome))) => {
+                let outcome = outcome.clone();
                 polled.remove(name);
                 return outcome;
             }
             Some(None) => {}
             None => {
                 let known = self.known().get(name).map(|topic| topic.info.at);
-                polled.insert(name.clone(), (Instant::now(), self.look_up(name, known)));
+                let (lookup, outcome) = (self.look_up(name, known), Arc::new(OnceLock::new()));
+                polled.insert(name.clone(), outcome.clone());
+                self.runtime.spawn(async move {
+                    let learned = lookup.await;
+                    // Nobody else sets it.
+                    drop(outcome.set((Instant::now(), learned)));
+                });
             }
         }
         Err(ProduceError::TopicPending { topic: name.clone() })
@@ -130,12 +140,7 @@ impl Topics {
                 return Ok(topic.clone());
             }
             let info = self.shared.metadata.newer_than(name, known.as_ref().map(|topic| topic.info.at)).await;
-            let info = match (info, &known) {
-                (Ok(info), _) => info,
-                // A broker that cannot be asked is no reason to stop; one that says there is no such topic is.
-                (Err(error), Some(topic)) if error.retryable() => return Ok(topic.clone()),
-                (Err(error), _) => return Err(unknown(error, name)),
-            };
+            let info = info.map_err(|error| unknown(error, name))?;
             let identity = match &known {
                 Some(topic) if topic.info.id == info.id => topic.identity,
                 // Another topic under the same name, or perhaps the same after all: sequences must not be used twice.

@@ -4,7 +4,7 @@ use super::producer::{producer, record};
 use super::support::*;
 use bytes::Bytes;
 use futures::FutureExt;
-use headwater_client::{Delivery, ErrorCode, ProduceError, Producer, ProducerRecord};
+use headwater_client::{Client, ClientConfig, Delivery, ErrorCode, ProduceError, Producer, ProducerRecord};
 use headwater_proto::wire::{self, call, call_response};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -73,6 +73,49 @@ async fn sending_without_waiting_asks_for_a_topic_and_works_once_it_is_known() {
 }
 
 #[tokio::test]
+async fn what_was_learned_a_while_ago_is_no_answer_for_a_sender_that_comes_back() {
+    let peer = Peer::start(1).await;
+    let producer = producer(&peer, |b| b).await;
+    let later = || ProducerRecord::new("later", None).partition(0);
+    let (_, error) = producer.try_send(later()).unwrap_err();
+    assert!(matches!(error, ProduceError::TopicPending { .. }), "{error}");
+    let error = producer.send(later()).await.expect_err("the same look-up");
+    assert!(matches!(error, ProduceError::UnknownTopic { .. }), "{error}");
+    // Whoever keeps the outcome has its turn.
+    tokio::task::yield_now().await;
+    peer.answer(|request| match request {
+        call::Request::Metadata(_) => Some(described("later")),
+        _ => None,
+    });
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(2)).await;
+    tokio::time::resume();
+    let sent = within("the topic", async {
+        loop {
+            match producer.try_send(later()) {
+                Err((_, ProduceError::TopicPending { .. })) => tokio::task::yield_now().await,
+                outcome => return outcome.map_err(|(_, error)| error),
+            }
+        }
+    })
+    .await;
+    assert!(sent.is_ok(), "it is there by now: {sent:?}");
+}
+
+#[tokio::test]
+async fn a_partition_that_nobody_can_be_asked_about_is_not_called_unknown() {
+    let peer = Peer::start(1).await;
+    let config = ClientConfig { request_timeout: Duration::from_millis(300), ..peer.config() };
+    let client = within("connect", Client::connect(config)).await.unwrap();
+    let producer = within("build", client.producer().build()).await.unwrap();
+    drop(producer.send(record("known")).await.unwrap());
+    peer.set_deaf(true);
+    peer.drop_connections();
+    let error = within("an outcome", producer.send(record("x").partition(9))).await.unwrap_err();
+    assert!(matches!(error, ProduceError::Client(_)) && error.retryable(), "{error}");
+}
+
+#[tokio::test]
 async fn keys_and_partitions_are_placed_and_unknown_ones_refused() {
     let peer = Peer::start(6).await;
     let producer = producer(&peer, |b| b).await;
@@ -117,6 +160,19 @@ async fn a_topic_that_was_created_anew_takes_later_records_and_fails_earlier_one
     stream.append().await;
     stream.acknowledge(1, 0, false).await;
     assert_eq!(within("an acknowledgement", second).await.unwrap().offset, 0);
+}
+
+/// Metadata of a topic of one partition.
+fn described(name: &str) -> call_response::Response {
+    let partition = wire::PartitionMetadata { leader: 1, leader_epoch: 0, ..Default::default() };
+    let topic = wire::TopicMetadata {
+        name: name.into(),
+        topic_id: TOPIC_ID.to_wire(),
+        partitions: vec![partition],
+        max_message_bytes: 1_048_588,
+        ..Default::default()
+    };
+    call_response::Response::Metadata(wire::MetadataResponse { topics: vec![topic], ..Default::default() })
 }
 
 /// Metadata of the one topic, whose one partition is led so. Broker 2 is said to be where broker 1 answers.
