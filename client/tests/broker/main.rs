@@ -11,7 +11,7 @@ use futures::StreamExt;
 use headwater_broker::{Broker, StartError, config::BrokerConfig};
 use headwater_client::{
     Acks, Client, ClientConfig, Codec, ConsumedRecord, Consumer, Durability, ErrorCode, NewTopic, OffsetAt,
-    OffsetQuery, ProducerRecord, Rebalance, StartFrom, TopicPartition,
+    OffsetQuery, Partitioner, ProduceError, ProducerRecord, Rebalance, StartFrom, TopicPartition,
 };
 use tempfile::TempDir;
 
@@ -149,6 +149,36 @@ async fn what_is_produced_is_consumed_in_every_codec() {
         assert_eq!(record.headers.len(), 1);
         assert!((1_000_000..1_000_300).contains(&record.timestamp_ms));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partitioner_of_ones_own_places_what_names_no_partition_and_no_other_is_invented_for_it() {
+    let (_node, client) = Node::with_topic(3).await;
+    // By the last digit of the value: neither the key's hash nor whatever sticks would do so.
+    let partitioner = Partitioner::Custom(Arc::new(|context| {
+        assert_eq!((context.topic, context.partitions), ("flights", 3));
+        assert_eq!(context.key.map(|key| &key[..]), Some(&b"one key"[..]));
+        u32::from(context.value.unwrap().last().unwrap() - b'0')
+    }));
+    let producer = within("build", client.producer().partitioner(partitioner).build()).await.unwrap();
+    let sending = |record: ProducerRecord| producer.send(record.key(Bytes::from_static(b"one key")));
+    for n in 0..9u32 {
+        let delivery = within("a send", sending(record(format!("{}", n % 3)))).await.unwrap();
+        assert_eq!(within("an acknowledgement", delivery).await.unwrap().partition, n % 3);
+    }
+    let delivery = within("a send", sending(record("2").partition(1))).await.unwrap();
+    assert_eq!(within("an acknowledgement", delivery).await.unwrap().partition, 1, "the record's own word counts");
+
+    for outside in ["3", "9"] {
+        let refused = within("a refusal", sending(record(outside))).await.unwrap_err();
+        let ProduceError::UnknownPartition { topic, partition, partitions } = &refused else { panic!("{refused}") };
+        assert_eq!((&topic[..], partition.to_string(), *partitions), ("flights", outside.to_owned(), 3));
+        let (back, refused) = producer.try_send(record(outside).key(Bytes::from_static(b"one key"))).unwrap_err();
+        assert!(matches!(refused, ProduceError::UnknownPartition { .. }), "{refused}");
+        assert_eq!(back.value, record(outside).value);
+    }
+    within("close", producer.close()).await;
+    assert_eq!(whole_topic(&client, 3).await.len(), 10, "what was refused is nowhere");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
