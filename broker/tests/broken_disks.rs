@@ -5,6 +5,7 @@ mod harness;
 use harness::*;
 use headwater_broker::Broker;
 use headwater_proto::ErrorCode;
+use headwater_proto::batch::{BuildOptions, Codec};
 use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, Acks, Durability};
@@ -695,5 +696,67 @@ async fn what_is_not_in_memory_is_read_by_other_threads_than_those_that_serve() 
     assert_eq!(sample(&broker, "headwater_fetch_cold_read_seconds_count").await, read);
     assert_eq!(client.fetch(open_fetch(&cold, 0, 0)).await.0.read_to(13).await.len(), 13);
     assert_eq!(cold_reads().await, read, "now it is in memory");
+    assert!(broker.shutdown().await);
+}
+
+/// Both threads that may wait for a disk do so: whatever is answered was checked by the thread that serves connections.
+#[tokio::test]
+async fn batches_that_take_long_to_check_are_checked_by_other_threads_than_those_that_serve() {
+    const RECORDS: usize = 1000;
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(15);
+    let few_threads = ["num.io.threads=2", "log.flush.offset.checkpoint.interval.ms=60000"];
+    let broker = start_on(dir.path(), &files, &few_threads).await;
+    let client = Client::connect(&broker).await;
+    let (hung, well) = (client.create_topic("hung", 2, &[]).await, client.create_topic("well", 1, &[]).await);
+    let held = files.hold(Fault::new(Operation::Sync).on("hung-"));
+    let mut hanging = Vec::new();
+    for partition in 0..2 {
+        let (mut produce, _) = client.produce(open_produce(&hung, partition)).await;
+        produce.request_as(wire::ProduceRequest { request_id: 1, partition }, &batch(&[b"x"])).await;
+        hanging.push(produce);
+    }
+    within("both threads to wait", async {
+        while held.waiting() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+
+    // Whoever checks these finds the last byte wrong: that needs no log.
+    let wrong = async |bytes: bytes::Bytes| {
+        let mut bytes = bytes.to_vec();
+        *bytes.last_mut().unwrap() ^= 1;
+        let (mut produce, opened) = client.produce(open_produce(&well, 0)).await;
+        assert_eq!(opened.error, None);
+        produce.request(&bytes).await;
+        produce
+    };
+    let queued = async || sample(&broker, "headwater_io_pool_queued").await;
+    let refused = async || sample(&broker, "headwater_rejected_total{code=\"corrupt_batch\"}").await;
+    let before = queued().await;
+    let compressed = BuildOptions { codec: Codec::Lz4, ..BuildOptions::default() };
+    let mut long = Vec::new();
+    for (more, bytes) in [
+        (1.0, batch(&[&vec![b'x'; 128 << 10]])),
+        (2.0, batch(&[&b"x"[..]; RECORDS + 1])),
+        (3.0, batch_with(compressed, &[b"x"])),
+    ] {
+        long.push(wrong(bytes).await);
+        within("one more to wait for a thread", async { while queued().await < before + more {} }).await;
+        // What waits may be something else.
+        assert_eq!(refused().await, 0.0, "{more}");
+    }
+    for bytes in [batch(&[b"x"]), batch(&[&vec![b'x'; 127 << 10]]), batch(&[&b"x"[..]; RECORDS])] {
+        assert_eq!(code(wrong(bytes).await.answer().await.error.as_ref()), ErrorCode::CorruptBatch);
+    }
+    assert_eq!((held.waiting(), refused().await), (2, 3.0));
+    drop(held);
+    for produce in &mut long {
+        assert_eq!(code(produce.answer().await.error.as_ref()), ErrorCode::CorruptBatch);
+    }
+    for produce in &mut hanging {
+        assert_eq!(produce.answer().await.durability(), Durability::Flushed);
+    }
     assert!(broker.shutdown().await);
 }
