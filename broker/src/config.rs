@@ -221,7 +221,7 @@ keys! {
     "first.frame.timeout.ms" => first_frame_timeout_ms [(100..=600_000)], "a whole number from 100 to 600000",
         "Time from the opening of a stream to the end of its first frame, in milliseconds.";
     "frame.timeout.ms" => frame_timeout_ms [(100..=600_000)], "a whole number from 100 to 600000",
-        "Time from the first byte of a frame to its last, and for a client to read an answer or some of the data that it granted credit for, in milliseconds. Waiting for credit does not count.";
+        "Time from the first byte of a frame to its last, for a client to read an answer or some of the data that it granted credit for, and for a partition to let a produce stream open, in milliseconds. Waiting for credit does not count.";
     "request.timeout.ms" => request_timeout_ms [(100..=600_000)], "a whole number from 100 to 600000",
         "Longest time that a call may take, in milliseconds; a client may ask for less.";
     "shutdown.timeout.ms" => shutdown_timeout_ms [(0..=600_000)], "a whole number from 0 to 600000",
