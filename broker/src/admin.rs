@@ -2,8 +2,8 @@
 //!
 //! Owns: the three answers, and the connections on which they are asked for: one request each, within a deadline, and so
 //! many that the next one takes the place of the oldest. So whoever says nothing, or does not read its answer, keeps
-//! nobody else from being answered. `/health`: the process runs; `/ready`: it has recovered, serves, and is not going
-//! away; `/metrics`: Prometheus text. The port is served before anything is recovered, which may take long.
+//! nobody else from being answered. `/health`: the process runs; `/ready`: it has recovered, serves all of it, and is not
+//! going away; where its metadata take nothing any more, it says why; `/metrics`: Prometheus text. The port is served before anything is recovered, which may take long.
 //! Refuses: to change anything. Read next: [`crate::metrics`].
 
 use crate::group::Groups;
@@ -113,14 +113,18 @@ async fn answer(router: Router, stream: TcpStream) {
     }
 }
 
-async fn ready(State(shown): State<Arc<Shown>>) -> (StatusCode, &'static str) {
-    if shown.shutdown.is_cancelled() {
-        (StatusCode::SERVICE_UNAVAILABLE, "shutting down\n")
-    } else if shown.groups.get().is_none() {
-        (StatusCode::SERVICE_UNAVAILABLE, "starting\n")
+async fn ready(State(shown): State<Arc<Shown>>) -> (StatusCode, String) {
+    let why_not = if shown.shutdown.is_cancelled() {
+        "shutting down\n".to_owned()
+    } else if let Some(groups) = shown.groups.get() {
+        match groups.metadata().ended() {
+            None => return (StatusCode::OK, "ready\n".to_owned()),
+            Some(cause) => format!("{cause}\n"),
+        }
     } else {
-        (StatusCode::OK, "ready\n")
-    }
+        "starting\n".to_owned()
+    };
+    (StatusCode::SERVICE_UNAVAILABLE, why_not)
 }
 
 async fn metrics(State(shown): State<Arc<Shown>>) -> impl IntoResponse {
@@ -205,6 +209,13 @@ async fn render(shown: &Shown) -> String {
         }
     }
     if let Some(groups) = shown.groups.get() {
+        one(
+            &mut samples,
+            "headwater_metadata_ended",
+            "gauge",
+            "1 where no topic, setting or producer id changes any more before a restart.",
+            u8::from(groups.metadata().ended().is_some()),
+        );
         groups.samples(&mut samples).await;
     }
     samples.finish()

@@ -74,6 +74,49 @@ async fn a_failed_flush_fences_its_partition_and_no_other() {
     assert!(is_marked_clean(&files, dir.path()), "with every partition served");
 }
 
+/// Later calls were once told that the broker is shutting down, which is worth a retry, and nobody else was told anything.
+#[tokio::test]
+async fn a_broker_whose_metadata_end_says_why_and_serves_its_partitions() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(1);
+    let broker = start_on(dir.path(), &files, &[]).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    assert!(get(broker.admin_addr(), "/ready").await.starts_with("HTTP/1.1 200"));
+    assert_eq!(sample(&broker, "headwater_metadata_ended").await, 0.0);
+    files.fail(Fault::new(Operation::Sync).on("headwater.metadata"));
+    let create = |name: &str, validate_only| {
+        let create = wire::CreateTopic { name: name.into(), partitions: 1, validate_only, ..Default::default() };
+        client.call(Request::CreateTopic(create))
+    };
+    let names_the_cause = |answer: Response| {
+        let Response::Error(error) = answer else { panic!("{answer:?}") };
+        assert_eq!((code(Some(&error)), error.retryable), (ErrorCode::Internal, false), "{error:?}");
+        assert!(
+            error.message.contains("headwater.metadata") && error.message.contains("restart the broker"),
+            "{error:?}"
+        );
+    };
+    names_the_cause(create("first", false).await);
+    // The disk may be well again: the journal is not trusted before it was read anew.
+    files.heal();
+    names_the_cause(create("later", false).await);
+    names_the_cause(client.call(Request::AllocateProducerId(wire::AllocateProducerId::default())).await);
+    names_the_cause(create("asked", true).await);
+    let ready = get(broker.admin_addr(), "/ready").await;
+    assert!(ready.starts_with("HTTP/1.1 503") && ready.contains("restart the broker"), "{ready}");
+    assert_eq!(sample(&broker, "headwater_metadata_ended").await, 1.0);
+    assert_eq!(produced(&client, &topic, b"served").await.error, None);
+    let (mut reader, _) = client.fetch(open_fetch(&topic, 0, 0)).await;
+    assert_eq!(&reader.read_to(1).await[0].1[..], b"served");
+    broker.shutdown().await;
+
+    let broker = start_on(dir.path(), &files.restart(), &[]).await;
+    let client = Client::connect(&broker).await;
+    client.create_topic("later", 1, &[]).await;
+    assert!(broker.shutdown().await);
+}
+
 #[tokio::test]
 async fn a_full_disk_refuses_appends_by_name_until_there_is_room() {
     let dir = tempfile::tempdir().unwrap();

@@ -92,6 +92,11 @@ impl Groups {
         Ok(Groups { shards: shards.into(), metadata, partitions, stop, tasks })
     }
 
+    /// The metadata that say which groups there may be.
+    pub(crate) fn metadata(&self) -> &MetadataHandle {
+        &self.metadata
+    }
+
     /// Keeps and answers what was decided, refuses the rest, and ends the members' streams.
     pub(crate) async fn shutdown(&self) {
         self.stop.cancel();

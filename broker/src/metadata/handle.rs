@@ -5,6 +5,9 @@
 //! decide on the same state. A proposal that the quorum does not answer in time may come into force later: then it is carried
 //! out and published all the same.
 //!
+//! When this broker's member of the quorum ends, which is what a journal that cannot be written makes of it, every later
+//! proposal is answered with why; the newest state stays as it is.
+//!
 //! The task also holds the controller's office for this broker ([`super::raft::office`]).
 //!
 //! Owns: that order. Refuses: what a command means ([`super::state`]) and how it is kept ([`super::raft`]).
@@ -21,7 +24,7 @@ use crate::topic_config::TopicConfigError;
 use arc_swap::ArcSwap;
 use futures::future::BoxFuture;
 use headwater_proto::{ErrorCode, TopicId, wire};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until};
@@ -67,6 +70,9 @@ pub enum MetadataError {
     /// This broker's member of the quorum ended.
     #[error("the metadata take nothing any more ({0}): restart the broker")]
     Stopped(String),
+    /// This broker's member of the quorum ended before this was proposed: nothing changed.
+    #[error("{0}")]
+    Ended(Arc<MetadataError>),
     /// The broker is going away.
     #[error("the broker is shutting down")]
     ShuttingDown,
@@ -94,7 +100,7 @@ impl MetadataError {
             MetadataError::Internal(_) => ErrorCode::InvalidTopic,
             MetadataError::InvalidReplicationFactor { .. } => ErrorCode::InvalidReplicationFactor,
             MetadataError::Journal(JournalError::Full { .. }) => ErrorCode::DiskFull,
-            MetadataError::Journal(_) | MetadataError::Stopped(_) => ErrorCode::Internal,
+            MetadataError::Journal(_) | MetadataError::Stopped(_) | MetadataError::Ended(_) => ErrorCode::Internal,
             MetadataError::TimedOut => ErrorCode::TimedOut,
             MetadataError::ShuttingDown => ErrorCode::ShuttingDown,
         }
@@ -129,6 +135,7 @@ pub struct MetadataHandle {
     state: Arc<ArcSwap<MetadataState>>,
     changes: watch::Receiver<u64>,
     controller_epoch: watch::Receiver<Option<u64>>,
+    ended: Arc<OnceLock<Arc<MetadataError>>>,
     producer_ids: Arc<ProducerIds>,
 }
 
@@ -151,12 +158,21 @@ impl MetadataHandle {
         let state = Arc::new(ArcSwap::new(state));
         let (office, registration) = office;
         let applied = node.applied();
-        let task =
-            Task { node, applied, state: Arc::clone(&state), announce, office, in_office, registration, carry_out };
-        (
-            MetadataHandle { proposals, state, changes, controller_epoch, producer_ids: Arc::default() },
-            task.run(inbox, stop),
-        )
+        let ended = Arc::new(OnceLock::new());
+        let task = Task {
+            node,
+            applied,
+            state: Arc::clone(&state),
+            announce,
+            office,
+            in_office,
+            registration,
+            carry_out,
+            ended: Arc::clone(&ended),
+        };
+        let handle =
+            MetadataHandle { proposals, state, changes, controller_epoch, ended, producer_ids: Arc::default() };
+        (handle, task.run(inbox, stop))
     }
 
     /// The newest state.
@@ -172,6 +188,11 @@ impl MetadataHandle {
     /// The epoch in which this broker is the controller, if it is; and whenever that changes.
     pub fn controller_epoch(&self) -> watch::Receiver<Option<u64>> {
         self.controller_epoch.clone()
+    }
+
+    /// Why nothing comes into force any more before the next start, if that is so: this broker's member of the quorum ended.
+    pub fn ended(&self) -> Option<&MetadataError> {
+        self.ended.get().map(|cause| &**cause)
     }
 
     /// Brings a command into force.
@@ -233,6 +254,9 @@ impl MetadataHandle {
         &self,
         decide: impl FnOnce(&MetadataState) -> Result<Command, MetadataError>,
     ) -> Result<Outcome, MetadataError> {
+        if let Some(cause) = self.ended.get() {
+            return Err(MetadataError::Ended(Arc::clone(cause)));
+        }
         let mut state = MetadataState::clone(&self.state());
         let command = decide(&state)?;
         Ok(state.apply(state.index() + 1, &command)?)
@@ -257,10 +281,29 @@ struct Task {
     in_office: watch::Sender<Option<u64>>,
     registration: RegisterBroker,
     carry_out: CarryOut,
+    ended: Arc<OnceLock<Arc<MetadataError>>>,
+}
+
+/// What ended the task's work.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Served {
+    ToTheEnd,
+    UntilTheMemberEnded,
 }
 
 impl Task {
     async fn run(mut self, mut inbox: mpsc::Receiver<Proposal>, stop: CancellationToken) {
+        if self.serve(&mut inbox, &stop).await == Served::ToTheEnd {
+            return;
+        }
+        let Some(cause) = self.end(&stop).await else { return };
+        // Whoever asks is told why, not that the broker is going away: it goes on with what it has.
+        while let Some(Some(Proposal { tell, .. })) = stop.run_until_cancelled(inbox.recv()).await {
+            drop(tell.send(Err(MetadataError::Ended(Arc::clone(&cause)))));
+        }
+    }
+
+    async fn serve(&mut self, inbox: &mut mpsc::Receiver<Proposal>, stop: &CancellationToken) -> Served {
         let mut leadership = self.node.metrics();
         let mut heard = Instant::now();
         loop {
@@ -268,28 +311,47 @@ impl Task {
             let look = sleep_until(Instant::now() + OFFICE_CHECK);
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => return Served::ToTheEnd,
                 // Whoever changed it: what was proposed here and answered too late, too.
                 changed = self.applied.changed() => match changed {
                     Ok(()) => self.publish().await,
-                    Err(_) => break,
+                    Err(_) => return Served::UntilTheMemberEnded,
                 },
                 changed = leadership.changed() => match changed {
                     Ok(()) => {
                         heard = Instant::now();
                         self.look_after_office(heard).await;
                     }
-                    Err(_) => break,
+                    Err(_) => return Served::UntilTheMemberEnded,
                 },
                 () = look, if !self.node.is_only_voter() => self.look_after_office(heard).await,
                 proposal = inbox.recv() => {
-                    let Some(Proposal { decide, tell }) = proposal else { break };
+                    let Some(Proposal { decide, tell }) = proposal else { return Served::ToTheEnd };
                     let outcome = self.bring_into_force(decide).await;
+                    let is_poisoned = matches!(&outcome, Err(MetadataError::Journal(_))) && self.node.is_poisoned().await;
                     // Whoever proposed may have stopped waiting; the command is in force all the same.
                     drop(tell.send(outcome));
+                    // The member itself may not have noticed yet.
+                    if is_poisoned {
+                        return Served::UntilTheMemberEnded;
+                    }
                 }
             }
         }
+    }
+
+    /// Why the member ended; `None`: because the broker shuts down.
+    async fn end(&mut self, stop: &CancellationToken) -> Option<Arc<MetadataError>> {
+        let cause = stop.run_until_cancelled(self.node.why_ended()).await?;
+        if matches!(cause, MetadataError::ShuttingDown) {
+            return None;
+        }
+        tracing::error!(%cause, "the metadata take no command any more before a restart; what is there is served");
+        self.in_office.send_replace(None);
+        let cause = Arc::new(cause);
+        // Nobody else sets it.
+        drop(self.ended.set(Arc::clone(&cause)));
+        Some(cause)
     }
 
     async fn bring_into_force(&mut self, decide: Decide) -> Result<Outcome, MetadataError> {

@@ -1,8 +1,9 @@
 use super::super::command::{self, CreateTopic, Replicas};
+use super::super::journal::JOURNAL_FILE;
 use super::super::raft::{Founding, NoNetwork, Store};
 use super::*;
 use headwater_storage::Files;
-use headwater_storage::sim::SimFiles;
+use headwater_storage::sim::{Fault, Operation, SimFiles};
 use std::path::Path;
 use std::sync::Mutex;
 use tokio::time::timeout;
@@ -11,6 +12,7 @@ use uuid::Uuid;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Running {
+    disk: Arc<SimFiles>,
     node: RaftNode,
     handle: MetadataHandle,
     /// The versions that were carried out.
@@ -22,7 +24,8 @@ struct Running {
 async fn running() -> Running {
     let disk = SimFiles::new(1);
     disk.create_dir_all(Path::new("/data")).expect("made");
-    let store = Store::open(disk, Path::new("/data"), "cluster", false, Founding::Alone, 7).expect("opens").store;
+    let store =
+        Store::open(disk.clone(), Path::new("/data"), "cluster", false, Founding::Alone, 7).expect("opens").store;
     let node = RaftNode::start(store, NoNetwork, Instant::now() + PATIENCE).await.expect("leads");
     let incarnation = Uuid::from_u128(1).as_bytes().to_vec().into();
     let registration = RegisterBroker { broker_id: 1, incarnation, ..RegisterBroker::default() };
@@ -39,7 +42,7 @@ async fn running() -> Running {
     let office = (Office::new(600), registration);
     let (handle, task) = MetadataHandle::new(node.clone(), state, office, carry_out, stop.clone());
     tokio::spawn(task);
-    Running { node, handle, carried, stop }
+    Running { disk, node, handle, carried, stop }
 }
 
 /// Waits for the office, and lets the broker serve.
@@ -65,7 +68,7 @@ fn create(n: u8) -> Command {
 
 #[tokio::test]
 async fn the_office_is_taken_by_a_command_whose_index_is_the_epoch() {
-    let Running { node, handle, carried, stop } = running().await;
+    let Running { node, handle, carried, stop, .. } = running().await;
     let mut in_office = handle.controller_epoch();
     let epoch =
         timeout(PATIENCE, in_office.wait_for(Option::is_some)).await.expect("in time").expect("runs").expect("it");
@@ -87,7 +90,7 @@ async fn the_office_is_taken_by_a_command_whose_index_is_the_epoch() {
 /// So does what was proposed here and answered too late.
 #[tokio::test]
 async fn what_nobody_waits_for_is_carried_out_and_published_all_the_same() {
-    let Running { node, handle, carried, stop } = running().await;
+    let Running { node, handle, carried, stop, .. } = running().await;
     serve(&handle).await;
     let (index, _) = node.propose(create(1), false, Instant::now() + PATIENCE).await.expect("in force");
     let mut changes = handle.changes();
@@ -112,4 +115,36 @@ async fn what_is_refused_here_does_not_reach_the_log() {
     node.stop().await;
     let ended = handle.propose(create(2)).await.expect_err("it ended");
     assert!(matches!(ended, MetadataError::ShuttingDown), "{ended}");
+    assert!(handle.ended().is_none(), "that is no failure");
+}
+
+/// Whether the log's writer meets the failure, or whoever asks for room before: openraft hears nothing of that.
+#[tokio::test]
+async fn after_a_failure_of_the_journal_everybody_is_told_of_it_and_not_of_a_shutdown() {
+    for large in [false, true] {
+        let Running { disk, node, handle, stop, .. } = running().await;
+        serve(&handle).await;
+        let before = handle.state();
+        disk.fail(Fault::new(Operation::Sync).on(JOURNAL_FILE));
+        let Command { command: Some(Kind::CreateTopic(mut first)), .. } = create(1) else { panic!("a topic") };
+        if large {
+            first.config.insert("key".to_owned(), "x".repeat(1 << 20));
+        }
+        let failed = handle.propose(Kind::CreateTopic(first)).await.expect_err("not kept");
+        assert!(matches!(failed, MetadataError::Journal(_)), "{failed}");
+        disk.heal();
+        for n in 2..5 {
+            let refused = handle.propose(create(n)).await.expect_err("the journal takes nothing");
+            assert!(matches!(refused, MetadataError::Ended(_)), "{refused}");
+            assert!(refused.to_string().contains(JOURNAL_FILE), "{refused}");
+            assert_eq!((refused.code(), refused.code().retryable()), (ErrorCode::Internal, false));
+        }
+        assert!(handle.ended().is_some());
+        assert!(matches!(handle.validate(|_| Ok(create(6))), Err(MetadataError::Ended(_))));
+        assert_eq!((handle.controller_epoch().borrow().as_ref(), &handle.state()), (None, &before));
+        stop.cancel();
+        node.stop().await;
+        let refused = handle.propose(create(7)).await.expect_err("it ended");
+        assert!(matches!(refused, MetadataError::ShuttingDown), "{refused}");
+    }
 }

@@ -5,6 +5,7 @@
 
 use super::super::command::Command;
 use super::super::handle::MetadataError;
+use super::super::journal::JournalError;
 use super::super::state::Outcome;
 use super::log::blocking;
 use super::office::Observed;
@@ -21,7 +22,7 @@ use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 /// How often a leader is heard of.
 const HEARTBEAT_MS: u64 = 100;
@@ -33,6 +34,8 @@ const KEPT_ENTRIES: u64 = 100;
 const ENTRY_OVERHEAD_BYTES: usize = 256;
 /// How long a proposal waits before it asks again who leads.
 const RETRY: Duration = Duration::from_millis(20);
+/// Time to learn why the member ended.
+const CAUSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A running member.
 #[derive(Clone)]
@@ -186,6 +189,31 @@ impl RaftNode {
     pub fn is_only_voter(&self) -> bool {
         let metrics = self.raft.metrics();
         metrics.borrow().membership_config.membership().voter_ids().eq([self.store.node_id()])
+    }
+
+    /// Whether the journal takes nothing any more, whatever the disk does.
+    pub async fn is_poisoned(&self) -> bool {
+        let store = self.store.clone();
+        // A disk that hangs tells nothing.
+        let room = timeout(CAUSE_TIMEOUT, blocking(move || store.make_room(0, true))).await;
+        matches!(room, Ok(Err(JournalError::Poisoned { .. })))
+    }
+
+    /// Why the member ended, or is about to.
+    pub async fn why_ended(&self) -> MetadataError {
+        if self.is_poisoned().await {
+            return self.ended(&Fatal::Panicked).await;
+        }
+        let mut metrics = self.raft.metrics();
+        // The parts of a member end one after another.
+        let said = match timeout(CAUSE_TIMEOUT, metrics.wait_for(|now| now.running_state.is_err())).await {
+            Ok(Ok(now)) => now.running_state.as_ref().err().cloned(),
+            // It does not say so when it panics.
+            Ok(Err(_)) | Err(_) => None,
+        };
+        let fatal = said.unwrap_or(Fatal::Panicked);
+        let cause = timeout(CAUSE_TIMEOUT, self.ended(&fatal)).await;
+        cause.unwrap_or_else(|_| MetadataError::Stopped(fatal.to_string()))
     }
 
     /// Why the member ended: the journal's failure, if that is it.
