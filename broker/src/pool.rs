@@ -97,6 +97,11 @@ impl Pool {
         self.shared.work.notify_all();
     }
 
+    /// Whether whoever hands work over does it himself.
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.shared.queues).closed
+    }
+
     /// Waits for the threads to end; blocks.
     pub(crate) fn join(&self) {
         let threads = std::mem::take(&mut *lock(&self.shared.threads));

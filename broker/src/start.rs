@@ -352,13 +352,13 @@ fn new_id() -> String {
     TopicId::from_bytes(*uuid::Uuid::new_v4().as_bytes()).to_string()
 }
 
-/// What an import left, and the store of this broker's member of the metadata quorum.
+/// What an import left, and the store of this broker's member of the metadata quorum, which keeps the folder locked too.
 async fn open_store(
     data_dir: &Arc<DataDir>,
     pool: &Pool,
     cluster_id: &str,
 ) -> Result<(Option<Manifest>, Store), StartError> {
-    let (data_dir, cluster_id) = (Arc::clone(data_dir), cluster_id.to_owned());
+    let (data_dir, cluster_id, metadata_pool) = (Arc::clone(data_dir), cluster_id.to_owned(), pool.clone());
     pool.run(move || {
         let manifest = storage_import::take(&**data_dir.files(), data_dir.path())?;
         let imported: HashSet<&str> =
@@ -375,7 +375,7 @@ async fn open_store(
                 "the metadata of a broker alone are those of a quorum of one now"
             );
         }
-        Ok((manifest, opened.store))
+        Ok((manifest, opened.store.of_broker(data_dir, metadata_pool)))
     })
     .await
 }

@@ -3,15 +3,15 @@
 mod harness;
 
 use harness::*;
-use headwater_broker::Broker;
+use headwater_broker::{Broker, runtime};
 use headwater_proto::ErrorCode;
 use headwater_proto::batch::{BuildOptions, Codec};
 use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, Acks, Durability};
-use headwater_storage::Files;
 use headwater_storage::checkpoint::CLEAN_SHUTDOWN;
 use headwater_storage::sim::{Fault, Held, Operation, SimFiles};
+use headwater_storage::{DataDir, DataDirError, Files, NewIdentity};
 use std::path::Path;
 use std::sync::{Arc, mpsc};
 
@@ -802,4 +802,52 @@ async fn batches_that_take_long_to_check_are_checked_by_other_threads_than_those
         assert_eq!(produce.answer().await.durability(), Durability::Flushed);
     }
     assert!(broker.shutdown().await);
+}
+
+fn open_folder(files: &Arc<SimFiles>, data: &Path) -> Result<DataDir, DataDirError> {
+    let identity = NewIdentity { cluster_id: "other".into(), broker_id: 1, directory_id: "other".into() };
+    DataDir::open(files.clone(), data, &identity)
+}
+
+/// The write to the journal that hung was done by a thread that the runtime's end waits for; and the folder was free while that
+/// write could still come to its end, within a file that another broker had by then.
+#[test]
+fn a_shutdown_ends_though_the_journal_hangs_and_the_folder_is_locked_until_it_does_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(16);
+    let mut config = config(dir.path());
+    config.set_pair("shutdown.timeout.ms=500").unwrap();
+    let runtime = runtime::build(&config).unwrap();
+    let held = runtime.block_on(async {
+        let broker = within("start", Broker::start_on(config, files.clone())).await.unwrap();
+        let client = Client::connect(&broker).await;
+        let held = files.hold(Fault::new(Operation::Sync).on("headwater.metadata"));
+        tokio::spawn(async move {
+            let create = wire::CreateTopic { name: "t".into(), partitions: 1, ..Default::default() };
+            client.call(Request::CreateTopic(create)).await
+        });
+        within("the journal to hang", async {
+            while held.waiting() == 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        assert!(!within("the shutdown", broker.shutdown()).await);
+        held
+    });
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        drop(runtime);
+        tell.send(())
+    });
+    told.recv_timeout(DEADLINE).expect("the runtime ends");
+    assert_eq!(held.waiting(), 1);
+    let locked = open_folder(&files, dir.path()).err();
+    assert!(matches!(locked, Some(DataDirError::Locked(_))), "{locked:?}");
+    drop(held);
+    let since = std::time::Instant::now();
+    while let Err(error) = open_folder(&files, dir.path()) {
+        assert!(since.elapsed() < DEADLINE, "{error}");
+        std::thread::yield_now();
+    }
 }

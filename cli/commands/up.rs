@@ -53,14 +53,12 @@ pub(super) fn serve(global: &Global, config: BrokerConfig) -> Result<()> {
     logs::start(global, &config.logging_level, &config.logging_format)?;
     let data = config.data_dir.clone();
     let runtime = runtime::build(&config).context("cannot start the broker's threads")?;
-    let mut served = false;
     let outcome = runtime.block_on(async {
         // From here on a signal is an orderly end.
         let signals = Signals::catch();
         let Some(broker) = signals.unless_asked(Broker::start(config)).await else {
             bail!("interrupted before it served; the next start recovers what this one did not");
         };
-        served = true;
         let broker = broker.with_context(|| format!("cannot start a broker on {}", data.display()))?;
         let ready = Ready {
             ready: true,
@@ -80,8 +78,8 @@ pub(super) fn serve(global: &Global, config: BrokerConfig) -> Result<()> {
             false => bail!("not everything could be closed in good order; the next start recovers it"),
         }
     });
-    if !served {
-        // A start that was given up is still busy; nobody waits for it.
+    if outcome.is_err() {
+        // A start that was given up is still busy, and a disk that hangs does so for good: nobody waits for either.
         runtime.shutdown_background();
     }
     outcome

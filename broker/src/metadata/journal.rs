@@ -75,6 +75,12 @@ pub enum JournalError {
         /// The first failure.
         reason: String,
     },
+    /// The broker has let go of it: the next one may have it by now.
+    #[error("{path} is closed: nothing is written to it any more", path = path.display())]
+    Closed {
+        /// The file.
+        path: PathBuf,
+    },
     /// A command or snapshot beyond any sense.
     #[error("{path}: {bytes} bytes are too much for one frame", path = path.display())]
     TooLarge {

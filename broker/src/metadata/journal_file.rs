@@ -33,6 +33,7 @@ pub(super) struct JournalFile {
     end: u64,
     len: u64,
     poisoned: Option<String>,
+    closed: bool,
 }
 
 /// What a journal's file holds, before anything in it was understood.
@@ -94,7 +95,7 @@ impl JournalFile {
         file.sync_all().map_err(io_error("sync"))?;
         files.sync_dir(path.parent().unwrap_or(Path::new("."))).map_err(io_error("sync the folder of"))?;
         let (end, len) = (scan.end as u64, read.bytes.len() as u64);
-        Ok(JournalFile { files, path, file, version: scan.version, end, len, poisoned: None })
+        Ok(JournalFile { files, path, file, version: scan.version, end, len, poisoned: None, closed: false })
     }
 
     /// A new file of this format that begins with `payload`, in the place of the one of this name if there is one.
@@ -117,7 +118,7 @@ impl JournalFile {
         let (file, end, len) = written?;
         let root = path.parent().unwrap_or(Path::new("."));
         files.sync_dir(root).map_err(|error| JournalError::Io { path: path.clone(), what: SYNC_FOLDER, error })?;
-        Ok(JournalFile { files, path, file, version, end, len, poisoned: None })
+        Ok(JournalFile { files, path, file, version, end, len, poisoned: None, closed: false })
     }
 
     /// Takes the place of this file by a new one that begins with `payload`.
@@ -126,7 +127,7 @@ impl JournalFile {
     /// [`JournalError`]; this file goes on as it was, unless nobody knows which of the two a crash would leave: then it takes
     /// nothing any more.
     pub(super) fn replace(&mut self, version: u32, index: u64, payload: &[u8]) -> Result<(), JournalError> {
-        self.check_poison()?;
+        self.check_open()?;
         match JournalFile::create(Arc::clone(&self.files), self.path.clone(), version, index, payload) {
             Ok(fresh) => {
                 *self = fresh;
@@ -146,7 +147,7 @@ impl JournalFile {
     /// # Errors
     /// [`JournalError`]; the record is not kept.
     pub(super) fn append(&mut self, index: u64, payload: &[u8]) -> Result<(), JournalError> {
-        self.check_poison()?;
+        self.check_open()?;
         check_size(&self.path, payload.len())?;
         let end = usize::try_from(self.end).unwrap_or(usize::MAX);
         let frame = format::frame(self.version, end, FrameKind::Command, index, payload);
@@ -168,7 +169,7 @@ impl JournalFile {
     /// # Errors
     /// [`JournalError`]: there is no room.
     pub(super) fn make_room(&mut self, bytes: u64) -> Result<(), JournalError> {
-        self.check_poison()?;
+        self.check_open()?;
         let wanted = (self.end + bytes).next_multiple_of(STEP_BYTES);
         if wanted <= self.len {
             return Ok(());
@@ -185,11 +186,20 @@ impl JournalFile {
         self.end
     }
 
-    pub(super) fn is_poisoned(&self) -> bool {
-        self.poisoned.is_some()
+    /// Whether it takes anything still.
+    pub(super) fn is_open(&self) -> bool {
+        self.check_open().is_ok()
     }
 
-    fn check_poison(&self) -> Result<(), JournalError> {
+    /// Refuses everything from now on.
+    pub(super) fn close(&mut self) {
+        self.closed = true;
+    }
+
+    fn check_open(&self) -> Result<(), JournalError> {
+        if self.closed {
+            return Err(JournalError::Closed { path: self.path.clone() });
+        }
         match &self.poisoned {
             Some(reason) => Err(JournalError::Poisoned { path: self.path.clone(), reason: reason.clone() }),
             None => Ok(()),

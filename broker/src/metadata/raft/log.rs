@@ -28,8 +28,7 @@ impl RaftLog {
     }
 
     async fn change(&self, change: Change) -> Result<(), StoreError> {
-        let store = self.store.clone();
-        blocking(move || store.change(change)).await
+        self.store.blocking(move |store| store.change(change)).await
     }
 }
 
@@ -137,17 +136,5 @@ fn is_empty((start, end): &(std::ops::Bound<u64>, std::ops::Bound<u64>)) -> bool
         Bound::Included(end) => start > *end,
         Bound::Excluded(end) => start >= *end,
         Bound::Unbounded => false,
-    }
-}
-
-/// Runs what may block away from the async threads. It is done even if nobody waits for it any more.
-pub(super) async fn blocking<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(job).await {
-        Ok(done) => done,
-        Err(error) => match error.try_into_panic() {
-            Ok(panic) => std::panic::resume_unwind(panic),
-            // The runtime ends, and with it whoever waits here.
-            Err(_) => std::future::pending().await,
-        },
     }
 }

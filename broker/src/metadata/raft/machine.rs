@@ -9,7 +9,6 @@
 use super::super::command::Snapshot;
 use super::super::state::{MetadataState, Refusal};
 use super::kept::KeptSnapshot;
-use super::log::blocking;
 use super::store::Store;
 use super::{Answer, Entry, EntryPayload, LogId, SnapshotMeta, StorageError, StoredMembership, TypeConfig};
 use openraft::storage::RaftStateMachine;
@@ -102,8 +101,8 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
         let state = self.decode(meta, snapshot.get_ref()).map_err(|why| failed(AnyError::error(why)))?;
         let state = Arc::new(state);
         let kept = KeptSnapshot { meta: meta.clone(), state: Arc::clone(&state) };
-        let store = self.store.clone();
-        blocking(move || store.keep_snapshot(kept)).await.map_err(|error| failed(AnyError::new(&error)))?;
+        let written = self.store.blocking(move |store| store.keep_snapshot(kept)).await;
+        written.map_err(|error| failed(AnyError::new(&error)))?;
         let (last_log_id, membership) = (meta.last_log_id, meta.last_membership.clone());
         self.applied.send_replace(Arc::new(Applied { state, last_log_id, membership }));
         Ok(())
@@ -140,8 +139,9 @@ pub struct SnapshotBuilder {
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
     async fn build_snapshot(&mut self) -> Result<openraft::Snapshot<TypeConfig>, StorageError> {
-        let (store, applied) = (self.store.clone(), Arc::clone(&self.applied));
-        let written = blocking(move || store.write_snapshot(&applied).map(|kept| readable(&kept))).await;
+        let applied = Arc::clone(&self.applied);
+        let written =
+            self.store.blocking(move |store| store.write_snapshot(&applied).map(|kept| readable(&kept))).await;
         written.map_err(|error| StorageIOError::write_snapshot(None, AnyError::new(&error)).into())
     }
 }

@@ -7,7 +7,6 @@ use super::super::command::Command;
 use super::super::handle::MetadataError;
 use super::super::journal::JournalError;
 use super::super::state::Outcome;
-use super::log::blocking;
 use super::office::Observed;
 use super::{Answer, Applied, RaftLog, RaftMachine, Store, TypeConfig};
 use openraft::error::{ClientWriteError, Fatal, InstallSnapshotError, RPCError, RaftError, Unreachable};
@@ -36,6 +35,8 @@ const ENTRY_OVERHEAD_BYTES: usize = 256;
 const RETRY: Duration = Duration::from_millis(20);
 /// Time to learn why the member ended.
 const CAUSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the end of a member that could not be started is waited for.
+const STOP: Duration = Duration::from_secs(1);
 
 /// A running member.
 #[derive(Clone)]
@@ -74,13 +75,16 @@ impl RaftNode {
         store.commit_if_alone();
         let (machine, applied) = RaftMachine::new(store.clone());
         let log = RaftLog::new(store.clone());
-        let raft = Raft::new(store.node_id(), Arc::new(config), network, log, machine).await;
+        let raft = timeout_at(deadline, Raft::new(store.node_id(), Arc::new(config), network, log, machine)).await;
+        let raft = raft.map_err(|_| MetadataError::TimedOut)?;
         let raft = raft.map_err(|error| MetadataError::Stopped(error.to_string()))?;
         let node = RaftNode { raft, store, applied };
         if node.is_only_voter()
             && let Err(error) = node.lead(deadline).await
         {
-            node.stop().await;
+            // Where it hangs, it goes on hanging without anybody who waits.
+            let stopping = tokio::spawn(async move { node.stop().await });
+            drop(timeout(STOP, stopping).await);
             return Err(error);
         }
         Ok(node)
@@ -128,8 +132,8 @@ impl RaftNode {
         urgent: bool,
         deadline: Instant,
     ) -> Result<(u64, Outcome), MetadataError> {
-        let (store, bytes) = (self.store.clone(), (command.encoded_len() + ENTRY_OVERHEAD_BYTES) as u64);
-        blocking(move || store.make_room(bytes, urgent)).await?;
+        let bytes = (command.encoded_len() + ENTRY_OVERHEAD_BYTES) as u64;
+        self.store.blocking(move |store| store.make_room(bytes, urgent)).await.map_err(refused)?;
         let written = loop {
             match self.raft.client_write(command.clone()).await {
                 // Nobody leads, or another member: it was not proposed.
@@ -150,8 +154,7 @@ impl RaftNode {
 
     /// Has a snapshot written if one is due.
     pub async fn snapshot_if_due(&self) {
-        let store = self.store.clone();
-        if blocking(move || store.is_snapshot_due()).await {
+        if self.store.blocking(Store::is_snapshot_due).await {
             // Where the member ended, it needs none.
             drop(self.raft.trigger().snapshot().await);
         }
@@ -180,9 +183,10 @@ impl RaftNode {
         }
     }
 
-    /// Ends the member: nothing is written after this.
+    /// Ends the member: nothing is written after this. openraft waits for no snapshot that is being written; the store does.
     pub async fn stop(&self) {
         drop(self.raft.shutdown().await);
+        self.store.blocking(Store::close).await;
     }
 
     /// Whether the member is a quorum by itself.
@@ -193,9 +197,8 @@ impl RaftNode {
 
     /// Whether the journal takes nothing any more, whatever the disk does.
     pub async fn is_poisoned(&self) -> bool {
-        let store = self.store.clone();
         // A disk that hangs tells nothing.
-        let room = timeout(CAUSE_TIMEOUT, blocking(move || store.make_room(0, true))).await;
+        let room = timeout(CAUSE_TIMEOUT, self.store.blocking(|store| store.make_room(0, true))).await;
         matches!(room, Ok(Err(JournalError::Poisoned { .. })))
     }
 
@@ -221,11 +224,18 @@ impl RaftNode {
         if matches!(fatal, Fatal::Stopped) {
             return MetadataError::ShuttingDown;
         }
-        let store = self.store.clone();
-        match blocking(move || store.make_room(0, true)).await {
-            Err(error) => error.into(),
+        match self.store.blocking(|store| store.make_room(0, true)).await {
+            Err(error) => refused(error),
             Ok(()) => MetadataError::Stopped(fatal.to_string()),
         }
+    }
+}
+
+/// Why the journal has no room.
+fn refused(error: JournalError) -> MetadataError {
+    match error {
+        JournalError::Closed { .. } => MetadataError::ShuttingDown,
+        error => error.into(),
     }
 }
 

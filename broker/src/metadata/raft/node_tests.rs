@@ -5,10 +5,13 @@ use super::super::handle::MetadataError;
 use super::super::journal::JournalError;
 use super::super::journal_file::JOURNAL_FILE;
 use super::super::state::MetadataState;
+use super::kept::Change;
+use super::store::StoreError;
 use super::*;
+use crate::pool::Pool;
 use headwater_proto::TopicId;
-use headwater_storage::Files;
 use headwater_storage::sim::{Fault, Operation, SimFiles};
+use headwater_storage::{DataDir, DataDirError, Files, NewIdentity};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -205,4 +208,86 @@ async fn a_log_with_a_command_that_this_build_does_not_know_is_not_led() {
     node.stop().await;
     let refused = RaftNode::start(open(&disk.restart()), NoNetwork, soon()).await.expect_err("as it does the next");
     assert!(refused.to_string().contains("has no known kind"), "{refused}");
+}
+
+fn folder(disk: &Arc<SimFiles>) -> Result<DataDir, DataDirError> {
+    let identity = NewIdentity { cluster_id: "cluster".into(), broker_id: 1, directory_id: "directory".into() };
+    DataDir::open(disk.clone(), Path::new(ROOT), &identity)
+}
+
+/// openraft's end does not wait for its snapshots: one that was being written took the place of the next owner's file.
+#[tokio::test]
+async fn a_member_that_stops_lets_go_of_its_folder_after_its_last_write() {
+    let disk = disk(7);
+    let (locked, pool) = (Arc::new(folder(&disk).expect("free")), Pool::start(2).expect("threads"));
+    let store = open(&disk).of_broker(locked, pool.clone());
+    let node = RaftNode::start(store.clone(), NoNetwork, soon()).await.expect("leads");
+    propose(&node, register()).await.expect("in force");
+    propose(&node, create(2)).await.expect("in force");
+    let config = std::collections::BTreeMap::from([("key".to_owned(), "x".repeat(200_000))]);
+    while !store.is_snapshot_due() {
+        let alter = command::AlterTopic { topic_id: topic_id(2).to_wire(), config: config.clone() };
+        propose(&node, Kind::AlterTopic(alter).into()).await.expect("in force");
+    }
+    let held = disk.hold(Fault::new(Operation::Sync).on(".new"));
+    node.snapshot_if_due().await;
+    let hangs = async {
+        while held.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout_at(soon(), hangs).await.expect("a snapshot is written");
+    let mut metrics = node.metrics();
+    let stopping = tokio::spawn({
+        let node = node.clone();
+        async move { node.stop().await }
+    });
+    let ended = metrics.wait_for(|now| now.running_state.is_err());
+    drop(tokio::time::timeout_at(soon(), ended).await.expect("openraft ends"));
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert!(matches!(folder(&disk), Err(DataDirError::Locked(_))) && !stopping.is_finished());
+    drop(held);
+    tokio::time::timeout_at(soon(), stopping).await.expect("in time").expect("no panic");
+    drop(folder(&disk).expect("free"));
+    let before = disk.operations();
+    let refused = store.change(Change::Purge(openraft::LogId::default())).expect_err("closed");
+    assert!(matches!(refused, StoreError::Journal(JournalError::Closed { .. })), "{refused}");
+    let refused = store.make_room(1, true).expect_err("closed");
+    assert!(matches!(refused, JournalError::Closed { .. }), "{refused}");
+    let mut newer = Applied::clone(&node.applied().borrow());
+    newer.last_log_id = newer.last_log_id.map(|last| LogId::new(last.leader_id, last.index + 1));
+    let refused = store.write_snapshot(&newer).map(|kept| kept.meta).expect_err("closed");
+    assert!(matches!(refused, JournalError::Closed { .. }), "{refused}");
+    let refused = propose(&node, create(3)).await.expect_err("closed");
+    assert!(matches!(refused, MetadataError::ShuttingDown), "{refused}");
+    assert_eq!(disk.operations(), before);
+    pool.close();
+}
+
+/// Whoever was dropped and not stopped keeps the folder too, for as long as something is being written.
+#[tokio::test]
+async fn a_store_that_is_dropped_keeps_its_folder_locked_while_it_writes() {
+    let disk = disk(8);
+    let (locked, pool) = (Arc::new(folder(&disk).expect("free")), Pool::start(2).expect("threads"));
+    let store = open(&disk).of_broker(locked, pool.clone());
+    let held = disk.hold(Fault::new(Operation::Sync).on(JOURNAL_FILE));
+    let vote = openraft::Vote::new(9, store.node_id());
+    let writing = tokio::spawn(async move { store.blocking(move |store| store.change(Change::Vote(vote))).await });
+    let until = async |what: &dyn Fn() -> bool| {
+        let waited = async {
+            while !what() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout_at(soon(), waited).await.expect("in time");
+    };
+    until(&|| held.waiting() > 0).await;
+    writing.abort();
+    drop(writing.await);
+    assert!(matches!(folder(&disk), Err(DataDirError::Locked(_))));
+    drop(held);
+    until(&|| folder(&disk).is_ok()).await;
+    pool.close();
 }

@@ -8,8 +8,12 @@
 //! committed itself as the only voter at the version of the state. The same makes a quorum of one of the folder of a broker
 //! that kept a journal of commands, in one rename.
 //!
-//! Owns: the file's one writer, and the order of disk and memory. Refuses: everything about the file that is damaged, with its
-//! place; async (every method that says so may block). Read next: `kept.rs`, then [`super::log`].
+//! openraft ends before its snapshots do, so its end is not the file's: the broker's folder stays locked by the store itself,
+//! until it is closed, which waits for what is being written and refuses everything after it; or until nobody has the store
+//! any more, not even what is being written. So whoever finds the folder free finds a file that nobody writes.
+//!
+//! Owns: the file's one writer, the order of disk and memory, and the threads that do what may block. Refuses: everything about
+//! the file that is damaged, with its place. Read next: `kept.rs`, then [`super::log`].
 
 use super::super::command::{RaftJournal, RaftRecord};
 use super::super::format::{FrameKind, OLDEST_VERSION, RAFT_VERSION, Scan};
@@ -18,12 +22,13 @@ use super::super::journal_file::{Bytes, JOURNAL_FILE, JournalFile, RESERVE_BYTES
 use super::super::state::MetadataState;
 use super::kept::{Change, Kept, KeptSnapshot};
 use super::{Applied, LogId, Membership, SnapshotMeta, StoredMembership, Vote};
-use headwater_storage::Files;
+use crate::pool::Pool;
+use headwater_storage::{DataDir, Files};
 use openraft::{CommittedLeaderId, EmptyNode};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Bytes of changes before a new snapshot is considered.
 const SNAPSHOT_AFTER_BYTES: u64 = 1 << 20;
@@ -51,23 +56,31 @@ pub struct OpenedStore {
 }
 
 /// A handle on what a member keeps.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Store {
     shared: Arc<Shared>,
 }
 
-#[derive(Debug)]
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("node_id", &self.shared.node_id).finish_non_exhaustive()
+    }
+}
+
 struct Shared {
     node_id: u64,
     cluster_id: String,
+    /// The broker's, if it has one.
+    pool: OnceLock<Pool>,
     writer: Mutex<Writer>,
     kept: Mutex<Kept>,
 }
 
 /// The file. Whoever changes anything holds it; it is locked before `kept`.
-#[derive(Debug)]
 struct Writer {
     file: JournalFile,
+    /// The broker's folder, and with it its lock.
+    folder: Option<Arc<DataDir>>,
     /// The number of the last record.
     record: u64,
     /// Where the file's end must be before a new snapshot is tried.
@@ -141,9 +154,47 @@ impl Store {
 
     fn of(file: JournalFile, record: u64, begins: u64, kept: Kept) -> Store {
         let snapshot_bytes = kept.snapshot.as_ref().map_or(0, |kept| kept.state.snapshot().encoded_len() as u64);
-        let writer = Mutex::new(Writer { file, record, snapshot_at: begins + snapshot_after(snapshot_bytes) });
+        let writer =
+            Mutex::new(Writer { file, folder: None, record, snapshot_at: begins + snapshot_after(snapshot_bytes) });
         let (node_id, cluster_id) = (kept.node_id, kept.cluster_id.clone());
-        Store { shared: Arc::new(Shared { node_id, cluster_id, writer, kept: Mutex::new(kept) }) }
+        Store {
+            shared: Arc::new(Shared { node_id, cluster_id, pool: OnceLock::new(), writer, kept: Mutex::new(kept) }),
+        }
+    }
+
+    /// The store of a broker: `pool` does what may block, and `folder` stays locked for as long as anything may be written.
+    pub(crate) fn of_broker(self, folder: Arc<DataDir>, pool: Pool) -> Store {
+        self.writer().folder = Some(folder);
+        // It is the broker's once.
+        drop(self.shared.pool.set(pool));
+        self
+    }
+
+    /// Lets go of the file and of the broker's folder: nothing is written after this, and what asks for it is refused. May
+    /// block.
+    pub(super) fn close(&self) {
+        let mut writer = self.writer();
+        writer.file.close();
+        let folder = writer.folder.take();
+        drop(writer);
+        drop(folder);
+    }
+
+    /// Does what may block away from the async threads. It is done even if nobody waits for it any more.
+    pub(super) async fn blocking<T: Send + 'static>(&self, job: impl FnOnce(&Store) -> T + Send + 'static) -> T {
+        let store = self.clone();
+        let job = move || job(&store);
+        if let Some(pool) = self.shared.pool.get().filter(|pool| !pool.is_closed()) {
+            return pool.run(job).await;
+        }
+        match tokio::task::spawn_blocking(job).await {
+            Ok(done) => done,
+            Err(error) => match error.try_into_panic() {
+                Ok(panic) => std::panic::resume_unwind(panic),
+                // The runtime ends, and with it whoever waits here.
+                Err(_) => std::future::pending().await,
+            },
+        }
     }
 
     /// Which member this is.
@@ -159,7 +210,7 @@ impl Store {
     /// Whether the changes have outgrown the snapshot: time for another one. May block.
     pub fn is_snapshot_due(&self) -> bool {
         let writer = self.writer();
-        writer.file.end() >= writer.snapshot_at && !writer.file.is_poisoned()
+        writer.file.end() >= writer.snapshot_at && writer.file.is_open()
     }
 
     /// Takes space ahead for a change of so many bytes, and leaves the reserve. Whoever proposes asks before, because a change
@@ -196,6 +247,7 @@ impl Store {
         }
         match self.replace(&mut writer, KeptSnapshot { meta, state: Arc::clone(&applied.state) }) {
             Ok(kept) => Ok(kept),
+            Err(error @ JournalError::Closed { .. }) => Err(error),
             Err(error) => match before {
                 Some(before) => {
                     tracing::warn!(%error, "metadata snapshot not written; the journal goes on without it");
