@@ -175,8 +175,9 @@ impl RaftNode {
         let metrics = self.raft.metrics();
         let now = metrics.borrow();
         let leads = now.state == ServerState::Leader && now.running_state.is_ok();
-        // The only voter is a quorum by itself.
-        let ago_ms = if self.is_only_voter() { 0 } else { ago_ms };
+        // The only voter is a quorum by itself. The same news tell: to borrow them once more could wait for ever, for a change
+        // that waits for this.
+        let ago_ms = if self.is_only_voter_by(&now) { 0 } else { ago_ms };
         Observed {
             leads_in: leads.then_some(now.current_term),
             unheard_ms: now.millis_since_quorum_ack.map(|ms| ms.saturating_add(ago_ms)),
@@ -192,7 +193,11 @@ impl RaftNode {
     /// Whether the member is a quorum by itself.
     pub fn is_only_voter(&self) -> bool {
         let metrics = self.raft.metrics();
-        metrics.borrow().membership_config.membership().voter_ids().eq([self.store.node_id()])
+        self.is_only_voter_by(&metrics.borrow())
+    }
+
+    fn is_only_voter_by(&self, now: &openraft::RaftMetrics<u64, EmptyNode>) -> bool {
+        now.membership_config.membership().voter_ids().eq([self.store.node_id()])
     }
 
     /// Whether the journal takes nothing any more, whatever the disk does.
