@@ -3,8 +3,14 @@
 //! The index of an entry is the version of the state after its command. Entries that are no commands, and commands that are
 //! refused, leave the state and its version as they were; every member refuses the same ones.
 //!
+//! A member that is the only voter refuses nothing: it tries every command on the state that it will be applied to before it
+//! writes it down, one after another ([`super::node`]). So a refused command of its own log was in force once, for a build that
+//! reads it otherwise than this one does. To go on without it would undo what was acknowledged, and partitions that nobody
+//! knows any more are set aside; so that ends the member, and names the entry. Nothing needs to be kept beside the log for
+//! this. Where others vote, a leader may not have applied yet what it writes behind: there a refusal is an answer.
+//!
 //! Owns: applying in order, and what was applied last. Refuses: to guess what a command means that this build does not know:
-//! that ends the member. Read next: [`super::super::state`].
+//! that ends the member too. Read next: [`super::super::state`].
 
 use super::super::command::Snapshot;
 use super::super::state::{MetadataState, Refusal};
@@ -77,8 +83,8 @@ impl RaftStateMachine<TypeConfig> for RaftMachine {
         let mut answers = Vec::new();
         for entry in entries {
             let log_id = entry.log_id;
-            let answer = apply(&mut next, entry);
-            answers.push(answer.map_err(|unknown| StorageIOError::apply(log_id, AnyError::new(&unknown)))?);
+            let answer = apply(&mut next, entry, self.store.node_id());
+            answers.push(answer.map_err(|error| StorageIOError::apply(log_id, AnyError::new(&error)))?);
         }
         self.applied.send_replace(Arc::new(next));
         Ok(answers)
@@ -151,9 +157,25 @@ fn readable(kept: &KeptSnapshot) -> openraft::Snapshot<TypeConfig> {
     openraft::Snapshot { meta: kept.meta.clone(), snapshot: Box::new(Cursor::new(bytes)) }
 }
 
-/// Applies one entry. An error: nobody knows what it means.
-fn apply(applied: &mut Applied, entry: Entry) -> Result<Answer, Refusal> {
+/// Why an entry of the log cannot be applied.
+#[derive(Debug, thiserror::Error)]
+enum Inapplicable {
+    /// Nobody knows what it means.
+    #[error(transparent)]
+    Unknown(Refusal),
+    /// It was in force.
+    #[error(
+        "entry {index} of the metadata log ({command}) was in force, and this version of Headwater refuses it: {refusal}. \
+         Start the version that wrote it"
+    )]
+    Refused { index: u64, command: String, refusal: Refusal },
+}
+
+/// Applies one entry, for this member.
+fn apply(applied: &mut Applied, entry: Entry, node_id: u64) -> Result<Answer, Inapplicable> {
     let log_id = entry.log_id;
+    let is_alone = matches!(&applied.membership.membership().get_joint_config()[..], [voters] if voters.iter().eq([&node_id]))
+        && log_id.leader_id.node_id == node_id;
     let answer = match entry.payload {
         EntryPayload::Blank => Answer::NoCommand,
         EntryPayload::Membership(membership) => {
@@ -161,10 +183,15 @@ fn apply(applied: &mut Applied, entry: Entry) -> Result<Answer, Refusal> {
             Answer::NoCommand
         }
         EntryPayload::Normal(command) if command.command.is_none() => {
-            return Err(Refusal::Unknown("has no known kind"));
+            return Err(Inapplicable::Unknown(Refusal::Unknown("has no known kind")));
         }
         EntryPayload::Normal(command) => match Arc::make_mut(&mut applied.state).apply(log_id.index, &command) {
             Ok(outcome) => Answer::Applied(outcome),
+            Err(refusal) if is_alone => {
+                let text = command.command.map(|kind| format!("{kind:?}")).unwrap_or_default();
+                let command = text.split('(').next().unwrap_or_default().to_owned();
+                return Err(Inapplicable::Refused { index: log_id.index, command, refusal });
+            }
             Err(refusal) => Answer::Refused(refusal),
         },
     };

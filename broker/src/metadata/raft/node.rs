@@ -1,12 +1,15 @@
 //! A running member of the quorum: proposals with deadlines, and what was applied.
 //!
+//! Proposals come one after another, and each is tried on everything that was applied before it. So the only voter's log has no
+//! command that is refused ([`super::machine`] relies on that), not even behind one whose proposer has stopped waiting.
+//!
 //! Owns: openraft's settings and its end. Refuses: what a command means; sockets (whoever starts it brings the network).
 //! Read next: [`super::office`].
 
 use super::super::command::Command;
 use super::super::handle::MetadataError;
 use super::super::journal::JournalError;
-use super::super::state::Outcome;
+use super::super::state::{MetadataState, Outcome};
 use super::office::Observed;
 use super::{Answer, Applied, RaftLog, RaftMachine, Store, TypeConfig};
 use openraft::error::{ClientWriteError, Fatal, InstallSnapshotError, RPCError, RaftError, Unreachable};
@@ -20,7 +23,7 @@ use prost::Message;
 use std::io::{self, ErrorKind};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 /// How often a leader is heard of.
@@ -44,6 +47,8 @@ pub struct RaftNode {
     raft: Raft<TypeConfig>,
     store: Store,
     applied: watch::Receiver<Arc<Applied>>,
+    /// Whoever writes to the log has it until that is applied.
+    turn: Arc<Mutex<()>>,
 }
 
 impl std::fmt::Debug for RaftNode {
@@ -78,7 +83,7 @@ impl RaftNode {
         let raft = timeout_at(deadline, Raft::new(store.node_id(), Arc::new(config), network, log, machine)).await;
         let raft = raft.map_err(|_| MetadataError::TimedOut)?;
         let raft = raft.map_err(|error| MetadataError::Stopped(error.to_string()))?;
-        let node = RaftNode { raft, store, applied };
+        let node = RaftNode { raft, store, applied, turn: Arc::default() };
         if node.is_only_voter()
             && let Err(error) = node.lead(deadline).await
         {
@@ -134,10 +139,30 @@ impl RaftNode {
     ) -> Result<(u64, Outcome), MetadataError> {
         let bytes = (command.encoded_len() + ENTRY_OVERHEAD_BYTES) as u64;
         self.store.blocking(move |store| store.make_room(bytes, urgent)).await.map_err(refused)?;
+        let turn = Arc::clone(&self.turn).lock_owned().await;
+        if self.is_only_voter() {
+            let applied = Arc::clone(&self.applied.borrow());
+            let index = applied.last_log_id.map_or(0, |last| last.index) + 1;
+            MetadataState::clone(&applied.state).apply(index, &command)?;
+        }
+        let node = self.clone();
+        // It keeps its turn though nobody may wait for it any more.
+        let writing = tokio::spawn(async move {
+            let written = node.write(command, deadline).await;
+            drop(turn);
+            written
+        });
+        writing.await.unwrap_or(Err(MetadataError::ShuttingDown))
+    }
+
+    async fn write(&self, command: Command, deadline: Instant) -> Result<(u64, Outcome), MetadataError> {
         let written = loop {
             match self.raft.client_write(command.clone()).await {
                 // Nobody leads, or another member: it was not proposed.
                 Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
+                    if Instant::now() >= deadline {
+                        return Err(MetadataError::TimedOut);
+                    }
                     sleep_until((Instant::now() + RETRY).min(deadline)).await;
                 }
                 Err(RaftError::APIError(error)) => return Err(MetadataError::Stopped(error.to_string())),
