@@ -408,7 +408,7 @@ async fn take_part(
 fn refused(error: MetadataError) -> StartError {
     match error {
         MetadataError::Refused(refusal) => StartError::Metadata(refusal),
-        MetadataError::Journal(error) => StartError::Journal(error),
+        MetadataError::Journal(error) => StartError::Journal(error.at_start()),
         error => StartError::Quorum(error.to_string()),
     }
 }

@@ -33,6 +33,15 @@ pub enum JournalError {
         /// The file.
         path: PathBuf,
     },
+    /// There is no room for what a start writes, and nothing can be deleted before it.
+    #[error(
+        "{path}: no room on the disk for the metadata journal that this version writes; free space on it and start again. \
+         The journal is as it was", path = path.display()
+    )]
+    FullAtStart {
+        /// The file.
+        path: PathBuf,
+    },
     /// Bytes that were whole once and are not any more.
     #[error("{path}: {damage}; the broker does not start on damaged metadata. Restore the file from a backup", path = path.display())]
     Damaged {
@@ -89,6 +98,16 @@ pub enum JournalError {
         /// The message's size.
         bytes: usize,
     },
+}
+
+impl JournalError {
+    /// As it is told to whoever starts a broker.
+    pub(crate) fn at_start(self) -> JournalError {
+        match self {
+            JournalError::Full { path } => JournalError::FullAtStart { path },
+            error => error,
+        }
+    }
 }
 
 /// Refuses the journal of another cluster.

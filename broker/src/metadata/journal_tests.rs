@@ -132,7 +132,9 @@ fn without_room_for_the_new_journal_the_old_one_stays() {
     let disk = disk_with(&bytes);
     disk.set_capacity(Some(disk.used_bytes()));
     let full = take_over(&disk, "cluster").expect_err("no room");
-    assert!(matches!(full, JournalError::Full { .. }), "{full}");
+    assert!(matches!(full, JournalError::FullAtStart { .. }), "{full}");
+    let told = full.to_string();
+    assert!(told.contains("free space on it and start again") && !told.contains("delete topics"), "{told}");
     assert_eq!(files::read(&*disk, &path(), u64::MAX).expect("reads"), bytes);
     disk.set_capacity(None);
     let taken = take_over(&disk, "cluster").expect("opens");

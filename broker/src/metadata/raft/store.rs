@@ -123,7 +123,7 @@ impl Store {
                 Founding::Joins => Kept::new(new_node_id, cluster_id),
             };
             let payload = kept.message(kept.snapshot.as_ref()).encode_to_vec();
-            let file = JournalFile::create(files, path, RAFT_VERSION, 0, &payload)?;
+            let file = JournalFile::create(files, path, RAFT_VERSION, 0, &payload).map_err(JournalError::at_start)?;
             return Ok(OpenedStore { store: Store::fresh(file, kept), torn_bytes: 0, taken_over: false });
         };
         let scan = read.scan(OLDEST_VERSION..=RAFT_VERSION)?;
@@ -133,7 +133,8 @@ impl Store {
             journal::check_cluster(path, state.cluster_id(), cluster_id)?;
             let kept = founded(new_node_id, state);
             let payload = kept.message(kept.snapshot.as_ref()).encode_to_vec();
-            let file = JournalFile::create(files, path.to_owned(), RAFT_VERSION, 0, &payload)?;
+            let file = JournalFile::create(files, path.to_owned(), RAFT_VERSION, 0, &payload)
+                .map_err(JournalError::at_start)?;
             return Ok(OpenedStore { store: Store::fresh(file, kept), torn_bytes, taken_over: true });
         }
         let kept = replay(path, &scan)?;
