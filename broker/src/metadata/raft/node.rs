@@ -92,6 +92,7 @@ impl RaftNode {
             drop(timeout(STOP, stopping).await);
             return Err(error);
         }
+        tokio::spawn(node.clone().tick_if_others_vote());
         Ok(node)
     }
 
@@ -114,6 +115,18 @@ impl RaftNode {
             Ok(Err(_)) => Err(MetadataError::ShuttingDown),
             Ok(Ok(Some(fatal))) => Err(self.ended(&fatal).await),
             Ok(Ok(None)) => Ok(()),
+        }
+    }
+
+    /// openraft's clock is for heartbeats and elections, which the only voter does not need: its own timer alone goes on. Ends
+    /// with the member.
+    async fn tick_if_others_vote(self) {
+        let mut metrics = self.raft.metrics();
+        loop {
+            self.raft.runtime_config().tick(!self.is_only_voter());
+            if metrics.changed().await.is_err() {
+                return;
+            }
         }
     }
 

@@ -264,6 +264,26 @@ async fn start_with_log(disk: &Arc<SimFiles>, commands: &[Command]) -> Result<Ra
     RaftNode::start(store, NoNetwork, soon()).await
 }
 
+/// A member that waits for nobody told seven times a second that nothing had changed.
+#[tokio::test(start_paused = true)]
+async fn the_only_voter_idles() {
+    let disk = disk(11);
+    let node = start(&disk).await;
+    propose(&node, register()).await.expect("in force");
+    let mut metrics = node.metrics();
+    let news = async {
+        metrics.mark_unchanged();
+        metrics.changed().await
+    };
+    // The time is the runtime's: it goes on at once where nothing else is to be done.
+    tokio::time::sleep(Duration::from_millis(2 * node::ELECTION_TIMEOUT_MS)).await;
+    let heard = tokio::time::timeout(Duration::from_secs(3600), news).await;
+    assert!(heard.is_err(), "{:?}", node.metrics().borrow());
+    assert_eq!(propose(&node, create(2)).await.expect("in force").0, 2, "it leads all the same");
+    assert!(node.observed(0).unheard_ms.is_some_and(|ms| ms < node::ELECTION_TIMEOUT_MS));
+    node.stop().await;
+}
+
 /// Left out without a word, a command that another build took was undone, and its topic's folders set aside.
 #[tokio::test]
 async fn a_log_with_a_command_that_is_refused_is_not_led_and_the_entry_named() {
