@@ -29,7 +29,8 @@ pub(super) struct Kept {
     pub(super) committed: Option<LogId>,
     pub(super) purged: Option<LogId>,
     pub(super) snapshot: Option<KeptSnapshot>,
-    pub(super) entries: BTreeMap<u64, Entry>,
+    /// Shared, so that a copy is cheap.
+    pub(super) entries: BTreeMap<u64, Arc<Entry>>,
 }
 
 /// A change of it.
@@ -105,7 +106,7 @@ impl Kept {
     pub(super) fn apply(&mut self, change: Change) {
         match change {
             Change::Append(entries) => {
-                self.entries.extend(entries.into_iter().map(|entry| (entry.log_id.index, entry)))
+                self.entries.extend(entries.into_iter().map(|entry| (entry.log_id.index, Arc::new(entry))))
             }
             Change::Vote(vote) => self.vote = Some(vote),
             Change::Truncate(from) => drop(self.entries.split_off(&from.index)),
@@ -125,7 +126,7 @@ impl Kept {
             committed: self.committed.as_ref().map(convert::log_id_message),
             purged: self.purged.as_ref().map(convert::log_id_message),
             snapshot: snapshot.map(|kept| convert::snapshot_message(&kept.meta, &kept.state)),
-            entries: self.entries.values().map(convert::entry_message).collect(),
+            entries: self.entries.values().map(|entry| convert::entry_message(entry)).collect(),
         }
     }
 

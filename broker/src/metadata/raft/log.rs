@@ -41,7 +41,7 @@ impl RaftLogReader<TypeConfig> for RaftLog {
         if is_empty(&bounds) {
             return Ok(Vec::new());
         }
-        Ok(self.store.kept().entries.range(bounds).map(|(_, entry)| entry.clone()).collect())
+        Ok(self.store.kept().entries.range(bounds).map(|(_, entry)| Entry::clone(entry)).collect())
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, StorageError> {
@@ -54,7 +54,7 @@ impl RaftLogReader<TypeConfig> for RaftLog {
                     break;
                 }
                 left = left.saturating_sub(bytes);
-                entries.push(entry.clone());
+                entries.push(Entry::clone(entry));
             }
         }
         Ok(entries)

@@ -312,7 +312,9 @@ impl Store {
     }
 
     fn replace(&self, writer: &mut Writer, snapshot: KeptSnapshot) -> Result<KeptSnapshot, JournalError> {
-        let message = self.kept().message(Some(&snapshot));
+        // Whoever appends needs it too: what takes long is done with a copy, which nobody changes without the writer.
+        let kept = self.kept().clone();
+        let message = kept.message(Some(&snapshot));
         let snapshot_bytes = message.snapshot.as_ref().map_or(0, |message| message.encoded_len() as u64);
         let replaced = writer.file.replace(RAFT_VERSION, writer.record, &message.encode_to_vec());
         // Where it cannot be written, the next try comes after as many changes again.
