@@ -3,7 +3,7 @@
 //! A proposal is decided on the newest state, tried on a copy, committed by the quorum, applied, carried out by the partitions,
 //! and only then published and answered. So an answer means that the command is kept and in force, and two proposals never
 //! decide on the same state. A proposal that the quorum does not answer in time may come into force later: then it is carried
-//! out and published all the same.
+//! out and published all the same. Before its fate is known nothing else is decided: that would be on a state which is past.
 //!
 //! When this broker's member of the quorum ends, which is what a journal that cannot be written makes of it, every later
 //! proposal is answered with why; the newest state stays as it is.
@@ -22,18 +22,18 @@ use super::raft::{Applied, RaftNode};
 use super::state::{MetadataState, Outcome, Refusal, Topic};
 use crate::topic_config::TopicConfigError;
 use arc_swap::ArcSwap;
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, FutureExt, OptionFuture};
 use headwater_proto::{ErrorCode, TopicId, wire};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 /// Proposals that may wait.
 const WAITING_PROPOSALS: usize = 1024;
-/// How long a proposal may take.
-const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a proposal may take, from when it is made.
+pub(super) const PROPOSAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How often it is looked whether the office is held still, though nothing is heard.
 const OFFICE_CHECK: Duration = Duration::from_millis(200);
 
@@ -67,6 +67,9 @@ pub enum MetadataError {
     /// The quorum has not answered.
     #[error("the metadata quorum did not answer in time; the command may still come into force")]
     TimedOut,
+    /// What was proposed before keeps this from being decided in time: nothing changed.
+    #[error("the metadata quorum has not answered an earlier command; this one was not tried")]
+    Behind,
     /// This broker's member of the quorum ended.
     #[error("the metadata take nothing any more ({0}): restart the broker")]
     Stopped(String),
@@ -101,7 +104,7 @@ impl MetadataError {
             MetadataError::InvalidReplicationFactor { .. } => ErrorCode::InvalidReplicationFactor,
             MetadataError::Journal(JournalError::Full { .. }) => ErrorCode::DiskFull,
             MetadataError::Journal(_) | MetadataError::Stopped(_) | MetadataError::Ended(_) => ErrorCode::Internal,
-            MetadataError::TimedOut => ErrorCode::TimedOut,
+            MetadataError::TimedOut | MetadataError::Behind => ErrorCode::TimedOut,
             MetadataError::ShuttingDown => ErrorCode::ShuttingDown,
         }
     }
@@ -125,7 +128,23 @@ type Decide = Box<dyn FnOnce(&MetadataState) -> Result<Command, MetadataError> +
 
 struct Proposal {
     decide: Decide,
-    tell: oneshot::Sender<Result<Outcome, MetadataError>>,
+    deadline: Instant,
+    waits: Waits,
+}
+
+/// Who waits for what comes of a proposal.
+enum Waits {
+    Proposer(oneshot::Sender<Result<Outcome, MetadataError>>),
+    Office,
+}
+
+/// A command that was given to the quorum.
+struct UnderWay {
+    /// Ends when it is known what became of it.
+    fate: BoxFuture<'static, Result<(u64, Outcome), MetadataError>>,
+    /// `None`: nobody any more, because the deadline passed.
+    waits: Option<Waits>,
+    deadline: Instant,
 }
 
 /// A cheap handle on the metadata.
@@ -169,6 +188,9 @@ impl MetadataHandle {
             registration,
             carry_out,
             ended: Arc::clone(&ended),
+            heard: Instant::now(),
+            under_way: None,
+            snapshot: None,
         };
         let handle =
             MetadataHandle { proposals, state, changes, controller_epoch, ended, producer_ids: Arc::default() };
@@ -212,10 +234,27 @@ impl MetadataHandle {
         &self,
         decide: impl FnOnce(&MetadataState) -> Result<Command, MetadataError> + Send + 'static,
     ) -> Result<Outcome, MetadataError> {
+        self.propose_by(Instant::now() + PROPOSAL_TIMEOUT, decide).await
+    }
+
+    /// As [`propose_with`](Self::propose_with), until another deadline.
+    pub(super) async fn propose_by(
+        &self,
+        deadline: Instant,
+        decide: impl FnOnce(&MetadataState) -> Result<Command, MetadataError> + Send + 'static,
+    ) -> Result<Outcome, MetadataError> {
         let (tell, told) = oneshot::channel();
-        let proposal = Proposal { decide: Box::new(decide), tell };
-        self.proposals.send(proposal).await.map_err(|_| MetadataError::ShuttingDown)?;
-        told.await.unwrap_or(Err(MetadataError::ShuttingDown))
+        let proposal = Proposal { decide: Box::new(decide), deadline, waits: Waits::Proposer(tell) };
+        match timeout_at(deadline, self.proposals.send(proposal)).await {
+            Err(_) => return Err(MetadataError::Behind),
+            Ok(Err(_)) => return Err(MetadataError::ShuttingDown),
+            Ok(Ok(())) => {}
+        }
+        // Partitions may take long to carry out what came before.
+        match timeout_at(deadline, told).await {
+            Err(_) => Err(MetadataError::TimedOut),
+            Ok(answer) => answer.unwrap_or(Err(MetadataError::ShuttingDown)),
+        }
     }
 
     /// A producer id that nobody else has or will have.
@@ -282,6 +321,11 @@ struct Task {
     registration: RegisterBroker,
     carry_out: CarryOut,
     ended: Arc<OnceLock<Arc<MetadataError>>>,
+    /// When the member told of the leadership last.
+    heard: Instant,
+    under_way: Option<UnderWay>,
+    /// Whoever asks for a snapshot may wait for the disk.
+    snapshot: Option<BoxFuture<'static, ()>>,
 }
 
 /// What ended the task's work.
@@ -294,21 +338,23 @@ enum Served {
 impl Task {
     async fn run(mut self, mut inbox: mpsc::Receiver<Proposal>, stop: CancellationToken) {
         if self.serve(&mut inbox, &stop).await == Served::ToTheEnd {
-            return;
+            return self.finish().await;
         }
         let Some(cause) = self.end(&stop).await else { return };
+        self.finish().await;
         // Whoever asks is told why, not that the broker is going away: it goes on with what it has.
-        while let Some(Some(Proposal { tell, .. })) = stop.run_until_cancelled(inbox.recv()).await {
-            drop(tell.send(Err(MetadataError::Ended(Arc::clone(&cause)))));
+        while let Some(Some(Proposal { waits, .. })) = stop.run_until_cancelled(inbox.recv()).await {
+            self.answer(waits, Err(MetadataError::Ended(Arc::clone(&cause))));
         }
     }
 
     async fn serve(&mut self, inbox: &mut mpsc::Receiver<Proposal>, stop: &CancellationToken) -> Served {
         let mut leadership = self.node.metrics();
-        let mut heard = Instant::now();
         loop {
             // A member that hangs tells nothing: how old the last news are counts too.
             let look = sleep_until(Instant::now() + OFFICE_CHECK);
+            let waits_until =
+                self.under_way.as_ref().filter(|under_way| under_way.waits.is_some()).map(|it| it.deadline);
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Served::ToTheEnd,
@@ -319,23 +365,36 @@ impl Task {
                 },
                 changed = leadership.changed() => match changed {
                     Ok(()) => {
-                        heard = Instant::now();
-                        self.look_after_office(heard).await;
+                        self.heard = Instant::now();
+                        self.look_after_office();
                     }
                     Err(_) => return Served::UntilTheMemberEnded,
                 },
-                () = look, if !self.node.is_only_voter() => self.look_after_office(heard).await,
-                proposal = inbox.recv() => {
-                    let Some(Proposal { decide, tell }) = proposal else { return Served::ToTheEnd };
-                    let outcome = self.bring_into_force(decide).await;
-                    let is_poisoned = matches!(&outcome, Err(MetadataError::Journal(_))) && self.node.is_poisoned().await;
-                    // Whoever proposed may have stopped waiting; the command is in force all the same.
-                    drop(tell.send(outcome));
+                () = look, if !self.node.is_only_voter() => self.look_after_office(),
+                Some(fate) = OptionFuture::from(self.under_way.as_mut().map(|under_way| &mut under_way.fate)) => {
+                    let is_poisoned = matches!(&fate, Err(MetadataError::Journal(_))) && self.node.is_poisoned().await;
+                    self.settle(fate).await;
                     // The member itself may not have noticed yet.
                     if is_poisoned {
                         return Served::UntilTheMemberEnded;
                     }
                 }
+                Some(()) = OptionFuture::from(waits_until.map(sleep_until)) => self.time_out(),
+                Some(()) = OptionFuture::from(self.snapshot.as_mut()) => self.snapshot = None,
+                proposal = inbox.recv(), if waits_until.is_none() => {
+                    let Some(proposal) = proposal else { return Served::ToTheEnd };
+                    self.begin(proposal);
+                }
+            }
+        }
+    }
+
+    /// Answers whoever waits still.
+    async fn finish(&mut self) {
+        if let Some(UnderWay { fate, waits: Some(_), deadline }) = &mut self.under_way {
+            match timeout_at(*deadline, fate).await {
+                Ok(fate) => self.settle(fate).await,
+                Err(_) => self.time_out(),
             }
         }
     }
@@ -354,22 +413,78 @@ impl Task {
         Some(cause)
     }
 
-    async fn bring_into_force(&mut self, decide: Decide) -> Result<Outcome, MetadataError> {
+    /// Gives a proposal to the quorum, unless the answer is known before.
+    fn begin(&mut self, Proposal { decide, deadline, waits }: Proposal) {
+        match self.decide(decide, deadline) {
+            Ok(command) => {
+                let (node, urgent) = (self.node.clone(), is_urgent(&command));
+                let fate = async move { node.propose_until(command, urgent, deadline).await }.boxed();
+                self.under_way = Some(UnderWay { fate, waits: Some(waits), deadline });
+            }
+            Err(error) => self.answer(waits, Err(error)),
+        }
+    }
+
+    fn decide(&self, decide: Decide, deadline: Instant) -> Result<Command, MetadataError> {
+        if self.under_way.is_some() || deadline <= Instant::now() {
+            return Err(MetadataError::Behind);
+        }
         let current = self.state.load_full();
         let command = decide(&current)?;
         // What is refused here need not bother the quorum.
         MetadataState::clone(&current).apply(current.index() + 1, &command)?;
-        let urgent = is_urgent(&command);
-        let proposed = self.node.propose(command, urgent, Instant::now() + PROPOSAL_TIMEOUT).await;
-        if let Err(error @ (MetadataError::Journal(_) | MetadataError::Stopped(_) | MetadataError::TimedOut)) =
-            &proposed
-        {
-            tracing::error!(%error, index = current.index() + 1, "metadata command not kept");
+        Ok(command)
+    }
+
+    /// Nobody waits for the command under way any more; it is under way all the same.
+    fn time_out(&mut self) {
+        tracing::error!("a metadata command is not answered in time; no other one is tried before that");
+        if let Some(waits) = self.under_way.as_mut().and_then(|under_way| under_way.waits.take()) {
+            self.answer(waits, Err(MetadataError::TimedOut));
         }
-        let (_, outcome) = proposed?;
-        self.publish().await;
-        self.node.snapshot_if_due().await;
-        Ok(outcome)
+    }
+
+    /// What became of the command under way is known.
+    async fn settle(&mut self, fate: Result<(u64, Outcome), MetadataError>) {
+        let waits = self.under_way.take().and_then(|under_way| under_way.waits);
+        match &fate {
+            Ok((index, _)) if waits.is_none() => tracing::warn!(index, "the late metadata command is in force"),
+            Err(error) if waits.is_none() || !matches!(error, MetadataError::Refused(_)) => {
+                tracing::error!(%error, "metadata command not kept");
+            }
+            _ => {}
+        }
+        let is_kept = fate.is_ok();
+        if is_kept {
+            self.publish().await;
+        }
+        let is_the_office = matches!(waits, Some(Waits::Office));
+        // Whoever proposed may have stopped waiting; the command is in force all the same.
+        if let Some(waits) = waits {
+            self.answer(waits, fate.map(|(_, outcome)| outcome));
+        }
+        if is_kept && self.snapshot.is_none() {
+            let node = self.node.clone();
+            self.snapshot = Some(async move { node.snapshot_if_due().await }.boxed());
+        }
+        // It could not be taken meanwhile.
+        if !is_the_office && self.ended.get().is_none() {
+            self.look_after_office();
+        }
+    }
+
+    fn answer(&mut self, waits: Waits, outcome: Result<Outcome, MetadataError>) {
+        match waits {
+            Waits::Proposer(tell) => drop(tell.send(outcome)),
+            Waits::Office => {
+                match &outcome {
+                    Ok(outcome) => tracing::info!(?outcome, "the controller's office is taken"),
+                    Err(error) => tracing::warn!(%error, "the controller's office could not be taken"),
+                }
+                self.office.taken(alone::epoch_of(outcome.ok().as_ref()));
+                self.tell_of_office();
+            }
+        }
     }
 
     /// Carries out and publishes what was applied last.
@@ -385,21 +500,23 @@ impl Task {
     }
 
     /// Takes the controller's office when this broker comes to lead the quorum, and gives it up when it is not heard.
-    async fn look_after_office(&mut self, heard: Instant) {
-        let ago_ms = u64::try_from(heard.elapsed().as_millis()).unwrap_or(u64::MAX);
+    fn look_after_office(&mut self) {
+        let ago_ms = u64::try_from(self.heard.elapsed().as_millis()).unwrap_or(u64::MAX);
         match self.office.observe(self.node.observed(ago_ms)) {
             None => {}
             Some(Effect::GiveUp { epoch }) => tracing::warn!(epoch, "the controller's office is given up"),
+            // Once the command under way is done.
+            Some(Effect::Take) if self.under_way.is_some() => self.office.taken(None),
             Some(Effect::Take) => {
                 let command = alone::office_command(&self.registration);
-                let taken = self.bring_into_force(Box::new(move |_| Ok(command))).await;
-                match &taken {
-                    Ok(outcome) => tracing::info!(?outcome, "the controller's office is taken"),
-                    Err(error) => tracing::warn!(%error, "the controller's office could not be taken"),
-                }
-                self.office.taken(alone::epoch_of(taken.ok().as_ref()));
+                let decide: Decide = Box::new(move |_| Ok(command));
+                self.begin(Proposal { decide, deadline: Instant::now() + PROPOSAL_TIMEOUT, waits: Waits::Office });
             }
         }
+        self.tell_of_office();
+    }
+
+    fn tell_of_office(&self) {
         let epoch = self.office.epoch();
         self.in_office.send_if_modified(|known| std::mem::replace(known, epoch) != epoch);
     }

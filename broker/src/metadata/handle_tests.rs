@@ -4,7 +4,9 @@ use super::super::raft::{Founding, NoNetwork, Store};
 use super::*;
 use headwater_storage::Files;
 use headwater_storage::sim::{Fault, Operation, SimFiles};
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Mutex;
 use tokio::time::timeout;
 use uuid::Uuid;
@@ -147,4 +149,80 @@ async fn after_a_failure_of_the_journal_everybody_is_told_of_it_and_not_of_a_shu
         let refused = handle.propose(create(7)).await.expect_err("it ended");
         assert!(matches!(refused, MetadataError::ShuttingDown), "{refused}");
     }
+}
+
+fn alter(config: BTreeMap<String, String>) -> Command {
+    Kind::AlterTopic(command::AlterTopic { topic_id: TopicId::from_bytes([1; 16]).to_wire(), config }).into()
+}
+
+/// Sets one setting, and leaves the others.
+fn set(key: &'static str) -> impl FnOnce(&MetadataState) -> Result<Command, MetadataError> + Send + 'static {
+    move |state| {
+        let mut config = topic_to_change(state, "topic-1")?.config.clone();
+        config.insert(key.to_owned(), "1".to_owned());
+        Ok(alter(config))
+    }
+}
+
+fn after(ms: u64) -> Instant {
+    Instant::now() + Duration::from_millis(ms)
+}
+
+/// The second command once undid what the first one did: it was decided without it, and both came into force.
+#[tokio::test]
+async fn nothing_is_decided_before_the_fate_of_a_late_command_is_known() {
+    let Running { disk, node, handle, stop, .. } = running().await;
+    serve(&handle).await;
+    handle.propose(create(1)).await.expect("in force");
+    let held = disk.hold(Fault::new(Operation::Sync).on(JOURNAL_FILE));
+    let late = handle.propose_by(after(50), set("first")).await.expect_err("the disk hangs");
+    assert!(matches!(late, MetadataError::TimedOut), "{late}");
+    for _ in 0..20 {
+        let began = Instant::now();
+        let refused = handle.propose_with(set("second")).await.expect_err("the disk hangs");
+        assert!(matches!(refused, MetadataError::Behind), "{refused}");
+        assert_eq!(refused.code(), ErrorCode::TimedOut);
+        assert!(began.elapsed() < PROPOSAL_TIMEOUT / 2, "at once");
+    }
+    assert_eq!(held.waiting(), 1);
+    drop(held);
+    let both = async {
+        while let Err(error) = handle.propose_with(set("second")).await {
+            assert!(matches!(error, MetadataError::Behind), "{error}");
+            tokio::task::yield_now().await;
+        }
+    };
+    timeout(PATIENCE, both).await.expect("in time");
+    let state = handle.state();
+    let keys: Vec<_> = state.topic("topic-1").expect("there").config.keys().collect();
+    assert_eq!(keys, ["first", "second"]);
+    stop.cancel();
+    node.stop().await;
+}
+
+/// It once began when those before were answered.
+#[tokio::test]
+async fn a_proposal_has_its_deadline_from_when_it_is_made() {
+    let Running { disk, node, handle, stop, .. } = running().await;
+    serve(&handle).await;
+    handle.propose(create(1)).await.expect("in force");
+    let held = disk.hold(Fault::new(Operation::Sync).on(JOURNAL_FILE));
+    let mut first = pin!(handle.propose_by(Instant::now() + PATIENCE, set("first")));
+    assert!(timeout(Duration::from_millis(50), first.as_mut()).await.is_err(), "the disk hangs");
+    let began = Instant::now();
+    let decided = Arc::new(Mutex::new(false));
+    let told = Arc::clone(&decided);
+    let late = handle.propose_by(after(50), move |state| {
+        *told.lock().expect("whole") = true;
+        set("second")(state)
+    });
+    let late = late.await.expect_err("another one is under way");
+    assert_eq!(late.code(), ErrorCode::TimedOut);
+    assert!(began.elapsed() < PATIENCE / 2, "{:?}", began.elapsed());
+    drop(held);
+    first.await.expect("in force");
+    handle.propose_with(set("third")).await.expect("in force");
+    assert!(!*decided.lock().expect("whole"), "nobody waits for it");
+    stop.cancel();
+    node.stop().await;
 }

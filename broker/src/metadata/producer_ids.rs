@@ -4,10 +4,11 @@
 //! used. So no id is given twice, whatever happens.
 
 use super::command::{AllocateProducerIds, command::Command as Kind};
-use super::handle::{MetadataError, MetadataHandle};
-use super::state::Outcome;
+use super::handle::{MetadataError, MetadataHandle, PROPOSAL_TIMEOUT};
+use super::state::{MetadataState, Outcome};
 use std::ops::Range;
 use tokio::sync::Mutex;
+use tokio::time::{Instant, timeout_at};
 
 /// Ids taken at once.
 const BLOCK_IDS: u32 = 1000;
@@ -24,14 +25,17 @@ impl ProducerIds {
     /// # Errors
     /// [`MetadataError`] if a block was needed and could not be had.
     pub(crate) async fn next(&self, metadata: &MetadataHandle, broker_id: i32) -> Result<i64, MetadataError> {
-        let mut block = self.block.lock().await;
+        // Those who wait for a block together wait as long as one.
+        let deadline = Instant::now() + PROPOSAL_TIMEOUT;
+        let block = timeout_at(deadline, self.block.lock()).await;
+        let mut block = block.map_err(|_| MetadataError::Behind)?;
         loop {
             if let Some(id) = block.next() {
                 return Ok(id);
             }
             let allocate = AllocateProducerIds { broker_id, count: BLOCK_IDS };
-            if let Outcome::ProducerIds { first, count } = metadata.propose(Kind::AllocateProducerIds(allocate)).await?
-            {
+            let allocate = move |_: &MetadataState| Ok(Kind::AllocateProducerIds(allocate).into());
+            if let Outcome::ProducerIds { first, count } = metadata.propose_by(deadline, allocate).await? {
                 *block = first..first + i64::from(count);
             }
         }

@@ -144,7 +144,9 @@ impl RaftNode {
         proposed.unwrap_or(Err(MetadataError::TimedOut))
     }
 
-    async fn propose_until(
+    /// As [`propose`](Self::propose), but ends only when it is known what becomes of the command, and that may be never. After
+    /// the deadline it is not proposed any more.
+    pub(in super::super) async fn propose_until(
         &self,
         command: Command,
         urgent: bool,
@@ -153,6 +155,9 @@ impl RaftNode {
         let bytes = (command.encoded_len() + ENTRY_OVERHEAD_BYTES) as u64;
         self.store.blocking(move |store| store.make_room(bytes, urgent)).await.map_err(refused)?;
         let turn = Arc::clone(&self.turn).lock_owned().await;
+        if Instant::now() >= deadline {
+            return Err(MetadataError::Behind);
+        }
         if self.is_only_voter() {
             let applied = Arc::clone(&self.applied.borrow());
             let index = applied.last_log_id.map_or(0, |last| last.index) + 1;
