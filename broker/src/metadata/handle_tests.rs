@@ -3,7 +3,7 @@ use super::super::journal::JOURNAL_FILE;
 use super::super::raft::{Founding, NoNetwork, Store};
 use super::*;
 use headwater_storage::Files;
-use headwater_storage::sim::{Fault, Operation, SimFiles};
+use headwater_storage::sim::{Fault, Held, Operation, SimFiles};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::pin::pin;
@@ -24,6 +24,11 @@ struct Running {
 
 /// A broker that has registered, and whose office is still to be taken.
 async fn running() -> Running {
+    running_with(|_| Box::pin(std::future::ready(()))).await
+}
+
+/// As [`running`], with partitions that carry states out in their own time.
+async fn running_with(mut then: impl FnMut(RaftNode) -> BoxFuture<'static, ()> + Send + 'static) -> Running {
     let disk = SimFiles::new(1);
     disk.create_dir_all(Path::new("/data")).expect("made");
     let store =
@@ -36,10 +41,10 @@ async fn running() -> Running {
     node.propose(register, true, Instant::now() + PATIENCE).await.expect("in force");
     let state = Arc::clone(&node.applied().borrow().state);
     let (carried, stop) = (Arc::new(Mutex::new(Vec::new())), CancellationToken::new());
-    let seen = Arc::clone(&carried);
+    let (seen, member) = (Arc::clone(&carried), node.clone());
     let carry_out: CarryOut = Box::new(move |state| {
         seen.lock().expect("whole").push(state.index());
-        Box::pin(std::future::ready(()))
+        then(member.clone())
     });
     let office = (Office::new(600), registration);
     let (handle, task) = MetadataHandle::new(node.clone(), state, office, carry_out, stop.clone());
@@ -223,6 +228,45 @@ async fn a_proposal_has_its_deadline_from_when_it_is_made() {
     first.await.expect("in force");
     handle.propose_with(set("third")).await.expect("in force");
     assert!(!*decided.lock().expect("whole"), "nobody waits for it");
+    stop.cancel();
+    node.stop().await;
+}
+
+/// Whether a snapshot is due is known when the journal is free.
+#[tokio::test]
+async fn a_disk_that_hangs_in_a_snapshot_holds_up_no_answer_to_what_is_in_force() {
+    let held: Arc<Mutex<Option<Held>>> = Arc::default();
+    let hangs = Arc::clone(&held);
+    let Running { disk, node, handle, stop, .. } = running_with(move |node| {
+        let hangs = Arc::clone(&hangs);
+        Box::pin(async move {
+            let waiting = || hangs.lock().expect("whole").as_ref().map(Held::waiting);
+            if waiting() == Some(0) {
+                node.snapshot_if_due().await;
+                while waiting() == Some(0) {
+                    tokio::task::yield_now().await;
+                }
+            }
+        })
+    })
+    .await;
+    serve(&handle).await;
+    handle.propose(create(1)).await.expect("in force");
+    for n in 0..60 {
+        let config = BTreeMap::from([("key".to_owned(), format!("{n}{}", "x".repeat(20_000)))]);
+        node.propose(alter(config), false, Instant::now() + PATIENCE).await.expect("in force");
+    }
+    let mut changes = handle.changes();
+    let newest = node.applied().borrow().state.index();
+    drop(timeout(PATIENCE, changes.wait_for(|now| *now >= newest)).await.expect("in time").expect("runs"));
+    *held.lock().expect("whole") = Some(disk.hold(Fault::new(Operation::Rename)));
+    let answer = timeout(PATIENCE, handle.propose_with(set("in.force"))).await.expect("in time");
+    answer.expect("the journal was free still");
+    let late = handle.propose_by(after(50), set("late")).await.expect_err("the disk hangs");
+    assert!(matches!(late, MetadataError::TimedOut), "{late}");
+    *held.lock().expect("whole") = None;
+    let again = async { while handle.propose_with(set("again")).await.is_err() {} };
+    timeout(PATIENCE, again).await.expect("in time");
     stop.cancel();
     node.stop().await;
 }
