@@ -355,8 +355,8 @@ async fn connection(shared: Arc<Shared>, incoming: quinn::Incoming) {
     while let Ok((send, recv)) = connection.accept_bi().await {
         let (shared, connection) = (shared.clone(), connection.clone());
         tokio::spawn(async move {
-            let placeholder = open::Stream::Call(wire::Call::default());
-            let mut stream = PeerStream { open: placeholder, connection, send, recv, rest: Vec::new() };
+            let unread = open::Stream::Call(wire::Call::default());
+            let mut stream = PeerStream { open: unread, connection, send, recv, rest: Vec::new() };
             let Some((opened, _)) = stream.frame::<wire::Open>().await else { return };
             match opened.stream {
                 Some(open::Stream::Call(call)) => {

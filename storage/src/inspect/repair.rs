@@ -287,7 +287,7 @@ impl<'a> Repair<'a> {
         let end = segment.next_base_offset.or_else(|| self.end_of_log(&damaged));
         let lost_to = self.lose(&mut damaged, end);
         // An empty batch keeps the offsets at the log's end from being given again.
-        let placeholder = lost_to.filter(|_| is_last).and_then(|last| self.placeholder(base_offset, last));
+        let empty_batch = lost_to.filter(|_| is_last).and_then(|last| self.empty_batch(base_offset, last));
         if writer.is_none() {
             // One without a batch stays, as after compaction: without it, the offsets here would look like a lost segment's.
             if self.previous.is_some() {
@@ -296,7 +296,7 @@ impl<'a> Repair<'a> {
             writer = Some(self.writer(base_offset)?);
         }
         if let Some(mut writer) = writer {
-            if let Some((header, bytes)) = placeholder {
+            if let Some((header, bytes)) = empty_batch {
                 writer.append(&header, &bytes).map_err(failed)?;
                 self.keep(&header, &[], &aborted);
             }
@@ -372,7 +372,7 @@ impl<'a> Repair<'a> {
         known.max(claimed)
     }
 
-    fn placeholder(&self, base_offset: i64, last_offset: i64) -> Option<(BatchHeader, bytes::Bytes)> {
+    fn empty_batch(&self, base_offset: i64, last_offset: i64) -> Option<(BatchHeader, bytes::Bytes)> {
         let first = self.previous.map_or(base_offset, |previous| previous.next_offset()).max(base_offset);
         let like = BatchHeader {
             base_offset: first,
