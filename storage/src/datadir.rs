@@ -44,10 +44,12 @@ pub enum DataDirError {
     #[error(transparent)]
     Damaged(#[from] CheckpointError),
     /// Kafka made it.
-    #[error("{} was made by Kafka; copy its logs into a data directory with `headwater import`", .0.display())]
+    #[error("{} was made by Kafka, as {} has no headwater.format; copy its logs into a data directory with `headwater import`",
+        .0.display(), .0.join(META_PROPERTIES).display())]
     Kafka(PathBuf),
     /// A newer Headwater made it.
-    #[error("{} has format {found}; this build knows formats up to {FORMAT_VERSION}", path.display())]
+    #[error("{} has format {found}, as headwater.format in {} says; this build knows formats up to {FORMAT_VERSION}",
+        path.display(), path.join(META_PROPERTIES).display())]
     Newer {
         /// The root.
         path: PathBuf,
@@ -55,7 +57,8 @@ pub enum DataDirError {
         found: u32,
     },
     /// It belongs to another broker.
-    #[error("{} belongs to broker {found}, not to broker {expected}", path.display())]
+    #[error("{} belongs to broker {found}, as node.id in {} says, not to broker {expected}",
+        path.display(), path.join(META_PROPERTIES).display())]
     OtherBroker {
         /// The root.
         path: PathBuf,

@@ -19,6 +19,8 @@ const DATA: [&str; 6] = [
     "meta.properties",
     "headwater.metadata",
 ];
+/// What `meta.properties` says.
+const KEYS: [&str; 3] = ["cluster.id", "node.id", "headwater.format"];
 const MARKER: &str = ".kafka_cleanshutdown";
 
 struct Left {
@@ -72,9 +74,9 @@ fn try_one(left: &Left, other: &Left, name: &str, kind: Damage, rng: &mut StdRng
         Ok(broker) => broker,
         Err(words) => {
             assert!(!words.contains("panicked"), "{what}: {words}");
-            // Whose the folder is, and what belongs to whom, may look right and be something else.
+            // Whose the folder is, and what belongs to whom, may look right and be something else: then the key is named that says so.
             let other = match name {
-                "meta.properties" => words.contains(name) || words.contains("the folder to cluster"),
+                "meta.properties" => words.contains(name) && KEYS.iter().any(|key| words.contains(key)),
                 _ => kind == Damage::Swapped && words.contains(name),
             };
             assert!(
@@ -113,6 +115,16 @@ fn try_one(left: &Left, other: &Left, name: &str, kind: Damage, rng: &mut StdRng
     broker.kill();
 }
 
+/// A bit of each value that `meta.properties` gives to a key.
+fn values(left: &Left, name: &str) -> Vec<Damage> {
+    if name != "meta.properties" {
+        return Vec::new();
+    }
+    let text = fs::read(left.folder.path().join("data").join(name)).expect("the file");
+    let begins = text.iter().enumerate().filter(|(_, byte)| **byte == b'=').map(|(at, _)| Damage::ByteAt(at + 1));
+    begins.collect()
+}
+
 fn every_damage(cleanly: bool) {
     let (left, other) = (left_behind(cleanly, 12), left_behind(cleanly, 9));
     let names: Vec<String> = files(&left.folder.path().join("data")).iter().map(|file| name_of(file)).collect();
@@ -122,7 +134,8 @@ fn every_damage(cleanly: bool) {
         eprintln!("seed {seed}");
         let mut rng = random(seed);
         for name in names.iter().filter(|name| DATA.contains(&name.as_str()) || *name == MARKER) {
-            for kind in [Damage::Bit, Damage::Truncated, Damage::Emptied, Damage::Swapped] {
+            let kinds = [Damage::Bit, Damage::Truncated, Damage::Emptied, Damage::Swapped];
+            for kind in kinds.into_iter().chain(values(&left, name)) {
                 try_one(&left, &other, name, kind, &mut rng);
             }
         }

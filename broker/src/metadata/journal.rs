@@ -9,6 +9,7 @@ use super::format::{Damage, FILE_HEADER_BYTES, Frame};
 use super::journal_file::unusable;
 pub use super::journal_file::{JOURNAL_FILE, RESERVE_BYTES};
 use super::state::{MetadataState, Refusal};
+use headwater_storage::checkpoint::META_PROPERTIES;
 use prost::Message;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -67,7 +68,8 @@ pub enum JournalError {
         path: PathBuf,
     },
     /// The file belongs to another cluster.
-    #[error("{path} belongs to cluster {found}, the folder to cluster {expected}", path = path.display())]
+    #[error("{path} belongs to cluster {found}, the folder to cluster {expected}, as cluster.id in {} says: one of the two is damaged or another folder's",
+        path.with_file_name(META_PROPERTIES).display(), path = path.display())]
     OtherCluster {
         /// The file.
         path: PathBuf,

@@ -122,7 +122,8 @@ fn a_command_that_this_build_does_not_know_and_another_cluster_are_refused() {
     let (bytes, _) = journal_of_a_broker_alone(ALONE_VERSION, 3, &commands());
     let disk = disk_with(&bytes);
     let foreign = take_over(&disk, "another").expect_err("refused").to_string();
-    assert!(foreign.ends_with("belongs to cluster cluster, the folder to cluster another"), "{foreign}");
+    assert!(foreign.contains("belongs to cluster cluster, the folder to cluster another"), "{foreign}");
+    assert!(foreign.contains("as cluster.id in /data/meta.properties says"), "{foreign}");
     assert_eq!(files::read(&*disk, &path(), u64::MAX).expect("reads"), bytes);
 }
 
