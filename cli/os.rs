@@ -101,8 +101,8 @@ pub(crate) fn wait_until_unread(out: &File) -> bool {
     #[cfg(unix)]
     {
         use rustix::event::{PollFd, PollFlags, poll};
-        // Errors and hang-ups are told unasked.
-        let mut polled = [PollFd::new(out, PollFlags::empty())];
+        // Errors and hang-ups are told unasked, except that macOS tells nothing to whoever asks for nothing.
+        let mut polled = [PollFd::new(out, PollFlags::HUP)];
         loop {
             match poll(&mut polled, None) {
                 Ok(_) => return polled[0].revents().intersects(PollFlags::ERR | PollFlags::HUP),

@@ -1,5 +1,5 @@
 //! As many partitions as one broker has to hold, on few open files and maps and on little memory. Alone in its process, whose limit on
-//! open files it sets, and whose memory it looks at.
+//! open files it sets, and whose memory it looks at, in Linux's /proc.
 #![cfg(target_os = "linux")]
 
 mod harness;

@@ -1,4 +1,5 @@
-//! A page of a map that cannot be read ends the process, but not before file and offset were named.
+//! A page of a map that cannot be read ends the process, but not before file and offset were named. The signal's
+//! number, and that it comes at a page behind the file's end, are Linux's.
 #![cfg(target_os = "linux")]
 
 mod common;

@@ -178,7 +178,7 @@ fn offsets_outside_the_log_are_named() {
     }
 }
 
-/// Descriptors of this process that lead into a folder.
+/// Descriptors of this process that lead into a folder: only Linux's /proc tells.
 #[cfg(target_os = "linux")]
 fn descriptors_into(dir: &std::path::Path) -> usize {
     std::fs::read_dir("/proc/self/fd")

@@ -152,7 +152,7 @@ fn a_closed_pipe_is_a_clean_end() {
     }
 }
 
-/// Nothing is written any more that could tell it that its reader has gone.
+/// Nothing is written any more that could tell it that its reader has gone: the system must, and only Linux is known to.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_pipe_that_closes_ends_a_command_that_has_nothing_to_say() {

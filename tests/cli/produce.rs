@@ -235,7 +235,8 @@ fn a_failure_ends_it_although_the_input_goes_on() {
     drop(input);
 }
 
-/// Whoever asks it to end while it waits for acknowledgements hears which are missing.
+/// Whoever asks it to end while it waits for acknowledgements hears which are missing. Only Linux's /proc tells how far it has
+/// read.
 #[test]
 #[cfg(target_os = "linux")]
 fn nobody_has_to_wait_for_acknowledgements_that_do_not_come() {

@@ -210,7 +210,8 @@ fn the_profiles_name_for_this_client_is_used() {
     }
 }
 
-/// What this end of a terminal is told, until `enough` of it.
+/// What this end of a terminal is told, until `enough` of it. How the other end is found by its name, and that its closing is an
+/// error here, is Linux's way.
 #[cfg(target_os = "linux")]
 fn on_a_terminal(mut command: std::process::Command, enough: impl Fn(&str) -> bool + Send + 'static) -> (Held, String) {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
