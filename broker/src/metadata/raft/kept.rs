@@ -60,7 +60,12 @@ impl Kept {
 
     /// Whether this member is a quorum by itself, as far as its log says.
     pub(super) fn is_only_voter(&self) -> bool {
-        let in_log = self.entries.values().rev().find_map(|entry| entry.get_membership());
+        let in_it = self.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
+        // What a leader's snapshot has overtaken lies here until it is dropped, and says nothing any more.
+        let newest_first = self.entries.values().rev();
+        let in_log = newest_first
+            .take_while(|entry| in_it.is_none_or(|last| entry.log_id.index > last.index))
+            .find_map(|entry| entry.get_membership());
         let in_snapshot = self.snapshot.as_ref().map(|snapshot| snapshot.meta.last_membership.membership());
         let configs = in_log.or(in_snapshot).map_or(&[][..], |members| members.get_joint_config());
         matches!(configs, [voters] if voters.iter().eq([&self.node_id]))

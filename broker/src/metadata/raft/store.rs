@@ -303,7 +303,7 @@ impl Store {
     pub(super) fn commit_if_alone(&self) {
         let mut kept = self.kept();
         if kept.is_only_voter() {
-            kept.committed = kept.last_log_id();
+            kept.committed = kept.committed.max(kept.last_log_id());
         }
     }
 

@@ -249,6 +249,33 @@ fn only_the_only_voter_takes_what_it_kept_for_committed() {
     assert_eq!(store.kept().committed, Some(log_id(1, 7)));
 }
 
+/// A snapshot takes the place of entries, which are dropped a moment later. A start in between took this member for the only
+/// voter that it once was, and what it had left for committed.
+#[test]
+fn what_a_snapshot_has_overtaken_says_nothing_of_who_votes() {
+    let disk = disk(15);
+    let first = store(&disk);
+    first.change(entries(1, 1..=3)).expect("kept");
+    let members = |voters: &[u64]| Membership::new(vec![voters.iter().copied().collect()], ());
+    let payload = EntryPayload::Membership(members(&[MEMBER]));
+    first.change(Change::Append(vec![Entry { log_id: log_id(1, 4), payload }])).expect("kept");
+    assert!(first.kept().is_only_voter());
+    let mut sent = snapshot(&applied(2, 9));
+    sent.meta.last_membership = StoredMembership::new(Some(log_id(2, 8)), members(&[MEMBER, 8, 9]));
+    first.keep_snapshot(sent).expect("kept");
+    drop(first);
+    let again = store(&disk.crash());
+    assert_eq!(again.kept().entries.len(), 4);
+    assert!(!again.kept().is_only_voter());
+    again.commit_if_alone();
+    assert_ne!(again.kept().committed, Some(log_id(1, 4)));
+    // What follows the snapshot counts again.
+    let payload = EntryPayload::Membership(members(&[MEMBER]));
+    again.change(Change::Purge(log_id(2, 9))).expect("kept");
+    again.change(Change::Append(vec![Entry { log_id: log_id(2, 10), payload }])).expect("kept");
+    assert!(again.kept().is_only_voter());
+}
+
 #[test]
 fn a_torn_record_is_cut_and_the_next_one_takes_its_place() {
     let disk = disk(3);
