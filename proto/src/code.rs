@@ -133,6 +133,11 @@ codes! {
     OffsetMetadataTooLarge = 61, "offset_metadata_too_large", retry false;
     /// The group is full.
     GroupFull = 62, "group_full", retry false;
+
+    /// The connection's certificate is nobody's in this cluster.
+    AuthenticationFailed = 70, "authentication_failed", retry false;
+    /// What only a broker of the cluster may do, or only a certain one.
+    ClusterAuthorizationFailed = 71, "cluster_authorization_failed", retry false;
 }
 
 impl std::fmt::Display for ErrorCode {

@@ -5,6 +5,9 @@
 //! authority's key is thrown away once it has signed, so nothing that lies on the disk can sign another broker.
 //! Read next: [`crate::quic`].
 
+pub mod make;
+pub mod principal;
+
 use crate::quic::SECRET_BYTES;
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
