@@ -1,7 +1,7 @@
 //! The stable error codes of the protocol.
 //!
 //! Owns: each code's number, name and whether trying again can help. Refuses: sentences (whoever refuses writes one).
-//! Read next: the `Error` message in `schema/headwater.proto`.
+//! Read next: the `Error` message in `schema/common.proto`.
 
 macro_rules! codes {
     ($($(#[$doc:meta])* $name:ident = $number:literal, $text:literal, retry $retry:literal;)*) => {
