@@ -47,6 +47,9 @@ const ACCEPT_AGAIN: Duration = Duration::from_secs(1);
 /// Time for the answers under way when the broker has shut down.
 const GOODBYE: Duration = Duration::from_millis(100);
 
+/// A command that waits longer than this waits for a disk that hangs.
+const METADATA_HANG: Duration = Duration::from_secs(30);
+
 /// What the port shows of a broker, from the time on when it begins to recover.
 pub(crate) struct Shown {
     pub(crate) started_ms: i64,
@@ -117,9 +120,11 @@ async fn ready(State(shown): State<Arc<Shown>>) -> (StatusCode, String) {
     let why_not = if shown.shutdown.is_cancelled() {
         "shutting down\n".to_owned()
     } else if let Some(groups) = shown.groups.get() {
+        let waits = groups.metadata().waits();
         match groups.metadata().ended() {
-            None => return (StatusCode::OK, "ready\n".to_owned()),
             Some(cause) => format!("{cause}\n"),
+            None if waits > METADATA_HANG => format!("the metadata wait for the disk for {} s\n", waits.as_secs()),
+            None => return (StatusCode::OK, "ready\n".to_owned()),
         }
     } else {
         "starting\n".to_owned()
@@ -215,6 +220,13 @@ async fn render(shown: &Shown) -> String {
             "gauge",
             "1 where no topic, setting or producer id changes any more before a restart.",
             u8::from(groups.metadata().ended().is_some()),
+        );
+        one(
+            &mut samples,
+            "headwater_metadata_command_seconds",
+            "gauge",
+            "How long the metadata command under way waits; 0 where there is none.",
+            groups.metadata().waits().as_secs_f64(),
         );
         groups.samples(&mut samples).await;
     }

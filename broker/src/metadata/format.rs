@@ -7,7 +7,8 @@
 //!         payload | u32 CRC-32 of frame header and payload | 0xA5
 //! ```
 //! All numbers are big-endian. The first frame is a snapshot, every later one a command with a larger index. The file's
-//! length is a multiple of [`STEP_BYTES`]: space is taken ahead, and what was never written reads as zeros.
+//! length is a multiple of [`STEP_BYTES`]: space is taken ahead, and what was never written reads as zeros. A step that a full
+//! disk gave in part may stand behind that, all zeros.
 //!
 //! **A torn frame and a damaged one.** Each frame is synced before the next is written, and the snapshot before the
 //! file gets its name, so a crash can tear the last frame only; it leaves zeros where bytes never arrived: from some
@@ -65,6 +66,13 @@ pub struct Frame<'a> {
     pub index: u64,
     /// The message.
     pub payload: &'a [u8],
+}
+
+impl Frame<'_> {
+    /// Where it ends in the file.
+    pub fn end(&self) -> usize {
+        self.position + self.payload.len() + FRAME_OVERHEAD_BYTES
+    }
 }
 
 /// What a journal's bytes hold.
@@ -143,7 +151,7 @@ pub fn scan(bytes: &[u8], readable: RangeInclusive<u32>) -> Result<Scan<'_>, Dam
             let why = "a frame that cannot stand in this place".to_owned();
             return Err(Damage { position, why });
         }
-        end = position + frame.payload.len() + FRAME_OVERHEAD_BYTES;
+        end = frame.end();
         frames.push(frame);
     }
     let torn_bytes = bytes.len() - end - trailing_zeros(bytes, end);
@@ -177,7 +185,8 @@ fn check_file(bytes: &[u8], readable: &RangeInclusive<u32>) -> Result<u32, Damag
             _ => damaged(0, "the file's header is wrong".to_owned()),
         };
     };
-    if !(bytes.len() as u64).is_multiple_of(STEP_BYTES) {
+    let steps = bytes.len() / STEP_BYTES as usize * STEP_BYTES as usize;
+    if steps == 0 || !is_zero(bytes, steps, bytes.len()) {
         let why = format!("the file ends, and a whole one has a multiple of {STEP_BYTES} bytes: it was cut");
         return damaged(bytes.len(), why);
     }

@@ -154,6 +154,7 @@ pub struct MetadataHandle {
     state: Arc<ArcSwap<MetadataState>>,
     changes: watch::Receiver<u64>,
     controller_epoch: watch::Receiver<Option<u64>>,
+    under_way_since: watch::Receiver<Option<Instant>>,
     ended: Arc<OnceLock<Arc<MetadataError>>>,
     producer_ids: Arc<ProducerIds>,
 }
@@ -174,6 +175,7 @@ impl MetadataHandle {
         let (proposals, inbox) = mpsc::channel(WAITING_PROPOSALS);
         let (announce, changes) = watch::channel(state.index());
         let (in_office, controller_epoch) = watch::channel(office.0.epoch());
+        let (under_way, under_way_since) = watch::channel(None);
         let state = Arc::new(ArcSwap::new(state));
         let (office, registration) = office;
         let applied = node.applied();
@@ -190,10 +192,12 @@ impl MetadataHandle {
             ended: Arc::clone(&ended),
             heard: Instant::now(),
             under_way: None,
+            under_way_since: under_way,
             snapshot: None,
         };
+        let producer_ids = Arc::default();
         let handle =
-            MetadataHandle { proposals, state, changes, controller_epoch, ended, producer_ids: Arc::default() };
+            MetadataHandle { proposals, state, changes, controller_epoch, under_way_since, ended, producer_ids };
         (handle, task.run(inbox, stop))
     }
 
@@ -215,6 +219,11 @@ impl MetadataHandle {
     /// Why nothing comes into force any more before the next start, if that is so: this broker's member of the quorum ended.
     pub fn ended(&self) -> Option<&MetadataError> {
         self.ended.get().map(|cause| &**cause)
+    }
+
+    /// How long the command that the quorum has now waits for an answer; zero where there is none.
+    pub fn waits(&self) -> Duration {
+        self.under_way_since.borrow().map_or(Duration::ZERO, |since| since.elapsed())
     }
 
     /// Brings a command into force.
@@ -324,6 +333,7 @@ struct Task {
     /// When the member told of the leadership last.
     heard: Instant,
     under_way: Option<UnderWay>,
+    under_way_since: watch::Sender<Option<Instant>>,
     /// Whoever asks for a snapshot may wait for the disk.
     snapshot: Option<BoxFuture<'static, ()>>,
 }
@@ -340,8 +350,9 @@ impl Task {
         if self.serve(&mut inbox, &stop).await == Served::ToTheEnd {
             return self.finish().await;
         }
-        let Some(cause) = self.end(&stop).await else { return };
+        let cause = self.end(&stop).await;
         self.finish().await;
+        let Some(cause) = cause else { return };
         // Whoever asks is told why, not that the broker is going away: it goes on with what it has.
         while let Some(Some(Proposal { waits, .. })) = stop.run_until_cancelled(inbox.recv()).await {
             self.answer(waits, Err(MetadataError::Ended(Arc::clone(&cause))));
@@ -420,6 +431,7 @@ impl Task {
                 let (node, urgent) = (self.node.clone(), is_urgent(&command));
                 let fate = async move { node.propose_until(command, urgent, deadline).await }.boxed();
                 self.under_way = Some(UnderWay { fate, waits: Some(waits), deadline });
+                self.under_way_since.send_replace(Some(Instant::now()));
             }
             Err(error) => self.answer(waits, Err(error)),
         }
@@ -447,6 +459,12 @@ impl Task {
     /// What became of the command under way is known.
     async fn settle(&mut self, fate: Result<(u64, Outcome), MetadataError>) {
         let waits = self.under_way.take().and_then(|under_way| under_way.waits);
+        self.under_way_since.send_replace(None);
+        // It was with the quorum when that ended: nobody knows what the next start finds.
+        let fate = fate.map_err(|error| match error {
+            MetadataError::ShuttingDown => MetadataError::TimedOut,
+            error => error,
+        });
         match &fate {
             Ok((index, _)) if waits.is_none() => tracing::warn!(index, "the late metadata command is in force"),
             Err(error) if waits.is_none() || !matches!(error, MetadataError::Refused(_)) => {

@@ -156,6 +156,35 @@ async fn after_a_failure_of_the_journal_everybody_is_told_of_it_and_not_of_a_shu
     }
 }
 
+/// The next start may find it: whoever hears that it was refused might try it again.
+#[tokio::test]
+async fn what_is_under_way_when_the_member_ends_is_in_force_or_unknown() {
+    for _ in 0..10 {
+        let Running { disk, node, handle, stop, .. } = running().await;
+        serve(&handle).await;
+        let held = disk.hold(Fault::new(Operation::Sync).on(JOURNAL_FILE));
+        let mut proposed = pin!(handle.propose(create(1)));
+        let under_way = async {
+            while held.waiting() == 0 {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::select! {
+            answer = proposed.as_mut() => panic!("the disk hangs: {answer:?}"),
+            () = under_way => {}
+        }
+        let stopping = tokio::spawn(async move { node.stop().await });
+        tokio::task::yield_now().await;
+        drop(held);
+        match timeout(PATIENCE, proposed).await.expect("in time") {
+            Ok(_) | Err(MetadataError::TimedOut) => {}
+            Err(error) => panic!("{error}"),
+        }
+        stop.cancel();
+        stopping.await.expect("ends");
+    }
+}
+
 fn alter(config: BTreeMap<String, String>) -> Command {
     Kind::AlterTopic(command::AlterTopic { topic_id: TopicId::from_bytes([1; 16]).to_wire(), config }).into()
 }
@@ -182,6 +211,7 @@ async fn nothing_is_decided_before_the_fate_of_a_late_command_is_known() {
     let held = disk.hold(Fault::new(Operation::Sync).on(JOURNAL_FILE));
     let late = handle.propose_by(after(50), set("first")).await.expect_err("the disk hangs");
     assert!(matches!(late, MetadataError::TimedOut), "{late}");
+    assert!(handle.waits() >= Duration::from_millis(50), "nobody else waits for it; it is under way all the same");
     for _ in 0..20 {
         let began = Instant::now();
         let refused = handle.propose_with(set("second")).await.expect_err("the disk hangs");
@@ -198,6 +228,7 @@ async fn nothing_is_decided_before_the_fate_of_a_late_command_is_known() {
         }
     };
     timeout(PATIENCE, both).await.expect("in time");
+    assert_eq!(handle.waits(), Duration::ZERO);
     let state = handle.state();
     let keys: Vec<_> = state.topic("topic-1").expect("there").config.keys().collect();
     assert_eq!(keys, ["first", "second"]);

@@ -79,7 +79,7 @@ pub enum JournalError {
         expected: String,
     },
     /// An earlier write or sync failed.
-    #[error("{path} takes nothing since a write failed ({reason}): restart the broker", path = path.display())]
+    #[error("{path} takes nothing since a write failed ({reason}): restart the broker. What was written then may be in force after it", path = path.display())]
     Poisoned {
         /// The file.
         path: PathBuf,

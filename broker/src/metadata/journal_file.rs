@@ -2,8 +2,9 @@
 //! hears of it.
 //!
 //! Invariants: every record is synced before the next is written, so only the last can be torn. After a failed write or
-//! sync the file takes nothing until it is opened again. A new file is written aside, synced, and renamed over the old one:
-//! a crash leaves the one or the other.
+//! sync the file takes nothing until it is opened again; then the last record, of which memory may show what the disk never
+//! got, is written and synced once more. A new file is written aside, synced, and renamed over the old one: a crash leaves the
+//! one or the other.
 //!
 //! Owns: writing, syncing, taking space ahead, replacing. Refuses: to cut anything but a torn record; the bytes' layout
 //! ([`mod@super::format`]), and what they mean ([`super::journal`], [`super::raft`]). Every method may block.
@@ -76,7 +77,8 @@ impl Bytes {
 }
 
 impl JournalFile {
-    /// Opens the file that was read, cuts what is torn, and makes sure that what was read is on stable storage.
+    /// Opens the file that was read, cuts what is torn, and makes sure that what was read is on stable storage. No sync does
+    /// that for bytes whose sync failed once: the system counts them as written. Only the last record can be such.
     ///
     /// # Errors
     /// [`JournalError::Io`].
@@ -91,10 +93,16 @@ impl JournalFile {
             let zeros = vec![0; scan.torn_bytes];
             file.write_at(scan.end as u64, &[IoSlice::new(&zeros)]).map_err(io_error("cut a torn frame of"))?;
         }
-        // What was read may be in memory only.
+        if let [.., before, _] = scan.frames.as_slice()
+            && let Some(last) = read.bytes.get(before.end()..scan.end)
+        {
+            file.write_at(before.end() as u64, &[IoSlice::new(last)]).map_err(io_error("write the last record of"))?;
+        }
         file.sync_all().map_err(io_error("sync"))?;
         files.sync_dir(path.parent().unwrap_or(Path::new("."))).map_err(io_error("sync the folder of"))?;
-        let (end, len) = (scan.end as u64, read.bytes.len() as u64);
+        let end = scan.end as u64;
+        // A reservation that failed and a crash may have left less than a step behind it.
+        let len = read.bytes.len() as u64 / STEP_BYTES * STEP_BYTES;
         Ok(JournalFile { files, path, file, version: scan.version, end, len, poisoned: None, closed: false })
     }
 
@@ -145,7 +153,7 @@ impl JournalFile {
     /// Keeps one record: it is on stable storage when this returns. Where there is no other room, it takes the reserve.
     ///
     /// # Errors
-    /// [`JournalError`]; the record is not kept.
+    /// [`JournalError`]; the record is not kept. After [`JournalError::Io`] it may be there when the file is opened again.
     pub(super) fn append(&mut self, index: u64, payload: &[u8]) -> Result<(), JournalError> {
         self.check_open()?;
         check_size(&self.path, payload.len())?;
@@ -174,8 +182,11 @@ impl JournalFile {
         if wanted <= self.len {
             return Ok(());
         }
-        let reserved = self.file.reserve(self.len, wanted - self.len);
-        reserved.map_err(|error| failure(&self.path, "take space for", error))?;
+        if let Err(error) = self.file.reserve(self.len, wanted - self.len) {
+            // It may have got some of it, and a file ends with a step.
+            self.file.set_len(self.len).map_err(|error| self.poison("give back space of", error))?;
+            return Err(failure(&self.path, "take space for", error));
+        }
         self.file.sync_all().map_err(|error| self.poison("sync", error))?;
         self.len = wanted;
         Ok(())

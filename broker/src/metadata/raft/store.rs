@@ -231,7 +231,7 @@ impl Store {
     /// is a newer one already, or this one cannot be written now, that is an older one. May block.
     ///
     /// # Errors
-    /// [`JournalError`]: there is no snapshot at all.
+    /// [`JournalError`]: there is no snapshot at all, or the file takes nothing any more.
     pub(super) fn write_snapshot(&self, applied: &Applied) -> Result<KeptSnapshot, JournalError> {
         let last = applied.last_log_id.map_or_else(|| "nothing".to_owned(), |last| last.to_string());
         let meta = SnapshotMeta {
@@ -248,7 +248,7 @@ impl Store {
         }
         match self.replace(&mut writer, KeptSnapshot { meta, state: Arc::clone(&applied.state) }) {
             Ok(kept) => Ok(kept),
-            Err(error @ JournalError::Closed { .. }) => Err(error),
+            Err(error) if !writer.file.is_open() => Err(error),
             Err(error) => match before {
                 Some(before) => {
                     tracing::warn!(%error, "metadata snapshot not written; the journal goes on without it");

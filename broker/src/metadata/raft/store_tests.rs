@@ -1,5 +1,5 @@
 use super::super::command::{self, Command, RaftRecord, command::Command as Kind};
-use super::super::format::{self, ALONE_VERSION, FrameKind, RAFT_VERSION};
+use super::super::format::{self, ALONE_VERSION, FrameKind, RAFT_VERSION, STEP_BYTES};
 use super::super::journal::{self, JournalError};
 use super::super::journal_file::JOURNAL_FILE;
 use super::super::state::MetadataState;
@@ -12,6 +12,7 @@ use headwater_storage::files::{self, OpenMode};
 use headwater_storage::sim::{Fault, Operation, SimFiles};
 use openraft::CommittedLeaderId;
 use prost::Message;
+use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -313,10 +314,19 @@ fn damage_is_refused_with_file_and_position() {
         assert!(path.ends_with(JOURNAL_FILE) && damage.position <= at, "{error}");
         assert_eq!(bytes(&disk), damaged, "what is damaged is left as it is");
     }
-    for len in [0, 5, end, end + 1, whole.len() - 1] {
+    for len in [0, 5, end, end + 1, STEP_BYTES as usize - 1] {
         write(&disk, &whole[..len]);
         let error = open(&disk).expect_err("refused").to_string();
         assert!(error.contains("it was cut"), "{len}: {error}");
+    }
+    // Behind the first step are zeros, where there is anything.
+    for len in [STEP_BYTES as usize, STEP_BYTES as usize + 1, whole.len() - 1] {
+        write(&disk, &whole[..len]);
+        drop(open(&disk).expect("nothing is lost"));
+        let mut damaged = bytes(&disk);
+        damaged.push(1);
+        write(&disk, &damaged);
+        open(&disk).expect_err("refused");
     }
 }
 
@@ -383,7 +393,7 @@ fn journal_of(kept: &Kept, record: &RaftRecord) -> Vec<u8> {
     let begins = kept.message(kept.snapshot.as_ref()).encode_to_vec();
     bytes.extend(format::frame(RAFT_VERSION, bytes.len(), FrameKind::Snapshot, 0, &begins));
     bytes.extend(format::frame(RAFT_VERSION, bytes.len(), FrameKind::Command, 1, &record.encode_to_vec()));
-    bytes.resize(format::STEP_BYTES as usize, 0);
+    bytes.resize(STEP_BYTES as usize, 0);
     bytes
 }
 
@@ -408,7 +418,7 @@ fn whole_records_that_make_no_sense_are_refused_with_their_place() {
 fn what_is_in_a_snapshot_is_dropped_so_that_file_and_memory_stay_small() {
     let disk = disk(9);
     let store = store(&disk);
-    let config = std::collections::BTreeMap::from([("key".to_owned(), "x".repeat(100_000))]);
+    let config = BTreeMap::from([("key".to_owned(), "x".repeat(100_000))]);
     store.change(entries(1, 1..=2)).expect("kept");
     let mut applied = applied(1, 2);
     let id = applied.state.topic("topic-2").expect("there").id.to_wire();
@@ -437,10 +447,17 @@ fn what_is_in_a_snapshot_is_dropped_so_that_file_and_memory_stay_small() {
 
 #[test]
 fn on_a_full_disk_only_what_is_urgent_has_room_and_nothing_ends() {
-    let disk = disk(10);
+    // A disk may have room for a part of what is asked for.
+    for pages_left in [0, 1, 5, 15, 16, 17] {
+        fill_the_disk(10 + pages_left, pages_left * 4096);
+    }
+}
+
+fn fill_the_disk(seed: u64, left_bytes: u64) {
+    let disk = disk(seed);
     let store = store(&disk);
     store.change(entries(1, 1..=1)).expect("kept");
-    disk.set_capacity(Some(disk.used_bytes()));
+    disk.set_capacity(Some(disk.used_bytes() + left_bytes));
     let mut index = 1;
     let full = loop {
         let bytes = command_at(index + 1).encoded_len() as u64 + 100;
@@ -459,6 +476,11 @@ fn on_a_full_disk_only_what_is_urgent_has_room_and_nothing_ends() {
         index += 1;
         store.change(entries(1, index..=index)).expect("the reserve");
     }
+    drop(store);
+    // A start on the full disk.
+    let disk = if seed.is_multiple_of(2) { disk.restart() } else { disk.crash() };
+    let store = self::store(&disk);
+    assert_eq!(store.kept().last_log_id(), Some(log_id(1, index)));
     disk.set_capacity(None);
     store.make_room(200, false).expect("there is room again");
     assert_eq!(self::store(&disk).kept().last_log_id(), Some(log_id(1, index)));
@@ -476,9 +498,44 @@ fn after_a_failed_write_or_sync_nothing_is_taken() {
         assert_eq!(store.kept().vote, Some(Vote::new_committed(1, MEMBER)), "nobody hears of it");
         let refused = store.change(entries(1, 3..=3)).expect_err("refused");
         assert!(matches!(refused, StoreError::Journal(JournalError::Poisoned { .. })), "{refused}");
-        let older = store.write_snapshot(&applied(1, 2)).expect("there is one");
-        assert_eq!(older.meta.last_log_id, Some(log_id(1, 0)));
+        let refused = store.write_snapshot(&applied(1, 2)).expect_err("refused");
+        assert!(matches!(refused, JournalError::Poisoned { .. }), "{refused}");
         assert!(!store.is_snapshot_due());
+    }
+}
+
+/// openraft goes on with an older snapshot as if nothing had happened, and the journal would take nothing any more.
+#[test]
+fn a_snapshot_that_leaves_the_journal_in_doubt_is_a_failure() {
+    let disk = disk(15);
+    let store = store(&disk);
+    store.change(entries(1, 1..=2)).expect("kept");
+    disk.fail(Fault::new(Operation::SyncDir).times(1));
+    let failed = store.write_snapshot(&applied(1, 2)).expect_err("which of the two files is there?");
+    assert!(matches!(failed, JournalError::Io { .. }), "{failed}");
+    store.change(entries(1, 3..=3)).expect_err("refused");
+}
+
+/// After a failed sync the system calls pages clean that the disk never got, and shows them until they leave its memory.
+#[test]
+fn what_is_read_after_a_failed_sync_is_written_once_more() {
+    for seed in 0..40 {
+        let disk = disk(seed);
+        let store = store(&disk);
+        store.change(entries(1, 1..=2)).expect("kept");
+        let config = BTreeMap::from([("key".to_owned(), "x".repeat(3 * 4096))]);
+        let alter = Kind::AlterTopic(command::AlterTopic { topic_id: vec![1; 16].into(), config });
+        let entry = Entry { log_id: log_id(1, 3), payload: EntryPayload::Normal(alter.into()) };
+        disk.fail(Fault::new(Operation::Sync).times(1));
+        store.change(Change::Append(vec![entry])).expect_err("a bad disk");
+        drop(store);
+        let disk = disk.restart();
+        let store = self::store(&disk);
+        assert_eq!(store.kept().last_log_id(), Some(log_id(1, 3)), "memory shows it");
+        store.change(entries(1, 4..=4)).expect("kept");
+        drop(store);
+        let disk = disk.crash();
+        assert_eq!(self::store(&disk).kept().last_log_id(), Some(log_id(1, 4)), "{seed}");
     }
 }
 
