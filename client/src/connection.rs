@@ -22,7 +22,7 @@ use tokio::time::timeout_at;
 use crate::config::{ClientConfig, host_of};
 use crate::error::Error;
 use crate::quic;
-use crate::reach::{no_answer, reach, sum_up};
+use crate::reach::{Tried, reach, sum_up};
 use crate::retry::{Backoff, Deadline};
 use crate::stream::{FrameReader, write_message};
 
@@ -234,8 +234,8 @@ struct Known {
     reached: HashMap<i32, String>,
     /// Where it says it is.
     advertised: HashMap<i32, String>,
-    /// What became of the last attempt at an address, unless it succeeded.
-    failed: HashMap<String, Error>,
+    /// What became of each address since the last control connection was made.
+    tried: HashMap<String, Tried>,
     closed: bool,
 }
 
@@ -287,10 +287,7 @@ impl Connections {
     fn what_failed(&self, deadline: Deadline) -> Error {
         let addresses = self.control_addresses();
         let known = lock(&self.known);
-        let failure = |address| match known.failed.get(address) {
-            Some(error) => error.clone(),
-            None => no_answer(address, deadline),
-        };
+        let failure = |address| known.tried.get(address).cloned().unwrap_or_default().tell(address, deadline);
         sum_up(addresses.iter().map(|address| (&**address, failure(address))).collect())
     }
 
@@ -406,11 +403,18 @@ impl Connections {
                 return Err(Error::Closed);
             }
             let deadline = Deadline::within(ATTEMPT_TIMEOUT.min(self.config.connect_timeout));
+            let control = role == wire::ConnectionRole::Control;
+            if control {
+                lock(&self.known).tried.entry(address.clone()).or_default().since = Some(tokio::time::Instant::now());
+            }
             match self.connect_to(role, address, deadline).await {
                 Ok(link) => return Ok(link),
                 Err(error) => {
                     tracing::debug!(address, %error, "connecting fails");
-                    lock(&self.known).failed.insert(address.clone(), error.clone());
+                    if control {
+                        let tried = Tried { since: None, failed: Some(error.clone()) };
+                        lock(&self.known).tried.insert(address.clone(), tried);
+                    }
                     failures.push((&**address, error));
                 }
             }
@@ -487,7 +491,9 @@ impl Connections {
         }
         known.cluster_id = hello.cluster_id;
         known.reached.insert(hello.broker_id, address.into());
-        known.failed.remove(address);
+        if role == wire::ConnectionRole::Control {
+            known.tried.clear();
+        }
         tracing::debug!(address, broker_id = hello.broker_id, ?role, "connected");
         Ok(Arc::new(link))
     }

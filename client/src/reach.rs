@@ -3,10 +3,12 @@
 //! Owns: the handshake with whoever is behind an address, at all places that its name has; which of several failures is
 //! told. Refuses: which addresses there are, when to try again, and hello (see [`crate::connection`]).
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use quinn::ConnectionError;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::Error;
 use crate::retry::Deadline;
@@ -19,9 +21,10 @@ pub(crate) async fn reach(
     address: &str,
     deadline: Deadline,
 ) -> Result<quinn::Connection, Error> {
+    let began = Instant::now();
     let failed = |reason: String| Error::Connect { address: address.into(), reason };
-    let no_answer = || no_answer(address, deadline);
-    let found = timeout_at(deadline.at, tokio::net::lookup_host(address)).await.map_err(|_| no_answer())?;
+    let unresolved = |_| failed(format!("the name was not resolved within {:?}", deadline.after));
+    let found = timeout_at(deadline.at, tokio::net::lookup_host(address)).await.map_err(unresolved)?;
     let attempts = found.map_err(|e| failed(e.to_string()))?.map(|to| {
         let attempt = endpoint.connect_with(tls.clone(), to, name);
         async move {
@@ -39,12 +42,36 @@ pub(crate) async fn reach(
     if attempts.is_empty() {
         return Err(failed("the name has no address".into()));
     }
-    first_of(attempts, deadline).await.map_err(|told| told.unwrap_or_else(no_answer))
+    let silent = || failed(format!("no answer within {:?}", in_ms(began.elapsed().min(deadline.after))));
+    first_of(attempts, deadline).await.map_err(|told| told.unwrap_or_else(silent))
 }
 
-/// Nobody said anything.
-pub(crate) fn no_answer(address: &str, deadline: Deadline) -> Error {
-    Error::Connect { address: address.into(), reason: format!("no answer within {:?}", deadline.after) }
+/// What became of an address, as far as is known before the attempts have ended.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tried {
+    /// When the attempt began that runs now.
+    pub(crate) since: Option<Instant>,
+    /// What the last attempt that ended said.
+    pub(crate) failed: Option<Error>,
+}
+
+impl Tried {
+    /// What to say to somebody whose time is up.
+    pub(crate) fn tell(&self, address: &str, deadline: Deadline) -> Error {
+        let reason = match (&self.failed, self.since) {
+            (Some(error), _) => return error.clone(),
+            (None, Some(since)) => {
+                format!("no answer so far, after {:?}", in_ms(deadline.at.saturating_duration_since(since)))
+            }
+            (None, None) => format!("not tried yet when {:?} were over", deadline.after),
+        };
+        Error::Connect { address: address.into(), reason }
+    }
+}
+
+/// As exact as a person wants it.
+fn in_ms(time: Duration) -> Duration {
+    Duration::from_millis(u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The first of `attempts` to succeed.
@@ -111,7 +138,6 @@ mod tests {
     use super::*;
     use futures::FutureExt;
     use headwater_proto::ErrorCode;
-    use std::time::Duration;
 
     fn silent(address: &str) -> Error {
         Error::Connect { address: address.into(), reason: "no answer within 3s".into() }
@@ -142,6 +168,18 @@ mod tests {
         assert!(first_of([attempt(None), attempt(None)], soon()).await.unwrap_err().is_none());
         let good = std::future::ready(Ok(())).boxed();
         assert!(first_of([attempt(Some(untrusted("localhost:1"))), good], soon()).await.is_ok());
+    }
+
+    #[test]
+    fn an_address_is_said_to_be_silent_only_if_it_was_tried_and_for_as_long_as_it_was() {
+        let deadline = Deadline::within(Duration::from_secs(10));
+        let tell = |tried: Tried| tried.tell("a:1", deadline).to_string();
+        let since = Some(deadline.at - Duration::from_micros(1_234_567));
+        assert!(tell(Tried::default()).contains("a:1: not tried yet when 10s were over"));
+        assert!(tell(Tried { since, failed: None }).contains("a:1: no answer so far, after 1.234s"));
+        for since in [None, since] {
+            assert!(tell(Tried { since, failed: Some(silent("a:1")) }).contains("a:1: no answer within 3s"));
+        }
     }
 
     #[test]

@@ -58,6 +58,28 @@ async fn a_foreign_certificate_is_told_of_although_another_broker_of_the_list_is
 }
 
 #[tokio::test]
+async fn of_each_address_it_is_told_whether_it_was_tried_and_for_how_long() {
+    let peer = Peer::start(1).await;
+    let silent = [(); 2].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    let [first, second] = silent.each_ref().map(|socket| socket.local_addr().unwrap().to_string());
+    let config = ClientConfig {
+        bootstrap: vec![peer.address(), first.clone(), second.clone()],
+        request_timeout: Duration::from_secs(1),
+        ..peer.config()
+    };
+    let client = within("connect", Client::connect(config)).await.unwrap();
+    peer.set_hello(|hello| hello.version = 99);
+    peer.drop_connections();
+    let error = within("list groups", client.admin().list_groups()).await.unwrap_err();
+    let text = error.to_string();
+    assert!(text.contains(&format!("{}: the broker speaks version 99", peer.address())), "{text}");
+    let (_, waited) = text.split_once(&format!("{first}: no answer so far, after ")).expect(&text);
+    let waited = waited.split_once("ms").expect("less than the request's time").0;
+    assert!(waited.parse::<u32>().unwrap() < 1000, "{text}");
+    assert!(text.contains(&format!("{second}: not tried yet when 1s were over")), "{text}");
+}
+
+#[tokio::test]
 async fn a_broker_of_another_version_is_refused_by_name() {
     let peer = Peer::start(1).await;
     peer.set_hello(|hello| hello.version = 99);
