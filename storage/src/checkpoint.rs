@@ -176,10 +176,17 @@ pub fn decode_offsets(bytes: &[u8]) -> Result<PartitionOffsets, TextFault> {
     Ok(offsets)
 }
 
+fn text_of(bytes: &[u8]) -> Result<&str, TextFault> {
+    std::str::from_utf8(bytes).map_err(|error| {
+        let before = bytes.iter().take(error.valid_up_to());
+        TextFault { line: 1 + before.filter(|byte| **byte == b'\n').count(), detail: "not text".into() }
+    })
+}
+
 /// The entries of a version 0 checkpoint, each with the number of its line and split at its spaces.
 pub(crate) fn checkpoint_lines(bytes: &[u8]) -> Result<Vec<(usize, Vec<&str>)>, TextFault> {
     let fault = |line: usize, detail: String| TextFault { line, detail };
-    let text = std::str::from_utf8(bytes).map_err(|_| fault(1, "not text".into()))?;
+    let text = text_of(bytes)?;
     let mut lines = text.lines();
     match lines.next() {
         Some("0") => {}
@@ -221,7 +228,7 @@ pub fn write_partition_metadata(files: &dyn Files, partition_dir: &Path, topic_i
 
 fn decode_partition_metadata(bytes: &[u8]) -> Result<TopicId, TextFault> {
     let fault = |line: usize, detail: &str| TextFault { line, detail: detail.into() };
-    let text = std::str::from_utf8(bytes).map_err(|_| fault(1, "not text"))?;
+    let text = text_of(bytes)?;
     let mut lines = text.lines();
     if lines.next() != Some("version: 0") {
         return Err(fault(1, "expected \"version: 0\""));
@@ -260,7 +267,7 @@ impl MetaProperties {
     /// Reads the file's text, ours or Kafka's.
     pub fn decode(bytes: &[u8]) -> Result<MetaProperties, TextFault> {
         let fault = |line: usize, detail: &str| TextFault { line, detail: detail.into() };
-        let text = std::str::from_utf8(bytes).map_err(|_| fault(1, "not text"))?;
+        let text = text_of(bytes)?;
         let mut found: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
         for (number, line) in text.lines().enumerate() {
             let line = line.trim();

@@ -14,8 +14,15 @@
 
 use std::fmt::Write;
 
+use headwater_proto::batch::BatchHeader;
+
 /// Name of the file in a partition's folder.
 pub const FILE_NAME: &str = "leader-epoch-checkpoint";
+
+/// The leader epoch of a batch whose leader had none.
+pub(crate) const NO_EPOCH: i32 = -1;
+/// The line on which the file's first entry stands.
+pub(crate) const FIRST_LINE: usize = 3;
 
 /// A leader epoch and where it began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +77,27 @@ impl LeaderEpochs {
         after.checked_sub(1).and_then(|last| self.entries.get(last)).map(|entry| entry.epoch)
     }
 
+    /// The epoch that wrote a batch. The oldest epoch begins with the log, which may be within a batch.
+    pub(crate) fn of_batch(&self, header: &BatchHeader) -> Option<i32> {
+        let first = self.entries.first()?.start_offset;
+        if header.last_offset() < first { None } else { self.at(header.base_offset.max(first)) }
+    }
+
+    /// What is wrong with a batch's leader epoch where the history says exactly who wrote what. Batches of before epochs were known
+    /// have none; of those before the oldest one, it is known only that no newer leader wrote them.
+    pub(crate) fn contradiction(&self, header: &BatchHeader) -> Option<String> {
+        let epoch = header.leader_epoch;
+        match self.of_batch(header) {
+            _ if epoch == NO_EPOCH => None,
+            _ if epoch < NO_EPOCH => Some(format!("leader epoch {epoch}")),
+            Some(known) if epoch != known => Some(format!("leader epoch {epoch}, where {FILE_NAME} says {known}")),
+            None if self.entries.first().is_some_and(|first| epoch > first.epoch) => {
+                Some(format!("leader epoch {epoch}, which {FILE_NAME} does not know there"))
+            }
+            _ => None,
+        }
+    }
+
     /// For a peer that knows the log up to `epoch`: the largest epoch here that is not newer, and where the next one
     /// begins (`log_end` if there is none). `None` if this log knows no epoch at all, or only older ones than it.
     pub fn end_of(&self, epoch: i32, log_end: i64) -> Option<(i32, i64)> {
@@ -102,6 +130,11 @@ impl LeaderEpochs {
             entry.start_offset = start;
         }
         changed
+    }
+
+    /// The line of the file that says who wrote an offset; the first entry's, of those before it.
+    pub(crate) fn line_of(&self, offset: i64) -> usize {
+        FIRST_LINE + self.entries.partition_point(|entry| entry.start_offset <= offset).saturating_sub(1)
     }
 
     /// The file's text.

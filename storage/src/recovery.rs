@@ -14,6 +14,7 @@
 //!   whose write failed may be clean in memory and missing on the disk.
 //! * Indexes, checksums, snapshots and epochs are made from the log; damaged ones are made anew and reported.
 
+mod history;
 mod report;
 mod segment;
 
@@ -56,6 +57,14 @@ struct Opening<'a> {
     report: RecoveryReport,
     epochs: LeaderEpochs,
     epochs_changed: bool,
+    /// The checkpoint of leader epochs could be read, and nothing speaks against it.
+    epochs_known: bool,
+    /// The checkpoint is there and has none.
+    epochs_empty: bool,
+    /// As the checkpoint has them.
+    epochs_as_read: LeaderEpochs,
+    /// The segments.
+    bases: Vec<i64>,
     /// Offset of the newest snapshot of the producers that can be read.
     snapshot: Option<i64>,
     /// The segment of which a scan began somewhere in the middle, and the bytes that it did not check.
@@ -87,6 +96,10 @@ pub(crate) fn recover(
         report: RecoveryReport { clean: hints.clean_shutdown, ..Default::default() },
         epochs: LeaderEpochs::default(),
         epochs_changed: false,
+        epochs_known: false,
+        epochs_empty: false,
+        epochs_as_read: LeaderEpochs::default(),
+        bases: Vec::new(),
         snapshot: None,
         unchecked: None,
         progress,
@@ -99,8 +112,8 @@ pub(crate) fn recover(
     opening.tidy()?;
     opening.claim()?;
     let bases = opening.base_offsets()?;
-    let epochs_known = opening.read_epochs()?;
-    let recovered = if bases.is_empty() { opening.create()? } else { opening.segments(&bases, epochs_known)? };
+    opening.read_epochs()?;
+    let recovered = if bases.is_empty() { opening.create()? } else { opening.segments(&bases)? };
     Ok((recovered, std::mem::take(&mut opening.report)))
 }
 
@@ -162,22 +175,26 @@ impl Opening<'_> {
         Ok(bases)
     }
 
-    /// The history of leader epochs; whether it could be read.
-    fn read_epochs(&mut self) -> Result<bool, OpenError> {
+    /// The history of leader epochs, if it can be read.
+    fn read_epochs(&mut self) -> Result<(), OpenError> {
         let path = self.place.dir.join(epochs::FILE_NAME);
         match files::read(&**self.place.files, &path, 16 << 20) {
             Ok(bytes) => match LeaderEpochs::decode(&bytes) {
-                Ok(epochs) => self.epochs = epochs,
+                // One that knows nothing says nothing of batches from before the log start, which may still be there.
+                Ok(epochs) => {
+                    self.epochs_known = !epochs.entries().is_empty();
+                    self.epochs_empty = !self.epochs_known;
+                    (self.epochs, self.epochs_as_read) = (epochs.clone(), epochs);
+                }
                 Err(fault) => {
                     tracing::warn!(path = %path.display(), %fault, "damaged; made anew from the log");
                     self.report.rebuilt.push(path);
-                    return Ok(false);
                 }
             },
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(IoFailure::new("read", &path, error).into()),
         }
-        Ok(true)
+        Ok(())
     }
 
     /// An empty log.
@@ -207,12 +224,13 @@ impl Opening<'_> {
         })
     }
 
-    fn segments(&mut self, bases: &[i64], epochs_known: bool) -> Result<Recovered, OpenError> {
+    fn segments(&mut self, bases: &[i64]) -> Result<Recovered, OpenError> {
         // Those that end before the log start were deleted, or were about to be.
         let departed = bases.windows(2).take_while(|pair| pair[1] <= self.hints.log_start_offset).count();
         let departed = if self.keep_producers(bases, departed)? { departed } else { 0 };
         let (departed, bases) = bases.split_at(departed);
         departed.iter().try_for_each(|base_offset| self.remove_segment(*base_offset))?;
+        self.bases = bases.to_vec();
         // The first segment of which something may not have been flushed.
         let first_scanned = match self.hints.clean_shutdown {
             true => bases.len(),
@@ -269,11 +287,21 @@ impl Opening<'_> {
             let open = segment.open().map_err(from_reading)?;
             verify::verify(&segment, &open, 0..end, 0).map_err(from_reading)?;
         }
-        if !epochs_known {
+        if self.epochs_known {
+            self.check_history(&entries, next_offset)?;
+        }
+        if !self.epochs_known {
             self.rebuild_epochs(&entries)?;
         }
         self.epochs_changed |= self.epochs.truncate_from(next_offset);
+        let history = Arc::new(self.epochs.clone());
+        entries.iter().for_each(|entry| entry.segment.verified.expect_epochs(&history));
         let log_start = self.hints.log_start_offset.max(entries.first().map_or(0, SegmentEntry::base_offset));
+        if self.epochs_empty
+            && (log_start..self.exact_below().min(next_offset)).contains(&self.first_epoch_from(log_start))
+        {
+            self.report_epochs(None, "there are batches of leader epochs, and it has none");
+        }
         let producers = replay::replay_producers(
             &**self.place.files,
             self.place.dir,

@@ -12,6 +12,7 @@ use headwater_proto::batch::{self, BatchError, BatchHeader, HEADER_BYTES};
 use crate::active::{Place, crc_header, read_crc_file};
 use crate::checkpoint::segment_file_name;
 use crate::crcfile::{RunningCrc, STEP_BYTES};
+use crate::epochs::{EpochEntry, LeaderEpochs};
 use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
 use crate::files::{File, Files, Metadata, OpenMode, read_exact_at};
 use crate::index::{IndexBuilder, IndexBytes, IndexEntry, LargestTimestamp, OffsetEntry, TimeEntry, decode_entries};
@@ -109,6 +110,47 @@ pub(crate) struct Fault {
     pub(crate) zeros_follow: bool,
     /// A zeroed header and then other bytes: the end of a recycled file (or a hole in a torn write).
     pub(crate) stale_follows: bool,
+    /// Nothing but the batch's leader epoch is wrong, or else what is known of leader epochs.
+    pub(crate) only_epoch: bool,
+}
+
+/// Compares the leader epochs of batches with what is known of them, and learns of those that are new.
+#[derive(Debug)]
+pub(crate) struct EpochAudit<'a> {
+    pub(crate) epochs: &'a mut LeaderEpochs,
+    /// The history is exact below this offset. From there on leaders may have written of which it does not know, and the newest of those that
+    /// it knows may have written nothing.
+    pub(crate) exact_below: i64,
+    pub(crate) changed: bool,
+}
+
+impl EpochAudit<'_> {
+    /// What is wrong with the leader epoch of a batch that is whole; `next` is the header behind it, if one can be read there.
+    fn contradiction(&mut self, header: &BatchHeader, next: Option<&BatchHeader>) -> Option<String> {
+        let (epoch, base_offset) = (header.leader_epoch, header.base_offset);
+        if base_offset < self.exact_below || epoch < 0 {
+            return self.epochs.contradiction(header);
+        }
+        let wrote_nothing = |last: &&EpochEntry| {
+            last.start_offset == base_offset
+                && epoch < last.epoch
+                && next.is_none_or(|next| next.leader_epoch != last.epoch)
+        };
+        if self.epochs.entries().last().filter(wrote_nothing).is_some() {
+            self.epochs.truncate_from(base_offset);
+            self.changed = true;
+        }
+        if self.epochs.latest().is_some_and(|latest| epoch <= latest) {
+            return self.epochs.contradiction(header);
+        }
+        let falls =
+            |next: &&BatchHeader| next.base_offset == header.next_offset() && (0..epoch).contains(&next.leader_epoch);
+        if let Some(next) = next.filter(falls) {
+            return Some(format!("leader epoch {epoch}, and the batch behind it is of {}", next.leader_epoch));
+        }
+        self.changed |= self.epochs.assign(epoch, base_offset);
+        None
+    }
 }
 
 impl Fault {
@@ -128,6 +170,7 @@ pub(crate) fn scan_segment(
     path: &Path,
     rules: ScanRules,
     start: ScanStart,
+    epochs: &mut EpochAudit<'_>,
     mut on_batch: impl FnMut(&BatchHeader),
 ) -> Result<SegmentScan, IoFailure> {
     let len = file.len().during("look at", path)?;
@@ -150,8 +193,9 @@ pub(crate) fn scan_segment(
     let mut window = Window { file, path, len, bytes: Vec::new(), at: 0 };
     while scan.end < len {
         let expected = scan.next_offset;
-        let ahead = window.offset_ahead(scan.end, expected)?;
+        let ahead = window.header_ahead(scan.end)?;
         let found = window.batch(scan.end)?;
+        let mut only_epoch = false;
         let detail = match &found {
             Ok((header, _)) if header.base_offset < expected => {
                 format!("a batch of offset {}, where {expected} is next", header.base_offset)
@@ -162,7 +206,10 @@ pub(crate) fn scan_segment(
             // Base offsets are outside the batch's checksum. Behind a true gap the log goes on; behind a damaged offset it goes back.
             Ok((header, _))
                 if header.base_offset > expected
-                    && ahead.or(rules.next_base).map_or(!rules.compacted, |next| next < header.next_offset()) =>
+                    && ahead
+                        .map(|header| header.base_offset)
+                        .or(rules.next_base)
+                        .map_or(!rules.compacted, |next| next < header.next_offset()) =>
             {
                 format!(
                     "a batch of offset {}, which the one behind it does not follow; {expected} is next",
@@ -172,24 +219,30 @@ pub(crate) fn scan_segment(
             Ok((header, _)) if header.last_offset() - rules.base_offset > i64::from(u32::MAX) => {
                 format!("offset {} is too far from the segment's base", header.last_offset())
             }
-            Ok((header, batch)) => {
-                if header.last_offset() >= rules.rewrite_from {
-                    file.write_at(scan.end, &[IoSlice::new(batch)]).during("write", path)?;
-                } else {
-                    scan.flushed = scan.end + batch.len() as u64;
+            Ok((header, batch)) => match epochs.contradiction(header, ahead.as_ref()) {
+                Some(detail) => {
+                    only_epoch = true;
+                    detail
                 }
-                on_batch(header);
-                scan.audit.batch(header, scan.end);
-                if scan.end >= start.indexed {
-                    scan.index.batch(header, scan.end, &mut scan.entries);
+                None => {
+                    if header.last_offset() >= rules.rewrite_from {
+                        file.write_at(scan.end, &[IoSlice::new(batch)]).during("write", path)?;
+                    } else {
+                        scan.flushed = scan.end + batch.len() as u64;
+                    }
+                    on_batch(header);
+                    scan.audit.batch(header, scan.end);
+                    if scan.end >= start.indexed {
+                        scan.index.batch(header, scan.end, &mut scan.entries);
+                    }
+                    scan.crc.update(batch);
+                    scan.first_timestamp = scan.first_timestamp.or(Some(header.max_timestamp));
+                    scan.next_offset = header.next_offset();
+                    scan.end += batch.len() as u64;
+                    scan.batches += 1;
+                    continue;
                 }
-                scan.crc.update(batch);
-                scan.first_timestamp = scan.first_timestamp.or(Some(header.max_timestamp));
-                scan.next_offset = header.next_offset();
-                scan.end += batch.len() as u64;
-                scan.batches += 1;
-                continue;
-            }
+            },
             Err(error) => error.to_string(),
         };
         let zeros = window.zeros_from(scan.end)?;
@@ -199,6 +252,7 @@ pub(crate) fn scan_segment(
             detail,
             zeros_follow: scan.end + zeros == len,
             stale_follows: scan.end + zeros < len && zeros >= HEADER_BYTES as u64,
+            only_epoch,
         });
         break;
     }
@@ -286,20 +340,19 @@ impl Window<'_> {
         Ok(batch::check(bytes).map(|header| (header, bytes)))
     }
 
-    /// Where a batch begins at another offset than `expected`: the base offset of the one behind it, if there is one.
-    fn offset_ahead(&mut self, position: u64, expected: i64) -> Result<Option<i64>, IoFailure> {
+    /// The header behind the batch at a position, if there is one. What is in memory stays there.
+    fn header_ahead(&mut self, position: u64) -> Result<Option<BatchHeader>, IoFailure> {
         let Ok(header) = BatchHeader::parse(self.bytes(position, HEADER_BYTES)?) else { return Ok(None) };
-        if header.base_offset == expected {
-            return Ok(None);
-        }
-        let path = self.path;
-        let mut bytes = [0; HEADER_BYTES];
         let behind = position + header.size() as u64;
         if behind + HEADER_BYTES as u64 > self.len {
             return Ok(None);
         }
-        read_exact_at(self.file, &mut bytes, behind).during("read", path)?;
-        Ok(BatchHeader::parse(&bytes).ok().map(|header| header.base_offset))
+        if behind + HEADER_BYTES as u64 <= self.at + self.bytes.len() as u64 {
+            return Ok(BatchHeader::parse(self.bytes(behind, HEADER_BYTES)?).ok());
+        }
+        let mut bytes = [0; HEADER_BYTES];
+        read_exact_at(self.file, &mut bytes, behind).during("read", self.path)?;
+        Ok(BatchHeader::parse(&bytes).ok())
     }
 
     /// How many zero bytes there are from a position on.
@@ -370,6 +423,8 @@ pub(crate) enum Checked {
     Complete(Complete),
     /// They do not; the reason. The segment has to be read whole.
     Suspect(&'static str),
+    /// They do, but for the leader epoch of a batch, or what is known of leader epochs.
+    WrongEpoch,
 }
 
 /// A segment whose files fit together.
@@ -389,6 +444,7 @@ pub(crate) fn check_segment(
     base_offset: i64,
     metadata: Metadata,
     next_base: Option<i64>,
+    epochs: Option<&LeaderEpochs>,
 ) -> Result<Checked, OpenError> {
     let Place { files, dir, identity, config } = place;
     let size = metadata.len;
@@ -474,6 +530,9 @@ pub(crate) fn check_segment(
         }
         if header.base_offset < next_offset {
             return Ok(Checked::Suspect("its offsets do not rise"));
+        }
+        if epochs.is_some_and(|epochs| epochs.contradiction(&header).is_some()) {
+            return Ok(Checked::WrongEpoch);
         }
         if bytes_since_entry > u64::from(config.index_interval_bytes) * u64::from(missing + 1) {
             missing += 1;

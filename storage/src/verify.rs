@@ -4,7 +4,7 @@
 //! was checked already. Read next: `segment.rs`.
 //!
 //! Blocks of 64 KiB are compared with the `.crc` file; where there is none (Kafka wrote the segment), batches are checked by their own
-//! checksums. Bytes that differ in a segment which is as long as its `.crc` says were changed in place, and are damage, even where every batch is
+//! checksums, and their leader epochs, which those leave out, by the history of the moment when the log was opened. Bytes that differ in a segment which is as long as its `.crc` says were changed in place, and are damage, even where every batch is
 //! valid by itself: its checksum leaves out the first 21 bytes. If the length differs too, Kafka appended or compacted here; then valid
 //! batches are good enough, and the disagreement is reported once. So they are for whoever still reads a segment that compaction replaced: the
 //! `.crc` of that name is its successor's.
@@ -12,16 +12,17 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use headwater_proto::batch::{self, BatchHeader, HEADER_BYTES};
 
 use crate::active::read_crc_file;
 use crate::crcfile::{CrcFile, RunningCrc, STEP_BYTES};
+use crate::epochs::LeaderEpochs;
 use crate::error::{Corruption, During, ReadError, bad_batch};
 use crate::files::read_exact_at;
 use crate::index::IndexBuilder;
-use crate::scan::{self, IndexAudit, ScanRules, ScanStart};
+use crate::scan::{self, EpochAudit, IndexAudit, ScanRules, ScanStart};
 use crate::segment::{Opened, Segment, lock};
 
 /// What of a segment was checked.
@@ -33,12 +34,20 @@ pub(crate) struct Verified {
     ranges: Mutex<BTreeMap<u64, u64>>,
     /// The checksum file disagrees with valid batches.
     ignore_crc: AtomicBool,
+    /// Who wrote the bytes that were there before this process.
+    epochs: OnceLock<Arc<LeaderEpochs>>,
 }
 
 impl Verified {
     /// Nothing before `below` was checked.
     pub(crate) fn distrust(&self, below: u64) {
         self.below.store(below, Ordering::Release);
+    }
+
+    /// What the leader epochs of batches before `below` must be.
+    pub(crate) fn expect_epochs(&self, epochs: &Arc<LeaderEpochs>) {
+        // Once: they are those of the moment when the log was opened.
+        let _ = self.epochs.set(Arc::clone(epochs));
     }
 
     /// Whether the checksum file turned out not to be this log's.
@@ -102,6 +111,14 @@ pub(crate) fn verify(segment: &Arc<Segment>, open: &Opened, range: Range<u64>, b
         bytes.resize(header.size().min(below.saturating_sub(at) as usize), 0);
         read_exact_at(&*open.file, &mut bytes, at).during("read", &path)?;
         batch::check(&bytes).map_err(|error| corrupt(at, error))?;
+        if let Some(detail) = verified.epochs.get().and_then(|epochs| epochs.contradiction(&header)) {
+            return Err(ReadError::Corruption(Corruption {
+                path,
+                position: at,
+                offset: Some(header.base_offset),
+                detail,
+            }));
+        }
         at += bytes.len() as u64;
     }
     verified.insert(boundary..at);
@@ -169,7 +186,11 @@ fn judge(segment: &Arc<Segment>, open: &Opened, file: &CrcFile, position: u64, b
     let crc = RunningCrc::new(&file.header);
     let audit = IndexAudit::new(segment.base_offset, None, None, i64::MIN);
     let start = ScanStart::beginning(index, audit, crc, segment.base_offset);
-    let scanned = scan::scan_segment(&*open.file, &path, rules, start, |_| {})?;
+    let known = segment.verified.epochs.get();
+    let mut epochs = known.map(|epochs| LeaderEpochs::clone(epochs)).unwrap_or_default();
+    let exact_below = if known.is_some() { i64::MAX } else { i64::MIN };
+    let mut epochs = EpochAudit { epochs: &mut epochs, exact_below, changed: false };
+    let scanned = scan::scan_segment(&*open.file, &path, rules, start, &mut epochs, |_| {})?;
     if let Some(fault) = scanned.fault.filter(|fault| fault.position < below) {
         let mut corruption: Corruption = fault.corruption(&path);
         corruption.detail.push_str(&format!("; the checksum of the 64 KiB at position {position} says so too"));

@@ -143,6 +143,17 @@ pub struct Target {
     /// Offsets that snapshots are of, rising.
     snapshots: Vec<i64>,
     whole: bool,
+    /// What the data root says of the partition, if the folder lies in one.
+    pub(crate) known: Option<KnownOffsets>,
+}
+
+/// What the checkpoints of a data root say of a partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KnownOffsets {
+    /// Everything before was flushed.
+    pub(crate) flushed: i64,
+    /// Where the log begins, or where it began when that was last written down.
+    pub(crate) log_start: i64,
 }
 
 /// A `.log` file.
@@ -181,6 +192,8 @@ impl Target {
             answer => answer.map_err(at(path))?,
         };
         let dir = if metadata.is_dir { path } else { files::parent(path) };
+        // Before anything else, so that beside a running broker it is never ahead of the rest.
+        let known = known_offsets(&*files, dir);
         let mut bases = offsets_of(&*files, dir, ".log")?;
         let mut snapshots = offsets_of(&*files, dir, producers::EXTENSION)?;
         snapshots.sort_unstable();
@@ -206,7 +219,7 @@ impl Target {
             return Err(InspectError::NoSegment(path.to_owned()));
         }
         let dir = dir.to_owned();
-        Ok(Target { files, path: path.to_owned(), dir, segments, snapshots, whole: metadata.is_dir })
+        Ok(Target { files, path: path.to_owned(), dir, segments, snapshots, whole: metadata.is_dir, known })
     }
 
     /// The path as it was given.
@@ -216,20 +229,12 @@ impl Target {
 
     /// Topic and partition, if the directory's name tells.
     pub fn partition(&self) -> Option<(String, u32)> {
-        let dir = match self.dir.file_name() {
-            Some(name) => name.to_string_lossy().into_owned(),
-            None => name(&std::path::absolute(&self.dir).ok()?),
-        };
-        parse_partition_dir_name(&dir)
+        partition_of(&self.dir)
     }
 
     /// The folder that the partition's lies in: the data root, if it is in one.
     pub(crate) fn root(&self) -> PathBuf {
-        match self.dir.file_name() {
-            Some(_) => files::parent(&self.dir).to_owned(),
-            // `.` and the like.
-            None => std::path::absolute(&self.dir).map_or(PathBuf::new(), |dir| files::parent(&dir).to_owned()),
-        }
+        root_of(&self.dir)
     }
 
     /// Bytes of all segments' `.log` files, as a measure of the work.
@@ -264,7 +269,8 @@ impl Target {
         let index = self.small_file(&segment.sibling("index")).ok().flatten().unwrap_or_default();
         let entries = decode_entries::<OffsetEntry>(&index).unwrap_or_default();
         let boundaries = entries.into_iter().map(|entry| u64::from(entry.position)).collect();
-        match Scanner::open(&*self.files, segment, epochs, boundaries, self.snapshots.clone(), previous) {
+        let flushed = self.known.map_or(i64::MIN, |known| known.flushed);
+        match Scanner::open(&*self.files, segment, epochs, boundaries, self.snapshots.clone(), previous, flushed) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
             scanner => scanner.map(Some).map_err(at(&segment.path)),
         }
@@ -278,6 +284,30 @@ impl Target {
             Err(source) => Err(InspectError::Io { path: path.to_owned(), source }),
         }
     }
+}
+
+fn partition_of(dir: &Path) -> Option<(String, u32)> {
+    let dir = match dir.file_name() {
+        Some(name) => name.to_string_lossy().into_owned(),
+        None => name(&std::path::absolute(dir).ok()?),
+    };
+    parse_partition_dir_name(&dir)
+}
+
+fn root_of(dir: &Path) -> PathBuf {
+    match dir.file_name() {
+        Some(_) => files::parent(dir).to_owned(),
+        // `.` and the like.
+        None => std::path::absolute(dir).map_or(PathBuf::new(), |dir| files::parent(&dir).to_owned()),
+    }
+}
+
+/// What the data root says of the partition in `dir`; `None` if it is in none, or nothing is said that can be read.
+fn known_offsets(files: &dyn Files, dir: &Path) -> Option<KnownOffsets> {
+    let (root, partition) = (root_of(dir), partition_of(dir)?);
+    let flushed = *checkpoint::read_offsets(files, &root, checkpoint::RECOVERY_POINTS).ok()?.get(&partition)?;
+    let log_starts = checkpoint::read_log_starts(files, &root).ok()?.offsets;
+    Some(KnownOffsets { flushed, log_start: log_starts.get(&partition).copied().unwrap_or(0) })
 }
 
 /// Indexes and snapshots beyond this size are refused; Kafka's indexes stop at 10 MiB unless told otherwise.

@@ -405,6 +405,10 @@ impl<'a> Repair<'a> {
             _ => std::mem::take(&mut self.epochs_of_batches),
         };
         epochs.truncate_from(end + 1);
+        if let Some(last) = self.previous.filter(|last| last.record_count == 0) {
+            // It stands for what is lost, whoever wrote that.
+            epochs.truncate_from(last.base_offset + 1);
+        }
         let path = self.to.join(epochs::FILE_NAME);
         write_synced(&*self.target.files, &path, epochs.encode().as_bytes()).map_err(failed)
     }

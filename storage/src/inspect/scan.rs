@@ -89,6 +89,8 @@ pub(crate) struct Scanner {
     epochs: Option<LeaderEpochs>,
     /// The file ends in zeros: its log was not closed, or is being written, and the leader epoch checkpoint may lag behind.
     unfinished: bool,
+    /// But not of batches before this offset: they are known to be flushed, and their epochs were written down before.
+    flushed: i64,
     /// Batch positions that an index vouches for, rising.
     boundaries: Vec<u64>,
     position: u64,
@@ -107,7 +109,7 @@ pub(crate) struct Scanner {
 
 impl Scanner {
     /// A scanner at the start of a segment. `previous` is the last batch before it; `boundaries` are positions out of its offset index;
-    /// `log_ends` are offsets at which the log ended once.
+    /// `log_ends` are offsets at which the log ended once; everything before `flushed` is known to be on the disk.
     pub(crate) fn open(
         files: &dyn Files,
         segment: &SegmentFile,
@@ -115,11 +117,13 @@ impl Scanner {
         boundaries: Vec<u64>,
         log_ends: Vec<i64>,
         previous: Option<BatchHeader>,
+        flushed: i64,
     ) -> io::Result<Scanner> {
         let mut window = Window::open(files, &segment.path)?;
         let end = window.slice(window.len.saturating_sub(HEADER_BYTES as u64), HEADER_BYTES)?;
         Ok(Scanner {
             unfinished: segment.next_base_offset.is_none() && !end.is_empty() && end.iter().all(|byte| *byte == 0),
+            flushed,
             window,
             epochs,
             boundaries,
@@ -279,30 +283,37 @@ impl Scanner {
         let agrees = |header: &BatchHeader| known(header).is_none_or(|epoch| epoch == header.leader_epoch);
         let before = self.previous.map(|previous| previous.leader_epoch);
         let after = following.map(|next| next.leader_epoch);
+        let (position, offset) = (self.position, header.base_offset);
+        let doubt = |known| EpochDoubt { position, offset, epoch, known };
         let falls = before.is_some_and(|before| before > epoch);
         let juts_out = after.is_some_and(|after| after < epoch && before.is_none_or(|before| before <= after));
         let wrong = match known(header) {
             Some(known) if known == epoch => false,
             Some(known)
-                if self.unfinished && self.epochs.as_ref().is_some_and(|epochs| epochs.latest() == Some(known)) =>
+                if self.unfinished
+                    && header.base_offset >= self.flushed
+                    && self.epochs.as_ref().is_some_and(|epochs| epochs.latest() == Some(known)) =>
             {
                 falls || juts_out
             }
             Some(_) if falls || juts_out => true,
             // One batch against the checkpoint and against both its neighbours is wrong. Where a neighbour has the same epoch,
             // it may be the checkpoint.
-            Some(_)
+            Some(known)
                 if (before.is_some() || after.is_some())
                     && before != Some(epoch)
                     && after != Some(epoch)
                     && self.previous.as_ref().is_none_or(agrees)
                     && following.is_none_or(agrees) =>
             {
+                // Unless it is the only one of its leader.
+                if before.is_some_and(|before| before < epoch) && after.is_none_or(|after| after > epoch) {
+                    self.epoch_doubt.get_or_insert(doubt(known));
+                }
                 true
             }
             Some(known) => {
-                let doubt = EpochDoubt { position: self.position, offset: header.base_offset, epoch, known };
-                self.epoch_doubt.get_or_insert(doubt);
+                self.epoch_doubt.get_or_insert(doubt(known));
                 false
             }
             None => {

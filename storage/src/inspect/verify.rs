@@ -102,6 +102,8 @@ struct Verifier<'a> {
     gaps: GapCheck,
     /// The checkpoint contradicts a batch at this offset.
     epoch_doubt: Option<i64>,
+    /// The oldest leader that is known wrote something before it began.
+    begins_late: bool,
     transactions: OpenTransactions,
 }
 
@@ -125,6 +127,7 @@ impl<'a> Verifier<'a> {
             unfinished: false,
             gaps,
             epoch_doubt: None,
+            begins_late: false,
             transactions: OpenTransactions::default(),
         })
     }
@@ -195,6 +198,7 @@ impl<'a> Verifier<'a> {
                     continue;
                 }
             };
+            self.check_starts(&header);
             offsets.batch(position, &header, &mut self.findings);
             times.batch(&header, &mut self.findings);
             self.snapshots.batch(&header, &self.gaps, &mut self.findings);
@@ -226,19 +230,54 @@ impl<'a> Verifier<'a> {
         Ok(())
     }
 
+    /// Leaders begin between batches; the oldest that is known, where the log does.
+    fn check_starts(&mut self, header: &BatchHeader) {
+        let Some(epochs) = &self.epochs else { return };
+        let (first, last) = (header.base_offset, header.last_offset());
+        let entries = epochs.entries();
+        let within = |entry: &&epochs::EpochEntry| (first + 1..=last).contains(&entry.start_offset);
+        if let Some(entry) = entries.iter().skip(1).find(within) {
+            let (offset, epoch) = (entry.start_offset, entry.epoch);
+            let detail =
+                format!("leader epoch {epoch} begins at {offset}, within the batch of offsets {first} to {last}");
+            let position = self.epoch_position(offset);
+            self.findings.fault(epochs::FILE_NAME, position, Some(offset), FaultKind::LeaderEpochs, detail);
+        } else if let (Some(oldest), Some(known)) = (entries.first(), self.target.known)
+            && !self.begins_late
+            && known.log_start <= last
+            && known.log_start.max(first) < oldest.start_offset
+            && header.leader_epoch >= oldest.epoch
+        {
+            self.begins_late = true;
+            let (offset, epoch) = (oldest.start_offset, oldest.epoch);
+            let detail = format!("leader epoch {epoch} begins at {offset}, though it wrote offset {first}");
+            let position = self.epoch_position(offset);
+            self.findings.note(epochs::FILE_NAME, position, Some(offset), FaultKind::LeaderEpochs, detail);
+        }
+    }
+
+    /// Where in the leader epoch checkpoint the entry stands that says who wrote an offset.
+    fn epoch_position(&self, offset: i64) -> u64 {
+        let text = self.epochs.as_ref().map(|epochs| (epochs.encode(), epochs.line_of(offset)));
+        text.map_or(0, |(text, line)| line_position(text.as_bytes(), line))
+    }
+
     fn finish(mut self) -> Result<VerifyReport, InspectError> {
         self.snapshots.finish(self.end_offset, &self.gaps, self.damaged, &mut self.findings);
         if let Some(offset) = self.epoch_doubt {
             let detail = format!("contradicts the batch at offset {offset}; either is wrong");
-            self.findings.fault(epochs::FILE_NAME, 0, Some(offset), FaultKind::LeaderEpochs, detail);
+            let position = self.epoch_position(offset);
+            self.findings.fault(epochs::FILE_NAME, position, Some(offset), FaultKind::LeaderEpochs, detail);
         }
         let late = |entry: &&epochs::EpochEntry| self.end_offset.is_some_and(|end| entry.start_offset > end);
         if self.target.is_partition()
             && !self.damaged
-            && let Some(entry) = self.epochs.iter().flat_map(|epochs| epochs.entries()).find(late)
+            && let Some(entry) = self.epochs.iter().flat_map(|epochs| epochs.entries()).find(late).copied()
         {
             let detail = format!("leader epoch {} begins beyond the log's end", entry.epoch);
-            self.findings.fault(epochs::FILE_NAME, 0, Some(entry.start_offset), FaultKind::LeaderEpochs, detail);
+            let position = self.epoch_position(entry.start_offset);
+            let offset = Some(entry.start_offset);
+            self.findings.fault(epochs::FILE_NAME, position, offset, FaultKind::LeaderEpochs, detail);
         }
         self.gaps.finish(self.target, self.damaged, &mut self.findings)?;
         (self.report.faults, self.report.notes) = self.findings.finish();

@@ -13,12 +13,12 @@ use crate::active::{Active, crc_header, read_crc_file};
 use crate::checkpoint::{parse_segment_file_name, segment_file_name};
 use crate::crcfile::{self, RunningCrc};
 use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
-use crate::files::{self, OpenMode};
+use crate::files::{self, Metadata, OpenMode};
 use crate::index::IndexBuilder;
 use crate::metrics as names;
 use crate::prefix;
 use crate::reader::RecentEnds;
-use crate::scan::{self, Checked, IndexAudit, ScanStart, SegmentScan};
+use crate::scan::{self, Checked, EpochAudit, IndexAudit, ScanStart, SegmentScan};
 use crate::segment::Segment;
 
 impl Opening<'_> {
@@ -40,7 +40,11 @@ impl Opening<'_> {
         if !self.hints.clean_shutdown && next_base.is_some_and(|next| next >= self.hints.recovery_point) {
             [".index", ".timeindex", ".crc"].iter().try_for_each(|extension| self.sync_file(base_offset, extension))?;
         }
-        let checked = scan::check_segment(self.place, base_offset, metadata, next_base);
+        let mut checked = self.check_ends(base_offset, metadata, next_base);
+        if let Ok(Checked::WrongEpoch) = checked {
+            self.settle_epochs(None)?;
+            checked = self.check_ends(base_offset, metadata, next_base);
+        }
         let complete = matches!(checked, Ok(Checked::Complete(_)));
         if !complete && !self.hints.clean_shutdown && self.first_written(later)?.is_none() {
             // The crash came when the next segment had been begun and this one was not sealed yet.
@@ -64,6 +68,8 @@ impl Opening<'_> {
                 };
                 Ok((OpenedSegment { active, next_offset: complete.next_offset }, false))
             }
+            // Nothing was known of epochs any more.
+            Checked::WrongEpoch => Err(OpenError::Misuse(format!("{}: its leader epochs", path.display()))),
             Checked::Suspect(why) => {
                 tracing::info!(path = %path.display(), why, "reading the segment whole");
 
@@ -84,6 +90,11 @@ impl Opening<'_> {
                 Ok((self.adopt(scanned, metadata.modified_ms, false)?, false))
             }
         }
+    }
+
+    fn check_ends(&self, base_offset: i64, metadata: Metadata, next_base: Option<i64>) -> Result<Checked, OpenError> {
+        let known = self.epochs_known.then_some(&self.epochs);
+        scan::check_segment(self.place, base_offset, metadata, next_base, known)
     }
 
     /// A segment that a crash may have torn. Also returns whether the log ends in it although later segments exist.
@@ -217,18 +228,23 @@ impl Opening<'_> {
                 ScanStart::beginning(index, audit, crc, base_offset)
             }
         };
-        let (epochs, progress, announced) = (&mut self.epochs, self.progress, &mut self.announced_bytes);
-        let mut epochs_changed = false;
+        let exact_below = if self.epochs_known { recovery_point } else { i64::MIN };
+        let mut epochs = EpochAudit { epochs: &mut self.epochs, exact_below, changed: false };
+        let (progress, announced) = (self.progress, &mut self.announced_bytes);
         let mut behind = |bytes: u64| {
             let bytes = bytes.min(*announced);
             *announced -= bytes;
             progress.behind(bytes);
         };
         behind(start.position);
-        let scanned = scan::scan_segment(&*file, &path, rules, start, |header| {
-            epochs_changed |= epochs.assign(header.leader_epoch, header.base_offset);
-            behind(header.size() as u64);
-        })?;
+        let scanned =
+            scan::scan_segment(&*file, &path, rules, start, &mut epochs, |header| behind(header.size() as u64))?;
+        self.epochs_changed |= epochs.changed;
+        if scanned.fault.as_ref().is_some_and(|fault| fault.only_epoch) {
+            // Either it is the batch, which ends the matter, or the checkpoint, which counts for nothing then.
+            self.settle_epochs(None)?;
+            return self.scan_segment(base_offset, recovery_point, next_base, None);
+        }
         behind(scanned.len - scanned.end);
         for (extension, wrong) in [(".index", scanned.audit.wrong_offsets), (".timeindex", scanned.audit.wrong_times)] {
             let path = self.place.dir.join(segment_file_name(base_offset, extension));
@@ -237,7 +253,6 @@ impl Opening<'_> {
                 self.report.rebuilt.push(path);
             }
         }
-        self.epochs_changed |= epochs_changed;
         self.report.scanned_bytes += scanned.end - scanned.began;
         self.report.scanned_batches += scanned.batches;
         metrics::counter!(names::RECOVERED_BYTES).increment(scanned.end - scanned.began);

@@ -11,7 +11,7 @@ use headwater_proto::batch::{self, BatchBuilder, BatchHeader, BuildOptions, Code
 use headwater_storage::sim::{Fault, Operation};
 use headwater_storage::{
     AppendError, Cursor, Files, LastSequence, Log, LogConfig, LogIdentity, LogReader, NewBatch, OpenHints, ReadError,
-    SimFiles, inspect,
+    SimFiles, epochs, inspect,
 };
 
 use crate::choices::Choices;
@@ -799,6 +799,8 @@ impl<'a> World<'a> {
                 trace!(self, "it holds {start} to {end}, {:?}", report.cut);
                 // Checksums that found no room, or a bad block, are half written.
                 assert!(self.was_troubled || report.crc_disagreements.is_empty(), "{report:?}");
+                let epochs = report.rebuilt.iter().find(|path| path.ends_with(epochs::FILE_NAME));
+                assert_eq!(epochs, None, "nobody damaged it");
                 if how != End::Crashed {
                     assert!(end >= self.expected.end, "{end} of {}: no power was lost", self.expected.end);
                 }

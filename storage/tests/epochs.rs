@@ -1,0 +1,253 @@
+//! Leader epochs of batches, which no checksum of a batch covers, and `leader-epoch-checkpoint`, which has none: each is held against the other.
+//! Once a flipped epoch was served as it was where no `.crc` covered it yet, and a checkpoint whose digits had changed was believed.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::*;
+use headwater_proto::batch::{Batches, NO_PRODUCER_EPOCH};
+use headwater_storage::{
+    Corruption, Log, LogConfig, OpenError, OpenHints, ReadError, RecoveryReport, SimFiles, checkpoint, inspect,
+};
+
+const CHECKPOINT: &str = "leader-epoch-checkpoint";
+/// Leader epochs and the offsets at which they begin. Each wrote several batches.
+const EPOCHS: [(i32, i64); 4] = [(1, 0), (4, 7), (5, 12), (19, 30)];
+const END: i64 = 40;
+
+/// Four batches a segment.
+fn config() -> LogConfig {
+    LogConfig { segment_bytes: 5_000, index_interval_bytes: 1_000, ..LogConfig::default() }
+}
+
+fn closed() -> OpenHints {
+    OpenHints { clean_shutdown: true, recovery_point: END, log_start_offset: 0 }
+}
+
+/// A crash came when everything was flushed.
+fn crashed() -> OpenHints {
+    OpenHints { clean_shutdown: false, ..closed() }
+}
+
+fn build(dir: &Path, close: bool, epoch_of: impl Fn(i64) -> i32) {
+    let (mut log, _) = Log::open(files(), dir, identity(), config(), OpenHints::default(), NOW).unwrap();
+    for offset in 0..END {
+        log.append(&[one(&[offset as u8; 1_000], NOW + offset)], epoch_of(offset), NOW).unwrap();
+    }
+    log.flush().unwrap();
+    if close {
+        log.close().unwrap();
+    }
+}
+
+fn epoch_of(offset: i64) -> i32 {
+    EPOCHS.iter().rfind(|(_, start)| *start <= offset).unwrap().0
+}
+
+fn spoiled(dir: &Path, name: &str, spoil: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir, PathBuf) {
+    let root = tempfile::tempdir().unwrap();
+    let copy = in_root(root.path(), 0);
+    std::fs::create_dir(&copy).unwrap();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    let path = copy.join(name);
+    let mut bytes = std::fs::read(&path).unwrap();
+    spoil(&mut bytes);
+    std::fs::write(&path, bytes).unwrap();
+    (root, copy)
+}
+
+/// Whether `segment verify` finds something in a file at one of these places. Without a word if nothing is wrong.
+fn verify_names(dir: &Path, name: &str, positions: std::ops::RangeInclusive<usize>) -> Result<(), String> {
+    let report = inspect::verify(&inspect::Target::open(files(), dir).unwrap(), &|_| ()).unwrap();
+    let found = |fault: &inspect::Fault| fault.file == name && positions.contains(&(fault.position as usize));
+    if report.faults.iter().chain(&report.notes).any(found) { Ok(()) } else { Err(format!("{report:?}")) }
+}
+
+/// A partition's folder in a data root that says how far it was flushed.
+fn in_root(root: &Path, number: u32) -> PathBuf {
+    let key = |number| ((String::from("t"), number), END);
+    let points = (0..2).map(key).collect();
+    checkpoint::write_offsets(&*files(), root, checkpoint::RECOVERY_POINTS, &points).unwrap();
+    root.join(format!("t-{number}"))
+}
+
+/// Reads everything, as a broker would. The epochs too, that the log knows.
+fn serve(dir: &Path, hints: OpenHints) -> Result<(Vec<(i32, i64)>, RecoveryReport), Corruption> {
+    let (log, report) = match Log::open(files(), dir, identity(), config(), hints, NOW) {
+        Ok(opened) => opened,
+        Err(OpenError::Corruption(corruption)) => return Err(corruption),
+        Err(error) => panic!("{error}"),
+    };
+    let reader = log.reader();
+    let mut cursor = reader.seek(0).unwrap();
+    let mut bytes = Vec::new();
+    while let Some(slice) = reader.read(&mut cursor, 1_500, i64::MAX).unwrap() {
+        match slice.load() {
+            Err(ReadError::Corruption(corruption)) => return Err(corruption),
+            loaded => loaded.unwrap(),
+        }
+        bytes.extend_from_slice(&slice.bytes());
+    }
+    let offsets: Vec<i64> = values(bytes).into_iter().map(|(offset, _)| offset).collect();
+    assert_eq!(offsets, (0..END).collect::<Vec<_>>());
+    Ok((log.leader_epochs().entries().iter().map(|entry| (entry.epoch, entry.start_offset)).collect(), report))
+}
+
+/// The segments' files, and where in each its batches begin.
+fn batches(dir: &Path) -> Vec<(String, Vec<usize>)> {
+    let mut logs: Vec<PathBuf> = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    logs.retain(|path| path.extension().is_some_and(|extension| extension == "log"));
+    logs.sort();
+    let name = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().to_owned();
+    let begin = |path: &PathBuf| {
+        let bytes = std::fs::read(path).unwrap();
+        let whole = Batches::new(&bytes).take_while(Result::is_ok);
+        whole.map(|item| item.unwrap().0).collect()
+    };
+    logs.iter().map(|path| (name(path), begin(path))).collect()
+}
+
+#[test]
+fn a_flipped_leader_epoch_is_never_served() {
+    let root = tempfile::tempdir().unwrap();
+    for (close, hints) in [(true, closed()), (false, crashed())] {
+        let dir = root.path().join(format!("t-{}", u8::from(close)));
+        build(&dir, close, epoch_of);
+        let found = batches(&dir);
+        let last = found.last().unwrap().0.clone();
+        assert_eq!(found.iter().map(|(_, positions)| positions.len()).sum::<usize>() as i64, END);
+        for (name, positions) in found {
+            for position in positions {
+                for bit in (0..4).map(|byte| byte * 8 + (position / 7 + byte) % 8) {
+                    let (_root, copy) = spoiled(&dir, &name, |bytes| bytes[position + 12 + bit / 8] ^= 1 << (bit % 8));
+                    let what = format!("{hints:?} {name} {position} {bit}");
+                    verify_names(&copy, &name, 0..=position).expect(&what);
+                    let corruption = serve(&copy, hints).map(|_| ()).expect_err(&what);
+                    assert!(corruption.path.ends_with(&name), "{what}: {corruption}");
+                    let exact = !close && name == last;
+                    let at = corruption.position as usize;
+                    assert!(at == position || !exact && at < position, "{what}: {corruption}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn without_checksums_the_history_tells_of_a_flipped_leader_epoch() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("t-0");
+    build(&dir, true, epoch_of);
+    for entry in std::fs::read_dir(&dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|extension| extension == "crc") {
+            std::fs::remove_file(path).unwrap();
+        }
+    }
+    for (name, positions) in batches(&dir) {
+        for position in positions {
+            let (_root, copy) = spoiled(&dir, &name, |bytes| bytes[position + 14] ^= 2);
+            let corruption = serve(&copy, closed()).map(|_| ()).expect_err(&name);
+            assert!(corruption.path.ends_with(&name), "{corruption}");
+            assert_eq!(corruption.position as usize, position, "{corruption}");
+        }
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_of_leader_epochs_is_named_and_made_anew() {
+    let root = tempfile::tempdir().unwrap();
+    for (close, hints) in [(true, closed()), (false, crashed())] {
+        let dir = root.path().join(format!("t-{}", u8::from(close)));
+        build(&dir, close, epoch_of);
+        let right = std::fs::read(dir.join(CHECKPOINT)).unwrap();
+        assert_eq!(right, b"0\n4\n1 0\n4 7\n5 12\n19 30\n");
+        let (epochs, report) = serve(&dir, hints).unwrap();
+        assert_eq!((epochs, report.rebuilt), (EPOCHS.to_vec(), Vec::new()));
+        for (position, bit) in (0..right.len()).flat_map(|position| (0..8).map(move |bit| (position, bit))) {
+            let (_root, copy) = spoiled(&dir, CHECKPOINT, |bytes| bytes[position] ^= 1 << bit);
+            let what = format!("{hints:?} {position} {bit}");
+            let line = right[..position].iter().rposition(|byte| *byte == b'\n').map_or(0, |newline| newline + 1);
+            // Without an end of line, it is the number of lines that is wrong.
+            let first = if line < b"0\n4\n".len() || right[position] == b'\n' { 0 } else { line.saturating_sub(5) };
+            verify_names(&copy, CHECKPOINT, first..=right.len()).expect(&what);
+            let (epochs, report) = serve(&copy, hints).expect(&what);
+            assert_eq!(epochs, EPOCHS, "{what}");
+            // After a crash, the log's beginning may be one that was known no more.
+            let first_start = right.iter().position(|byte| *byte == b' ').unwrap() + 1;
+            let is_start = !hints.clean_shutdown && position == first_start && report.rebuilt.is_empty();
+            assert!(is_start || report.rebuilt == [copy.join(CHECKPOINT)], "{what}: {report:?}");
+            assert_eq!(std::fs::read(copy.join(CHECKPOINT)).unwrap(), right, "{what}");
+        }
+        for other in ["0\n0\n", "0\n3\n1 0\n4 7\n5 12\n", "0\n2\n1 0\n77 30\n", "0\n1\n7 900\n"] {
+            let (_root, copy) = spoiled(&dir, CHECKPOINT, |bytes| *bytes = other.into());
+            let (epochs, report) = serve(&copy, hints).expect(other);
+            assert_eq!((epochs, report.rebuilt.len()), (EPOCHS.to_vec(), 1), "{other}");
+        }
+    }
+}
+
+/// Where a leader wrote one batch only and no `.crc` covers it, that batch may as well be the wrong one.
+#[test]
+fn where_nothing_tells_which_of_the_two_is_wrong_both_are_named() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("t-0");
+    build(&dir, false, |offset| if offset == END - 1 { 20 } else { epoch_of(offset) });
+    let (name, positions) = batches(&dir).pop().unwrap();
+    let (_root, copy) = spoiled(&dir, CHECKPOINT, |bytes| {
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        *bytes = text.replace("20 39", "24 39").into();
+    });
+    let corruption = serve(&copy, crashed()).unwrap_err();
+    assert_eq!((corruption.position as usize, corruption.offset), (*positions.last().unwrap(), Some(END - 1)));
+    assert!(corruption.path.ends_with(name), "{corruption}");
+    assert!(corruption.detail.contains("leader-epoch-checkpoint says 24 in line 7"), "{corruption}");
+    // A `.crc` that covers it tells.
+    let (log, _) = Log::open(files(), &dir, identity(), config(), crashed(), NOW).unwrap();
+    log.close().unwrap();
+    let (_root, copy) = spoiled(&dir, CHECKPOINT, |bytes| {
+        let text = String::from_utf8(bytes.clone()).unwrap();
+        *bytes = text.replace("20 39", "24 39").into();
+    });
+    for hints in [closed(), crashed()] {
+        let (epochs, report) = serve(&copy, hints).unwrap();
+        assert_eq!((epochs.last(), report.rebuilt.len()), (Some(&(20, 39)), usize::from(hints.clean_shutdown)));
+    }
+}
+
+/// Beyond the recovery point the checkpoint knows too little, or of a leader that wrote nothing: neither is damage, and nothing is lost.
+#[test]
+fn epochs_beyond_the_recovery_point_are_learned_from_the_batches() {
+    let disk = SimFiles::new(1);
+    let dir = Path::new("/t-0");
+    let open = |disk: &Arc<SimFiles>, recovery_point| {
+        let hints = OpenHints { recovery_point, ..OpenHints::default() };
+        Log::open(Arc::clone(disk) as Arc<_>, dir, identity(), LogConfig::default(), hints, NOW).unwrap()
+    };
+    let (mut log, _) = open(&disk, 0);
+    log.append(&[one(b"a", NOW), one(b"b", NOW)], 3, NOW).unwrap();
+    // A leader that writes nothing, and is known on the disk all the same.
+    log.assign_leader_epoch(9);
+    log.close().unwrap();
+    let disk = disk.restart();
+    let (mut log, _) = open(&disk, 2);
+    assert_eq!(log.leader_epochs().latest(), Some(3));
+    log.assign_leader_epoch(9);
+    log.flush().unwrap();
+    log.roll_if_due(NOW + 100 * 24 * 60 * 60 * 1_000).unwrap();
+    let mut batch = one(b"c", NOW);
+    (batch.header.base_offset, batch.header.leader_epoch) = (2, 7);
+    assert_eq!(batch.header.producer_epoch, NO_PRODUCER_EPOCH);
+    log.append_as_follower(&[batch], NOW).unwrap();
+    log.append(&[one(b"d", NOW)], 11, NOW).unwrap();
+    drop(log);
+    let (log, report) = open(&disk.restart(), 2);
+    let known: Vec<(i32, i64)> = log.leader_epochs().entries().iter().map(|e| (e.epoch, e.start_offset)).collect();
+    assert_eq!((log.log_end_offset(), report.cut, report.rebuilt), (4, None, Vec::new()));
+    assert_eq!(known, [(3, 0), (7, 2), (11, 3)]);
+}
