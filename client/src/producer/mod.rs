@@ -157,12 +157,14 @@ impl Producer {
         }
     }
 
-    /// How many partitions a topic has, as the broker says now.
+    /// How many partitions a topic has, as its records are spread over them: as the client knows it, or else as the broker
+    /// says now. What is known is asked anew once it is [`crate::ClientConfig::metadata_max_age`] old, was contradicted, or
+    /// this client has changed the topic.
     ///
     /// # Errors
     /// When there is no such topic, or the broker cannot be asked.
     pub async fn partitions(&self, topic: &str) -> Result<u32, ProduceError> {
-        let info = self.inner.shared.metadata.newer_than(topic, Some(Instant::now())).await;
+        let info = self.inner.shared.metadata.topic(topic).await;
         Ok(info.map_err(|error| unknown(error, &topic.into()))?.partition_count())
     }
 

@@ -1,12 +1,13 @@
 //! What a client remembers of topics, and when it asks again all the same.
 
 use super::support::*;
-use headwater_client::{Client, ErrorCode, NewTopic, Partitioner, ProducerRecord, TopicId};
+use headwater_client::{Client, ClientConfig, ErrorCode, NewTopic, Partitioner, ProducerRecord, TopicId};
 use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, open};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 /// The topic as it is after it was made anew, and grew, so many times.
 fn generation(number: u8) -> (TopicId, u32) {
@@ -42,7 +43,7 @@ async fn produced_to(peer: &mut Peer, client: &Client) -> (TopicId, u32) {
 }
 
 #[tokio::test]
-async fn partitions_that_an_application_names_and_counts_are_the_brokers_and_not_remembered_ones() {
+async fn partitions_that_an_application_names_are_the_brokers_and_not_remembered_ones() {
     let mut peer = Peer::start(1).await;
     let number = serve_generations(&peer);
     let client = peer.client().await;
@@ -58,9 +59,27 @@ async fn partitions_that_an_application_names_and_counts_are_the_brokers_and_not
     }
     drop(consumer);
     assert_eq!((asked, peer.metadata_asked()), (2, 2), "once for both, and for reading them");
-    number.store(3, SeqCst);
+}
+
+#[tokio::test]
+async fn the_count_of_partitions_is_remembered_as_long_as_the_topic_is() {
+    let peer = Peer::start(1).await;
+    let number = serve_generations(&peer);
+    let client = peer.client().await;
     let producer = within("build", client.producer().build()).await.unwrap();
-    assert_eq!(within("a count", producer.partitions(TOPIC)).await.unwrap(), 3);
+    let count = async || within("a count", producer.partitions(TOPIC)).await.unwrap();
+    assert_eq!(count().await, 1);
+    number.store(2, SeqCst);
+    assert_eq!((count().await, peer.metadata_asked()), (1, 1), "as records are spread");
+    within("add partitions", client.admin().add_partitions(TOPIC, 2)).await.unwrap();
+    assert_eq!((count().await, peer.metadata_asked()), (2, 2), "this client changed it");
+    let config = ClientConfig { metadata_max_age: Duration::ZERO, ..peer.config() };
+    let forgetful = within("connect", Client::connect(config)).await.unwrap();
+    let producer = within("build", forgetful.producer().build()).await.unwrap();
+    for generation in [2, 3] {
+        number.store(generation, SeqCst);
+        assert_eq!(within("a count", producer.partitions(TOPIC)).await.unwrap(), u32::from(generation), "too old");
+    }
 }
 
 #[tokio::test]
