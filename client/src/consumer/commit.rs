@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use headwater_proto::wire::{self, call, call_response::Response};
 use headwater_proto::{ErrorCode, TopicId};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::cell::Cell;
@@ -104,6 +105,10 @@ impl Committer {
     /// where it is known ([`crate::ConsumedRecord::next_position`]). With the epoch a consumer that resumes there is told
     /// if the log lost what was read; a plain offset leaves it out.
     ///
+    /// A commit is for the topic that this consumer was assigned the partition of; where it never was, for the one that bears
+    /// the name now. Where a topic was deleted and made anew, positions in the earlier one are refused and not taken for
+    /// positions in the later one ([`ErrorCode::UnknownTopicId`]).
+    ///
     /// Commits of one consumer are made one after another. One that nobody waits for any more is carried through all the
     /// same once its turn has come.
     ///
@@ -144,11 +149,12 @@ impl Committer {
         if entries.is_empty() {
             return Ok(());
         }
+        let asked = Instant::now();
         let turn = self.inner.turn.clone().lock_owned().await;
         let inner = self.inner.clone();
         // Whoever waits may stop waiting; but what was sent may still arrive, so the next one must wait for it.
         let work = tokio::spawn(async move {
-            let outcome = inner.exchange(entries).await;
+            let outcome = inner.exchange(entries, asked).await;
             drop(turn);
             outcome
         });
@@ -199,11 +205,11 @@ impl Committer {
 
 impl Inner {
     /// One commit, from the first attempt to the outcome.
-    async fn exchange(&self, entries: Vec<Entry>) -> Result<(), ConsumeError> {
+    async fn exchange(&self, entries: Vec<Entry>, asked: Instant) -> Result<(), ConsumeError> {
         let mut outcome = Ok(());
         let mut resolved = Vec::with_capacity(entries.len());
         for entry in entries {
-            match self.topic_id(&entry).await {
+            match self.topic_id(&entry, asked).await {
                 Ok(topic_id) => resolved.push((entry, topic_id)),
                 Err(error) => outcome = outcome.and(Err(error)),
             }
@@ -249,16 +255,20 @@ impl Inner {
     }
 
     /// The topic that an entry's position belongs to.
-    async fn topic_id(&self, entry: &Entry) -> Result<TopicId, ConsumeError> {
-        match &entry.cell {
-            Some(cell) => Ok(cell.topic_id),
-            // Of a consumer that was closed the coordinator says itself that it is no member any more.
-            None if self.subscribed && !self.state.is_closed() => Err(not_assigned(&entry.at)),
-            None => {
-                let info = self.metadata.topic(&entry.at.topic).await;
-                Ok(info.map_err(|error| unknown_topic(error, &entry.at.topic))?.id)
-            }
+    async fn topic_id(&self, entry: &Entry, asked: Instant) -> Result<TopicId, ConsumeError> {
+        if let Some(cell) = &entry.cell {
+            return Ok(cell.topic_id);
         }
+        // Of a consumer that was closed the coordinator says itself that it is no member any more.
+        if self.subscribed && !self.state.is_closed() {
+            return Err(not_assigned(&entry.at));
+        }
+        if let Some(read) = self.state.topic_id(&entry.at) {
+            return Ok(read);
+        }
+        // Only the application knows what it read: a topic by this name, which may be another one than is remembered.
+        let info = self.metadata.newer_than(&entry.at.topic, Some(asked)).await;
+        Ok(info.map_err(|error| unknown_topic(error, &entry.at.topic))?.id)
     }
 
     /// Whether the group took the partition away since the commit was asked for.

@@ -88,6 +88,9 @@ struct Inner {
     lives: u64,
     assigned_once: bool,
     bounds: BTreeMap<TopicPartition, i64>,
+    /// The topic of every partition that was ever assigned, as it was the last time: what the application still knows of it
+    /// is of that topic, and not of another one that bears the name now.
+    topics: HashMap<TopicPartition, TopicId>,
     closed: bool,
 }
 
@@ -168,6 +171,7 @@ impl State {
                 cut: false,
                 task: None,
             };
+            inner.topics.insert(at.clone(), topic_id);
             if let Some(before) = inner.partitions.insert(at, partition) {
                 before.cell.let_go();
             }
@@ -389,6 +393,11 @@ impl State {
 
     pub(crate) fn cell(&self, at: &TopicPartition) -> Option<Arc<Cell>> {
         lock(&self.inner).partitions.get(at).map(|p| p.cell.clone())
+    }
+
+    /// The topic that a partition was assigned of last, also where it is not assigned any more.
+    pub(crate) fn topic_id(&self, at: &TopicPartition) -> Option<TopicId> {
+        lock(&self.inner).topics.get(at).copied()
     }
 
     pub(crate) fn cells(&self) -> Vec<Arc<Cell>> {

@@ -361,6 +361,13 @@ async fn progress_in_a_deleted_topic_says_nothing_about_its_successor() {
     client.admin().create_topic(NewTopic::new("flights")).await.unwrap();
     let error = within("commit", old.commit()).await.unwrap_err();
     assert_eq!(error.code(), Some(ErrorCode::UnknownTopicId), "{error}");
+    // The client has heard of the new topic, and the consumer has nothing any more; what it had was of the old one.
+    fill(&client).await;
+    let committer = old.committer().unwrap();
+    within("close", old.close()).await.unwrap();
+    let by_hand = committer.commit_offsets([(TopicPartition::new("flights", 0), 5)]);
+    let error = within("commit", by_hand).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::UnknownTopicId), "{error}");
     let client = node.client().await;
     fill(&client).await;
     let build = client.consumer().group("g").assign([("flights", 0)]).build();

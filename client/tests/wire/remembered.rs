@@ -1,7 +1,9 @@
 //! What a client remembers of topics, and when it asks again all the same.
 
 use super::support::*;
-use headwater_client::{Client, ClientConfig, ErrorCode, NewTopic, Partitioner, ProducerRecord, TopicId};
+use headwater_client::{
+    Client, ClientConfig, ErrorCode, NewTopic, Partitioner, ProducerRecord, TopicId, TopicPartition,
+};
 use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, open};
@@ -134,4 +136,36 @@ async fn an_answer_from_before_a_change_is_not_remembered_after_it() {
     peer.hold_metadata(false);
     assert_eq!(within("the slow answer", asked).await.unwrap().unwrap(), 1);
     assert_eq!(produced_to(&mut peer, &client).await, generation(2));
+}
+
+/// Topics named by the commits since this was last asked, in order.
+fn committed_to(peer: &Peer) -> Vec<TopicId> {
+    let entries = peer.calls().into_iter().filter_map(|call| match call {
+        Request::CommitOffsets(commit) => Some(commit.offsets),
+        _ => None,
+    });
+    entries.flatten().map(|entry| TopicId::from_slice(&entry.topic_id).unwrap()).collect()
+}
+
+#[tokio::test]
+async fn a_commit_is_for_the_topic_that_was_read_or_else_for_the_one_that_bears_the_name_now() {
+    let mut peer = Peer::start(1).await;
+    let number = serve_generations(&peer);
+    let client = peer.client().await;
+    number.store(2, SeqCst);
+    let build = client.consumer().group("billing").assign([(TOPIC, 0)]).auto_commit(None).build();
+    let consumer = within("build", build).await.unwrap();
+    drop(peer.fetch(1000).await);
+    let committer = consumer.committer().unwrap();
+    let commit = async |partition| {
+        within("commit", committer.commit_offsets([(TopicPartition::new(TOPIC, partition), 7)])).await.unwrap();
+        committed_to(&peer)
+    };
+    let (old, new) = (generation(2).0, generation(3).0);
+    assert_eq!(commit(1).await, [old]);
+    number.store(3, SeqCst);
+    assert_eq!(commit(0).await, [old], "assigned");
+    assert_eq!(commit(1).await, [new], "never assigned: the one of now, and not what is remembered");
+    within("close", consumer.close()).await.unwrap();
+    assert_eq!(commit(0).await, [old], "what was read of it before");
 }
