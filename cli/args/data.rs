@@ -160,7 +160,7 @@ pub(crate) struct ReplayArgs {
     /// The topic.
     pub(crate) topic: String,
     /// The beginning: earliest, offset:N, time:RFC3339 (or milliseconds), or -DURATION (that long ago).
-    #[arg(long, value_name = "WHERE", required = true, allow_hyphen_values = true)]
+    #[arg(long, value_name = "WHERE", default_value = "earliest", allow_hyphen_values = true)]
     pub(crate) from: Start,
     /// The end, not included: end (what there is now), offset:N, time:T or -DURATION. Records are chosen by their
     /// timestamps, wherever they lie in the log.

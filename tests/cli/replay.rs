@@ -75,6 +75,22 @@ fn a_range_of_offsets_is_that_range() {
     broker.run(&["replay", "nosuch", "--from", "earliest"]).fails(1);
 }
 
+/// The start of the log, which is not offset 0 where records were deleted.
+#[test]
+fn a_replay_that_is_not_told_where_begins_at_the_earliest() {
+    let broker = filled();
+    broker.run(&["topic", "delete-records", "t", "--partition", "1", "--before", "5"]).ok();
+    let replayed = broker.json(&["replay", "t"]);
+    assert_eq!(replayed.len(), 20 + 15);
+    let least = |of: i64| {
+        let offsets =
+            replayed.iter().filter(|record| record["partition"] == of).map(|record| record["offset"].as_i64());
+        offsets.min()
+    };
+    assert_eq!((least(0), least(1)), (Some(Some(0)), Some(Some(5))));
+    assert_eq!(times(&broker.json(&["replay", "t", "--partition", "0", "--until", "offset:2"])), [0, 14]);
+}
+
 #[test]
 fn conditions_and_formats() {
     let broker = filled();

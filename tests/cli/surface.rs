@@ -21,7 +21,7 @@ fn help_and_version_are_answers() {
 #[test]
 fn misuse_exits_with_2() {
     for line in
-        ["", "bogus", "topic bogus", "consume", "consume t --from yesterday", "replay t", "group reset g --to earliest"]
+        ["", "bogus", "topic bogus", "consume", "consume t --from yesterday", "replay", "group reset g --to earliest"]
     {
         let arguments: Vec<&str> = line.split_whitespace().collect();
         run(&arguments).fails(2);
