@@ -62,6 +62,36 @@ async fn data_before_the_handshake_is_not_taken() {
     broker.shutdown().await;
 }
 
+/// The name by which clients of any build know this protocol, written out: it is a promise and no constant to be changed.
+#[tokio::test]
+async fn who_speaks_another_protocol_than_headwater_1_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let endpoint = client_endpoint("127.0.0.1:0");
+    let connect = async |offered: &[&str]| {
+        let mut tls = client_tls(&broker);
+        tls.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
+        let connecting = endpoint.connect_with(client_config(tls, WINDOW), broker.listen_addr(), "localhost").unwrap();
+        within("an answer", connecting).await
+    };
+    for offered in [&["headwater/1"][..], &["h3", "headwater/1"]] {
+        let connection = connect(offered).await.unwrap();
+        let handshake =
+            connection.handshake_data().unwrap().downcast::<quinn::crypto::rustls::HandshakeData>().unwrap();
+        assert_eq!(handshake.protocol.as_deref(), Some(&b"headwater/1"[..]), "{offered:?}");
+    }
+    // TLS: no_application_protocol.
+    let refused = TransportErrorCode::crypto(120);
+    for offered in [&["headwater/2"][..], &["headwater"], &["HEADWATER/1"], &["h3"], &[]] {
+        match connect(offered).await {
+            Err(ConnectionError::ConnectionClosed(closed)) => assert_eq!(closed.error_code, refused, "{offered:?}"),
+            Err(other) => panic!("{offered:?}: {other:?}"),
+            Ok(_) => panic!("{offered:?} was let in"),
+        }
+    }
+    broker.shutdown().await;
+}
+
 #[tokio::test]
 async fn more_connections_than_allowed_are_refused_and_places_come_back() {
     let dir = tempfile::tempdir().unwrap();
