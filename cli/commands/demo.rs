@@ -184,13 +184,14 @@ async fn take_over(
         );
     }
     Ok(format!(
-        "one member was killed; the other had all {PARTITIONS} partitions {:.1} s later. {} flights read, none missing, none twice",
+        "one member was killed; the other had all {PARTITIONS} partitions {:.1} s later. {} flights read, none missing, none twice, each under its tail number",
         took.as_secs_f64(),
         number(placed.len() as i64)
     ))
 }
 
-/// Every flight must have been seen at the place where it was acknowledged, and nowhere else.
+/// Every flight must have been seen at the place where it was acknowledged, and nowhere else; under its tail number and
+/// at its time, as the input says both.
 fn exactly_once<'a>(seen: impl Iterator<Item = &'a Seen>, placed: &Placed) -> Result<()> {
     let mut found = BTreeSet::new();
     for record in seen {
@@ -198,6 +199,14 @@ fn exactly_once<'a>(seen: impl Iterator<Item = &'a Seen>, placed: &Placed) -> Re
         ensure!(
             placed.get(&place) == Some(&record.value.as_str()),
             "{place:?} holds another flight than was acknowledged there"
+        );
+        let flight: Flight = serde_json::from_str(&record.value)?;
+        ensure!(record.key == flight.tail, "{place:?} has the key {:?} and its flight {:?}", record.key, flight.tail);
+        ensure!(
+            record.timestamp == time_ms(&flight.ts)?,
+            "{place:?} is of {} ms and its flight of {}",
+            record.timestamp,
+            flight.ts
         );
         ensure!(found.insert(place), "{place:?} was read twice");
     }
@@ -379,11 +388,36 @@ mod tests {
 
     #[test]
     fn a_gap_a_double_and_a_swap_are_all_noticed() {
-        let placed: Placed = HashMap::from([((0, 0), "a"), ((0, 1), "b")]);
-        let seen = |offset, value: &str| Seen { partition: 0, offset, value: value.into() };
-        assert!(exactly_once([seen(0, "a"), seen(1, "b")].iter(), &placed).is_ok());
-        assert!(exactly_once([seen(0, "a")].iter(), &placed).is_err());
-        assert!(exactly_once([seen(0, "a"), seen(1, "b"), seen(1, "b")].iter(), &placed).is_err());
-        assert!(exactly_once([seen(0, "b"), seen(1, "a")].iter(), &placed).is_err());
+        let (placed, [a, b]) = two();
+        assert!(exactly_once([a.clone(), b.clone()].iter(), &placed).is_ok());
+        assert!(exactly_once([a.clone()].iter(), &placed).is_err());
+        assert!(exactly_once([a.clone(), b.clone(), b.clone()].iter(), &placed).is_err());
+        let swapped = [Seen { offset: b.offset, ..a.clone() }, Seen { offset: a.offset, ..b }];
+        assert!(exactly_once(swapped.iter(), &placed).is_err());
+    }
+
+    #[test]
+    fn a_key_that_is_not_the_tail_number_and_a_time_that_is_not_the_flights_are_noticed() {
+        let (placed, [a, b]) = two();
+        for (wrong, word) in [
+            (Seen { key: None, ..a.clone() }, "the key None"),
+            (Seen { key: b.key.clone(), ..a.clone() }, "the key Some"),
+            (Seen { timestamp: b.timestamp, ..a }, "ms and its flight of"),
+        ] {
+            let told = exactly_once([wrong, b.clone()].iter(), &placed).expect_err("it is not the flight's");
+            assert!(told.to_string().contains(word), "{told}");
+        }
+    }
+
+    /// The first flight of the week and the last one, and what a member that read them prints.
+    fn two() -> (Placed, [Seen; 2]) {
+        let lines = [FLIGHTS.lines().next(), FLIGHTS.lines().next_back()].map(|line| line.expect("a flight"));
+        let seen = [0, 1].map(|n| {
+            let flight: Flight = serde_json::from_str(lines[n]).expect("a flight");
+            let timestamp = time_ms(&flight.ts).expect("a time");
+            assert!(flight.tail.is_some());
+            Seen { partition: 0, offset: n as i64, timestamp, key: flight.tail, value: lines[n].into() }
+        });
+        (HashMap::from([((0, 0), lines[0]), ((0, 1), lines[1])]), seen)
     }
 }

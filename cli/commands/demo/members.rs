@@ -13,6 +13,8 @@ use std::thread::JoinHandle;
 pub(super) struct Seen {
     pub(super) partition: u32,
     pub(super) offset: i64,
+    pub(super) timestamp: i64,
+    pub(super) key: Option<String>,
     pub(super) value: String,
 }
 
