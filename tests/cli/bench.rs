@@ -6,7 +6,7 @@ use serde_json::Value;
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 fn check(answer: &Value, mode: &str, records: u64) {
     assert_eq!((answer["mode"].as_str(), answer["records"].as_u64()), (Some(mode), Some(records)), "{answer}");
@@ -217,6 +217,21 @@ fn a_topic_that_is_there_decides_how_many_readers_may_stall() {
         let line = [&["bench", "isolation", "--topic", "t", "--records", "4000"][..], arguments].concat();
         let answer = broker.object(&line);
         assert_eq!((&answer["partitions"], &answer["stalled"]), (&4.into(), &stalled.into()), "{answer}");
+    }
+}
+
+/// Another clock, of processors for one, would tell of less than the half second over which records are due, or of more than
+/// the whole command took.
+#[test]
+fn seconds_are_those_of_the_wall() {
+    let broker = Broker::start(&[]);
+    let began = Instant::now();
+    let answer = broker.object(&["bench", "produce", "--records", "51", "--throughput", "100"]);
+    let (seconds, whole) = (answer["seconds"].as_f64().expect("a number"), began.elapsed().as_secs_f64());
+    assert!(0.5 <= seconds && seconds < whole, "{answer} in {whole} s");
+    for (rate, of) in [("records_per_s", 51.0), ("mb_per_s", answer["bytes"].as_f64().expect("a number") / 1e6)] {
+        let rate = answer[rate].as_f64().expect("a number");
+        assert!((rate * seconds - of).abs() < 1e-6 * of, "{answer}");
     }
 }
 

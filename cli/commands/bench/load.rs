@@ -37,9 +37,47 @@ pub(super) struct Load {
 
 /// What became of a load.
 pub(super) struct Sent {
+    /// When the first record was due.
     pub(super) began: Instant,
+    /// When the last acknowledgement came.
     pub(super) ended: Instant,
     pub(super) latencies: Latencies,
+}
+
+impl Sent {
+    /// What acknowledgements say of a load that began at a moment.
+    fn of(began: Instant, acknowledged: Acknowledged) -> Sent {
+        Sent { began, ended: acknowledged.last.unwrap_or(began).max(began), latencies: acknowledged.latencies }
+    }
+
+    /// Two loads that ran side by side, as one.
+    pub(super) fn beside(mut self, other: Sent) -> Sent {
+        self.latencies.add(&other.latencies);
+        Sent { began: self.began.min(other.began), ended: self.ended.max(other.ended), latencies: self.latencies }
+    }
+
+    /// The clock of throughput: from the first send to the last acknowledgement, on the wall.
+    pub(super) fn wall(&self) -> Duration {
+        self.ended - self.began
+    }
+}
+
+/// Acknowledgements, as they come.
+struct Acknowledged {
+    latencies: Latencies,
+    last: Option<Instant>,
+}
+
+impl Acknowledged {
+    fn new() -> Acknowledged {
+        Acknowledged { latencies: Latencies::new(), last: None }
+    }
+
+    /// A record that was due at a moment is acknowledged now.
+    fn at(&mut self, now: Instant, due: Instant) {
+        self.latencies.record(now.saturating_duration_since(due));
+        self.last = self.last.max(Some(now));
+    }
 }
 
 /// A producer as the flags want it.
@@ -66,9 +104,9 @@ impl Load {
         };
         drop(expect);
         producer.flush().await;
-        let (latencies, ended) = collecting.await.context("collecting acknowledgements failed")??;
+        let acknowledged = collecting.await.context("collecting acknowledgements failed")??;
         sent?;
-        Ok(Sent { began, ended: ended.max(began), latencies })
+        Ok(Sent::of(began, acknowledged))
     }
 
     fn record(&self, index: u64) -> ProducerRecord {
@@ -124,23 +162,21 @@ impl Load {
     }
 }
 
-/// Measures every acknowledgement as it arrives; also gives the moment of the last.
-async fn collect(mut outcomes: Outcomes<Instant>, bar: ProgressBar) -> Result<(Latencies, Instant)> {
-    let mut latencies = Latencies::new();
+/// Measures every acknowledgement as it arrives.
+async fn collect(mut outcomes: Outcomes<Instant>, bar: ProgressBar) -> Result<Acknowledged> {
+    let mut acknowledged = Acknowledged::new();
     let mut failure = None;
-    let mut last = Instant::now();
     poll_fn(|context| {
         let now = Instant::now();
         let mut count = 0;
         let done = outcomes.poll(context, |_, due, outcome| {
             count += 1;
             match outcome {
-                Ok(_) => latencies.record(now.saturating_duration_since(due)),
+                Ok(_) => acknowledged.at(now, due),
                 Err(error) => failure = failure.take().or(Some(error)),
             }
         });
         if count > 0 {
-            last = now;
             bar.inc(count);
         }
         done
@@ -148,6 +184,38 @@ async fn collect(mut outcomes: Outcomes<Instant>, bar: ProgressBar) -> Result<(L
     .await;
     match failure {
         Some(error) => Err(anyhow::Error::new(error).context("a record was not acknowledged")),
-        None => Ok((latencies, last)),
+        None => Ok(acknowledged),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Mode;
+    use crate::commands::bench::Answer;
+
+    /// Two producers, each acknowledged late and out of order: neither the sum of their times is the clock, nor the longer
+    /// one's, nor the time that records took.
+    #[test]
+    fn throughput_is_by_the_wall_from_the_first_send_to_the_last_acknowledgement() {
+        let zero = Instant::now();
+        let at = |ms| zero + Duration::from_millis(ms);
+        let load = |began, acknowledgements: &[(u64, u64)]| {
+            let mut acknowledged = Acknowledged::new();
+            acknowledgements.iter().for_each(|&(due, now)| acknowledged.at(at(now), at(due)));
+            Sent::of(at(began), acknowledged)
+        };
+        let one = load(1_000, &[(1_000, 1_200), (2_500, 4_000), (1_500, 3_000)]);
+        assert_eq!(one.wall(), Duration::from_secs(3));
+        let other = load(2_000, &[(2_000, 6_000)]);
+        assert_eq!(other.wall(), Duration::from_secs(4));
+        for both in [load(1_000, &[(1_000, 4_000)]).beside(load(2_000, &[(2_000, 6_000)])), other.beside(one)] {
+            assert_eq!((both.began, both.ended), (at(1_000), at(6_000)));
+            assert_eq!(both.wall(), Duration::from_secs(5));
+        }
+        let none = load(1_000, &[]);
+        assert_eq!(none.wall(), Duration::ZERO);
+        let answer = Answer::new(Mode::Produce, 10, 20_000_000, Duration::from_secs(5));
+        assert_eq!((answer.seconds, answer.records_per_s, answer.mb_per_s), (5.0, 2.0, 4.0));
     }
 }

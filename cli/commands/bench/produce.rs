@@ -58,17 +58,12 @@ pub(super) fn fill(global: &Global, args: &BenchArgs, topic: &str) -> Result<(Du
         let sent = thread.join().map_err(|_| anyhow!("a producer's thread panicked"))??;
         all = Some(match all {
             None => sent,
-            Some(mut all) => {
-                all.began = all.began.min(sent.began);
-                all.ended = all.ended.max(sent.ended);
-                all.latencies.add(&sent.latencies);
-                all
-            }
+            Some(all) => all.beside(sent),
         });
     }
     bar.finish_and_clear();
     let all = all.context("no producer ran")?;
-    Ok((all.ended - all.began, all.latencies))
+    Ok((all.wall(), all.latencies))
 }
 
 fn one(global: &Global, args: &BenchArgs, load: Load, start: &Barrier) -> Result<Sent> {
