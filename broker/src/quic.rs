@@ -110,13 +110,13 @@ pub enum QuicError {
 }
 
 /// Bytes of the secret that outlives the process.
-pub(crate) const SECRET_BYTES: usize = 32;
+pub const SECRET_BYTES: usize = 32;
 
 /// Makes the endpoint on a socket that is bound. To be called within a tokio runtime.
 ///
 /// `secret` is the same at every start: with it a broker that was killed and started again answers packets of its earlier
 /// connections with a stateless reset, and clients reconnect at once instead of waiting for their idle timeout.
-pub(crate) fn endpoint(
+pub fn endpoint(
     config: &BrokerConfig,
     socket: UdpSocket,
     certificates: Vec<CertificateDer<'static>>,
@@ -147,7 +147,7 @@ pub(crate) fn endpoint(
 const SOCKET_BUFFER_BYTES: usize = 4 << 20;
 
 /// Binds the socket: before recovery, so that an address that is taken is known at once.
-pub(crate) fn bind(address: SocketAddr) -> std::io::Result<UdpSocket> {
+pub fn bind(address: SocketAddr) -> std::io::Result<UdpSocket> {
     let domain = socket2::Domain::for_address(address);
     let socket = socket2::Socket::new(domain, socket2::Type::DGRAM, Some(socket2::Protocol::UDP))?;
     for (name, set) in [

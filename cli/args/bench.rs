@@ -47,7 +47,8 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "CODEC", default_value = "none")]
     pub(crate) compression: CodecArg,
     /// Bytes of a packet (UDP payload), from 1200 on, of this side. The broker's packets are as large as its own setting
-    /// `mtu` says: set both (`headwater up -c mtu=N`). raw sets both itself. Without it: the client's default.
+    /// `mtu` says: set both (`headwater up -c mtu=N`). raw sets both itself, up to a broker's largest, 6550. Without it: the
+    /// client's default.
     #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u16).range(1200..=65000))]
     pub(crate) mtu: Option<u16>,
     /// isolation: partitions that are opened and never read. Without it: an eighth of them.

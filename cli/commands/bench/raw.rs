@@ -1,19 +1,18 @@
-//! `headwater bench raw`: the same bytes over bare QUIC, with the client's own transport settings, between two
-//! processes; and round trips of one record on an idle stream.
+//! `headwater bench raw`: the same bytes over bare QUIC between two processes, this one with the client's own settings and
+//! the other one with the broker's; and round trips of one record on an idle stream.
 //!
 //! The other process is this command again (`--serve`): it makes a certificate, prints where it listens, serves one
 //! stream after another and ends with its standard input. A stream begins with a request of 17 bytes: what to do, how
-//! much, in pieces of which size.
+//! much, in pieces of which size. Each side is made by the function that makes the real one, so that they cannot differ.
 
 use anyhow::{Context, Result, anyhow, bail};
 use bytes::Bytes;
-use quinn::{Connection, RecvStream, SendStream};
+use quinn::{Connection, Endpoint, RecvStream, SendStream};
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde::{Deserialize, Serialize};
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -24,8 +23,8 @@ use crate::connect::block_on;
 use crate::os::cpu_time;
 use crate::output::print_json;
 use crate::signals::Signals;
+use headwater_broker::config::BrokerConfig;
 use headwater_client::quic;
-use headwater_proto::limits::ALPN;
 
 /// Bytes handed to the transport at once.
 const PIECE_BYTES: usize = 256 << 10;
@@ -100,6 +99,7 @@ impl Request {
 
 /// Runs the mode.
 pub(super) fn run(args: &BenchArgs) -> Result<Answer> {
+    broker_config(args.mtu)?;
     // Whoever ends it leaves no other process behind.
     let signals = Signals::catch();
     let mut other = Other::start(args)?;
@@ -284,6 +284,26 @@ impl Drop for Other {
     }
 }
 
+/// The settings of a broker that is told nothing but the size of its packets.
+fn broker_config(mtu: Option<u16>) -> Result<BrokerConfig> {
+    let mut config = BrokerConfig::default();
+    if let Some(mtu) = mtu {
+        config.set_pair(&format!("mtu={mtu}")).context("no broker takes packets of that size")?;
+    }
+    Ok(config)
+}
+
+/// A broker's endpoint without the broker, and the certificate to trust.
+fn broker_endpoint(config: &BrokerConfig) -> Result<(Endpoint, String)> {
+    let made = rcgen::generate_simple_self_signed([SERVER_NAME.to_owned()]).context("cannot make a certificate")?;
+    let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+    let socket = headwater_broker::quic::bind((Ipv4Addr::LOCALHOST, 0).into()).context("cannot make a socket")?;
+    let certificates = vec![made.cert.der().clone()];
+    let endpoint =
+        headwater_broker::quic::endpoint(config, socket, certificates, key.into(), &rand::random()).context("QUIC")?;
+    Ok((endpoint, made.cert.pem()))
+}
+
 /// Is the other process: serves until standard input ends.
 pub(super) fn serve(args: &BenchArgs) -> Result<()> {
     std::thread::spawn(|| {
@@ -292,19 +312,8 @@ pub(super) fn serve(args: &BenchArgs) -> Result<()> {
         std::process::exit(0);
     });
     block_on(async {
-        let made = rcgen::generate_simple_self_signed([SERVER_NAME.to_owned()]).context("cannot make a certificate")?;
-        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-        let mut tls =
-            rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-                .with_protocol_versions(&[&rustls::version::TLS13])?
-                .with_no_client_auth()
-                .with_single_cert(vec![made.cert.der().clone()], key.into())?;
-        tls.alpn_protocols = vec![ALPN.to_vec()];
-        let mut config =
-            quinn::ServerConfig::with_crypto(Arc::new(quinn::crypto::rustls::QuicServerConfig::try_from(tls)?));
-        config.transport_config(Arc::new(quic::transport(args.mtu)));
-        let endpoint = quic::endpoint((Ipv4Addr::LOCALHOST, 0).into(), args.mtu, Some(config))?;
-        print_json(&Ready { listen: endpoint.local_addr()?, certificate: made.cert.pem() })?;
+        let (endpoint, certificate) = broker_endpoint(&broker_config(args.mtu)?)?;
+        print_json(&Ready { listen: endpoint.local_addr()?, certificate })?;
         while let Some(incoming) = endpoint.accept().await {
             let connection = incoming.await?;
             tokio::spawn(async move {
@@ -346,10 +355,39 @@ async fn answer(mut send: SendStream, mut recv: RecvStream) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use futures::FutureExt;
 
     #[test]
     fn large_records_have_longer_to_come_back() {
         assert_eq!(deadline(1000), DEADLINE);
         assert_eq!(deadline(64 << 20), DEADLINE + Duration::from_secs(128));
+    }
+
+    /// What a peer can see of a broker's settings: how many streams it grants, and of which kind.
+    #[tokio::test]
+    async fn the_other_side_grants_what_a_broker_grants() {
+        for mtu in [None, Some(1452)] {
+            let config = broker_config(mtu).expect("settings");
+            assert_eq!(config.mtu, mtu.unwrap_or(BrokerConfig::default().mtu));
+            let (endpoint, certificate) = broker_endpoint(&config).expect("an endpoint");
+            let listen = endpoint.local_addr().expect("an address");
+            let serving = tokio::spawn(async move { endpoint.accept().await.expect("somebody").await });
+            let client = quic::endpoint((Ipv4Addr::LOCALHOST, 0).into(), mtu, None).expect("an endpoint");
+            let trust = quic::client_config(certificate.as_bytes(), mtu).expect("a configuration");
+            let connecting = client.connect_with(trust, listen, SERVER_NAME).expect("a connection");
+            let connection = tokio::time::timeout(DEADLINE, connecting).await.expect("in time").expect("connected");
+            let _served = tokio::time::timeout(DEADLINE, serving).await.expect("in time").expect("no panic");
+            let mut open = Vec::new();
+            while let Some(stream) = connection.open_bi().now_or_never() {
+                open.push(stream.expect("a stream"));
+            }
+            assert_eq!(u32::try_from(open.len()).ok(), Some(config.max_streams_per_connection));
+            assert!(connection.open_uni().now_or_never().is_none());
+        }
+    }
+
+    #[test]
+    fn packets_that_no_broker_sends_are_refused() {
+        assert!(broker_config(Some(9000)).is_err());
     }
 }
