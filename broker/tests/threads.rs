@@ -1,4 +1,4 @@
-//! The same broker on one network thread and on eight: many connections that write and read at once.
+//! The same broker on one network thread, on eight and on 32: many connections that write and read at once.
 
 mod harness;
 
@@ -11,7 +11,6 @@ use std::sync::{Arc, mpsc};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-const CONNECTIONS: u32 = 8;
 const BATCHES: u64 = 40;
 
 /// A broker on the threads that it gets where it has the process to itself.
@@ -52,7 +51,7 @@ async fn write_and_read(client: Client, topic: bytes::Bytes, partition: u32) {
     }
 }
 
-fn one_broker(network_threads: u32) {
+fn one_broker(network_threads: u32, connections: u32) {
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(dir.path());
     config.set_pair(&format!("num.network.threads={network_threads}")).unwrap();
@@ -64,9 +63,9 @@ fn one_broker(network_threads: u32) {
             Response::DescribeBroker(described) => assert_eq!(described.io_threads, network_threads),
             other => panic!("{other:?}"),
         }
-        let topic = client.create_topic("t", CONNECTIONS, &[]).await;
+        let topic = client.create_topic("t", connections, &[]).await;
         let mut tasks = JoinSet::new();
-        for partition in 0..CONNECTIONS {
+        for partition in 0..connections {
             let client = Client::connect(&broker).await;
             tasks.spawn(write_and_read(client, topic.clone(), partition));
         }
@@ -82,10 +81,16 @@ fn one_broker(network_threads: u32) {
 
 #[test]
 fn one_network_thread_serves_many_connections() {
-    one_broker(1);
+    one_broker(1, 8);
 }
 
 #[test]
 fn eight_network_threads_serve_many_connections() {
-    one_broker(8);
+    one_broker(8, 8);
+}
+
+/// Each of them has connections to serve: there are more than threads.
+#[test]
+fn thirty_two_network_threads_serve_many_connections() {
+    one_broker(32, 48);
 }
