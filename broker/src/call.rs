@@ -6,7 +6,7 @@
 
 use crate::clock::now_ms;
 use crate::error::PartitionError;
-use crate::group::{CommitEntry, Group, GroupError, OwnedSpeaker};
+use crate::group::{CommitEntry, EntryError, Group, GroupError, OwnedSpeaker};
 use crate::member::to_topic_partitions;
 use crate::metadata::command::{self, command::Command as Kind};
 use crate::metadata::handle::{new_topic_id, topic_to_change};
@@ -53,9 +53,7 @@ pub(crate) async fn answer(shared: &Arc<Shared>, lookups: &Arc<Semaphore>, call:
         Some(Request::ListGroups(_)) => list_groups(shared).await,
         Some(Request::DescribeGroup(request)) => describe_group(shared, &request.group).await,
         Some(Request::DeleteGroup(request)) => done(shared.groups.delete(&request.group).await),
-        Some(Request::DeleteOffsets(request)) => {
-            done(shared.groups.delete_offsets(&request.group, request.topic, request.partitions).await)
-        }
+        Some(Request::DeleteOffsets(request)) => delete_offsets(shared, request).await,
     };
     CallResponse { response: Some(answer.unwrap_or_else(Response::Error)) }
 }
@@ -532,6 +530,19 @@ fn partition_of(shared: &Shared, topic: &str, partition: u32) -> Result<Partitio
     let state = shared.metadata.state();
     let found = state.topic(topic).ok_or_else(|| unknown_topic(topic))?;
     shared.partition(found.id.as_bytes(), partition)
+}
+
+/// A topic or partition that is not there has no offsets: one that was mistyped must not look like work done.
+async fn delete_offsets(shared: &Shared, request: wire::DeleteOffsets) -> Answer {
+    let count = match shared.metadata.state().topic(&request.topic) {
+        Some(topic) => topic.partitions.len(),
+        None => return Err(unknown_topic(&request.topic)),
+    };
+    if let Some(&partition) = request.partitions.iter().find(|partition| **partition as usize >= count) {
+        let error = EntryError::UnknownPartition { topic: request.topic, partition, count };
+        return Err(wire::Error::new(error.code(), error.to_string()));
+    }
+    done(shared.groups.delete_offsets(&request.group, request.topic, request.partitions).await)
 }
 
 fn done(result: Result<(), GroupError>) -> Answer {

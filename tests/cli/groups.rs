@@ -85,6 +85,27 @@ fn a_group_is_listed_described_and_deleted() {
     assert!(broker.json(&["group", "list"]).iter().all(|group| group["group"] != "h"));
 }
 
+/// What was mistyped has no offsets, and must not look like work done.
+#[test]
+fn offsets_are_deleted_only_of_what_is_there_and_nobody_reads() {
+    let broker = filled();
+    broker.run(&["topic", "create", "other"]).ok();
+    broker.run(&["consume", "t", "--group", "g", "--until", "end"]).ok();
+    let refused = |group: &str, topic: &str, said: &str| {
+        let answer = broker.run(&["group", "delete-offsets", group, "--topic", topic]).fails(1);
+        assert!(answer.stderr.contains(said), "{topic} of {group}: {}", answer.stderr);
+        assert_eq!(committed(&broker, "g"), [(0, Some(10)), (1, Some(10))], "{topic} of {group}");
+    };
+    refused("nosuch", "t", "there is no group nosuch");
+    refused("g", "nosuch", "there is no topic nosuch");
+    refused("g", "t:0,2", "topic t has 2 partitions, and no partition 2");
+    broker.run(&["group", "delete-offsets", "g", "--topic", "other"]).ok();
+    let mut member = Running::start(broker.command(&["consume", "t", "--group", "g"]));
+    eventually("a member", || (members(&broker, "g").len() == 1).then_some(()));
+    refused("g", "t", "no member subscribes to it");
+    assert!(member.terminate().success());
+}
+
 #[test]
 fn reset_shows_first_and_moves_only_when_told() {
     let broker = filled();

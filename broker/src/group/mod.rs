@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 pub use crate::config::GroupSettings;
 pub use error::GroupError;
 pub(crate) use handle::{Groups, MemberStream};
-pub use offsets::{CommitEntry, Committed};
+pub use offsets::{CommitEntry, Committed, EntryError};
 pub use state::{Effect, Effects, Group, Join, Report};
 pub(crate) use task::{MemberView, OwnedSpeaker};
 

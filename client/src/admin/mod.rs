@@ -201,7 +201,7 @@ impl Admin {
     /// Deletes a group's offsets of a topic: of `partitions`, or of all if that is empty.
     ///
     /// # Errors
-    /// When a member subscribes to the topic.
+    /// When a member subscribes to the topic, or the group, the topic or a partition does not exist.
     pub async fn delete_offsets(&self, group: &str, topic: &str, partitions: &[u32]) -> Result<(), Error> {
         let request = wire::DeleteOffsets { group: group.into(), topic: topic.into(), partitions: partitions.to_vec() };
         call!(self, "delete offsets", DeleteOffsets(request) => Done);
