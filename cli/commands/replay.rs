@@ -12,9 +12,10 @@ mod ordered;
 mod sink;
 
 use anyhow::{Context, Result};
-use futures::StreamExt;
+use futures::{Stream, StreamExt};
 use headwater_client::{
-    Client, Consumer, OffsetAt, OffsetQuery, PartitionDescription, StartFrom, TopicDescription, TopicPartition,
+    Client, ConsumedRecord, Consumer, OffsetAt, OffsetQuery, PartitionDescription, StartFrom, TopicDescription,
+    TopicPartition,
 };
 use indicatif::ProgressBar;
 use std::io::IsTerminal;
@@ -85,19 +86,20 @@ struct Stretch {
 async fn stretches(client: &Client, args: &ReplayArgs, topic: &TopicDescription) -> Result<Vec<Stretch>> {
     let partitions = chosen(topic, &args.partition)?;
     let starts = starts(client, args, topic, &partitions).await?;
-    let mut stretches = Vec::new();
-    for (partition, start) in partitions.into_iter().zip(starts) {
-        let end = match args.until {
-            End::Offset(offset) => offset.min(partition.high_watermark),
-            End::Now | End::Time(_) | End::Ago(_) => partition.high_watermark,
-        };
-        if let Some(start) = start
-            && start < end
-        {
-            stretches.push(Stretch { partition: partition.partition, start, end });
-        }
-    }
-    Ok(stretches)
+    Ok(partitions
+        .into_iter()
+        .zip(starts)
+        .filter_map(|(partition, start)| stretch(partition, start?, args.until))
+        .collect())
+}
+
+/// What is read of a partition from an offset on, if anything is.
+fn stretch(partition: &PartitionDescription, start: i64, until: End) -> Option<Stretch> {
+    let end = match until {
+        End::Offset(offset) => offset.min(partition.high_watermark),
+        End::Now | End::Time(_) | End::Ago(_) => partition.high_watermark,
+    };
+    (start < end).then_some(Stretch { partition: partition.partition, start, end })
 }
 
 async fn starts(
@@ -141,6 +143,21 @@ fn filter(args: &ReplayArgs) -> Filter {
         },
         conditions: args.conditions.clone(),
     }
+}
+
+/// The records of a reader that were asked for.
+fn kept(
+    reader: impl Stream<Item = Result<ConsumedRecord>>,
+    filter: &Filter,
+    bar: &ProgressBar,
+) -> impl Stream<Item = Result<ConsumedRecord>> {
+    reader.filter_map(async move |record| match record {
+        Ok(record) => {
+            bar.inc(1);
+            filter.keeps(&record).then_some(Ok(record))
+        }
+        Err(error) => Some(Err(error)),
+    })
 }
 
 /// A replay under way.
@@ -215,14 +232,7 @@ impl Replay<'_> {
         let mut readers = Vec::new();
         for stretch in &self.stretches {
             let reader = self.consumer(std::slice::from_ref(stretch), Some(PACED_PREFETCH_BYTES)).await?;
-            let (filter, bar) = (&self.filter, &self.bar);
-            readers.push(Box::pin(reader.filter_map(async move |record| match record.map_err(explain) {
-                Ok(record) => {
-                    bar.inc(1);
-                    filter.keeps(&record).then_some(Ok(record))
-                }
-                Err(error) => Some(Err(error)),
-            })));
+            readers.push(Box::pin(kept(reader.map(|record| record.map_err(explain)), &self.filter, &self.bar)));
         }
         let sink = &mut self.sink;
         let pass_on = async |step| match step {
@@ -233,7 +243,7 @@ impl Replay<'_> {
     }
 
     /// Waits until a record is due and passes it on; `false`: nobody takes any more.
-    async fn emit(&mut self, record: headwater_client::ConsumedRecord) -> Result<bool> {
+    async fn emit(&mut self, record: ConsumedRecord) -> Result<bool> {
         let due = self.pacer.due(self.began.elapsed(), record.timestamp_ms, sink::size(&record));
         if due > self.began.elapsed() {
             if !self.sink.flush().await {

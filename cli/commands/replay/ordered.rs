@@ -89,8 +89,12 @@ pub(super) async fn wait_for(began: Instant, due: Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::args::{Cli, Command};
+    use crate::commands::replay::{filter, kept, stretch};
     use crate::pace::Speed;
-    use headwater_client::TimestampType;
+    use crate::spec::Start;
+    use headwater_client::{PartitionDescription, TimestampType};
+    use indicatif::ProgressBar;
 
     /// 2013-01-01T00:00:00Z.
     const NEW_YEAR_MS: i64 = 1_356_998_400_000;
@@ -128,6 +132,13 @@ mod tests {
     /// Replays partitions on the runtime's clock; each record with the moment it came at.
     async fn replay(partitions: &[Vec<ConsumedRecord>], speed: Speed) -> Vec<(Duration, ConsumedRecord)> {
         let readers = partitions.iter().map(|records| futures::stream::iter(records.clone().into_iter().map(Ok)));
+        play(readers.collect(), speed).await
+    }
+
+    async fn play<R>(readers: Vec<R>, speed: Speed) -> Vec<(Duration, ConsumedRecord)>
+    where
+        R: Stream<Item = Result<ConsumedRecord>> + Unpin,
+    {
         let (began, mut came) = (Instant::now(), Vec::new());
         let take = async |step| {
             if let Step::Due(record) = step {
@@ -135,8 +146,53 @@ mod tests {
             }
             Ok(true)
         };
-        ordered(readers.collect(), &mut Pacer::new(speed, None), began, take).await.expect("a replay");
+        ordered(readers, &mut Pacer::new(speed, None), began, take).await.expect("a replay");
         came
+    }
+
+    /// What `headwater replay t ...` takes of these partitions, on the runtime's clock. The broker is the test: it knows the
+    /// first offset at or after a time, and the ends.
+    async fn replay_as_told(partitions: &[Vec<ConsumedRecord>], flags: &str) -> Vec<(Duration, ConsumedRecord)> {
+        let line = ["headwater", "replay", "t"].into_iter().chain(flags.split_whitespace());
+        let Command::Replay(args) = Cli::read(line, |_| None).expect("a replay").command else { panic!("no replay") };
+        let (wanted, bar) = (filter(&args), ProgressBar::hidden());
+        let mut readers = Vec::new();
+        for (partition, records) in (0..).zip(partitions) {
+            let start = match args.from {
+                Start::Offset(offset) => Some(offset),
+                Start::Time(ms) => records.iter().find(|record| record.timestamp_ms >= ms).map(|record| record.offset),
+                other => panic!("{other:?} is tried elsewhere"),
+            };
+            let end = records.len() as i64;
+            let described = PartitionDescription {
+                partition,
+                leader: 1,
+                leader_epoch: 0,
+                replicas: vec![1],
+                isr: vec![1],
+                log_start_offset: 0,
+                high_watermark: end,
+                log_end_offset: end,
+                size_bytes: 0,
+                fenced: None,
+            };
+            let Some(stretch) = start.and_then(|start| stretch(&described, start, args.until)) else { continue };
+            let read = records.iter().filter(|record| (stretch.start..stretch.end).contains(&record.offset)).cloned();
+            let read: Vec<_> = read.map(Ok).collect();
+            readers.push(Box::pin(kept(futures::stream::iter(read), &wanted, &bar)));
+        }
+        play(readers, args.speed).await
+    }
+
+    /// Each record is due as long after the first one as it is younger, and one that is late comes at once.
+    fn check_spacing(came: &[(Duration, ConsumedRecord)]) {
+        let mut latest = came.first().expect("records").1.timestamp_ms;
+        let first = latest;
+        for (at, record) in came {
+            latest = latest.max(record.timestamp_ms);
+            let due = Duration::from_millis(u64::try_from(latest - first).expect("after the first"));
+            assert_eq!(*at, due, "{}-{}: due with its timestamp, or at once if late", record.partition, record.offset);
+        }
     }
 
     fn of(came: &[(Duration, ConsumedRecord)], partition: u32) -> Vec<ConsumedRecord> {
@@ -150,13 +206,40 @@ mod tests {
         for (partition, records) in input.iter().enumerate() {
             assert_eq!(&of(&came, partition as u32), records);
         }
-        let mut latest = NEW_YEAR_MS;
-        for (at, record) in &came {
-            latest = latest.max(record.timestamp_ms);
-            let due = Duration::from_millis(u64::try_from(latest - NEW_YEAR_MS).expect("after the first"));
-            assert_eq!(*at, due, "{}-{}: due with its timestamp, or at once if late", record.partition, record.offset);
-        }
+        assert_eq!(came[0].1.timestamp_ms, NEW_YEAR_MS);
+        check_spacing(&came);
         assert!(came.last().is_some_and(|(at, _)| *at > Duration::from_secs(6 * 86_400)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_window_of_offsets_or_of_time_at_real_speed_is_that_part_of_the_input_with_its_spacing() {
+        let input = week();
+        let day = |n: i64| NEW_YEAR_MS + n * 86_400_000;
+        let (all, ever) = (0..i64::MAX, i64::MIN..i64::MAX);
+        for (flags, offsets, times, days) in [
+            ("--from offset:100 --until offset:700", 100..700, ever.clone(), 5),
+            (
+                "--from time:2013-01-03T00:00:00Z --until time:2013-01-05T12:00:00Z",
+                all.clone(),
+                day(2)..day(4) + 43_200_000,
+                2,
+            ),
+            ("--from offset:300 --until time:2013-01-04", 300..i64::MAX, i64::MIN..day(3), 1),
+            ("--from time:2013-01-02 --until offset:500", 0..500, day(1)..i64::MAX, 3),
+        ] {
+            let came = replay_as_told(&input, &format!("{flags} --speed real")).await;
+            for (partition, records) in input.iter().enumerate() {
+                let wanted = records.iter().filter(|r| offsets.contains(&r.offset) && times.contains(&r.timestamp_ms));
+                assert_eq!(of(&came, partition as u32), wanted.cloned().collect::<Vec<_>>(), "{flags}");
+            }
+            check_spacing(&came);
+            let took = came.last().expect("records").0;
+            assert_eq!(took.as_secs() / 86_400, days, "{flags}: {took:?}");
+        }
+        // Late ones lie among records of another time: what was taken by time is no stretch of offsets.
+        let came = replay_as_told(&input, "--from time:2013-01-03 --until time:2013-01-04 --speed real").await;
+        let one: Vec<i64> = of(&came, 0).iter().map(|record| record.offset).collect();
+        assert!(one.windows(2).any(|pair| pair[1] > pair[0] + 1), "{one:?}");
     }
 
     #[tokio::test(start_paused = true)]
