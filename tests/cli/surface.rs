@@ -261,6 +261,40 @@ fn progress_is_shown_on_a_terminal_and_nowhere_else() {
     assert_eq!(String::from_utf8_lossy(&piped.stderr), "");
 }
 
+/// Every long work with records or files of its own shows how far it is; what it prints is no terminal here.
+#[test]
+#[cfg(target_os = "linux")]
+fn import_produce_replay_and_segment_verify_show_how_far_they_are() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t"]).ok();
+    let input = broker.folder().join("input");
+    std::fs::write(&input, "a line of it\n".repeat(5000)).expect("written");
+    let imported = broker.folder().join("imported");
+    let text = |path: &std::path::Path| path.to_str().expect("text").to_owned();
+    let (input, into) = (text(&input), text(&imported));
+    let kafka = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/kafka-logs/dirs");
+    let log = format!("{kafka}/codecs-0");
+    for (line, shown) in [
+        (&["import", "--data", &into, kafka][..], "iB/"),
+        (&["produce", "t", "--file", &input], "/63.48 KiB"),
+        // Everything was produced twice by now.
+        (&["replay", "t"], "/10,000 "),
+        (&["segment", "verify", &log], "iB/"),
+    ] {
+        let (name, quiet) = (line[if line[0] == "segment" { 1 } else { 0 }], [line, &["--quiet"]].concat());
+        let is_shown = |text: &str| text.contains(name) && text.contains(shown);
+        let (mut running, seen) = on_a_terminal(broker.command(line), |_| false);
+        assert!(running.wait().success(), "{line:?}: {seen:?}");
+        assert!(is_shown(&seen), "{line:?}: {seen:?}");
+        if name == "import" {
+            std::fs::remove_dir_all(&imported).expect("removed");
+        }
+        let (mut running, seen) = on_a_terminal(broker.command(&quiet), |_| false);
+        assert!(running.wait().success(), "{line:?}: {seen:?}");
+        assert!(!is_shown(&seen), "{quiet:?}: {seen:?}");
+    }
+}
+
 #[test]
 fn help_says_what_would_surprise() {
     for (command, said) in [
