@@ -1,5 +1,5 @@
 //! As many partitions as one broker has to hold, on few open files and maps and on little memory. Alone in its process, whose limit on
-//! open files it sets, and whose memory it looks at, in Linux's /proc.
+//! open files it sets, and whose memory it looks at, in Linux's /proc: the other test only computes.
 #![cfg(target_os = "linux")]
 
 mod harness;
@@ -12,6 +12,7 @@ use headwater_storage::DataDirError;
 use headwater_storage::checkpoint;
 use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
+use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -129,10 +130,39 @@ async fn start_again(dir: &Path) -> Broker {
 /// Not the disk is tried here: a hundred thousand small files are its matter, and to remove them may take minutes.
 fn folder() -> tempfile::TempDir {
     const MEMORY: &str = "/dev/shm";
+    let lacking = match rustix::fs::statvfs(MEMORY) {
+        Ok(memory) => lacks(memory.f_bavail * memory.f_frsize, memory.f_files, memory.f_favail),
+        Err(error) => Some(error.to_string()),
+    };
+    let Some(lacking) = lacking else { return tempfile::tempdir_in(MEMORY).unwrap() };
+    let dir = tempfile::tempdir().unwrap();
+    // Past what captures the output of tests that pass: whoever waits for minutes should know why.
+    let notice =
+        format!("\n** {MEMORY} DOES NOT DO ({lacking}): ON DISK, IN {}, THIS TAKES LONGER **\n", dir.path().display());
+    std::io::stderr().write_all(notice.as_bytes()).unwrap();
+    dir
+}
+
+/// What a file system has too little of. One that counts no files has none to run out of.
+fn lacks(free_bytes: u64, files: u64, free_files: u64) -> Option<String> {
     const NEEDED_BYTES: u64 = 512 << 20;
-    let free_bytes = rustix::fs::statvfs(MEMORY).map_or(0, |memory| memory.f_bavail * memory.f_frsize);
-    let dir = if free_bytes < NEEDED_BYTES { tempfile::tempdir() } else { tempfile::tempdir_in(MEMORY) };
-    dir.unwrap()
+    // A folder and its files.
+    const NEEDED_FILES: u64 = 12 * TOPICS as u64 * PARTITIONS as u64;
+    if free_bytes < NEEDED_BYTES {
+        Some(format!("{free_bytes} bytes are free, and it takes {NEEDED_BYTES}"))
+    } else if files > 0 && free_files < NEEDED_FILES {
+        Some(format!("{free_files} files may be made, and it takes {NEEDED_FILES}"))
+    } else {
+        None
+    }
+}
+
+#[test]
+fn memory_that_has_room_for_bytes_and_not_for_files_does_not_do() {
+    assert_eq!(lacks(1 << 30, 1 << 20, 1 << 20), None);
+    assert_eq!(lacks(1 << 30, 0, 0), None, "files are not counted");
+    assert!(lacks(1 << 20, 1 << 20, 1 << 20).is_some_and(|lacking| lacking.contains("1048576 bytes are free")));
+    assert!(lacks(1 << 30, 1 << 20, 1000).is_some_and(|lacking| lacking.contains("1000 files may be made")));
 }
 
 #[tokio::test]
