@@ -140,7 +140,8 @@ pub(crate) struct ConsumeArgs {
     /// --group only where the group has committed nothing.
     #[arg(long, value_name = "WHERE", default_value = "earliest", allow_hyphen_values = true)]
     pub(crate) from: Start,
-    /// Where to stop: end (what there is now), offset:N or time:T (neither is printed). Without it: never.
+    /// Where to stop: end (what there is now), offset:N or time:T (neither is printed). Without it: never. With --group when
+    /// the whole group has committed that far: another member that commits nothing is waited for, and named after 10 s.
     #[arg(long, value_name = "WHERE", allow_hyphen_values = true)]
     pub(crate) until: Option<End>,
     /// Stop after so many records.

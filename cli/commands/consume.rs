@@ -6,24 +6,26 @@
 //!
 //! A member has read up to `--until` when the group has: its own partitions are not all there are, and at times it has none.
 //! Where a partition begins of which nothing is committed only its owner knows, and commits it; until then it counts as read
-//! up to the log's start.
+//! up to the log's start. Whether another member that commits nothing is slow or stuck, nobody can know: it is waited for, and
+//! named to the person who waits.
 //!
 //! Read next: [`crate::shares`], then [`crate::printer`].
 
 use anyhow::{Context, Result, bail};
 use headwater_client::{
-    Admin, Client, Committer, ConsumeError, ConsumedBatch, Consumer, ErrorCode, OffsetAt, OffsetQuery,
-    PartitionDescription, Position, Rebalance, StartFrom, TopicDescription, TopicPartition,
+    Admin, Client, Committer, ConsumeError, ConsumedBatch, Consumer, ErrorCode, MemberDescription, OffsetAt,
+    OffsetQuery, PartitionDescription, Position, Rebalance, StartFrom, TopicDescription, TopicPartition,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify};
 
 use crate::args::{ConsumeArgs, Global};
 use crate::commands::{ago_ms, check_offset, chosen, now_ms};
 use crate::connect::with_client;
 use crate::filter::Filter;
+use crate::output::note;
 use crate::printer::{Printer, Progress, Rules, Work};
 use crate::record::Style;
 use crate::shares::Shares;
@@ -36,6 +38,8 @@ const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 const GROUP_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a partition that is taken away waits for a reader who does not read: less than its coordinator waits for it.
 const READER_PATIENCE: Duration = Duration::from_secs(10);
+/// How long the rest of a group may commit nothing before a member that waits for it says so.
+const GROUP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 pub(crate) fn run(global: &Global, args: ConsumeArgs) -> Result<()> {
@@ -80,6 +84,7 @@ async fn consume(global: &Global, client: &Client, args: ConsumeArgs) -> Result<
         .as_ref()
         .map(|member| tokio::spawn(Arc::clone(member.commits).keep_committing(member.committer.clone())));
     let reading = Reading {
+        global,
         consumer: &mut consumer,
         printer: &printer,
         admin: &admin,
@@ -88,6 +93,7 @@ async fn consume(global: &Global, client: &Client, args: ConsumeArgs) -> Result<
         member: member.as_ref(),
         signals: &signals,
         bounds: ends.bounds,
+        standstill: Standstill::default(),
     };
     let outcome = reading.pump(ends.wait_for_ms).await;
     let printed = match outcome {
@@ -177,6 +183,7 @@ struct Member<'a> {
 
 /// Everything that reading needs.
 struct Reading<'a> {
+    global: &'a Global,
     consumer: &'a mut Consumer,
     printer: &'a Printer,
     admin: &'a Admin,
@@ -186,6 +193,7 @@ struct Reading<'a> {
     signals: &'a Signals,
     /// The first offset of each partition that is not wanted. `None`: there is no end, or nobody knows it yet.
     bounds: Option<BTreeMap<TopicPartition, i64>>,
+    standstill: Standstill,
 }
 
 impl Reading<'_> {
@@ -234,7 +242,8 @@ impl Reading<'_> {
                 _ = tick.tick(), if self.member.is_some() => {
                     self.bound_what_was_added();
                     if idle {
-                        match self.signals.unless_asked(self.is_through()).await {
+                        let signals = self.signals;
+                        match signals.unless_asked(self.is_through()).await {
                             None => return Ok(Ended::Asked),
                             Some(through) => if through? { return Ok(Ended::Done) },
                         }
@@ -290,7 +299,7 @@ impl Reading<'_> {
     }
 
     /// Whether the group has read everything up to the end. What this member printed counts once it is committed.
-    async fn is_through(&self) -> Result<bool> {
+    async fn is_through(&mut self) -> Result<bool> {
         let (Some(member), Some(bounds)) = (self.member, &self.bounds) else { return Ok(false) };
         if !self.printer.progress().caught_up().await || member.commits.commit(&member.committer).await.is_err() {
             // The one who commits regularly says why, and tries again.
@@ -313,13 +322,64 @@ impl Reading<'_> {
         places.extend(
             committed.into_iter().map(|entry| (TopicPartition::new(entry.topic, entry.partition), entry.offset)),
         );
-        Ok(are_reached(bounds, &places))
+        let behind = behind(bounds, &places);
+        let through = behind.is_empty();
+        if self.standstill.is_news(behind, Instant::now())
+            && let Ok(group) = self.admin.describe_group(member.group).await
+        {
+            for waiting in self.standstill.tell(&group.members) {
+                note(self.global, waiting);
+            }
+        }
+        Ok(through)
     }
 }
 
-/// Whether every partition is read up to its bound. Before the first offset there is nothing to read.
-fn are_reached(bounds: &BTreeMap<TopicPartition, i64>, places: &BTreeMap<TopicPartition, i64>) -> bool {
-    bounds.iter().all(|(at, bound)| places.get(at).copied().unwrap_or(0) >= *bound)
+/// The partitions that are not read up to their bounds: how far they are, and the bound. Before the first offset there is
+/// nothing to read.
+fn behind(
+    bounds: &BTreeMap<TopicPartition, i64>,
+    places: &BTreeMap<TopicPartition, i64>,
+) -> BTreeMap<TopicPartition, (i64, i64)> {
+    let place = |at| places.get(at).copied().unwrap_or(0);
+    let all = bounds.iter().map(|(at, bound)| (at.clone(), (place(at), *bound)));
+    all.filter(|(_, (place, bound))| place < bound).collect()
+}
+
+/// What a member that has read its own partitions still waits for, and since when nothing of it has moved.
+#[derive(Default)]
+struct Standstill {
+    behind: BTreeMap<TopicPartition, (i64, i64)>,
+    since: Option<Instant>,
+    told: bool,
+}
+
+impl Standstill {
+    /// Whether it is time to say, once, that nothing moves.
+    fn is_news(&mut self, behind: BTreeMap<TopicPartition, (i64, i64)>, now: Instant) -> bool {
+        if behind != self.behind {
+            *self = Standstill { behind, ..Standstill::default() };
+        }
+        let since = *self.since.get_or_insert(now);
+        let news = !self.behind.is_empty() && !self.told && now.saturating_duration_since(since) >= GROUP_PATIENCE;
+        self.told |= news;
+        news
+    }
+
+    /// What is waited for, one line a partition.
+    fn tell(&self, members: &[MemberDescription]) -> Vec<String> {
+        let line = |(at, (place, bound)): (&TopicPartition, &(i64, i64))| {
+            let holder = members.iter().find(|member| member.assigned.contains(at)).map_or_else(
+                || "nobody holds it yet".to_owned(),
+                |m| format!("member {} ({} at {}) holds it", m.member_id, m.client_id, m.client_host),
+            );
+            format!(
+                "waiting for {at}: {holder}, and nothing was committed for {} s; the group is at {place} of {bound}",
+                GROUP_PATIENCE.as_secs()
+            )
+        };
+        self.behind.iter().map(line).collect()
+    }
 }
 
 /// Resolves when a member was given partitions.
@@ -598,8 +658,42 @@ mod tests {
     fn what_nobody_began_is_read_up_to_where_the_log_starts() {
         let bounds = BTreeMap::from([(at(0), 10), (at(1), 10), (at(2), 0)]);
         let places = |first, second| BTreeMap::from([(at(0), first), (at(1), second)]);
-        assert!(are_reached(&bounds, &places(10, 11)), "an empty partition needs no place");
-        assert!(!are_reached(&bounds, &places(10, 9)));
-        assert!(!are_reached(&bounds, &BTreeMap::from([(at(0), 10)])));
+        assert_eq!(behind(&bounds, &places(10, 11)), BTreeMap::new(), "an empty partition needs no place");
+        assert_eq!(behind(&bounds, &places(10, 9)), BTreeMap::from([(at(1), (9, 10))]));
+        assert_eq!(behind(&bounds, &BTreeMap::from([(at(0), 10)])), BTreeMap::from([(at(1), (0, 10))]));
+    }
+
+    #[test]
+    fn a_member_that_keeps_the_others_waiting_is_named_once_while_nothing_moves() {
+        let began = Instant::now();
+        let mut standstill = Standstill::default();
+        let mut news = |place, seconds| {
+            let behind = BTreeMap::from([(at(1), (place, 10))]);
+            standstill.is_news(behind, began + Duration::from_secs(seconds))
+        };
+        assert!(!news(4, 0) && !news(4, 9));
+        assert!(!news(5, 10) && !news(5, 19), "it moved");
+        assert!(news(5, 20));
+        assert!(!news(5, 21) && !news(5, 99), "said already");
+        assert!(!news(6, 100) && news(6, 110), "and stands still again");
+        assert!(
+            !standstill.is_news(BTreeMap::new(), began)
+                && !standstill.is_news(BTreeMap::new(), began + 2 * GROUP_PATIENCE)
+        );
+        standstill.is_news(BTreeMap::from([(at(1), (6, 10)), (at(2), (0, 1))]), began);
+        let holder = MemberDescription {
+            member_id: "m".into(),
+            instance_id: None,
+            client_id: "billing".into(),
+            client_host: "10.0.0.1".into(),
+            member_epoch: 3,
+            assigned: vec![at(1)],
+            target: Vec::new(),
+            topics: Vec::new(),
+        };
+        let told = standstill.tell(&[holder]);
+        assert!(told[0].contains("waiting for t-1: member m (billing at 10.0.0.1) holds it"), "{told:?}");
+        assert!(told[0].contains("at 6 of 10"), "{told:?}");
+        assert!(told[1].contains("waiting for t-2: nobody holds it yet"), "{told:?}");
     }
 }
