@@ -30,10 +30,10 @@ pub(crate) fn run(global: &Global, args: BenchArgs) -> Result<()> {
         return raw::serve(&args);
     }
     match args.mode {
-        Mode::Produce => answer(global, &produce::run(global, &args)?),
-        Mode::Consume => answer(global, &consume::run(global, &args)?),
-        Mode::E2e => answer(global, &e2e::run(global, &args)?),
-        Mode::Raw => answer(global, &raw::run(&args)?),
+        Mode::Produce => answer(global, &produce::run(global, &args)?.packets(args.mtu)),
+        Mode::Consume => answer(global, &consume::run(global, &args)?.packets(args.mtu)),
+        Mode::E2e => answer(global, &e2e::run(global, &args)?.packets(args.mtu)),
+        Mode::Raw => answer(global, &raw::run(&args)?.packets(args.mtu)),
         Mode::Disk => answer(global, &disk::run(global, &args)?),
         Mode::Isolation => isolation::run(global, &args),
     }
@@ -43,6 +43,8 @@ pub(crate) fn run(global: &Global, args: BenchArgs) -> Result<()> {
 #[derive(Debug, Serialize)]
 struct Answer {
     mode: &'static str,
+    /// Bytes of this side's packets, where they were set; null where they were found out, and where there are none.
+    mtu: Option<u16>,
     records: u64,
     bytes: u64,
     seconds: f64,
@@ -61,6 +63,7 @@ impl Answer {
         let seconds = wall.as_secs_f64().max(1e-9);
         Answer {
             mode: mode.name(),
+            mtu: None,
             records,
             bytes,
             seconds,
@@ -71,6 +74,11 @@ impl Answer {
             client_cpu_s: 0.0,
             broker_cpu_s: None,
         }
+    }
+
+    fn packets(mut self, mtu: Option<u16>) -> Answer {
+        self.mtu = mtu;
+        self
     }
 
     fn latency(mut self, of: &'static str, latencies: &Latencies) -> Answer {

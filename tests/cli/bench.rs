@@ -8,7 +8,8 @@ use std::process::Stdio;
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
-fn check(answer: &Value, mode: &str, records: u64) {
+fn check(answer: &Value, mode: &str, mtu: Option<u16>, records: u64) {
+    assert_eq!(answer.get("mtu"), Some(&mtu.into()), "{answer}");
     assert_eq!((answer["mode"].as_str(), answer["records"].as_u64()), (Some(mode), Some(records)), "{answer}");
     for key in ["bytes", "seconds", "mb_per_s", "records_per_s", "client_cpu_s"] {
         assert!(answer[key].as_f64().is_some_and(|number| number >= 0.0), "{key}: {answer}");
@@ -41,24 +42,26 @@ fn every_mode_answers_with_the_same_keys() {
         "--compression",
         "lz4",
     ]);
-    check(&produce, "produce", 5001);
+    check(&produce, "produce", None, 5001);
     assert!(produce["broker_cpu_s"].as_f64().is_some());
     assert_eq!(produce["bytes"], 500_100);
     check(
         &bench(&["produce", "--records", "300", "--throughput", "1000", "--acks", "1", "--linger", "1ms"]),
         "produce",
+        None,
         300,
     );
     check(
         &bench(&["consume", "--records", "5000", "--record-size", "100", "--partitions", "2", "--mtu", "1452"]),
         "consume",
+        Some(1452),
         5000,
     );
-    check(&bench(&["e2e", "--records", "300", "--throughput", "500"]), "e2e", 300);
+    check(&bench(&["e2e", "--records", "300", "--throughput", "500"]), "e2e", None, 300);
     assert!(broker.json(&["topic", "list"]).iter().all(|topic| topic["internal"] == true), "a bench cleans up");
 
-    check(&bench(&["produce", "--records", "100", "--topic", "kept"]), "produce", 100);
-    check(&bench(&["produce", "--records", "100", "--topic", "kept"]), "produce", 100);
+    check(&bench(&["produce", "--records", "100", "--topic", "kept"]), "produce", None, 100);
+    check(&bench(&["produce", "--records", "100", "--topic", "kept"]), "produce", None, 100);
     assert_eq!(broker.records("kept").len(), 200, "a topic that is named is used and stays");
     bench(&["produce", "--records", "10", "--keep"]);
     assert_eq!(
@@ -74,7 +77,19 @@ fn every_mode_answers_with_the_same_keys() {
 #[test]
 fn isolation_tells_the_readers_shares_and_the_latency_of_calls() {
     let broker = Broker::start(&[]);
-    let answer = broker.object(&["bench", "isolation", "--partitions", "8", "--stalled", "2", "--records", "16000"]);
+    let answer = broker.object(&[
+        "bench",
+        "isolation",
+        "--partitions",
+        "8",
+        "--stalled",
+        "2",
+        "--records",
+        "16000",
+        "--mtu",
+        "6500",
+    ]);
+    assert_eq!(answer["mtu"], 6500);
     assert_eq!((&answer["partitions"], &answer["stalled"]), (&8.into(), &2.into()));
     let (min, max) = (answer["reader_mb_per_s"]["min"].as_f64(), answer["reader_mb_per_s"]["max"].as_f64());
     assert!(min > Some(0.0) && min <= max, "{answer}");
@@ -92,12 +107,12 @@ fn raw_and_disk_need_no_broker() {
     for way in ["receive", "send"] {
         let raw =
             run(&["bench", "raw", "--records", "20000", "--direction", way, "--mtu", "1452", "--json"]).ok().object();
-        check(&raw, "raw", 20_000);
+        check(&raw, "raw", Some(1452), 20_000);
         assert!(raw["broker_cpu_s"].as_f64().is_some());
     }
     let dir = folder.path().to_str().expect("text");
     let disk = run(&["bench", "disk", "--records", "2000", "--batch", "64KiB", "--dir", dir, "--json"]).ok().object();
-    check(&disk, "disk", 2000);
+    check(&disk, "disk", None, 2000);
     assert!(disk["broker_cpu_s"].is_null());
     assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0, "the file is gone");
     run(&["bench", "disk", "--records", "10", "--dir", dir, "--keep"]).ok();
@@ -239,7 +254,7 @@ fn seconds_are_those_of_the_wall() {
 #[test]
 fn raw_measures_large_records() {
     let raw = run(&["bench", "raw", "--records", "4", "--record-size", "8MiB", "--json"]).ok().object();
-    check(&raw, "raw", 4);
+    check(&raw, "raw", None, 4);
     assert!(raw["latency_us"]["p50"].as_u64() > Some(0), "{raw}");
 }
 
@@ -266,7 +281,7 @@ fn a_stall_counts_for_every_record_that_was_due_in_it() {
         signal(stalled(bench.pid()), "CONT");
         assert!(bench.wait().success());
         let answer = eventually("its answer", || bench.json().first().cloned());
-        check(&answer, mode, 1600);
+        check(&answer, mode, None, 1600);
         let at = |name: &str| Duration::from_micros(answer["latency_us"][name].as_u64().expect("a number"));
         assert!(at("max") >= STALL.mul_f64(0.9), "{topic}: {answer}");
         assert!(at("p99") >= STALL.mul_f64(0.8), "{topic}: one in four waited, up to the whole stall: {answer}");

@@ -38,6 +38,8 @@ const DEADLINE: Duration = Duration::from_secs(120);
 #[derive(Serialize)]
 struct Isolation {
     mode: &'static str,
+    /// As in [`super::Answer`].
+    mtu: Option<u16>,
     partitions: u32,
     stalled: u32,
     records: u64,
@@ -131,6 +133,7 @@ async fn measure(global: &Global, args: &BenchArgs, client: &Client, topic: &Top
     let latency = latencies.summary();
     Ok(Isolation {
         mode: args.mode.name(),
+        mtu: args.mtu,
         partitions: topic.partitions,
         stalled,
         records: shares.iter().map(|(records, _)| records).sum(),
