@@ -15,7 +15,7 @@ use headwater_proto::batch::{BatchHeader, HEADER_BYTES};
 use crate::config::{LogConfig, LogIdentity};
 use crate::crcfile::{self, CrcHeader, RunningCrc};
 use crate::error::{During, FullDisk, IoFailure, LogError, ReadError};
-use crate::files::{Directory, File, Files, OpenMode, is_full};
+use crate::files::{Directory, File, Files, OpenMode, is_full, parent};
 use crate::index::{IndexBuilder, IndexBytes};
 use crate::reader::{RecentEnds, SegmentEntry};
 use crate::segment::Segment;
@@ -26,6 +26,10 @@ pub(crate) const FIRST_RESERVATION_BYTES: u64 = 64 * 1024;
 const LARGEST_RESERVATION_BYTES: u64 = 16 << 20;
 /// Bytes of index entries and checksums that are kept in memory before they go to their files.
 const SPILL_BYTES: usize = 4096;
+
+/// Extension of an empty file that says that a sync of the segment's `.log` failed: what was not flushed then must not be written to that file
+/// again. Kafka ignores it; the recovery that puts a new file in the place of that one removes it.
+pub(crate) const SYNC_FAILED: &str = ".sync-failed";
 
 /// Where a log is, and what it was told.
 #[derive(Debug, Clone, Copy)]
@@ -231,14 +235,21 @@ impl Active {
         file.set_len(self.size).during("trim", &path)?;
         self.reserved = self.size;
         self.recycled = false;
-        file.sync_all().during("sync", &path).map_err(LogError::Io)?;
+        if let Err(failure) = file.sync_all().during("sync", &path) {
+            note_failed_sync(&self.segment);
+            return Err(LogError::Io(failure));
+        }
         self.unflushed = None;
         Ok(())
     }
 
     /// Makes every batch durable.
     pub(crate) fn sync(&mut self) -> Result<(), IoFailure> {
-        self.file()?.sync_data().during("sync", &self.segment.log_path())?;
+        let file = self.file()?;
+        if let Err(failure) = file.sync_data().during("sync", &self.segment.log_path()) {
+            note_failed_sync(&self.segment);
+            return Err(failure);
+        }
         self.unflushed = None;
         Ok(())
     }
@@ -278,6 +289,18 @@ impl Active {
             largest: self.index.largest(),
             last_append_ms: self.last_append_ms,
         }
+    }
+}
+
+/// Leaves word for the next recovery, if the disk takes it.
+pub(crate) fn note_failed_sync(segment: &Segment) {
+    let (files, path) = (segment.files(), segment.path(SYNC_FAILED));
+    let written = files.open(&path, OpenMode::Create).and_then(|file| {
+        file.sync_all()?;
+        files.sync_dir(parent(&path))
+    });
+    if let Err(error) = written {
+        tracing::warn!(path = %path.display(), %error, "the next recovery will not know of a sync that failed");
     }
 }
 

@@ -11,10 +11,12 @@
 //!   flushed, and that this is corruption too.
 //! * Reserved space reads as zeros, and a recycled file's rest holds batches with smaller offsets: both end the log without a loss.
 //! * The page cache is not believed: what lies beyond the recovery point is written again and synced before it counts, because pages
-//!   whose write failed may be clean in memory and missing on the disk.
+//!   whose write failed may be clean in memory and missing on the disk. Where a sync is known to have failed, it is written to a new file
+//!   (`recovery/renewal.rs`).
 //! * Indexes, checksums, snapshots and epochs are made from the log; damaged ones are made anew and reported.
 
 mod history;
+mod renewal;
 mod report;
 mod segment;
 
@@ -63,6 +65,8 @@ struct Opening<'a> {
     epochs_empty: bool,
     /// As the checkpoint has them.
     epochs_as_read: LeaderEpochs,
+    /// Segments of which a sync failed when they were last written.
+    failed_syncs: Vec<i64>,
     /// The segments.
     bases: Vec<i64>,
     /// Offset of the newest snapshot of the producers that can be read.
@@ -99,6 +103,7 @@ pub(crate) fn recover(
         epochs_known: false,
         epochs_empty: false,
         epochs_as_read: LeaderEpochs::default(),
+        failed_syncs: Vec::new(),
         bases: Vec::new(),
         snapshot: None,
         unchecked: None,
@@ -113,7 +118,12 @@ pub(crate) fn recover(
     opening.claim()?;
     let bases = opening.base_offsets()?;
     opening.read_epochs()?;
+    opening.failed_syncs = renewal::failed_syncs(place)?;
+    // Whoever says that all is well does not know.
+    opening.hints.clean_shutdown &= opening.failed_syncs.is_empty();
+    opening.report.clean = opening.hints.clean_shutdown;
     let recovered = if bases.is_empty() { opening.create()? } else { opening.segments(&bases)? };
+    renewal::forget(place, &opening.failed_syncs)?;
     Ok((recovered, std::mem::take(&mut opening.report)))
 }
 
@@ -234,7 +244,10 @@ impl Opening<'_> {
         // The first segment of which something may not have been flushed.
         let first_scanned = match self.hints.clean_shutdown {
             true => bases.len(),
-            false => bases.partition_point(|base| *base <= self.hints.recovery_point).saturating_sub(1),
+            false => {
+                let failed = self.failed_syncs.iter().min().copied().unwrap_or(i64::MAX);
+                bases.partition_point(|base| *base <= self.hints.recovery_point.min(failed)).saturating_sub(1)
+            }
         };
         if !self.hints.clean_shutdown {
             self.snapshot = replay::newest_snapshot(&**self.place.files, self.place.dir, i64::MAX, self.now_ms)?

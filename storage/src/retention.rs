@@ -37,7 +37,7 @@ pub(crate) const DERIVED: [&str; 4] = [".index", ".timeindex", ".crc", ".txninde
 pub(crate) const DELETED: &str = ".deleted";
 
 /// Extension of a segment file that will take another's place. What a crash leaves of it is removed when the log is opened.
-const ASIDE: &str = ".log.cleaned";
+pub(crate) const ASIDE: &str = ".log.cleaned";
 
 /// All that a cut puts in the place of what it removes.
 #[derive(Debug)]

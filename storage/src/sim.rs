@@ -72,12 +72,13 @@ pub struct Fault {
     after: u64,
     times: u64,
     errno: i32,
+    lasting: bool,
 }
 
 impl Fault {
     /// Every operation of this kind fails with EIO.
     pub fn new(operation: Operation) -> Fault {
-        Fault { operation, path: None, after: 0, times: u64::MAX, errno: libc::EIO }
+        Fault { operation, path: None, after: 0, times: u64::MAX, errno: libc::EIO, lasting: false }
     }
 
     /// Only on paths that contain this text.
@@ -103,6 +104,12 @@ impl Fault {
     /// With ENOSPC.
     pub fn full(self) -> Fault {
         Fault { errno: libc::ENOSPC, ..self }
+    }
+
+    /// A sync that fails hits blocks that stay bad: the pages that it was to write are never on the disk, and later syncs of the
+    /// same file succeed without them.
+    pub fn lasting(self) -> Fault {
+        Fault { lasting: true, ..self }
     }
 
     /// Whether this operation is one of those.
@@ -543,10 +550,11 @@ impl File for SimFile {
         let mut state = lock(&self.state);
         let failed = state.begin(Operation::Sync, &self.path);
         state.end(())?;
-        let State { random, nodes, .. } = &mut *state;
+        let State { random, nodes, lasting, .. } = &mut *state;
         let Some(Node::File(file)) = nodes.get_mut(&self.number) else { return Err(ErrorKind::NotFound.into()) };
         match &failed {
             Ok(()) => file.sync(),
+            Err(_) if std::mem::take(lasting) => file.lose_for_good(),
             Err(_) => file.fail_to_sync(random),
         }
         failed

@@ -418,3 +418,47 @@ fn after_a_failed_sync_nothing_is_acknowledged_that_was_not_written_anew() {
         "{fenced} fenced, {seen_and_lost} with more to see than was acknowledged"
     );
 }
+
+/// Recovery wrote what was not flushed again into the file whose sync had failed. Where that file's blocks are bad, a second sync that
+/// says nothing is worth nothing: what recovery called flushed was gone after the next power failure.
+#[test]
+fn after_a_failed_sync_the_log_goes_on_in_a_new_file() {
+    for (seed, operations, rolls) in (0..8).flat_map(|seed| (0..40).map(move |n| (seed, n, seed % 2 == 1))) {
+        let what = format!("seed {seed}, {operations} operations");
+        let files = disk(seed);
+        let (mut log, _) = open(&files, &small_segments(), hints(0, 0));
+        (0..3).for_each(|n| drop(log.append(&[one(&[n; 200], NOW)], 0, NOW).unwrap()));
+        let flushed = log.flush().unwrap();
+        files.fail(Fault::new(Operation::Sync).on(".log").times(1).lasting());
+        log.append(&[one(&[3; 100], NOW)], 0, NOW).unwrap();
+        match rolls {
+            // The segment's last sync, when it is sealed.
+            true => assert!(log.append(&[one(&[4; 900], NOW)], 0, NOW).is_err()),
+            false => assert!(log.flush().is_err()),
+        }
+        let end = log.log_end_offset();
+        assert!(log.is_poisoned() && end == flushed + 1, "{what}");
+        drop(log);
+        let mut files = if seed % 4 < 2 { files.restart() } else { files };
+        files.power_off_after(operations);
+        let dir: Arc<dyn Files> = Arc::<SimFiles>::clone(&files);
+        let opened = Log::open(dir, Path::new(DIR), identity(), small_segments(), hints(flushed, 0), NOW);
+        if let Ok((log, report)) = &opened
+            && !files.is_off()
+        {
+            assert_eq!((log.log_end_offset(), report.cut.as_ref()), (end, None), "{what}");
+            drop(opened);
+            files = files.crash();
+            let (log, _) = open(&files, &small_segments(), hints(flushed, 0));
+            assert_eq!(offsets(&log.reader()), (0..end).collect::<Vec<_>>(), "{what}: it was called flushed");
+        } else {
+            files = files.crash();
+        }
+        // And whatever is written then.
+        let (mut log, _) = open(&files, &small_segments(), hints(flushed, 0));
+        log.append(&[one(&[5; 50], NOW)], 0, NOW).unwrap();
+        let end = log.flush().unwrap();
+        let (log, _) = open(&files.crash(), &small_segments(), hints(flushed, 0));
+        assert_eq!(offsets(&log.reader()), (0..end).collect::<Vec<_>>(), "{what}");
+    }
+}

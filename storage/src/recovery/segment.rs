@@ -8,8 +8,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{CrcDisagreement, CutTail, Opening};
-use crate::active::{Active, crc_header, read_crc_file};
+use super::{CrcDisagreement, CutTail, Opening, renewal};
+use crate::active::{Active, crc_header, note_failed_sync, read_crc_file};
 use crate::checkpoint::{parse_segment_file_name, segment_file_name};
 use crate::crcfile::{self, RunningCrc};
 use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
@@ -209,7 +209,8 @@ impl Opening<'_> {
             exact_from: if self.place.config.cleanup.compact { i64::MAX } else { recovery_point },
             compacted: self.place.config.cleanup.compact,
             next_base,
-            rewrite_from: recovery_point,
+            // After a failed sync, all of it goes to a new file.
+            rewrite_from: if self.failed_syncs.contains(&base_offset) { i64::MAX } else { recovery_point },
         };
         let found = |extension| {
             let path = self.place.dir.join(segment_file_name(base_offset, extension));
@@ -266,6 +267,9 @@ impl Opening<'_> {
         let segment =
             Segment::new(Arc::clone(self.place.files), Arc::clone(self.place.dir), base_offset, scanned.end, 0, 0);
         let path = segment.log_path();
+        if self.failed_syncs.contains(&base_offset) {
+            renewal::renew(self.place, base_offset, scanned.end)?;
+        }
         let file = self.place.files.open(&path, OpenMode::Write).during("open", &path)?;
         if scanned.len > scanned.end {
             file.set_len(scanned.end).during("cut", &path)?;
@@ -273,7 +277,10 @@ impl Opening<'_> {
                 self.report.finished_trims.push(path.clone());
             }
         }
-        file.sync_all().during("sync", &path)?;
+        if let Err(failure) = file.sync_all().during("sync", &path) {
+            note_failed_sync(&segment);
+            return Err(failure.into());
+        }
         let mut index = scanned.index;
         let mut entries = scanned.entries;
         index.seal(&mut entries);

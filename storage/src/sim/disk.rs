@@ -104,6 +104,8 @@ pub(super) struct FileNode {
     lens: Vec<u64>,
     /// Pages that have space behind them.
     allocated: BTreeSet<u64>,
+    /// Pages whose blocks are bad: what is written there is never on the disk.
+    bad: BTreeSet<u64>,
     /// Pages that are not in memory.
     evicted: BTreeSet<u64>,
     pub(super) modified_ms: i64,
@@ -194,7 +196,7 @@ impl FileNode {
     pub(super) fn sync(&mut self) {
         self.lens.drain(..).for_each(|len| self.stored.set_len(len));
         for (page, mut versions) in std::mem::take(&mut self.dirty) {
-            if let Some(newest) = versions.pop() {
+            if let Some(newest) = versions.pop().filter(|_| !self.bad.contains(&page)) {
                 self.stored.pages.insert(page, newest);
             }
         }
@@ -210,6 +212,11 @@ impl FileNode {
         }
     }
 
+    /// A sync that failed on bad blocks, and was the last that said so.
+    pub(super) fn lose_for_good(&mut self) {
+        self.bad.extend(std::mem::take(&mut self.dirty).into_keys());
+    }
+
     /// What is on the disk after the power failed.
     pub(super) fn after_crash(&self, random: &mut Random) -> FileNode {
         let fate = random.below(4);
@@ -220,7 +227,7 @@ impl FileNode {
         };
         let mut left = self.stored.clone();
         self.lens.iter().take(lens).for_each(|len| left.set_len(*len));
-        for (page, versions) in &self.dirty {
+        for (page, versions) in self.dirty.iter().filter(|(page, _)| !self.bad.contains(page)) {
             match fate {
                 0 => {}
                 1 => drop(versions.last().map(|newest| left.pages.insert(*page, Arc::clone(newest)))),
@@ -246,7 +253,8 @@ impl FileNode {
         let mut allocated = self.allocated.clone();
         allocated.split_off(&len.div_ceil(PAGE_BYTES as u64));
         allocated.extend(left.pages.keys());
-        FileNode { cached: left.clone(), stored: left, allocated, modified_ms: self.modified_ms, ..FileNode::default() }
+        let (bad, modified_ms) = (self.bad.clone(), self.modified_ms);
+        FileNode { cached: left.clone(), stored: left, allocated, bad, modified_ms, ..FileNode::default() }
     }
 }
 

@@ -34,6 +34,8 @@ pub(super) struct State {
     pub(super) off: bool,
     pub(super) clock_ms: i64,
     pub(super) locked: BTreeSet<u64>,
+    /// What the last fault that struck does lasts.
+    pub(super) lasting: bool,
 }
 
 impl State {
@@ -51,6 +53,7 @@ impl State {
             off: false,
             clock_ms: 0,
             locked: BTreeSet::new(),
+            lasting: false,
         }
     }
 
@@ -76,8 +79,12 @@ impl State {
     }
 
     pub(super) fn check_faults(&mut self, operation: Operation, path: &Path) -> io::Result<()> {
-        match self.faults.iter_mut().find_map(|fault| fault.strikes(operation, path).then_some(fault.errno)) {
-            Some(errno) => Err(io::Error::from_raw_os_error(errno)),
+        let struck = |fault: &mut Fault| fault.strikes(operation, path).then_some((fault.errno, fault.lasting));
+        match self.faults.iter_mut().find_map(struck) {
+            Some((errno, lasting)) => {
+                self.lasting = lasting;
+                Err(io::Error::from_raw_os_error(errno))
+            }
             None => Ok(()),
         }
     }
