@@ -9,6 +9,12 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 
 const IDENTITY: Identity = Identity { id: 7, epoch: 0 };
+const NEXT_IDENTITY: Identity = Identity { id: 7, epoch: 1 };
+
+/// An empty window, the buffer that its records take up, and a time that is far.
+fn empty() -> (Window, Arc<Semaphore>, Instant) {
+    (Window::new(Some(IDENTITY), 5), buffer(), Instant::now() + Duration::from_secs(60))
+}
 
 fn batch(window: &Window, value: u32, records: i32) -> Bytes {
     let mut builder = BatchBuilder::new(BuildOptions::default());
@@ -51,6 +57,10 @@ fn refusal(code: ErrorCode) -> Refusal {
     wire::Error::new(code, "refused").into()
 }
 
+fn timed_out(completion: &Completion, sent: bool) -> ProduceError {
+    ProduceError::TimedOut { topic: completion.topic().clone(), partition: 0, after: Duration::ZERO, sent }
+}
+
 fn written(base_offset: i64) -> Written {
     Written { base_offset, log_append_time_ms: -1, durability: Durability::Flushed, duplicate: false }
 }
@@ -71,9 +81,7 @@ fn sequences(window: &Window) -> Vec<(i16, i32)> {
 
 #[test]
 fn what_was_sent_is_sent_again_with_its_sequence_on_another_stream() {
-    let far = Instant::now() + Duration::from_secs(60);
-    let buffer = buffer();
-    let mut window = Window::new(Some(IDENTITY), 5);
+    let (mut window, buffer, far) = empty();
     let first = admit(&mut window, &buffer, 1, 3, far);
     let second = admit(&mut window, &buffer, 2, 2, far);
     let (id, sent) = window.next_to_send().unwrap();
@@ -91,18 +99,16 @@ fn what_was_sent_is_sent_again_with_its_sequence_on_another_stream() {
 
 #[test]
 fn a_refused_batch_fails_alone_and_those_behind_it_go_on_under_a_higher_epoch() {
-    let far = Instant::now() + Duration::from_secs(60);
-    let buffer = buffer();
-    let mut window = Window::new(Some(IDENTITY), 5);
+    let (mut window, buffer, far) = empty();
     let poison = admit(&mut window, &buffer, 1, 3, far);
     let behind = admit(&mut window, &buffer, 2, 2, far);
     let _ = (window.next_to_send(), window.next_to_send());
     assert_eq!(window.refused(1, refusal(ErrorCode::InvalidRecord)), Ok(Next::HigherEpoch));
     assert_eq!(outcome(&poison), Some(Err(ErrorCode::InvalidRecord)));
-    window.become_producer(Identity { id: 7, epoch: 1 });
+    window.become_producer(NEXT_IDENTITY);
     assert_eq!(outcome(&behind), None);
     assert_eq!(sequences(&window), [(1, 0)]);
-    assert_eq!(window.stamp(), Some((Identity { id: 7, epoch: 1 }, 2)));
+    assert_eq!(window.stamp(), Some((NEXT_IDENTITY, 2)));
     for sent in &window.in_flight {
         headwater_proto::batch::check(&sent.bytes).expect("the checksum covers the new numbers");
     }
@@ -111,18 +117,11 @@ fn a_refused_batch_fails_alone_and_those_behind_it_go_on_under_a_higher_epoch() 
 #[test]
 fn a_timed_out_batch_that_a_broker_may_have_keeps_its_place_and_one_that_was_never_sent_gives_it_up() {
     let now = Instant::now();
-    let buffer = buffer();
-    let mut window = Window::new(Some(IDENTITY), 5);
+    let (mut window, buffer, _) = empty();
     let sent = admit(&mut window, &buffer, 1, 3, now);
     let _ = window.next_to_send();
     let unsent = admit(&mut window, &buffer, 2, 4, now);
     let young = admit(&mut window, &buffer, 3, 5, now + Duration::from_secs(9));
-    let timed_out = |c: &Completion, sent| ProduceError::TimedOut {
-        topic: c.topic().clone(),
-        partition: 0,
-        after: Duration::ZERO,
-        sent,
-    };
     window.expire(now, timed_out);
     assert!(outcome(&sent).is_some() && outcome(&unsent).is_some() && outcome(&young).is_none());
     assert_eq!(sequences(&window), [(0, 0), (0, 3)], "no gap before the young one");
@@ -137,9 +136,7 @@ fn a_timed_out_batch_that_a_broker_may_have_keeps_its_place_and_one_that_was_nev
 
 #[test]
 fn a_batch_that_cannot_be_sent_fails_in_its_turn_and_leaves_no_gap() {
-    let far = Instant::now() + Duration::from_secs(60);
-    let buffer = buffer();
-    let mut window = Window::new(Some(IDENTITY), 5);
+    let (mut window, buffer, far) = empty();
     let first = admit(&mut window, &buffer, 1, 3, far);
     let (promised, hopeless) = promise(&buffer);
     window.admit_failed(ProduceError::BufferFull, promised, far);
@@ -158,9 +155,7 @@ fn a_batch_that_cannot_be_sent_fails_in_its_turn_and_leaves_no_gap() {
 
 #[test]
 fn a_refusal_of_what_the_log_holds_already_is_no_failure() {
-    let far = Instant::now() + Duration::from_secs(60);
-    let buffer = buffer();
-    let mut window = Window::new(Some(IDENTITY), 5);
+    let (mut window, buffer, far) = empty();
     let first = admit(&mut window, &buffer, 1, 3, far);
     let _ = window.next_to_send();
     window.reopened(Some((0, 2)));
@@ -175,9 +170,7 @@ fn too_large(limit: usize) -> impl Fn(usize) -> ProduceError {
 
 #[test]
 fn a_batch_that_is_too_large_is_split_within_its_sequences_and_those_behind_it_keep_theirs() {
-    let far = Instant::now() + Duration::from_secs(60);
-    let buffer = buffer();
-    let mut window = Window::new(Some(IDENTITY), 5);
+    let (mut window, buffer, far) = empty();
     let large = admit(&mut window, &buffer, 1, 30, far);
     let small = admit(&mut window, &buffer, 2, 2, far);
     let _ = (window.next_to_send(), window.next_to_send());
@@ -210,9 +203,7 @@ fn a_batch_that_is_too_large_is_split_within_its_sequences_and_those_behind_it_k
 
 #[test]
 fn a_refusal_as_too_large_that_no_limit_explains_halves_the_batch_and_a_record_alone_is_refused() {
-    let far = Instant::now() + Duration::from_secs(60);
-    let buffer = buffer();
-    let mut window = Window::new(Some(IDENTITY), 5);
+    let (mut window, buffer, far) = empty();
     let completion = admit(&mut window, &buffer, 1, 40, far);
     while let Some(records) = window.in_flight.front().map(|sent| sent.records).filter(|records| *records > 1) {
         let (id, _) = window.next_to_send().unwrap();
@@ -230,11 +221,9 @@ fn a_refusal_as_too_large_that_no_limit_explains_halves_the_batch_and_a_record_a
 
 #[test]
 fn what_a_broker_refuses_after_it_may_have_written_it_has_no_known_outcome_and_is_never_sent_again() {
-    let far = Instant::now() + Duration::from_secs(60);
     for code in [ErrorCode::PartitionFenced, ErrorCode::UnknownTopicId, ErrorCode::Internal, ErrorCode::Unknown] {
         for in_log in [false, true] {
-            let buffer = buffer();
-            let mut window = Window::new(Some(IDENTITY), 5);
+            let (mut window, buffer, far) = empty();
             let first = admit(&mut window, &buffer, 1, 3, far);
             let second = admit(&mut window, &buffer, 2, 2, far);
             let _ = (window.next_to_send(), window.next_to_send());
@@ -249,8 +238,8 @@ fn what_a_broker_refuses_after_it_may_have_written_it_has_no_known_outcome_and_i
                 assert!(matches!(error, ProduceError::OutcomeUnknown { .. }), "{code}: {error}");
             }
             assert!(window.is_empty(), "{code}: sent again, it might be doubled");
-            window.become_producer(Identity { id: 7, epoch: 1 });
-            assert_eq!(window.stamp(), Some((Identity { id: 7, epoch: 1 }, 0)), "no gap for what comes later");
+            window.become_producer(NEXT_IDENTITY);
+            assert_eq!(window.stamp(), Some((NEXT_IDENTITY, 0)), "no gap for what comes later");
             assert_eq!(buffer.available_permits(), 20);
         }
     }
@@ -259,24 +248,17 @@ fn what_a_broker_refuses_after_it_may_have_written_it_has_no_known_outcome_and_i
 #[test]
 fn records_that_have_failed_are_not_sent_under_another_epoch() {
     let now = Instant::now();
-    let buffer = buffer();
-    let mut window = Window::new(Some(IDENTITY), 5);
+    let (mut window, buffer, _) = empty();
     let poison = admit(&mut window, &buffer, 1, 1, now + Duration::from_secs(9));
     let late = admit(&mut window, &buffer, 2, 2, now);
     let young = admit(&mut window, &buffer, 3, 3, now + Duration::from_secs(9));
     while window.next_to_send().is_some() {}
     window.acknowledged(1, written(0)).unwrap();
     assert_eq!(outcome(&poison), Some(Ok(0)));
-    let timed_out = |c: &Completion, sent| ProduceError::TimedOut {
-        topic: c.topic().clone(),
-        partition: 0,
-        after: Duration::ZERO,
-        sent,
-    };
     window.expire(now, timed_out);
     assert!(outcome(&late).is_some() && outcome(&young).is_none());
     assert_eq!(window.refused(2, refusal(ErrorCode::UnknownProducerId)), Ok(Next::HigherEpoch));
-    window.become_producer(Identity { id: 7, epoch: 1 });
+    window.become_producer(NEXT_IDENTITY);
     assert_eq!(sequences(&window), [(1, 0)], "only the young one");
     assert_eq!(buffer.available_permits(), 20);
 }
@@ -401,8 +383,7 @@ proptest! {
     fn the_log_holds_every_batch_once_and_in_order_whatever_is_lost(steps in proptest::collection::vec(step(), 1..120)) {
         let start = Instant::now();
         let mut now = start;
-        let buffer = buffer();
-    let mut window = Window::new(Some(IDENTITY), 5);
+        let (mut window, buffer, _) = empty();
         let mut broker = Broker::default();
         let mut poisoned = std::collections::HashSet::new();
         let mut batches: Vec<(u32, i32, Arc<Completion>)> = Vec::new();
@@ -475,9 +456,7 @@ proptest! {
                 }
                 Step::Expire => {
                     now += Duration::from_secs(4);
-                    window.expire(now, |c, sent| ProduceError::TimedOut {
-                        topic: c.topic().clone(), partition: 0, after: Duration::ZERO, sent,
-                    });
+                    window.expire(now, timed_out);
                 }
                 // Only where nothing is unanswered: days pass before a broker forgets.
                 Step::Forget if window.is_empty() => broker.forgot = true,

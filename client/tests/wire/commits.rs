@@ -2,14 +2,37 @@
 
 use super::support::*;
 use futures::{FutureExt, StreamExt};
-use headwater_client::{ConsumeError, ErrorCode, Position, StartFrom, TopicPartition};
+use headwater_client::{ConsumeError, Consumer, ErrorCode, Position, StartFrom, TopicPartition};
+use headwater_proto::wire;
 use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
-use headwater_proto::wire::{self, MemberUpdate};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 use tokio::sync::Notify;
+
+/// A consumer that is told its partition, and commits to the group `billing` by hand.
+async fn assigned_of_billing(peer: &Peer) -> Consumer {
+    let build = peer.client().await.consumer().group("billing").assign([(TOPIC, 0)]).auto_commit(None).build();
+    within("build", build).await.unwrap()
+}
+
+/// What a coordinator says while it loads.
+fn not_yet() -> Option<Response> {
+    Some(Response::Error(wire::Error::new(ErrorCode::CoordinatorLoading, "not yet")))
+}
+
+/// The coordinator loads when the next two commits come.
+fn refuse_two_commits(peer: &Peer) {
+    let refusals = AtomicUsize::new(2);
+    peer.answer(move |request| match request {
+        Request::CommitOffsets(_) => {
+            refusals.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).ok()?;
+            not_yet()
+        }
+        _ => None,
+    });
+}
 
 #[tokio::test]
 async fn progress_is_committed_regularly_and_only_what_the_application_is_done_with() {
@@ -94,16 +117,8 @@ async fn positions_and_commits_carry_the_leader_epoch_of_what_was_read() {
 #[tokio::test]
 async fn commits_of_one_consumer_arrive_one_after_another_however_often_one_is_repeated() {
     let peer = Peer::start(1).await;
-    let build = peer.client().await.consumer().group("billing").assign([(TOPIC, 0)]).auto_commit(None).build();
-    let consumer = within("build", build).await.unwrap();
-    let refusals = AtomicUsize::new(2);
-    peer.answer(move |request| match request {
-        Request::CommitOffsets(_) => {
-            refusals.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).ok()?;
-            Some(Response::Error(wire::Error::new(ErrorCode::CoordinatorLoading, "not yet")))
-        }
-        _ => None,
-    });
+    let consumer = assigned_of_billing(&peer).await;
+    refuse_two_commits(&peer);
     let at = TopicPartition::new(TOPIC, 0);
     let (older, newer) = (consumer.committer().unwrap(), consumer.committer().unwrap());
     peer.calls();
@@ -119,16 +134,8 @@ async fn commits_of_one_consumer_arrive_one_after_another_however_often_one_is_r
 #[tokio::test]
 async fn a_commit_that_nobody_waits_for_any_more_does_not_overtake_a_later_one() {
     let peer = Peer::start(1).await;
-    let build = peer.client().await.consumer().group("billing").assign([(TOPIC, 0)]).auto_commit(None).build();
-    let consumer = within("build", build).await.unwrap();
-    let refusals = AtomicUsize::new(2);
-    peer.answer(move |request| match request {
-        Request::CommitOffsets(_) => {
-            refusals.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).ok()?;
-            Some(Response::Error(wire::Error::new(ErrorCode::CoordinatorLoading, "not yet")))
-        }
-        _ => None,
-    });
+    let consumer = assigned_of_billing(&peer).await;
+    refuse_two_commits(&peer);
     let at = TopicPartition::new(TOPIC, 0);
     let committer = consumer.committer().unwrap();
     peer.calls();
@@ -142,16 +149,13 @@ async fn a_commit_that_nobody_waits_for_any_more_does_not_overtake_a_later_one()
 async fn a_repeated_commit_leaves_out_what_was_lost_meanwhile() {
     let mut peer = Peer::start(1).await;
     let consumer = member_of_billing(&peer, |b| b.auto_commit(None)).await;
-    let (mut member, _) = peer.member().await;
-    assign(&mut member, 5, &[0]).await;
-    let _ = peer.fetch(1000).await;
-    owns(&mut member, &[0]).await;
+    let (mut member, _) = joined(&mut peer, 5).await;
     let (loading, tried) = (Arc::new(AtomicBool::new(true)), Arc::new(Notify::new()));
     let (until, tell) = (loading.clone(), tried.clone());
     peer.answer(move |request| match request {
         Request::CommitOffsets(_) if loading.load(SeqCst) => {
             tell.notify_one();
-            Some(Response::Error(wire::Error::new(ErrorCode::CoordinatorLoading, "not yet")))
+            not_yet()
         }
         _ => None,
     });
@@ -162,8 +166,7 @@ async fn a_repeated_commit_leaves_out_what_was_lost_meanwhile() {
         async move { committer.commit_offsets([(at, 9)]).await }
     });
     within("an attempt", tried.notified()).await;
-    let error = Some(wire::Error::new(ErrorCode::FencedMemberEpoch, "too slow"));
-    member.send(&MemberUpdate { error, ..MemberUpdate::default() }, &[]).await;
+    refuse(&mut member, ErrorCode::FencedMemberEpoch).await;
     let (mut member, _) = peer.member().await;
     peer.calls();
     assign(&mut member, 7, &[]).await;
@@ -179,8 +182,7 @@ async fn a_repeated_commit_leaves_out_what_was_lost_meanwhile() {
 #[tokio::test]
 async fn a_consumer_told_its_partitions_commits_to_a_group_without_being_a_member() {
     let mut peer = Peer::start(1).await;
-    let build = peer.client().await.consumer().group("billing").assign([(TOPIC, 0)]).auto_commit(None).build();
-    let mut consumer = within("build", build).await.unwrap();
+    let mut consumer = assigned_of_billing(&peer).await;
     let (mut stream, _) = peer.fetch(1000).await;
     stream.data(1, 1000, &batch(0, &[b"a"])).await;
     assert_eq!(next_offset(&mut consumer).await, 0);

@@ -125,10 +125,7 @@ async fn what_is_in_hand_is_not_committed_because_reading_begins_anew_behind_it(
     let mut peer = Peer::start(1).await;
     let mut consumer = member_of_billing(&peer, |b| b).await;
     consumer.until([(TopicPartition::new(TOPIC, 0), 2)]);
-    let (mut member, _) = peer.member().await;
-    assign(&mut member, 1, &[0]).await;
-    let (mut stream, _) = peer.fetch(1000).await;
-    owns(&mut member, &[0]).await;
+    let (mut member, mut stream) = joined(&mut peer, 1).await;
     stream.data(4, 1000, &batch(0, &[b"a", b"b", b"c", b"d"])).await;
     let held = within("a batch", consumer.next_batch()).await.unwrap().unwrap();
     assert_eq!((held.base_offset(), held.next_offset()), (0, 2));
@@ -253,14 +250,10 @@ async fn a_fenced_member_loses_everything_says_so_and_joins_anew() {
         async {}
     };
     let mut consumer = member_of_billing(&peer, |b| b.on_rebalance(callback)).await;
-    let (mut member, _) = peer.member().await;
-    assign(&mut member, 5, &[0]).await;
-    let (mut stream, _) = peer.fetch(1000).await;
-    owns(&mut member, &[0]).await;
+    let (mut member, mut stream) = joined(&mut peer, 5).await;
     stream.data(2, 1000, &batch(0, &[b"a", b"b"])).await;
     assert_eq!(next_offset(&mut consumer).await, 0);
-    let error = Some(wire::Error::new(ErrorCode::FencedMemberEpoch, "too slow"));
-    member.send(&MemberUpdate { error, ..MemberUpdate::default() }, &[]).await;
+    refuse(&mut member, ErrorCode::FencedMemberEpoch).await;
     let (mut member, join) = peer.member().await;
     assert_eq!((join.member_epoch, join.owned.len()), (0, 0));
     assert_eq!(*lost.lock().unwrap(), [TopicPartition::new(TOPIC, 0)]);
@@ -279,8 +272,7 @@ async fn a_member_that_is_refused_for_good_tells_the_application() {
     let mut consumer = member_of_billing(&peer, |b| b.assignor("astrological")).await;
     let (mut member, join) = peer.member().await;
     assert_eq!(join.assignor, "astrological");
-    let error = Some(wire::Error::new(ErrorCode::UnsupportedAssignor, "no such assignor"));
-    member.send(&MemberUpdate { error, ..MemberUpdate::default() }, &[]).await;
+    refuse(&mut member, ErrorCode::UnsupportedAssignor).await;
     let error = within("an error", consumer.assigned()).await.unwrap_err();
     assert!(matches!(error, ConsumeError::Group { .. }), "{error}");
     assert_eq!(error.code(), Some(ErrorCode::UnsupportedAssignor));
@@ -365,10 +357,7 @@ async fn a_member_whose_membership_ends_for_good_reads_nothing_more() {
     let mut peer = Peer::start(1).await;
     let (events, note) = listener();
     let mut consumer = member_of_billing(&peer, |b| b.on_rebalance(told(note))).await;
-    let (mut member, _) = peer.member().await;
-    assign(&mut member, 5, &[0]).await;
-    let (mut stream, _) = peer.fetch(1000).await;
-    owns(&mut member, &[0]).await;
+    let (_member, mut stream) = joined(&mut peer, 5).await;
     stream.data(2, 1000, &batch(0, &[b"a", b"b"])).await;
     assert_eq!(next_offset(&mut consumer).await, 0);
     // The broker comes back as one that this client does not understand.
@@ -415,10 +404,7 @@ async fn closing_or_dropping_while_a_partition_is_taken_away_waits_for_nobody_an
         let mut peer = Peer::start(1).await;
         let (events, note) = listener();
         let mut consumer = member_of_billing(&peer, |b| b.on_rebalance(told(note))).await;
-        let (mut member, _) = peer.member().await;
-        assign(&mut member, 1, &[0]).await;
-        let (mut stream, _) = peer.fetch(1000).await;
-        owns(&mut member, &[0]).await;
+        let (mut member, mut stream) = joined(&mut peer, 1).await;
         stream.data(2, 1000, &batch(0, &[b"a", b"b"])).await;
         assert_eq!(next_offset(&mut consumer).await, 0);
         assign(&mut member, 2, &[]).await;
@@ -443,10 +429,7 @@ async fn a_rebalance_goes_on_while_the_coordinator_is_away() {
     let (events, note) = listener();
     let builder = |b: ConsumerBuilder| b.auto_commit(None).on_rebalance(told(note));
     let mut consumer = member_of_billing(&peer, builder).await;
-    let (mut member, _) = peer.member().await;
-    assign(&mut member, 1, &[0]).await;
-    let (mut stream, _) = peer.fetch(1000).await;
-    owns(&mut member, &[0]).await;
+    let (mut member, mut stream) = joined(&mut peer, 1).await;
     stream.data(2, 1000, &batch(0, &[b"a", b"b"])).await;
     assert_eq!(next_offset(&mut consumer).await, 0);
     // Partition 1 is taken on only when 0 was let go of.
@@ -528,8 +511,7 @@ async fn a_callback_that_has_begun_is_carried_through_though_the_member_is_fence
     owns(&mut member, &[0, 1]).await;
     assign(&mut member, 2, &[0]).await;
     within("the callback", begun.notified()).await;
-    let error = Some(wire::Error::new(ErrorCode::FencedMemberEpoch, "too slow"));
-    member.send(&MemberUpdate { error, ..MemberUpdate::default() }, &[]).await;
+    refuse(&mut member, ErrorCode::FencedMemberEpoch).await;
     // The stream's end says that the member has taken it in.
     within("the end of the stream", async { while member.frame::<MemberHeartbeat>().await.is_some() {} }).await;
     go_on.notify_one();
@@ -584,10 +566,7 @@ async fn closing_commits_what_was_delivered_and_says_goodbye() {
 async fn dropping_leaves_without_committing() {
     let mut peer = Peer::start(1).await;
     let mut consumer = member_of_billing(&peer, |b| b).await;
-    let (mut member, _) = peer.member().await;
-    assign(&mut member, 1, &[0]).await;
-    let (mut stream, _) = peer.fetch(1000).await;
-    owns(&mut member, &[0]).await;
+    let (mut member, mut stream) = joined(&mut peer, 1).await;
     stream.data(1, 1000, &batch(0, &[b"a"])).await;
     assert_eq!(next_offset(&mut consumer).await, 0);
     drop(consumer);

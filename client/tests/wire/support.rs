@@ -482,6 +482,21 @@ pub async fn assign(stream: &mut PeerStream, member_epoch: i32, owns: &[u32]) {
     stream.send(&update, &[]).await;
 }
 
+/// Lets the consumer join, and gives it the topic's first partition: the membership's stream, and that of reading it.
+pub async fn joined(peer: &mut Peer, member_epoch: i32) -> (PeerStream, PeerStream) {
+    let (mut member, _) = peer.member().await;
+    assign(&mut member, member_epoch, &[0]).await;
+    let (fetch, _) = peer.fetch(1000).await;
+    owns(&mut member, &[0]).await;
+    (member, fetch)
+}
+
+/// Refuses a member for this reason.
+pub async fn refuse(member: &mut PeerStream, code: ErrorCode) {
+    let error = Some(wire::Error::new(code, format!("refused as {code}")));
+    member.send(&MemberUpdate { error, ..MemberUpdate::default() }, &[]).await;
+}
+
 /// The next heartbeat that says the member owns exactly these.
 pub async fn owns(stream: &mut PeerStream, expected: &[u32]) -> MemberHeartbeat {
     within("letting go or taking on", async {
