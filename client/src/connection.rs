@@ -534,7 +534,35 @@ fn repeatable(request: &call::Request) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::CreditPool;
+    use super::{Connections, CreditPool, Slot};
+    use crate::config::ClientConfig;
+    use headwater_proto::wire::ConnectionRole;
+    use std::time::Duration;
+    use tokio::time::Instant;
+
+    /// The clock jumps from one moment to the next: nothing but pauses takes time. With nobody to try, an attempt fails at once.
+    #[tokio::test(start_paused = true)]
+    async fn after_a_failure_the_next_attempt_to_connect_waits_out_a_pause_and_the_next_a_longer_one() {
+        let certified = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        let config = ClientConfig {
+            bootstrap: vec!["localhost:1".into()],
+            ca_pem: certified.cert.pem().into_bytes(),
+            retry_backoff: Duration::from_secs(1),
+            retry_backoff_max: Duration::from_secs(3),
+            ..ClientConfig::default()
+        };
+        let connections = Connections::new(config.clone()).unwrap();
+        let slot = Slot::new(ConnectionRole::Data, &config);
+        for seconds in [0, 1, 2, 3, 3] {
+            let (began, whole) = (Instant::now(), Duration::from_secs(seconds));
+            // Everybody waits for the one attempt that runs, and for its pause.
+            let (one, other) = tokio::join!(slot.get(&connections, Vec::new()), slot.get(&connections, Vec::new()));
+            assert!(one.is_err() && other.is_err());
+            let took = began.elapsed();
+            // A timer of the runtime is as fine as a millisecond.
+            assert!(took >= whole / 2 && took <= whole + Duration::from_millis(1), "{took:?} of {whole:?}");
+        }
+    }
 
     #[test]
     fn streams_never_reserve_more_credit_than_the_connection_has() {

@@ -10,5 +10,6 @@ mod group;
 mod prefetch;
 mod producer;
 mod remembered;
+mod retries;
 mod support;
 mod topics;
