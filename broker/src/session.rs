@@ -17,7 +17,7 @@ use headwater_proto::limits::{
 };
 use headwater_proto::wire::{
     self, CallResponse, ConnectionRole, FetchData, Hello, HelloResponse, MemberUpdate, Open, ProduceResponse,
-    call as call_message, call_response::Response, open,
+    RaftOpened, call as call_message, call_response::Response, open,
 };
 use headwater_proto::{ErrorCode, ResetCode};
 use std::net::SocketAddr;
@@ -297,6 +297,12 @@ async fn serve_stream(session: Arc<Session>, mut send: quinn::SendStream, recv: 
                 let last = |error| frame::encode(&last(error), 0);
                 refuse(&session, &mut send, error, last).await;
             }
+        }
+        open::Stream::Raft(_) => {
+            let why = "this broker is alone: it takes part in no metadata quorum with others".to_owned();
+            let error = StreamError::Refused(ErrorCode::InvalidRequest, why);
+            let last = |error| RaftOpened { error: Some(error), ..RaftOpened::default() };
+            refuse(&session, &mut send, error, |error| frame::encode(&last(error), 0)).await;
         }
     }
     finish(&mut send);

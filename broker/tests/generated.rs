@@ -5,9 +5,9 @@ use std::path::Path;
 #[test]
 fn generated_metadata_messages_are_current() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let schema =
-        protox::compile([root.join("schema/metadata.proto"), root.join("schema/raft.proto")], [root.join("schema")])
-            .expect("the schema compiles");
+    let files = ["metadata.proto", "raft.proto", "quorum.proto"];
+    let schema = protox::compile(files.map(|file| root.join("schema").join(file)), [root.join("schema")])
+        .expect("the schema compiles");
     let out = tempfile::tempdir().expect("a folder for the generated code");
     prost_build::Config::new()
         .bytes(["."])

@@ -85,6 +85,11 @@ codes! {
     /// Fewer in-sync replicas than `min.insync.replicas`.
     NotEnoughReplicas = 27, "not_enough_replicas", retry true;
 
+    /// Another member of the metadata quorum is here than the one that was meant.
+    WrongMember = 28, "wrong_member", retry true;
+    /// The change would leave the metadata quorum without a majority that answers.
+    LosesQuorum = 29, "loses_quorum", retry false;
+
     /// A batch whose checksum or form is wrong.
     CorruptBatch = 30, "corrupt_batch", retry false;
     /// A batch whose records break a rule of the topic.

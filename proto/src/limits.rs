@@ -16,6 +16,10 @@ pub const MAX_FRAME_HEADER_BYTES: usize = 4 << 20;
 pub const MAX_OPEN_FRAME_BYTES: usize = 1 << 20;
 /// Largest payload of a frame, in bytes.
 pub const MAX_FRAME_PAYLOAD_BYTES: usize = 64 << 20;
+/// Largest frame between members of the metadata quorum, in bytes: some entries of its log, or a part of a snapshot.
+pub const MAX_RAFT_FRAME_BYTES: usize = 64 << 20;
+/// Largest metadata command that is sent to another member, in bytes.
+pub const MAX_COMMAND_BYTES: usize = 32 << 20;
 /// Largest record batch anywhere, in bytes: the ceiling of `max.message.bytes`.
 pub const MAX_BATCH_BYTES: usize = 64 << 20;
 /// Largest size that one batch may have once decompressed, in bytes.
@@ -37,6 +41,7 @@ pub const MAX_OFFSET_METADATA_BYTES: usize = 4096;
 pub const MAX_IN_FLIGHT_BATCHES: usize = 5;
 
 const _: () = assert!(MAX_BATCH_BYTES <= MAX_FRAME_PAYLOAD_BYTES);
+const _: () = assert!(MAX_COMMAND_BYTES < MAX_RAFT_FRAME_BYTES);
 const _: () = assert!(MAX_OPEN_FRAME_BYTES <= MAX_FRAME_HEADER_BYTES);
 const _: () = assert!(MAX_DECOMPRESSED_BATCH_BYTES >= MAX_BATCH_BYTES);
 const _: () = assert!(MAX_FRAME_HEADER_BYTES + MAX_FRAME_PAYLOAD_BYTES < u32::MAX as usize);

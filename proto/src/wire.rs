@@ -21,6 +21,9 @@ mod groups;
 #[path = "gen/headwater.v1.produce.rs"]
 mod produce;
 #[rustfmt::skip]
+#[path = "gen/headwater.v1.raft.rs"]
+mod raft;
+#[rustfmt::skip]
 #[path = "gen/headwater.v1.stream.rs"]
 mod stream;
 #[rustfmt::skip]
@@ -32,5 +35,6 @@ pub use common::*;
 pub use fetch::*;
 pub use groups::*;
 pub use produce::*;
+pub use raft::*;
 pub use stream::*;
 pub use topics::*;

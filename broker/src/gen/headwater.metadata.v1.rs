@@ -7,6 +7,10 @@ pub struct Command {
     /// Of a person's command: sixteen random bytes. Whatever was applied under this id before is answered, not applied again.
     #[prost(bytes = "bytes", tag = "101")]
     pub command_id: ::prost::bytes::Bytes,
+    /// Whoever wrote it down had not tried it on the state that it is applied to, as where several vote: to be refused is an
+    /// answer then. A member that writes alone tries everything, and what it wrote is not refused later.
+    #[prost(bool, tag = "102")]
+    pub untried: bool,
     #[prost(
         oneof = "command::Command",
         tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
@@ -88,6 +92,9 @@ pub struct RegisterBroker {
     /// The highest feature level that the broker can. 0 means 1.
     #[prost(uint32, tag = "10")]
     pub feature_level: u32,
+    /// Which member of the metadata quorum the broker is. 0: nobody said.
+    #[prost(fixed64, tag = "11")]
+    pub node_id: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct TopicPartition {
@@ -388,6 +395,8 @@ pub struct Broker {
     pub directory_id: ::prost::alloc::string::String,
     #[prost(uint32, tag = "10")]
     pub feature_level: u32,
+    #[prost(fixed64, tag = "11")]
+    pub node_id: u64,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Topic {
@@ -610,4 +619,392 @@ pub mod raft_record {
 pub struct RaftEntries {
     #[prost(message, repeated, tag = "1")]
     pub entries: ::prost::alloc::vec::Vec<RaftEntry>,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RaftRequest {
+    /// How long the asker waits. 0: the answerer's own limit.
+    #[prost(uint32, tag = "1")]
+    pub timeout_ms: u32,
+    #[prost(oneof = "raft_request::Request", tags = "10, 11, 12, 13, 14, 15")]
+    pub request: ::core::option::Option<raft_request::Request>,
+}
+/// Nested message and enum types in `RaftRequest`.
+pub mod raft_request {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Request {
+        #[prost(message, tag = "10")]
+        Append(super::RaftAppend),
+        #[prost(message, tag = "11")]
+        AskVote(super::RaftAskVote),
+        #[prost(message, tag = "12")]
+        SnapshotPart(super::RaftSnapshotPart),
+        #[prost(message, tag = "13")]
+        Propose(super::RaftPropose),
+        #[prost(message, tag = "14")]
+        ReadIndex(super::RaftReadIndex),
+        #[prost(message, tag = "15")]
+        ChangeMembers(super::RaftChangeMembers),
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RaftResponse {
+    #[prost(oneof = "raft_response::Response", tags = "10, 11, 12, 13, 14, 15, 1")]
+    pub response: ::core::option::Option<raft_response::Response>,
+}
+/// Nested message and enum types in `RaftResponse`.
+pub mod raft_response {
+    #[derive(Clone, PartialEq, ::prost::Oneof)]
+    pub enum Response {
+        #[prost(message, tag = "10")]
+        Appended(super::RaftAppended),
+        #[prost(message, tag = "11")]
+        Voted(super::RaftVoted),
+        #[prost(message, tag = "12")]
+        SnapshotTaken(super::RaftSnapshotTaken),
+        #[prost(message, tag = "13")]
+        Proposed(super::RaftProposed),
+        #[prost(message, tag = "14")]
+        ReadAt(super::RaftReadAt),
+        #[prost(message, tag = "15")]
+        MembersChanged(super::RaftMembersChanged),
+        #[prost(message, tag = "1")]
+        Failure(super::RaftFailure),
+    }
+}
+/// Entries to keep; none: a leader is there.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RaftAppend {
+    #[prost(message, optional, tag = "1")]
+    pub vote: ::core::option::Option<RaftVote>,
+    /// What they follow. Missing: they are the first.
+    #[prost(message, optional, tag = "2")]
+    pub previous: ::core::option::Option<RaftLogId>,
+    #[prost(message, repeated, tag = "3")]
+    pub entries: ::prost::alloc::vec::Vec<RaftEntry>,
+    #[prost(message, optional, tag = "4")]
+    pub committed: ::core::option::Option<RaftLogId>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftAppended {
+    #[prost(enumeration = "raft_appended::Result", tag = "1")]
+    pub result: i32,
+    /// OUTVOTED: whose turn it is.
+    #[prost(message, optional, tag = "2")]
+    pub vote: ::core::option::Option<RaftVote>,
+}
+/// Nested message and enum types in `RaftAppended`.
+pub mod raft_appended {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Result {
+        Kept = 0,
+        /// The log has not what they follow.
+        Conflict = 1,
+        /// There is a later leader, or a candidate.
+        Outvoted = 2,
+    }
+    impl Result {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Kept => "KEPT",
+                Self::Conflict => "CONFLICT",
+                Self::Outvoted => "OUTVOTED",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "KEPT" => Some(Self::Kept),
+                "CONFLICT" => Some(Self::Conflict),
+                "OUTVOTED" => Some(Self::Outvoted),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftAskVote {
+    #[prost(message, optional, tag = "1")]
+    pub vote: ::core::option::Option<RaftVote>,
+    #[prost(message, optional, tag = "2")]
+    pub last: ::core::option::Option<RaftLogId>,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftVoted {
+    #[prost(message, optional, tag = "1")]
+    pub vote: ::core::option::Option<RaftVote>,
+    #[prost(bool, tag = "2")]
+    pub granted: bool,
+    #[prost(message, optional, tag = "3")]
+    pub last: ::core::option::Option<RaftLogId>,
+}
+/// A part of a snapshot; the parts come in order.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RaftSnapshotPart {
+    #[prost(message, optional, tag = "1")]
+    pub vote: ::core::option::Option<RaftVote>,
+    /// Without the state, which the parts are.
+    #[prost(message, optional, tag = "2")]
+    pub snapshot: ::core::option::Option<RaftSnapshot>,
+    #[prost(uint64, tag = "3")]
+    pub offset: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub data: ::prost::bytes::Bytes,
+    #[prost(bool, tag = "5")]
+    pub done: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftSnapshotTaken {
+    #[prost(message, optional, tag = "1")]
+    pub vote: ::core::option::Option<RaftVote>,
+    /// The part is not the one that is expected. Missing: it is.
+    #[prost(message, optional, tag = "2")]
+    pub mismatch: ::core::option::Option<RaftSnapshotMismatch>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftSnapshotMismatch {
+    #[prost(string, tag = "1")]
+    pub expected_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "2")]
+    pub expected_offset: u64,
+    #[prost(string, tag = "3")]
+    pub given_id: ::prost::alloc::string::String,
+    #[prost(uint64, tag = "4")]
+    pub given_offset: u64,
+}
+/// A command for the leader to bring into force.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RaftPropose {
+    #[prost(message, optional, tag = "1")]
+    pub command: ::core::option::Option<Command>,
+    /// It may take the last space on the disk.
+    #[prost(bool, tag = "2")]
+    pub urgent: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftProposed {
+    /// The entry's index.
+    #[prost(uint64, tag = "1")]
+    pub index: u64,
+    #[prost(message, optional, tag = "2")]
+    pub outcome: ::core::option::Option<RaftOutcome>,
+}
+/// What came of a command.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftOutcome {
+    #[prost(
+        oneof = "raft_outcome::Outcome",
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+    )]
+    pub outcome: ::core::option::Option<raft_outcome::Outcome>,
+}
+/// Nested message and enum types in `RaftOutcome`.
+pub mod raft_outcome {
+    #[derive(Clone, PartialEq, Eq, Hash, ::prost::Oneof)]
+    pub enum Outcome {
+        #[prost(bytes, tag = "1")]
+        TopicCreated(::prost::bytes::Bytes),
+        #[prost(bytes, tag = "2")]
+        TopicChanged(::prost::bytes::Bytes),
+        #[prost(bytes, tag = "3")]
+        TopicDeleted(::prost::bytes::Bytes),
+        #[prost(message, tag = "4")]
+        BrokerChanged(super::BrokerChanged),
+        #[prost(uint64, tag = "5")]
+        PartitionsChanged(u64),
+        #[prost(uint32, tag = "6")]
+        FeatureLevel(u32),
+        #[prost(uint64, tag = "7")]
+        BrokerBoots(u64),
+        #[prost(uint64, tag = "8")]
+        ControllerEpoch(u64),
+        #[prost(message, tag = "9")]
+        PartitionAltered(super::PartitionAltered),
+        #[prost(message, tag = "10")]
+        ProducerIds(super::ProducerIdBlock),
+        #[prost(int32, tag = "11")]
+        ProducerEpoch(i32),
+        #[prost(uint64, tag = "12")]
+        TopicsImported(u64),
+    }
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PartitionAltered {
+    #[prost(int32, tag = "1")]
+    pub leader_epoch: i32,
+    #[prost(int32, tag = "2")]
+    pub partition_epoch: i32,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ProducerIdBlock {
+    #[prost(int64, tag = "1")]
+    pub first: i64,
+    #[prost(uint32, tag = "2")]
+    pub count: u32,
+}
+/// Up to where must be applied what was acknowledged before this was asked?
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftReadIndex {}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftReadAt {
+    /// Missing: nothing is in the log.
+    #[prost(message, optional, tag = "1")]
+    pub last: ::core::option::Option<RaftLogId>,
+}
+/// One change of who votes and who follows.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftChangeMembers {
+    #[prost(enumeration = "raft_change_members::Kind", tag = "1")]
+    pub kind: i32,
+    #[prost(fixed64, tag = "2")]
+    pub node_id: u64,
+    #[prost(fixed64, tag = "3")]
+    pub by_node_id: u64,
+    /// Of ADD_OBSERVER: where it is reached until it has registered.
+    #[prost(string, tag = "4")]
+    pub address: ::prost::alloc::string::String,
+}
+/// Nested message and enum types in `RaftChangeMembers`.
+pub mod raft_change_members {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        /// Follows the log from now on.
+        AddObserver = 0,
+        /// Votes from now on.
+        Promote = 1,
+        /// Only follows from now on.
+        Demote = 2,
+        /// Neither votes nor follows.
+        Remove = 3,
+        /// `by_node_id`, which follows, votes in its place.
+        Replace = 4,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::AddObserver => "ADD_OBSERVER",
+                Self::Promote => "PROMOTE",
+                Self::Demote => "DEMOTE",
+                Self::Remove => "REMOVE",
+                Self::Replace => "REPLACE",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "ADD_OBSERVER" => Some(Self::AddObserver),
+                "PROMOTE" => Some(Self::Promote),
+                "DEMOTE" => Some(Self::Demote),
+                "REMOVE" => Some(Self::Remove),
+                "REPLACE" => Some(Self::Replace),
+                _ => None,
+            }
+        }
+    }
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RaftMembersChanged {
+    #[prost(message, optional, tag = "1")]
+    pub membership: ::core::option::Option<RaftMembership>,
+}
+/// Why there is no answer.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftFailure {
+    #[prost(enumeration = "raft_failure::Kind", tag = "1")]
+    pub kind: i32,
+    /// An error code of the wire.
+    #[prost(uint32, tag = "2")]
+    pub code: u32,
+    #[prost(string, tag = "3")]
+    pub message: ::prost::alloc::string::String,
+    /// Of NOT_LEADER: who leads as far as it is known, and where that is. 0: nobody.
+    #[prost(fixed64, tag = "4")]
+    pub leader_node_id: u64,
+    #[prost(string, tag = "5")]
+    pub leader_address: ::prost::alloc::string::String,
+    /// Of REFUSED: no epochs of the producer id are left.
+    #[prost(bool, tag = "6")]
+    pub producer_epochs_exhausted: bool,
+}
+/// Nested message and enum types in `RaftFailure`.
+pub mod raft_failure {
+    #[derive(
+        Clone,
+        Copy,
+        Debug,
+        PartialEq,
+        Eq,
+        Hash,
+        PartialOrd,
+        Ord,
+        ::prost::Enumeration
+    )]
+    #[repr(i32)]
+    pub enum Kind {
+        /// The member ended or ends.
+        Ended = 0,
+        /// It does not lead, and nothing was proposed.
+        NotLeader = 1,
+        /// Nothing changed.
+        Refused = 2,
+        /// It may come into force still.
+        UnknownOutcome = 3,
+        /// The request makes no sense to this build.
+        UnknownRequest = 4,
+    }
+    impl Kind {
+        /// String value of the enum field names used in the ProtoBuf definition.
+        ///
+        /// The values are not transformed in any way and thus are considered stable
+        /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+        pub fn as_str_name(&self) -> &'static str {
+            match self {
+                Self::Ended => "ENDED",
+                Self::NotLeader => "NOT_LEADER",
+                Self::Refused => "REFUSED",
+                Self::UnknownOutcome => "UNKNOWN_OUTCOME",
+                Self::UnknownRequest => "UNKNOWN_REQUEST",
+            }
+        }
+        /// Creates an enum from field names used in the ProtoBuf definition.
+        pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+            match value {
+                "ENDED" => Some(Self::Ended),
+                "NOT_LEADER" => Some(Self::NotLeader),
+                "REFUSED" => Some(Self::Refused),
+                "UNKNOWN_OUTCOME" => Some(Self::UnknownOutcome),
+                "UNKNOWN_REQUEST" => Some(Self::UnknownRequest),
+                _ => None,
+            }
+        }
+    }
 }

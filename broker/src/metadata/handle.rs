@@ -18,7 +18,7 @@ use super::command::{Command, NextProducerEpoch, RegisterBroker, command::Comman
 use super::journal::JournalError;
 use super::producer_ids::ProducerIds;
 use super::raft::office::{Effect, Office};
-use super::raft::{Applied, RaftNode};
+use super::raft::{Applied, MembersRefusal, RaftNode};
 use super::state::{MetadataState, Outcome, Refusal, Topic};
 use crate::topic_config::TopicConfigError;
 use arc_swap::ArcSwap;
@@ -70,6 +70,30 @@ pub enum MetadataError {
     /// What was proposed before keeps this from being decided in time: nothing changed.
     #[error("the metadata quorum has not answered an earlier command; this one was not tried")]
     Behind,
+    /// Nobody leads the quorum, or whoever does is not reached: nothing changed.
+    #[error("the metadata quorum has no leader that this broker reaches; the command was not proposed")]
+    NoLeader,
+    /// The command is too large to be sent to another member.
+    #[error("a metadata command of {bytes} bytes is larger than a quorum of several takes, {limit}")]
+    TooLarge {
+        /// The command's size.
+        bytes: usize,
+        /// The limit.
+        limit: usize,
+    },
+    /// The leader of the quorum refuses the command: nothing changed.
+    #[error("{message}")]
+    Elsewhere {
+        /// The leader's code.
+        code: ErrorCode,
+        /// Its sentence.
+        message: String,
+        /// Whether the producer id has no further epoch.
+        is_out_of_producer_epochs: bool,
+    },
+    /// The members of the quorum stay who they are.
+    #[error(transparent)]
+    Members(#[from] MembersRefusal),
     /// This broker's member of the quorum ended.
     #[error("the metadata take nothing any more ({0}): restart the broker")]
     Stopped(String),
@@ -104,8 +128,38 @@ impl MetadataError {
             MetadataError::InvalidReplicationFactor { .. } => ErrorCode::InvalidReplicationFactor,
             MetadataError::Journal(JournalError::Full { .. }) => ErrorCode::DiskFull,
             MetadataError::Journal(_) | MetadataError::Stopped(_) | MetadataError::Ended(_) => ErrorCode::Internal,
-            MetadataError::TimedOut | MetadataError::Behind => ErrorCode::TimedOut,
+            MetadataError::TimedOut | MetadataError::Behind | MetadataError::NoLeader => ErrorCode::TimedOut,
+            MetadataError::TooLarge { .. } => ErrorCode::LimitExceeded,
+            MetadataError::Elsewhere { code, .. } => *code,
+            MetadataError::Members(MembersRefusal::LosesQuorum { .. } | MembersRefusal::LastVoter(_)) => {
+                ErrorCode::LosesQuorum
+            }
+            MetadataError::Members(_) => ErrorCode::InvalidRequest,
             MetadataError::ShuttingDown => ErrorCode::ShuttingDown,
+        }
+    }
+
+    /// Whether it was decided that nothing changes: to propose the same again leads to the same.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            MetadataError::Journal(JournalError::Full { .. }) => true,
+            MetadataError::Journal(_)
+            | MetadataError::TimedOut
+            | MetadataError::Behind
+            | MetadataError::NoLeader
+            | MetadataError::Stopped(_)
+            | MetadataError::Ended(_)
+            | MetadataError::ShuttingDown => false,
+            _ => true,
+        }
+    }
+
+    /// Whether it is refused because a producer id has no further epoch.
+    pub(super) fn is_out_of_producer_epochs(&self) -> bool {
+        match self {
+            MetadataError::Refused(refusal) => matches!(refusal, Refusal::ProducerEpochsExhausted(_)),
+            MetadataError::Elsewhere { is_out_of_producer_epochs, .. } => *is_out_of_producer_epochs,
+            _ => false,
         }
     }
 }
@@ -287,10 +341,8 @@ impl MetadataHandle {
         let next = NextProducerEpoch { producer_id, producer_epoch: given };
         match self.propose(Kind::NextProducerEpoch(next)).await {
             Ok(Outcome::ProducerEpoch(epoch)) => Ok((producer_id, epoch)),
-            Ok(_) | Err(MetadataError::Refused(Refusal::ProducerEpochsExhausted(_))) => {
-                Ok((self.next_producer_id(broker_id).await?, 0))
-            }
-            Err(error) => Err(error),
+            Err(error) if !error.is_out_of_producer_epochs() => Err(error),
+            Ok(_) | Err(_) => Ok((self.next_producer_id(broker_id).await?, 0)),
         }
     }
 

@@ -3,11 +3,12 @@
 //! The index of an entry is the version of the state after its command. Entries that are no commands, and commands that are
 //! refused, leave the state and its version as they were; every member refuses the same ones.
 //!
-//! A member that is the only voter refuses nothing: it tries every command on the state that it will be applied to before it
-//! writes it down, one after another ([`super::node`]). So a refused command of its own log was in force once, for a build that
-//! reads it otherwise than this one does. To go on without it would undo what was acknowledged, and partitions that nobody
-//! knows any more are set aside; so that ends the member, and names the entry. Nothing needs to be kept beside the log for
-//! this. Where others vote, a leader may not have applied yet what it writes behind: there a refusal is an answer.
+//! A member that is alone refuses nothing: it tries every command on the state that it will be applied to before it writes it
+//! down, one after another ([`super::node`]). So a refused command of its own log was in force once, for a build that reads it
+//! otherwise than this one does. To go on without it would undo what was acknowledged, and partitions that nobody knows any
+//! more are set aside; so that ends the member, and names the entry. Nothing needs to be kept beside the log for this. Where
+//! others vote, a leader may not have applied yet what it writes behind: such a command says that it was not tried, and a
+//! refusal is an answer.
 //!
 //! Owns: applying in order, and what was applied last. Refuses: to guess what a command means that this build does not know:
 //! that ends the member too. Read next: [`super::super::state`].
@@ -187,7 +188,7 @@ fn apply(applied: &mut Applied, entry: Entry, node_id: u64) -> Result<Answer, In
         }
         EntryPayload::Normal(command) => match Arc::make_mut(&mut applied.state).apply(log_id.index, &command) {
             Ok(outcome) => Answer::Applied(outcome),
-            Err(refusal) if is_alone => {
+            Err(refusal) if is_alone && !command.untried => {
                 let text = command.command.map(|kind| format!("{kind:?}")).unwrap_or_default();
                 let command = text.split('(').next().unwrap_or_default().to_owned();
                 return Err(Inapplicable::Refused { index: log_id.index, command, refusal });

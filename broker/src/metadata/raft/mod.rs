@@ -16,24 +16,38 @@
 //! * The controller's epoch is the index of its `BecomeController`, not the term ([`office`]). Proposals have deadlines ([`node`]).
 //!
 //! Owns: the types openraft is run with. Read next: [`store`] (what is kept, and how), [`log`] and [`machine`] (what openraft
-//! sees of it), [`node`] (running).
+//! sees of it), [`node`] (running), [`links`], [`network`] and [`server`] (between members), [`quorum`] (who votes).
 
+pub mod book;
 pub mod convert;
+mod forward;
 mod kept;
+pub mod links;
 pub mod log;
 pub mod machine;
+pub mod members;
+mod message;
+pub mod network;
 pub mod node;
 pub mod office;
+pub mod quorum;
+pub mod server;
 pub mod store;
+pub mod thread;
 
+pub use links::{Links, LinksConfig};
 pub use log::RaftLog;
 pub use machine::{Applied, RaftMachine};
-pub use node::{NoNetwork, RaftNode};
+pub use members::{Change, MembersRefusal};
+pub use network::NoNetwork;
+pub use node::RaftNode;
 pub use office::Office;
+pub use server::RaftServer;
 pub use store::{Founding, OpenedStore, Store};
+pub use thread::RaftThread;
 
 use super::command::Command;
-use super::state::{Outcome, Refusal};
+use super::state::{MetadataState, Outcome, Refusal};
 use openraft::EmptyNode;
 use std::io::Cursor;
 

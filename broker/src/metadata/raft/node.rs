@@ -1,35 +1,43 @@
 //! A running member of the quorum: proposals with deadlines, and what was applied.
 //!
-//! Proposals come one after another, and each is tried on everything that was applied before it. So the only voter's log has no
-//! command that is refused ([`super::machine`] relies on that), not even behind one whose proposer has stopped waiting.
+//! A member that has been alone since it started writes one proposal after another, and each is tried on everything that was
+//! applied before it. So its log has no command that is refused ([`super::machine`] relies on that), not even behind one
+//! whose proposer has stopped waiting. From the moment that it may have company, proposals are under way together, nobody can
+//! know what comes before them, and a refusal is an answer; the commands say so ([`super::forward`]).
 //!
 //! Owns: openraft's settings and its end. Refuses: what a command means; sockets (whoever starts it brings the network).
-//! Read next: [`super::office`].
+//! Read next: [`super::forward`], [`super::quorum`], [`super::office`].
 
 use super::super::command::Command;
 use super::super::handle::MetadataError;
 use super::super::journal::JournalError;
 use super::super::state::{MetadataState, Outcome};
+use super::links::Links;
 use super::office::Observed;
 use super::{Answer, Applied, RaftLog, RaftMachine, Store, TypeConfig};
-use openraft::error::{ClientWriteError, Fatal, InstallSnapshotError, RPCError, RaftError, Unreachable};
-use openraft::network::{RPCOption, RaftNetwork, RaftNetworkFactory};
-use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
-    VoteResponse,
-};
+use openraft::error::{ClientWriteError, Fatal, RaftError};
+use openraft::network::RaftNetworkFactory;
+use openraft::raft::ClientWriteResponse;
 use openraft::{Config, EmptyNode, Raft, ServerState, SnapshotPolicy};
 use prost::Message;
-use std::io::{self, ErrorKind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-/// How often a leader is heard of.
-const HEARTBEAT_MS: u64 = 100;
-/// How long nothing is heard of a leader before another one stands for election.
-pub const ELECTION_TIMEOUT_MS: u64 = 600;
+/// How often a leader is heard of: openraft looks at its clock at one and a half times this.
+const HEARTBEAT_MS: u64 = 80;
+/// How long after it heard of a leader a member votes for nobody else.
+const LEASE_MS: u64 = 350;
+/// How long after that it stands for election at the earliest.
+const PATIENCE_MS: u64 = 250;
+/// How long nothing is heard of a leader before another one may be elected.
+pub const ELECTION_TIMEOUT_MS: u64 = LEASE_MS + PATIENCE_MS;
+/// Time for a part of a snapshot to arrive, and for the last one to be kept.
+const SNAPSHOT_PART_MS: u64 = 30_000;
+/// Bytes of a part of a snapshot.
+const SNAPSHOT_PART_BYTES: u64 = 1 << 20;
 /// Entries that are kept though they are in a snapshot: a member that was away for a moment needs no snapshot.
 const KEPT_ENTRIES: u64 = 100;
 /// Bytes of an entry in the journal besides its command, at most.
@@ -38,17 +46,24 @@ const ENTRY_OVERHEAD_BYTES: usize = 256;
 const RETRY: Duration = Duration::from_millis(20);
 /// Time to learn why the member ended.
 const CAUSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time to finish a change of members.
+const CHANGE: Duration = Duration::from_secs(30);
 /// How long the end of a member that could not be started is waited for.
 const STOP: Duration = Duration::from_secs(1);
 
 /// A running member.
 #[derive(Clone)]
 pub struct RaftNode {
-    raft: Raft<TypeConfig>,
+    pub(super) raft: Raft<TypeConfig>,
     store: Store,
     applied: watch::Receiver<Arc<Applied>>,
-    /// Whoever writes to the log has it until that is applied.
-    turn: Arc<Mutex<()>>,
+    /// Whoever writes to the log of a member that is alone has it until that is applied.
+    pub(super) turn: Arc<Mutex<()>>,
+    /// Whether nobody else has been able to write to the log since the start. Changed by whoever has the turn.
+    pub(super) alone: Arc<AtomicBool>,
+    /// Whoever changes the members.
+    pub(super) changing: Arc<Mutex<()>>,
+    pub(super) links: Option<Links>,
 }
 
 impl std::fmt::Debug for RaftNode {
@@ -67,32 +82,59 @@ impl RaftNode {
         network: N,
         deadline: Instant,
     ) -> Result<RaftNode, MetadataError> {
+        RaftNode::begin(store, network, None, deadline).await
+    }
+
+    /// As [`start`](Self::start), of a member that has company, or may have. To be called on the quorum's thread.
+    ///
+    /// # Errors
+    /// As of [`start`](Self::start).
+    pub async fn start_linked(store: Store, links: Links, deadline: Instant) -> Result<RaftNode, MetadataError> {
+        RaftNode::begin(store, links.clone(), Some(links), deadline).await
+    }
+
+    async fn begin<N: RaftNetworkFactory<TypeConfig>>(
+        store: Store,
+        network: N,
+        links: Option<Links>,
+        deadline: Instant,
+    ) -> Result<RaftNode, MetadataError> {
         let config = Config {
             cluster_name: store.cluster_id().to_owned(),
             heartbeat_interval: HEARTBEAT_MS,
-            election_timeout_min: ELECTION_TIMEOUT_MS,
-            election_timeout_max: 2 * ELECTION_TIMEOUT_MS,
+            election_timeout_min: PATIENCE_MS,
+            // The lease is as long.
+            election_timeout_max: LEASE_MS,
+            install_snapshot_timeout: SNAPSHOT_PART_MS,
+            snapshot_max_chunk_size: SNAPSHOT_PART_BYTES,
             // The store says when one is due: it counts bytes.
             snapshot_policy: SnapshotPolicy::Never,
             max_in_snapshot_log_to_keep: KEPT_ENTRIES,
             ..Config::default()
         };
         store.commit_if_alone();
+        // openraft has told nothing yet when it has begun.
+        let is_only_voter = store.kept().is_only_voter();
         let (machine, applied) = RaftMachine::new(store.clone());
+        if let Some(links) = &links {
+            links.follow(applied.clone());
+        }
         let log = RaftLog::new(store.clone());
         let raft = timeout_at(deadline, Raft::new(store.node_id(), Arc::new(config), network, log, machine)).await;
         let raft = raft.map_err(|_| MetadataError::TimedOut)?;
         let raft = raft.map_err(|error| MetadataError::Stopped(error.to_string()))?;
-        let node = RaftNode { raft, store, applied, turn: Arc::default() };
-        if node.is_only_voter()
-            && let Err(error) = node.lead(deadline).await
-        {
-            // Where it hangs, it goes on hanging without anybody who waits.
-            let stopping = tokio::spawn(async move { node.stop().await });
-            drop(timeout(STOP, stopping).await);
-            return Err(error);
+        let (turn, changing, alone) = (Arc::default(), Arc::default(), Arc::default());
+        let node = RaftNode { raft, store, applied, turn, alone, changing, links };
+        if is_only_voter {
+            if let Err(error) = node.lead(deadline).await {
+                // Where it hangs, it goes on hanging without anybody who waits.
+                let stopping = tokio::spawn(async move { node.stop().await });
+                drop(timeout(STOP, stopping).await);
+                return Err(error);
+            }
+            node.alone.store(true, Ordering::Release);
         }
-        tokio::spawn(node.clone().tick_if_others_vote());
+        tokio::spawn(node.clone().look_after());
         Ok(node)
     }
 
@@ -118,12 +160,23 @@ impl RaftNode {
         }
     }
 
-    /// openraft's clock is for heartbeats and elections, which the only voter does not need: its own timer alone goes on. Ends
-    /// with the member.
-    async fn tick_if_others_vote(self) {
+    /// openraft's clock is for heartbeats and elections, which a member without others does not need: its own timer alone goes
+    /// on. And a leader finishes the change of members that one before it has begun. Ends with the member.
+    async fn look_after(self) {
         let mut metrics = self.raft.metrics();
+        let mut finishes: Option<tokio::task::JoinHandle<()>> = None;
         loop {
-            self.raft.runtime_config().tick(!self.is_only_voter());
+            let (has_others, is_unfinished) = {
+                let now = metrics.borrow_and_update();
+                let members = now.membership_config.membership();
+                let has_others = members.nodes().any(|(node_id, _)| *node_id != self.store.node_id());
+                (has_others, members.get_joint_config().len() > 1 && now.state == ServerState::Leader)
+            };
+            self.raft.runtime_config().tick(has_others);
+            if is_unfinished && finishes.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                let node = self.clone();
+                finishes = Some(tokio::spawn(async move { node.finish_change(Instant::now() + CHANGE).await }));
+            }
             if metrics.changed().await.is_err() {
                 return;
             }
@@ -133,7 +186,8 @@ impl RaftNode {
     /// Brings a command into force: its index, and what came of it. An urgent one may take the last space on the disk.
     ///
     /// # Errors
-    /// [`MetadataError`]. After [`MetadataError::TimedOut`], and when the member ended, the command may come into force still.
+    /// [`MetadataError`]. After [`MetadataError::TimedOut`], and when the member ended, the command may come into force still; after
+    /// any other one nothing changed.
     pub async fn propose(
         &self,
         command: Command,
@@ -144,24 +198,45 @@ impl RaftNode {
         proposed.unwrap_or(Err(MetadataError::TimedOut))
     }
 
-    /// As [`propose`](Self::propose), but ends only when it is known what becomes of the command, and that may be never. After
-    /// the deadline it is not proposed any more.
+    /// As [`propose`](Self::propose), but a member that is alone ends only when it is known what becomes of the command, and that
+    /// may be never. After the deadline it is not proposed any more.
     pub(in super::super) async fn propose_until(
         &self,
         command: Command,
         urgent: bool,
         deadline: Instant,
     ) -> Result<(u64, Outcome), MetadataError> {
-        let bytes = (command.encoded_len() + ENTRY_OVERHEAD_BYTES) as u64;
-        self.store.blocking(move |store| store.make_room(bytes, urgent)).await.map_err(refused)?;
+        match self.propose_alone(&command, urgent, deadline).await {
+            Some(known) => known,
+            None => self.propose_to_leader(command, urgent, deadline).await,
+        }
+    }
+
+    /// Brings a command into force as nobody else can; `None`: somebody else may.
+    pub(super) async fn propose_alone(
+        &self,
+        command: &Command,
+        urgent: bool,
+        deadline: Instant,
+    ) -> Option<Result<(u64, Outcome), MetadataError>> {
+        if !self.is_alone() {
+            return None;
+        }
+        if let Err(error) = self.make_room(command.encoded_len() as u64, urgent).await {
+            return Some(Err(error));
+        }
         let turn = Arc::clone(&self.turn).lock_owned().await;
         if Instant::now() >= deadline {
-            return Err(MetadataError::Behind);
+            return Some(Err(MetadataError::Behind));
         }
-        if self.is_only_voter() {
-            let applied = Arc::clone(&self.applied.borrow());
-            let index = applied.last_log_id.map_or(0, |last| last.index) + 1;
-            MetadataState::clone(&applied.state).apply(index, &command)?;
+        if !self.is_alone() {
+            return None;
+        }
+        let command = Command { untried: false, ..command.clone() };
+        let applied = Arc::clone(&self.applied.borrow());
+        let index = applied.last_log_id.map_or(0, |last| last.index) + 1;
+        if let Err(refusal) = MetadataState::clone(&applied.state).apply(index, &command) {
+            return Some(Err(refusal.into()));
         }
         let node = self.clone();
         // It keeps its turn though nobody may wait for it any more.
@@ -170,16 +245,17 @@ impl RaftNode {
             drop(turn);
             written
         });
-        writing.await.unwrap_or(Err(MetadataError::ShuttingDown))
+        Some(writing.await.unwrap_or(Err(MetadataError::ShuttingDown)))
     }
 
+    /// Writes as the only voter.
     async fn write(&self, command: Command, deadline: Instant) -> Result<(u64, Outcome), MetadataError> {
         let written = loop {
             match self.raft.client_write(command.clone()).await {
-                // Nobody leads, or another member: it was not proposed.
+                // It does not lead yet; as nobody else can write, it was not written.
                 Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_))) => {
                     if Instant::now() >= deadline {
-                        return Err(MetadataError::TimedOut);
+                        return Err(MetadataError::NoLeader);
                     }
                     sleep_until((Instant::now() + RETRY).min(deadline)).await;
                 }
@@ -188,11 +264,23 @@ impl RaftNode {
                 Ok(written) => break written,
             }
         };
-        match written.data {
-            Answer::Applied(outcome) => Ok((written.log_id.index, outcome)),
-            Answer::Refused(refusal) => Err(refusal.into()),
-            Answer::NoCommand => Err(MetadataError::Stopped("a command was applied as none".to_owned())),
-        }
+        answer_of(written)
+    }
+
+    /// Has room in the journal for a command of so many bytes.
+    pub(super) async fn make_room(&self, bytes: u64, urgent: bool) -> Result<(), MetadataError> {
+        let bytes = bytes + ENTRY_OVERHEAD_BYTES as u64;
+        self.store.blocking(move |store| store.make_room(bytes, urgent)).await.map_err(refused)
+    }
+
+    /// Whether nobody else has been able to write to the log since the start.
+    pub(super) fn is_alone(&self) -> bool {
+        self.alone.load(Ordering::Acquire)
+    }
+
+    /// Which member this is.
+    pub fn node_id(&self) -> u64 {
+        self.store.node_id()
     }
 
     /// Has a snapshot written if one is due.
@@ -268,7 +356,7 @@ impl RaftNode {
     }
 
     /// Why the member ended: the journal's failure, if that is it.
-    async fn ended(&self, fatal: &Fatal<u64>) -> MetadataError {
+    pub(super) async fn ended(&self, fatal: &Fatal<u64>) -> MetadataError {
         if matches!(fatal, Fatal::Stopped) {
             return MetadataError::ShuttingDown;
         }
@@ -287,45 +375,11 @@ fn refused(error: JournalError) -> MetadataError {
     }
 }
 
-/// The network of a member that is alone: it reaches nobody.
-#[derive(Debug, Clone, Copy)]
-pub struct NoNetwork;
-
-fn nobody<E: std::error::Error>() -> RPCError<u64, EmptyNode, E> {
-    let error = io::Error::new(ErrorKind::NotConnected, "this member of the metadata quorum has no network");
-    RPCError::Unreachable(Unreachable::new(&error))
-}
-
-impl RaftNetworkFactory<TypeConfig> for NoNetwork {
-    type Network = NoNetwork;
-
-    async fn new_client(&mut self, _target: u64, _node: &EmptyNode) -> NoNetwork {
-        NoNetwork
-    }
-}
-
-impl RaftNetwork<TypeConfig> for NoNetwork {
-    async fn append_entries(
-        &mut self,
-        _request: AppendEntriesRequest<TypeConfig>,
-        _option: RPCOption,
-    ) -> Result<AppendEntriesResponse<u64>, RPCError<u64, EmptyNode, RaftError<u64>>> {
-        Err(nobody())
-    }
-
-    async fn install_snapshot(
-        &mut self,
-        _request: InstallSnapshotRequest<TypeConfig>,
-        _option: RPCOption,
-    ) -> Result<InstallSnapshotResponse<u64>, RPCError<u64, EmptyNode, RaftError<u64, InstallSnapshotError>>> {
-        Err(nobody())
-    }
-
-    async fn vote(
-        &mut self,
-        _request: VoteRequest<u64>,
-        _option: RPCOption,
-    ) -> Result<VoteResponse<u64>, RPCError<u64, EmptyNode, RaftError<u64>>> {
-        Err(nobody())
+/// What came of an entry that is applied.
+pub(super) fn answer_of(written: ClientWriteResponse<TypeConfig>) -> Result<(u64, Outcome), MetadataError> {
+    match written.data {
+        Answer::Applied(outcome) => Ok((written.log_id.index, outcome)),
+        Answer::Refused(refusal) => Err(refusal.into()),
+        Answer::NoCommand => Err(MetadataError::Stopped("a command was applied as none".to_owned())),
     }
 }

@@ -38,6 +38,8 @@ pub struct Broker {
     pub directory_id: String,
     /// The highest feature level that it can.
     pub feature_level: u32,
+    /// Which member of the metadata quorum it is; 0: nobody said.
+    pub node_id: u64,
 }
 
 /// What a broker may do.
@@ -77,6 +79,7 @@ impl MetadataState {
             epoch: index,
             directory_id: register.directory_id.clone(),
             feature_level: register.feature_level.max(1),
+            node_id: register.node_id,
         };
         if register.boots == 0 {
             broker.boots = known.map_or(0, |known| known.boots) + 1;

@@ -103,6 +103,7 @@ fn broker_message(broker: &Broker) -> command::Broker {
         epoch: broker.epoch,
         directory_id: broker.directory_id.clone(),
         feature_level: broker.feature_level,
+        node_id: broker.node_id,
     }
 }
 
@@ -122,6 +123,7 @@ fn broker_from(message: command::Broker) -> Result<Broker, Refusal> {
         epoch: message.epoch,
         directory_id: message.directory_id,
         feature_level: message.feature_level.max(1),
+        node_id: message.node_id,
     })
 }
 
