@@ -23,6 +23,8 @@ pub struct BrokerConfig {
     pub insecure_listen: bool,
     pub tls_certificate: Option<PathBuf>,
     pub tls_key: Option<PathBuf>,
+    pub tls_ca: Option<PathBuf>,
+    pub tls_reload_interval_ms: u64,
     pub network_threads: u32,
     pub io_threads: u32,
     pub mtu: u16,
@@ -199,9 +201,13 @@ keys! {
     "insecure.listen" => insecure_listen, "true or false",
         "There is no authentication yet: whoever reaches the broker may read and write everything. So `listen` and `admin.listen` take only addresses of this machine, unless this is true.";
     "tls.certificate" => tls_certificate, "a PEM file, or nothing",
-        "The broker's certificate and its chain. Nothing: a development certificate is made in the data folder.";
+        "The broker's certificate and its chain. Nothing: `broker.pem`, `broker-key.pem` and `ca.pem` in the data folder, where development certificates are made if there are none. `headwater cert` makes those of a cluster.";
     "tls.key" => tls_key, "a PEM file, or nothing",
-        "The key of `tls.certificate`.";
+        "The key of `tls.certificate`; it may stand in the same file.";
+    "tls.ca" => tls_ca, "a PEM file, or nothing",
+        "The cluster's certificate authority, or several while one takes over from another. Whoever connects is asked for a certificate, and need not have one: one that is shown must come from here, and says by its URI who shows it (headwater://CLUSTER/broker/ID, headwater://CLUSTER/client/NAME). Brokers know each other by these alone. Nothing, with `tls.certificate`: nobody is asked.";
+    "tls.reload.interval.ms" => tls_reload_interval_ms [(100..=86_400_000)], "a whole number from 100 to 86400000",
+        "How often the three files are looked at, in milliseconds. New ones hold for connections that begin after that; if they cannot be used, the old ones stay, which is logged and counted (headwater_tls_renewals_total).";
     "num.network.threads" => network_threads [(0..=1024)], "a whole number from 0 to 1024",
         "Threads that serve connections and never block. 0: by the number of cores (see the `runtime` module for the rule and its reason).";
     "num.io.threads" => io_threads [(0..=1024)], "a whole number from 0 to 1024",
@@ -285,6 +291,8 @@ impl Default for BrokerConfig {
             insecure_listen: false,
             tls_certificate: None,
             tls_key: None,
+            tls_ca: None,
+            tls_reload_interval_ms: 10_000,
             network_threads: 0,
             io_threads: 0,
             mtu: 6500,
@@ -437,6 +445,11 @@ impl BrokerConfig {
         }
         if self.tls_certificate.is_some() != self.tls_key.is_some() {
             return refuse("tls.certificate and tls.key go together: one is set and the other is not".into());
+        }
+        if self.tls_ca.is_some() && self.tls_certificate.is_none() {
+            let why = "tls.ca is set and tls.certificate is not: the broker would show a development certificate that this \
+                       authority did not sign";
+            return refuse(why.into());
         }
         let groups = &self.groups;
         if !(groups.min_session_timeout_ms..=groups.max_session_timeout_ms).contains(&groups.session_timeout_ms) {

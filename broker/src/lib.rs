@@ -32,6 +32,7 @@ mod metrics;
 mod os;
 pub mod partition;
 mod partitions;
+pub mod peer;
 mod pool;
 mod produce;
 pub mod quic;

@@ -43,6 +43,10 @@ pub(crate) struct Metrics {
     pub(crate) member_streams: Gauge,
     pub(crate) partitions_recovering: Gauge,
     pub(crate) partitions_fenced: Gauge,
+    pub(crate) tls_renewals: Counter,
+    pub(crate) tls_renewals_refused: Counter,
+    pub(crate) tls_certificate_expiry: Gauge,
+    pub(crate) tls_ca_expiry: Gauge,
 }
 
 impl Metrics {
@@ -123,6 +127,18 @@ impl Metrics {
                 "headwater_partitions_fenced",
                 "Partitions that are not served: damage or a failed disk.",
             ),
+            tls_renewals: labelled_counter(r, RENEWALS, ("outcome", "taken"), RENEWALS_HELP),
+            tls_renewals_refused: labelled_counter(r, RENEWALS, ("outcome", "refused"), RENEWALS_HELP),
+            tls_certificate_expiry: gauge(
+                r,
+                "headwater_tls_certificate_expiry_seconds",
+                "When the certificate in use expires, in seconds since 1970.",
+            ),
+            tls_ca_expiry: gauge(
+                r,
+                "headwater_tls_ca_expiry_seconds",
+                "When the last of the trusted authorities expires, in seconds since 1970; 0 without one.",
+            ),
             recorder,
         }
     }
@@ -172,11 +188,24 @@ impl Metrics {
     }
 }
 
+const RENEWALS: &str = "headwater_tls_renewals_total";
+const RENEWALS_HELP: &str = "New certificates that were found: taken into use, or refused while the old ones stay.";
+
 const METADATA: Metadata<'static> = Metadata::new("headwater", Level::INFO, None);
 
 fn counter(recorder: &PrometheusRecorder, name: &'static str, text: &'static str) -> Counter {
     recorder.describe_counter(name.into(), None, text.into());
     recorder.register_counter(&Key::from_static_name(name), &METADATA)
+}
+
+fn labelled_counter(
+    recorder: &PrometheusRecorder,
+    name: &'static str,
+    (label, value): (&'static str, &'static str),
+    text: &'static str,
+) -> Counter {
+    recorder.describe_counter(name.into(), None, text.into());
+    recorder.register_counter(&Key::from_parts(name, vec![Label::new(label, value)]), &METADATA)
 }
 
 fn gauge(recorder: &PrometheusRecorder, name: &'static str, text: &'static str) -> Gauge {

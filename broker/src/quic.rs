@@ -9,6 +9,7 @@
 
 use crate::config::BrokerConfig;
 use crate::credit::CreditLimits;
+use crate::tls::live::Live;
 use aws_lc_rs::hmac;
 use headwater_proto::limits::ALPN;
 use quinn::congestion::CubicConfig;
@@ -16,6 +17,8 @@ use quinn::crypto::rustls::QuicServerConfig;
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 use quinn_proto::HashedConnectionIdGenerator;
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider};
+use rustls::server::ResolvesServerCert;
+use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -112,10 +115,8 @@ pub enum QuicError {
 /// Bytes of the secret that outlives the process.
 pub const SECRET_BYTES: usize = 32;
 
-/// Makes the endpoint on a socket that is bound. To be called within a tokio runtime.
-///
-/// `secret` is the same at every start: with it a broker that was killed and started again answers packets of its earlier
-/// connections with a stateless reset, and clients reconnect at once instead of waiting for their idle timeout.
+/// An endpoint as a broker's, on a socket that is bound, which shows this certificate and asks for none. To be called within a tokio
+/// runtime.
 pub fn endpoint(
     config: &BrokerConfig,
     socket: UdpSocket,
@@ -123,10 +124,37 @@ pub fn endpoint(
     key: PrivateKeyDer<'static>,
     secret: &[u8; SECRET_BYTES],
 ) -> Result<quinn::Endpoint, QuicError> {
-    let mut tls = rustls::ServerConfig::builder_with_provider(Arc::new(crypto_provider()))
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::new(crypto_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_no_client_auth()
         .with_single_cert(certificates, key)?;
+    listen(config, socket, tls, secret)
+}
+
+/// As [`endpoint`], with the certificates in use at each handshake: what is shown, and who may show what.
+pub(crate) fn endpoint_of(
+    config: &BrokerConfig,
+    socket: UdpSocket,
+    live: &Arc<Live>,
+    secret: &[u8; SECRET_BYTES],
+) -> Result<quinn::Endpoint, QuicError> {
+    let tls = rustls::ServerConfig::builder_with_provider(Arc::clone(live.provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])?
+        .with_client_cert_verifier(Arc::clone(live) as Arc<dyn ClientCertVerifier>)
+        .with_cert_resolver(Arc::clone(live) as Arc<dyn ResolvesServerCert>);
+    listen(config, socket, tls, secret)
+}
+
+/// `secret` is the same at every start: with it a broker that was killed and started again answers packets of its earlier
+/// connections with a stateless reset, and clients reconnect at once instead of waiting for their idle timeout.
+fn listen(
+    config: &BrokerConfig,
+    socket: UdpSocket,
+    mut tls: rustls::ServerConfig,
+    secret: &[u8; SECRET_BYTES],
+) -> Result<quinn::Endpoint, QuicError> {
+    // No tickets: a session that is resumed shows no certificate, and would outlive its expiry, its renewal and its authority.
+    tls.send_tls13_tickets = 0;
     tls.alpn_protocols = vec![ALPN.to_vec()];
     // 0-RTT data can be replayed, and an append must not be: none is accepted.
     tls.max_early_data_size = 0;

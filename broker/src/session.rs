@@ -9,6 +9,7 @@ use crate::credit::ConnectionCredit;
 use crate::quic::{FETCH_CREDIT_BYTES, PRODUCE_CREDIT};
 use crate::shared::Shared;
 use crate::stream::{Frames, StreamError, send_within, write_within};
+use crate::tls::principal::Principal;
 use crate::{call, fetch, member, produce};
 use bytes::Bytes;
 use headwater_proto::frame;
@@ -46,6 +47,8 @@ pub(crate) struct Peer {
     pub(crate) client_id: String,
     pub(crate) client_software: String,
     pub(crate) role: ConnectionRole,
+    /// Who it is by its certificate: streams that are one broker's alone ask it ([`Principal::require_broker`]).
+    pub(crate) principal: Principal,
 }
 
 /// A connection past its hello.
@@ -87,7 +90,15 @@ pub(crate) async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming) {
     let connected = shared.shutdown.run_until_cancelled(timeout(handshake, connecting));
     let connection = match connected.await {
         Some(Ok(Ok(connection))) => connection,
-        Some(Ok(Err(error))) => return tracing::debug!(%remote, %error, "handshake failed"),
+        Some(Ok(Err(error))) => {
+            // A certificate that was shown and is not good: TLS's alerts are errors 0x100 to 0x1ff.
+            if let quinn::ConnectionError::TransportError(error) = &error
+                && (0x100..0x200).contains(&u64::from(error.code))
+            {
+                shared.metrics.rejected(ErrorCode::AuthenticationFailed);
+            }
+            return tracing::debug!(%remote, %error, "handshake failed");
+        }
         Some(Err(_)) => return tracing::debug!(%remote, "handshake took too long"),
         None => return,
     };
@@ -101,7 +112,12 @@ async fn serve_connection(shared: Arc<Shared>, connection: quinn::Connection, ha
     let peer = match greeted.await {
         Some(Ok(Ok(peer))) => peer,
         Some(Ok(Err(error))) => {
-            tracing::debug!(%error, "connection ends before hello");
+            match &error {
+                StreamError::Refused(ErrorCode::AuthenticationFailed | ErrorCode::ClusterAuthorizationFailed, _) => {
+                    tracing::warn!(%error, "a connection is not who it must be");
+                }
+                error => tracing::debug!(%error, "connection ends before hello"),
+            }
             if let Some(error) = error.to_wire() {
                 shared.metrics.rejected(ErrorCode::from_number(error.code));
             }
@@ -114,7 +130,8 @@ async fn serve_connection(shared: Arc<Shared>, connection: quinn::Connection, ha
         }
         None => return connection.close(ResetCode::ShuttingDown.number().into(), b""),
     };
-    tracing::debug!(client = peer.client_id, software = peer.client_software, role = ?peer.role, "connection opened");
+    let (client, software, role, principal) = (&peer.client_id, &peer.client_software, peer.role, &peer.principal);
+    tracing::debug!(client, software, ?role, %principal, "connection opened");
     let session = Arc::new(Session {
         shared: Arc::clone(&shared),
         connection: connection.clone(),
@@ -217,7 +234,13 @@ fn greet(shared: &Shared, connection: &quinn::Connection, hello: Hello) -> Resul
     }
     let role = ConnectionRole::try_from(hello.role)
         .map_err(|_| wire::Error::new(ErrorCode::InvalidRequest, format!("a connection has no role {}", hello.role)))?;
+    let principal = shared.tls.principal(connection);
+    let principal = principal.map_err(|error| wire::Error::new(ErrorCode::AuthenticationFailed, error.to_string()))?;
+    if role == ConnectionRole::Peer {
+        principal.broker("connections between brokers")?;
+    }
     let peer = Peer {
+        principal,
         remote: connection.remote_address(),
         client_id: hello.client_id,
         client_software: hello.client_software,
@@ -372,7 +395,8 @@ async fn refuse(
     last: impl Fn(wire::Error) -> Bytes,
 ) {
     if error.is_offence() {
-        tracing::warn!(%error, peer = %session.peer.remote, client = session.peer.client_id, "a peer broke the protocol");
+        let Peer { remote, client_id, principal, .. } = &session.peer;
+        tracing::warn!(%error, peer = %remote, client = client_id, %principal, "a peer broke the protocol");
     } else {
         tracing::debug!(%error, "stream ended");
     }

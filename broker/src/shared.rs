@@ -12,6 +12,7 @@ use crate::partitions::Partitions;
 use crate::pool::Pool;
 use crate::server::Connections;
 use crate::tls;
+use crate::tls::live::Live;
 use headwater_proto::{ErrorCode, TopicId, wire};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -24,6 +25,8 @@ use tokio_util::task::TaskTracker;
 pub(crate) struct Shared {
     pub(crate) config: BrokerConfig,
     pub(crate) cluster_id: String,
+    /// What this broker shows, and whom it trusts.
+    pub(crate) tls: Arc<Live>,
     pub(crate) started_ms: i64,
     /// Threads that serve connections.
     pub(crate) network_threads: u32,

@@ -18,6 +18,7 @@ use crate::metadata::{MetadataError, MetadataHandle, MetadataState, Topic, alone
 use crate::metrics::Metrics;
 use crate::partition::AssignedPartition;
 use crate::partitions::{Partitions, set_strays_aside};
+use crate::peer::Peers;
 use crate::pool::Pool;
 use crate::server::Connections;
 use crate::shared::Shared;
@@ -52,7 +53,6 @@ pub struct Broker {
     shared: Arc<Shared>,
     endpoint: quinn::Endpoint,
     tasks: TaskTracker,
-    ca_pem: Option<String>,
     profile: Option<PathBuf>,
 }
 
@@ -105,9 +105,14 @@ impl Broker {
         self.shared.admin
     }
 
-    /// PEM of the development authority that clients have to trust; `None` where a certificate was configured.
-    pub fn ca_pem(&self) -> Option<&str> {
-        self.ca_pem.as_deref()
+    /// PEM of the authority that clients have to trust: the one in use; `None` where a certificate was configured without one.
+    pub fn ca_pem(&self) -> Option<String> {
+        self.shared.tls.ca_pem()
+    }
+
+    /// Dials other brokers of the cluster as this one.
+    pub fn peers(&self) -> Peers {
+        Peers::new(self.endpoint.clone(), Arc::clone(&self.shared.tls), &self.shared.config, &self.shared.cluster_id)
     }
 
     /// The client profile that was written beside the development certificate.
@@ -225,16 +230,22 @@ async fn start(
     tasks.spawn(admin::serve(Arc::clone(&shown), listener));
     tracing::info!(%admin, data = %root.display(), "starting");
 
-    let (tls, secret) = {
-        let (root, configured) = (root.clone(), config.tls_certificate.clone().zip(config.tls_key.clone()));
+    let configured = config.tls_certificate.clone().zip(config.tls_key.clone());
+    let configured =
+        configured.map(|(certificate, key)| tls::Configured { certificate, key, ca: config.tls_ca.clone() });
+    // Clients find a broker by its profile where nobody configured what they have to trust.
+    let with_profile = configured.is_none();
+    let (live, seen, secret) = {
+        let (root, broker_id) = (root.clone(), config.broker_id);
         pool.run(move || {
-            let configured = configured.as_ref().map(|(certificate, key)| (certificate.as_path(), key.as_path()));
-            Ok::<_, tls::TlsError>((tls::identity(&root, configured, listen)?, tls::secret(&root)?))
+            let (live, seen) = tls::open(&root, configured, broker_id, listen)?;
+            Ok::<_, tls::TlsError>((Arc::new(live), seen, tls::secret(&root)?))
         })
         .await?
     };
-
-    let endpoint = quic::endpoint(&config, socket, tls.certificates, tls.key, &secret)?;
+    let endpoint = quic::endpoint_of(&config, socket, &live, &secret)?;
+    let every = Duration::from_millis(config.tls_reload_interval_ms);
+    tasks.spawn(Arc::clone(&live).keep(seen, every, pool.clone(), Arc::clone(&metrics), shutdown.clone()));
 
     let advertised = config.advertised_listener.clone().unwrap_or_else(|| tls::reachable(listen).to_string());
     let (manifest, store) = open_store(&data_dir, &pool, &cluster_id).await?;
@@ -288,11 +299,11 @@ async fn start(
         tracing::info!(topics = manifest.topics.len(), offsets = manifest.offsets.len(), "import taken over");
     }
 
-    let profile = match &tls.ca_pem {
-        None => None,
-        Some(_) => {
-            let root = root.clone();
-            Some(pool.run(move || tls::write_profile(&root, listen)).await?)
+    let profile = match with_profile {
+        false => None,
+        true => {
+            let (root, hosts) = (root.clone(), live.hosts());
+            Some(pool.run(move || tls::write_profile(&root, listen, &hosts)).await?)
         }
     };
     let intervals = (
@@ -301,6 +312,7 @@ async fn start(
     );
     let shared = Arc::new(Shared {
         cluster_id,
+        tls: live,
         started_ms,
         network_threads,
         listen,
@@ -344,7 +356,7 @@ async fn start(
     // Nobody else sets it.
     drop(shown.groups.set(shared.groups.clone()));
     tracing::info!(%listen, %admin, cluster_id = shared.cluster_id, data = %root.display(), "serving");
-    Ok(Broker { shared, endpoint, tasks: tasks.clone(), ca_pem: tls.ca_pem, profile })
+    Ok(Broker { shared, endpoint, tasks: tasks.clone(), profile })
 }
 
 /// A new identity, in the form that Kafka gives it.

@@ -3,6 +3,7 @@
 //! Owns: [`Frames`] (the receiving side, with whatever was read beyond the last frame) and [`write_within`]; the errors of
 //! both. Refuses: to know what a message means. Read next: [`crate::session`].
 
+use crate::tls::principal::NotAuthorized;
 use bytes::Bytes;
 use headwater_proto::frame::{self, FrameDecoder, FrameError, FrameEvent};
 use headwater_proto::{ErrorCode, ResetCode, wire};
@@ -27,6 +28,12 @@ pub(crate) enum StreamError {
     Read(#[from] quinn::ReadError),
     #[error("writing: {0}")]
     Write(#[from] quinn::WriteError),
+}
+
+impl From<NotAuthorized> for StreamError {
+    fn from(error: NotAuthorized) -> StreamError {
+        StreamError::Refused(ErrorCode::ClusterAuthorizationFailed, error.to_string())
+    }
 }
 
 impl StreamError {

@@ -52,7 +52,7 @@ async fn data_before_the_handshake_is_not_taken() {
             panic!("0-RTT was offered (known to the broker: {known})")
         };
         let connection = within("handshake", connecting).await.unwrap();
-        // Its tickets come with the answer to hello, or before.
+        // Tickets for another session, if there were any, come with the answer to hello, or before.
         let (mut send, mut recv) = connection.open_bi().await.unwrap();
         let hello = open::Stream::Call(wire::Call { timeout_ms: 0, request: Some(Request::Hello(hello())) });
         send.write_chunk(headwater_proto::frame::encode(&wire::Open { stream: Some(hello) }, 0)).await.unwrap();

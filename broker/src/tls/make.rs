@@ -7,6 +7,7 @@
 //! shown by no server, whatever name is in it. Keys are ECDSA P-256; the authority signs no other authority.
 
 use super::principal::{Holder, Name, NameError};
+use aws_lc_rs::digest::{SHA256, digest};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKeyData, SanType, date_time_ymd,
@@ -115,7 +116,10 @@ impl Authority {
             Some(pem) => authority_key(pem)?,
             None => KeyPair::generate()?,
         };
-        let mut params = params(&name, &format!("Headwater authority of {cluster}"))?;
+        // Told apart from the cluster's next authority by its key: whoever verifies finds the signer by this name.
+        let digest = digest(&SHA256, &key.subject_public_key_info());
+        let key_id: String = digest.as_ref().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let mut params = params(&name, &format!("Headwater authority of {cluster} ({key_id})"))?;
         validity.put(&mut params);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];

@@ -1,20 +1,20 @@
-//! The broker's certificate: one that is configured, or a development certificate made in the data folder.
+//! Certificates: those that are configured, or those of the data folder, where development certificates are made if there are none.
 //!
 //! Owns: the files `ca.pem`, `broker.pem`, `broker-key.pem` and `client.toml` at the data root (files, no folder: Kafka
-//! fails on a folder that it cannot parse). Refuses: to be a certificate authority for more than one broker. The
-//! authority's key is thrown away once it has signed, so nothing that lies on the disk can sign another broker.
-//! Read next: [`crate::quic`].
+//! fails on a folder that it cannot parse). What `headwater cert broker --out` leaves has the same names, so that a data folder can be
+//! given the certificates of a cluster. Refuses: to be a certificate authority for more than one broker. The
+//! development authority's key is thrown away once it has signed, so nothing that lies on the disk can sign another broker.
+//! Read next: [`live`], and [`crate::quic`].
 
+mod identity;
+pub(crate) mod live;
 pub mod make;
 pub mod principal;
 
 use crate::quic::SECRET_BYTES;
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose, SanType, date_time_ymd,
-};
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use identity::Paths;
+use live::{Live, Seen};
+use make::{Authority, MakeError, Validity};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -54,32 +54,64 @@ pub enum TlsError {
     },
     /// A certificate could not be made.
     #[error("making a development certificate: {0}")]
-    Make(#[from] rcgen::Error),
+    Make(#[from] MakeError),
+    /// A certificate and a key that is another one's.
+    #[error("{key} is not the key of {certificate}", key = key.display(), certificate = certificate.display())]
+    Mismatch {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The key's.
+        key: PathBuf,
+    },
+    /// A certificate that the cluster's authority did not sign, or not for this.
+    #[error(
+        "{certificate} does not hold before the authority {ca}: {why}",
+        certificate = certificate.display(), ca = ca.display()
+    )]
+    NotOfAuthority {
+        /// The certificate's file.
+        certificate: PathBuf,
+        /// The authority's.
+        ca: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// A certificate that is whole, and not for this broker, or not now.
+    #[error("{path}: {why}", path = path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
 }
 
-/// What TLS needs of the broker, and a client of it.
-pub(crate) struct Identity {
-    pub(crate) certificates: Vec<CertificateDer<'static>>,
-    pub(crate) key: PrivateKeyDer<'static>,
-    /// PEM of what clients have to trust; `None` where the certificate was configured and its issuer is not known.
-    pub(crate) ca_pem: Option<String>,
+/// What a configuration says of certificates.
+#[derive(Debug, Clone)]
+pub(crate) struct Configured {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
+    pub(crate) ca: Option<PathBuf>,
 }
 
-/// Reads the configured certificate, or the development certificate of `root`; makes the latter if it is missing.
-pub(crate) fn identity(
+/// Reads the configured certificate, or that of `root`; makes a development certificate if there is none. Blocks.
+pub(crate) fn open(
     root: &Path,
-    configured: Option<(&Path, &Path)>,
+    configured: Option<Configured>,
+    broker_id: u32,
     listen: SocketAddr,
-) -> Result<Identity, TlsError> {
-    if let Some((certificate, key)) = configured {
-        return Ok(Identity { certificates: read_certificates(certificate)?, key: read_key(key)?, ca_pem: None });
-    }
-    let (ca, certificate, key) = (root.join(CA_FILE), root.join(CERTIFICATE_FILE), root.join(KEY_FILE));
-    if !(ca.exists() && certificate.exists() && key.exists()) {
-        make(root, listen.ip())?;
-    }
-    let ca_pem = std::fs::read_to_string(&ca).map_err(|error| TlsError::Io { path: ca, error })?;
-    Ok(Identity { certificates: read_certificates(&certificate)?, key: read_key(&key)?, ca_pem: Some(ca_pem) })
+) -> Result<(Live, Seen), TlsError> {
+    let paths = match configured {
+        Some(Configured { certificate, key, ca }) => Paths { certificate, key, ca },
+        None => {
+            let (ca, certificate, key) = (root.join(CA_FILE), root.join(CERTIFICATE_FILE), root.join(KEY_FILE));
+            if !(ca.exists() && certificate.exists() && key.exists()) {
+                make(root, broker_id, listen.ip())?;
+            }
+            Paths { certificate, key, ca: Some(ca) }
+        }
+    };
+    Live::open(paths, broker_id)
 }
 
 /// The endpoint's secret, made at the first start.
@@ -101,12 +133,15 @@ pub(crate) fn secret(root: &Path) -> Result<[u8; SECRET_BYTES], TlsError> {
     Ok(secret)
 }
 
-/// Writes the client profile: where the broker listens and what to trust.
-pub(crate) fn write_profile(root: &Path, listen: SocketAddr) -> Result<PathBuf, TlsError> {
+/// Writes the client profile: where the broker listens and what to trust. `hosts`: those of its certificate.
+pub(crate) fn write_profile(root: &Path, listen: SocketAddr, hosts: &[String]) -> Result<PathBuf, TlsError> {
     let bootstrap = reachable(listen);
-    let text = format!(
-        "# How a client reaches this broker. Written at each start.\nbootstrap = [\"{bootstrap}\"]\nca = \"{CA_FILE}\"\nserver_name = \"{SERVER_NAME}\"\n"
+    let mut text = format!(
+        "# How a client reaches this broker. Written at each start.\nbootstrap = [\"{bootstrap}\"]\nca = \"{CA_FILE}\"\n"
     );
+    if hosts.iter().any(|host| host == SERVER_NAME) {
+        text += &format!("server_name = \"{SERVER_NAME}\"\n");
+    }
     let path = root.join(PROFILE_FILE);
     write_aside(&path, text.as_bytes(), false)?;
     Ok(path)
@@ -122,53 +157,20 @@ pub(crate) fn reachable(listen: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, listen.port())
 }
 
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let pem = |error| TlsError::Pem { path: path.to_owned(), error };
-    let certificates: Vec<_> =
-        CertificateDer::pem_file_iter(path).map_err(pem)?.collect::<Result<_, _>>().map_err(pem)?;
-    if certificates.is_empty() {
-        return Err(pem(rustls_pki_types::pem::Error::NoItemsFound));
-    }
-    Ok(certificates)
-}
-
-fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
-    PrivateKeyDer::from_pem_file(path).map_err(|error| TlsError::Pem { path: path.to_owned(), error })
-}
-
-fn make(root: &Path, listen: IpAddr) -> Result<(), TlsError> {
-    let mut authority = params("Headwater development authority");
-    authority.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    authority.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let authority = CertifiedIssuer::self_signed(authority, KeyPair::generate()?)?;
-
-    let mut broker = params("Headwater development broker");
-    broker.subject_alt_names = vec![
-        SanType::DnsName(SERVER_NAME.try_into()?),
-        SanType::IpAddress(std::net::Ipv4Addr::LOCALHOST.into()),
-        SanType::IpAddress(std::net::Ipv6Addr::LOCALHOST.into()),
-    ];
+fn make(root: &Path, broker_id: u32, listen: IpAddr) -> Result<(), TlsError> {
+    // As long as anybody keeps a development broker.
+    let validity = Validity { not_before_s: 1_704_067_200, not_after_s: 4_859_740_800 };
+    let unique: String = uuid::Uuid::new_v4().simple().to_string().chars().take(12).collect();
+    let (authority, ca) = Authority::make(&format!("development-{unique}"), validity, None)?;
+    let mut hosts = vec![SERVER_NAME.to_owned(), "127.0.0.1".into(), "::1".into()];
     if !listen.is_loopback() && !listen.is_unspecified() {
-        broker.subject_alt_names.push(SanType::IpAddress(listen));
+        hosts.push(listen.to_string());
     }
-    broker.key_usages = vec![KeyUsagePurpose::DigitalSignature];
-    broker.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let key = KeyPair::generate()?;
-    let certificate = broker.signed_by(&key, &authority)?;
-
+    let broker = authority.broker(i32::try_from(broker_id).unwrap_or(i32::MAX), &hosts, validity)?;
     // The authority's certificate is what completes the set, so it is written last.
-    write_aside(&root.join(KEY_FILE), key.serialize_pem().as_bytes(), true)?;
-    write_aside(&root.join(CERTIFICATE_FILE), certificate.pem().as_bytes(), false)?;
-    write_aside(&root.join(CA_FILE), authority.pem().as_bytes(), false)
-}
-
-fn params(name: &str) -> CertificateParams {
-    let mut params = CertificateParams::default();
-    params.distinguished_name = DistinguishedName::new();
-    params.distinguished_name.push(DnType::CommonName, name);
-    params.not_before = date_time_ymd(2024, 1, 1);
-    params.not_after = date_time_ymd(2124, 1, 1);
-    params
+    write_aside(&root.join(KEY_FILE), broker.key_pem.as_bytes(), true)?;
+    write_aside(&root.join(CERTIFICATE_FILE), broker.certificate_pem.as_bytes(), false)?;
+    write_aside(&root.join(CA_FILE), ca.certificate_pem.as_bytes(), false)
 }
 
 /// Writes a file aside, syncs it and renames it into place.
@@ -194,15 +196,26 @@ fn write_aside(path: &Path, bytes: &[u8], private: bool) -> Result<(), TlsError>
 mod tests {
     use super::*;
 
+    fn development(root: &Path, broker_id: u32) -> Result<Live, TlsError> {
+        open(root, None, broker_id, "127.0.0.1:0".parse().unwrap()).map(|(live, _)| live)
+    }
+
     #[test]
     fn a_development_certificate_is_made_once_and_kept() {
         let root = tempfile::tempdir().unwrap();
-        let listen = "127.0.0.1:0".parse().unwrap();
-        let first = identity(root.path(), None, listen).unwrap();
-        let second = identity(root.path(), None, listen).unwrap();
-        assert_eq!(first.ca_pem, second.ca_pem);
-        assert_eq!(first.certificates, second.certificates);
+        let (first, second) = (development(root.path(), 3).unwrap(), development(root.path(), 3).unwrap());
+        assert_eq!(first.ca_pem(), second.ca_pem());
+        assert_eq!(first.current().certified.cert, second.current().certified.cert);
         assert!(std::fs::read_dir(root.path()).unwrap().all(|e| e.unwrap().file_type().unwrap().is_file()));
+    }
+
+    /// A folder that is copied to be another broker's is not quietly the old one.
+    #[test]
+    fn a_certificate_is_one_brokers() {
+        let root = tempfile::tempdir().unwrap();
+        development(root.path(), 3).unwrap();
+        let refused = development(root.path(), 4).unwrap_err().to_string();
+        assert!(refused.contains("/broker/3") && refused.contains("broker 4 (broker.id)"), "{refused}");
     }
 
     #[cfg(unix)]
@@ -210,7 +223,7 @@ mod tests {
     fn the_key_is_readable_by_its_owner_alone() {
         use std::os::unix::fs::PermissionsExt;
         let root = tempfile::tempdir().unwrap();
-        identity(root.path(), None, "127.0.0.1:0".parse().unwrap()).unwrap();
+        development(root.path(), 1).unwrap();
         let mode = std::fs::metadata(root.path().join(KEY_FILE)).unwrap().permissions().mode();
         assert_eq!(mode & 0o077, 0);
     }
@@ -220,9 +233,8 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("mine.pem");
         std::fs::write(&path, "no certificate").unwrap();
-        let Err(error) = identity(root.path(), Some((&path, &path)), "127.0.0.1:0".parse().unwrap()) else {
-            panic!("accepted")
-        };
+        let configured = Configured { certificate: path.clone(), key: path, ca: None };
+        let error = open(root.path(), Some(configured), 1, "127.0.0.1:0".parse().unwrap()).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains("mine.pem"), "{error}");
     }
 

@@ -15,7 +15,7 @@
 //! nothing to configure that could contradict it.
 //!
 //! Owns: [`Name`], [`Principal`] and what only a broker may do. Refuses: to judge a certificate (TLS has verified it by then).
-//! Read next: [`super::make`].
+//! Read next: [`super::live`].
 
 use headwater_proto::{ErrorCode, wire};
 use rustls_pki_types::CertificateDer;

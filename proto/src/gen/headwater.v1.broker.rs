@@ -140,6 +140,8 @@ pub enum ConnectionRole {
     Control = 0,
     /// produce and fetch (calls are answered here too)
     Data = 1,
+    /// between brokers: refused to whoever shows no certificate of a broker of this cluster
+    Peer = 2,
 }
 impl ConnectionRole {
     /// String value of the enum field names used in the ProtoBuf definition.
@@ -150,6 +152,7 @@ impl ConnectionRole {
         match self {
             Self::Control => "CONNECTION_ROLE_CONTROL",
             Self::Data => "CONNECTION_ROLE_DATA",
+            Self::Peer => "CONNECTION_ROLE_PEER",
         }
     }
     /// Creates an enum from field names used in the ProtoBuf definition.
@@ -157,6 +160,7 @@ impl ConnectionRole {
         match value {
             "CONNECTION_ROLE_CONTROL" => Some(Self::Control),
             "CONNECTION_ROLE_DATA" => Some(Self::Data),
+            "CONNECTION_ROLE_PEER" => Some(Self::Peer),
             _ => None,
         }
     }

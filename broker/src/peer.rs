@@ -1,0 +1,344 @@
+//! Connections to other brokers: who is dialled is who must answer.
+//!
+//! A broker that dials another one shows its own certificate and takes no other than that of the broker it means, signed by
+//! the cluster's authority; where the certificate comes from and under which host name does not count, since a broker may come back at
+//! another address, and its id is what the metadata knows it by. Then it says hello as a peer, which the other side allows
+//! to brokers alone. Streams that one broker alone may open check it again: [`Principal::require_broker`].
+//!
+//! Whoever speaks to brokers in its own way, on an endpoint of its own or to whichever broker is there, takes the same settings
+//! ([`Peers::client_config`]) and asks who the other side is ([`Peers::principal`]), which dialled or was dialled.
+//!
+//! Owns: [`Peers`]. Refuses: to keep connections, to try again, and to know what is sent on them; and sessions that are resumed, which show
+//! no certificate. Read next: [`crate::tls::live`], and [`crate::session`] for the other side.
+//!
+//! [`Principal::require_broker`]: crate::tls::principal::Principal::require_broker
+
+use crate::config::BrokerConfig;
+use crate::quic;
+use crate::stream::{Frames, send_within};
+use crate::tls::live::Live;
+use crate::tls::principal::{Holder, Principal, Stranger};
+use headwater_proto::limits::{ALPN, MAX_OPEN_FRAME_BYTES, PROTOCOL_VERSION};
+use headwater_proto::wire::{
+    self, CallResponse, ConnectionRole, Hello, HelloResponse, Open, call, call_response::Response, open,
+};
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ConnectionError, IdleTimeout, VarInt};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{ResolvesClientCert, Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, DigitallySignedStruct, OtherError, SignatureScheme};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
+
+/// An idle connection says that it lives so often,
+const KEEP_ALIVE: Duration = Duration::from_secs(1);
+/// and one that is silent for so long is over.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the handshake calls the other side; its certificate is not asked for it.
+const HANDSHAKE_NAME: &str = "broker.headwater.invalid";
+
+/// Dials other brokers as this one.
+#[derive(Clone)]
+pub struct Peers {
+    endpoint: quinn::Endpoint,
+    live: Arc<Live>,
+    config: Arc<BrokerConfig>,
+    cluster_id: String,
+}
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peers").field("live", &self.live).finish_non_exhaustive()
+    }
+}
+
+/// Why another broker was not reached.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum PeerError {
+    /// This broker has nothing to show.
+    #[error("this broker cannot dial others: {0}")]
+    NoIdentity(String),
+    /// The address leads nowhere.
+    #[error("broker {broker_id} at {address}: {why}")]
+    Unreachable {
+        /// Who was meant.
+        broker_id: i32,
+        /// Where.
+        address: String,
+        /// What the system or the transport says.
+        why: String,
+    },
+    /// Somebody else answered, or a broker whose certificate does not hold.
+    #[error("whoever answers at {address} is not broker {broker_id}: {why}")]
+    Impostor {
+        /// Who was meant.
+        broker_id: i32,
+        /// Where.
+        address: String,
+        /// What it showed instead.
+        why: String,
+    },
+    /// The other side does not take this broker for one.
+    #[error("broker {broker_id} at {address} refuses this broker: {why}")]
+    Refused {
+        /// Who was asked.
+        broker_id: i32,
+        /// Where.
+        address: String,
+        /// What it says.
+        why: String,
+    },
+}
+
+impl Peers {
+    /// Dials from `endpoint`; the other side must be of this cluster.
+    pub(crate) fn new(endpoint: quinn::Endpoint, live: Arc<Live>, config: &BrokerConfig, cluster_id: &str) -> Peers {
+        Peers { endpoint, live, config: Arc::new(config.clone()), cluster_id: cluster_id.to_owned() }
+    }
+
+    /// The settings of connections to the broker with this id, or to any broker of the cluster. They stay good when certificates are
+    /// renewed, for each handshake asks for those of its moment.
+    ///
+    /// # Errors
+    /// [`PeerError::NoIdentity`].
+    pub fn client_config(
+        &self,
+        broker_id: Option<i32>,
+        transport: quinn::TransportConfig,
+    ) -> Result<quinn::ClientConfig, PeerError> {
+        self.client(&Expected::new(&self.live, broker_id), transport)
+    }
+
+    /// Who is at the other end of a connection, whichever side dialled.
+    ///
+    /// # Errors
+    /// [`Stranger`]: a good certificate of nobody in this cluster.
+    pub fn principal(&self, connection: &quinn::Connection) -> Result<Principal, Stranger> {
+        self.live.principal(connection)
+    }
+
+    /// A connection to the broker with this id, past its hello. Everything of it is done by `deadline`.
+    ///
+    /// # Errors
+    /// [`PeerError`].
+    pub async fn connect(
+        &self,
+        broker_id: i32,
+        address: &str,
+        deadline: Instant,
+    ) -> Result<quinn::Connection, PeerError> {
+        let unreachable = |why: String| PeerError::Unreachable { broker_id, address: address.to_owned(), why };
+        let late = |_| unreachable("no answer in time".into());
+        let expected = Expected::new(&self.live, Some(broker_id));
+        let mut transport = quic::transport(&self.config);
+        transport
+            .keep_alive_interval(Some(KEEP_ALIVE))
+            .max_idle_timeout(IdleTimeout::try_from(IDLE_TIMEOUT).ok())
+            // Who dials opens the streams.
+            .max_concurrent_bidi_streams(VarInt::from_u32(0));
+        let client = self.client(&expected, transport)?;
+        let found = timeout_at(deadline, tokio::net::lookup_host(address)).await.map_err(late)?;
+        let addresses: Vec<_> = found.map_err(|error| unreachable(error.to_string()))?.collect();
+        let mut last = unreachable("the name has no address".into());
+        for to in addresses {
+            let connecting = self.endpoint.connect_with(client.clone(), to, HANDSHAKE_NAME);
+            let connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
+            match timeout_at(deadline, connecting).await.map_err(late)? {
+                Ok(connection) => {
+                    let greeted = timeout_at(deadline, self.greet(&connection, broker_id, address)).await;
+                    let greeted = greeted.map_err(late).and_then(|greeted| greeted);
+                    if greeted.is_err() {
+                        // Whoever is there has been told, or is not who was meant.
+                        connection.close(headwater_proto::ResetCode::Done.number().into(), b"");
+                    }
+                    return greeted.map(|()| connection);
+                }
+                Err(error) => {
+                    last = match expected.why_not() {
+                        Some(why) => PeerError::Impostor { broker_id, address: address.to_owned(), why },
+                        None => unreachable(error.to_string()),
+                    };
+                }
+            }
+        }
+        Err(last)
+    }
+
+    /// No session is kept, so every connection shows certificates.
+    fn client(
+        &self,
+        expected: &Arc<Expected>,
+        transport: quinn::TransportConfig,
+    ) -> Result<quinn::ClientConfig, PeerError> {
+        let nothing = |why: &dyn std::fmt::Display| PeerError::NoIdentity(why.to_string());
+        let identity = self.live.current();
+        if !matches!(identity.name.as_ref().map(|name| &name.holder), Some(Holder::Broker(_))) {
+            return Err(nothing(
+                &"its certificate names no broker of a cluster (`headwater cert broker` makes one that does)",
+            ));
+        }
+        if identity.trusted.is_none() {
+            return Err(nothing(&"it knows no authority to check others with (tls.ca)"));
+        }
+        let mut tls = rustls::ClientConfig::builder_with_provider(Arc::clone(self.live.provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|error| nothing(&error))?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::clone(expected) as Arc<dyn ServerCertVerifier>)
+            .with_client_cert_resolver(Arc::clone(&self.live) as Arc<dyn ResolvesClientCert>);
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        tls.resumption = Resumption::disabled();
+        tls.enable_early_data = false;
+        tls.enable_sni = false;
+        let mut client =
+            quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).map_err(|error| nothing(&error))?));
+        client.transport_config(Arc::new(transport));
+        Ok(client)
+    }
+
+    async fn greet(&self, connection: &quinn::Connection, broker_id: i32, address: &str) -> Result<(), PeerError> {
+        let unreachable = |why: &dyn std::fmt::Display| PeerError::Unreachable {
+            broker_id,
+            address: address.into(),
+            why: why.to_string(),
+        };
+        let refused = |why: String| PeerError::Refused { broker_id, address: address.to_owned(), why };
+        let lost = |error: &dyn std::fmt::Display| match connection.close_reason() {
+            // It judges our certificate after we have judged its own; TLS's alerts are errors 0x100 to 0x1ff.
+            Some(ConnectionError::ConnectionClosed(close)) if (0x100..0x200).contains(&u64::from(close.error_code)) => {
+                refused(format!("it does not take this broker's certificate ({})", close.error_code))
+            }
+            _ => unreachable(error),
+        };
+        let patience = Duration::from_millis(self.config.frame_timeout_ms);
+        let (mut send, recv) = connection.open_bi().await.map_err(|error| lost(&error))?;
+        let hello = Hello {
+            min_version: PROTOCOL_VERSION,
+            max_version: PROTOCOL_VERSION,
+            client_id: format!("broker-{}", self.config.broker_id),
+            client_software: crate::SOFTWARE.to_owned(),
+            role: ConnectionRole::Peer.into(),
+            cluster_id: self.cluster_id.clone(),
+            features: Vec::new(),
+        };
+        let call = wire::Call { timeout_ms: 0, request: Some(call::Request::Hello(hello)) };
+        let open = Open { stream: Some(open::Stream::Call(call)) };
+        send_within(&mut send, &open, patience, "hello").await.map_err(|error| lost(&error))?;
+        // An error means that it was stopped, which reading tells.
+        drop(send.finish());
+        let mut frames = Frames::<CallResponse>::new(recv, MAX_OPEN_FRAME_BYTES, 0, patience);
+        let answer = frames.message().await.map_err(|error| lost(&error))?;
+        match answer.and_then(|answer| answer.response) {
+            Some(Response::Hello(HelloResponse { broker_id: id, .. })) if id == broker_id => Ok(()),
+            Some(Response::Hello(HelloResponse { broker_id: id, .. })) => Err(PeerError::Impostor {
+                broker_id,
+                address: address.to_owned(),
+                why: format!("it shows that broker's certificate, and says that it is broker {id}"),
+            }),
+            Some(Response::Error(error)) => Err(refused(error.message)),
+            _ => Err(refused("it answers hello with something else".into())),
+        }
+    }
+}
+
+/// Takes the certificate of one broker, or of any.
+#[derive(Debug)]
+struct Expected {
+    live: Arc<Live>,
+    broker_id: Option<i32>,
+    /// Why the last one was not taken: the handshake's own error says less.
+    why_not: Mutex<Option<String>>,
+}
+
+impl Expected {
+    fn new(live: &Arc<Live>, broker_id: Option<i32>) -> Arc<Expected> {
+        Arc::new(Expected { live: Arc::clone(live), broker_id, why_not: Mutex::default() })
+    }
+
+    fn why_not(&self) -> Option<String> {
+        self.why_not.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn judge(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), rustls::Error> {
+        let identity = self.live.current();
+        let trusted = identity.trusted.as_ref().ok_or(CertificateError::UnknownIssuer)?;
+        let algorithms = self.live.provider().signature_verification_algorithms.all;
+        let parsed = ParsedCertificate::try_from(end_entity)?;
+        verify_server_cert_signed_by_trust_anchor(&parsed, &trusted.roots, intermediates, now, algorithms)?;
+        let other = |error: Arc<dyn std::error::Error + Send + Sync>| CertificateError::Other(OtherError(error));
+        let shown = Principal::of(end_entity, identity.cluster()).map_err(|error: Stranger| other(Arc::new(error)))?;
+        let is_meant = match (self.broker_id, &shown) {
+            (Some(meant), Principal::Broker(id)) => *id == meant,
+            (None, Principal::Broker(_)) => true,
+            (_, Principal::Client(_) | Principal::Anonymous) => false,
+        };
+        if is_meant { Ok(()) } else { Err(other(Arc::new(Shown(shown))).into()) }
+    }
+}
+
+/// A good certificate of somebody else.
+#[derive(Debug)]
+struct Shown(Principal);
+
+impl std::fmt::Display for Shown {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "it shows the certificate of {}", self.0)
+    }
+}
+
+impl std::error::Error for Shown {}
+
+impl ServerCertVerifier for Expected {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        self.judge(end_entity, intermediates, now).map(|()| ServerCertVerified::assertion()).inspect_err(|error| {
+            let why = match error {
+                rustls::Error::InvalidCertificate(CertificateError::Other(OtherError(why))) => why.to_string(),
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+                    "another authority signed its certificate".to_owned()
+                }
+                error => error.to_string(),
+            };
+            *self.why_not.lock().unwrap_or_else(PoisonError::into_inner) = Some(why);
+        })
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, cert, dss, &self.live.provider().signature_verification_algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, cert, dss, &self.live.provider().signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.live.provider().signature_verification_algorithms.supported_schemes()
+    }
+}
