@@ -73,6 +73,9 @@ pub enum PartitionError {
         /// How many it may hold.
         limit: usize,
     },
+    /// What came before it on its stream was not appended.
+    #[error("an earlier append of this stream failed; open the stream again and send what was not acknowledged")]
+    EarlierFailed,
     /// The batch is not well formed.
     #[error("{0}")]
     Batch(#[from] BatchError),
@@ -149,6 +152,7 @@ impl PartitionError {
             },
             PartitionError::TooLarge { .. } => ErrorCode::MessageTooLarge,
             PartitionError::TooManyBatches { .. } => ErrorCode::LimitExceeded,
+            PartitionError::EarlierFailed => ErrorCode::EarlierAppendFailed,
             PartitionError::Batch(error) => error.code(),
             PartitionError::ForeignProducer { .. } => ErrorCode::InvalidRequest,
             PartitionError::Timestamp { .. } => ErrorCode::InvalidTimestamp,

@@ -1,6 +1,6 @@
 //! The I/O pool: the threads that may block.
 //!
-//! Owns: a fixed number of threads and two queues. Prompt work (group commits, cold reads, checks of large batches) is
+//! Owns: a fixed number of threads and two queues. Prompt work (group commits, cold reads, checks of batches) is
 //! taken first; long work (recovery, compaction, deletions) never holds more than half of the threads, so that a commit
 //! does not wait for a compaction. Refuses: a bound of its own on the queues, because every caller has at most one job
 //! in them (a partition its write half, a fetch stream one cold range, a produce stream one check), and partitions and

@@ -5,9 +5,10 @@
 //! back with the acknowledgement. After an error everything later is refused until the stream is opened again, so that
 //! nothing overtakes what failed.
 //!
-//! A batch is checked (CRC-32C, then a walk over its records) before it reaches the partition. The check takes about
-//! 16 microseconds a megabyte for the checksum and some ten nanoseconds a record; so small uncompressed frames are checked
-//! right here, and whatever is compressed, large or has many records on the I/O pool.
+//! What a batch's header tells is looked at here; its bytes are checked (CRC-32C, then a walk over its records) on the I/O pool,
+//! which takes about 16 microseconds a megabyte for the checksum and some ten nanoseconds a record. A small uncompressed frame
+//! is checked by the job that writes it, because another job would cost more than the check. What is compressed, large or has
+//! many records is checked by a job of its own before, beside those of other streams.
 //!
 //! Owns: one stream. Refuses: to decide on credit ([`crate::credit`]) and durability ([`crate::partition::state`]).
 //! Read next: `partition/state.rs`, what the partition decides.
@@ -19,7 +20,7 @@ use crate::loan::Loan;
 use crate::metadata::{MetadataError, MetadataState, Refusal};
 use crate::metrics::Counted;
 use crate::partition::PartitionHandle;
-use crate::partition::state::{AppendDone, AppendResult};
+use crate::partition::state::{AppendDone, AppendResult, Ask, Check};
 use crate::quic::LOAN_PART_BYTES;
 use crate::session::Session;
 use crate::stream::{Frames, StreamError, send_within, write_within};
@@ -35,7 +36,8 @@ use headwater_proto::{ErrorCode, wire};
 use headwater_storage::{BatchOutcome, LastSequence, NewBatch};
 use quinn::{StoppedError, WriteError};
 use std::pin::{Pin, pin};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::timeout;
@@ -49,10 +51,10 @@ const MAX_BATCHES: usize = 16 << 10;
 /// Requests of one stream that may wait for their outcome.
 const MAX_PENDING: usize = 1024;
 
-/// What is checked on the I/O threads: at most this many bytes (2 microseconds of checksum) ...
-const INLINE_BYTES: usize = 128 << 10;
+/// What the job checks that writes it: at most this many bytes (2 microseconds of checksum) ...
+const QUICK_BYTES: usize = 128 << 10;
 /// ... and this many records (10 microseconds of walking).
-const INLINE_RECORDS: i64 = 1000;
+const QUICK_RECORDS: i64 = 1000;
 
 /// What a client is told first.
 const OPENING: &str = "the answer to the opening";
@@ -76,8 +78,6 @@ struct Account {
     credit: StreamCredit,
     /// Granted and not yet told to the client.
     grant: u64,
-    /// Whether an append failed: everything later is refused.
-    failed: bool,
 }
 
 struct Stream<'a> {
@@ -87,6 +87,8 @@ struct Stream<'a> {
     producer: ProducerIdentity,
     acks: Acks,
     account: Mutex<Account>,
+    /// Whether an append failed: everything later is refused. Whoever writes the log sees and says it too.
+    failed: Arc<AtomicBool>,
     /// Credit was released or lent.
     credited: Notify,
     /// How long the client may leave an answer unread, and a large frame waits for memory: what waits here may hold
@@ -149,8 +151,9 @@ pub(crate) async fn serve(
         last_offset: last.map_or(-1, |last| last.offset),
         last_producer_epoch: last.map_or(-1, |last| i32::from(last.epoch)),
     };
-    let account = Mutex::new(Account { credit, grant: 0, failed: false });
-    let stream = Stream { session, partition, producer, acks, account, credited: Notify::new(), patience };
+    let account = Mutex::new(Account { credit, grant: 0 });
+    let (failed, credited) = (Arc::default(), Notify::new());
+    let stream = Stream { session, partition, producer, acks, account, failed, credited, patience };
     send_within(send, &opened, patience, OPENING).await?;
     let (tell, told) = mpsc::channel(MAX_PENDING);
     // The reader ends first; then the writer answers what is pending, and ends.
@@ -322,7 +325,7 @@ impl Stream<'_> {
 
     /// What is known to be wrong with a frame before its payload.
     fn refusal(&self, request: &ProduceRequest, payload_bytes: usize) -> Option<wire::Error> {
-        if self.account().failed {
+        if self.failed.load(Ordering::Acquire) {
             Some(earlier_failed())
         } else if request.partition != self.partition.partition() {
             let why = format!("this stream is for partition {}, not {}", self.partition.partition(), request.partition);
@@ -418,7 +421,7 @@ impl Stream<'_> {
             },
         };
         if matches!(outcome, Outcome::Refused(_)) {
-            self.account().failed = true;
+            self.failed.store(true, Ordering::Release);
         }
         let pending_one =
             Pending { request_id: frame.request_id, bytes: frame.held, began, outcome, _loan: frame.loan };
@@ -429,13 +432,16 @@ impl Stream<'_> {
 
     async fn hand_over(&self, payload: Bytes) -> Result<oneshot::Receiver<AppendResult>, PartitionError> {
         let config = self.partition.config();
-        let producer = self.producer;
-        let batches = if is_quick(&payload) {
-            check(&payload, producer, &config, now_ms())?
+        let batches = take_apart(&payload, self.producer, config.max_message_bytes as usize)?;
+        let check = move |batches: &[NewBatch]| check(batches, &config, now_ms());
+        let left = if is_quick(&batches) {
+            Some(Box::new(check) as Ask)
         } else {
-            self.session.shared.pool.run(move || check(&payload, producer, &config, now_ms())).await?
+            let large = batches.clone();
+            self.session.shared.pool.run(move || check(&large)).await?;
+            None
         };
-        self.partition.enqueue(batches, self.acks).await
+        self.partition.enqueue(batches, Some(Check::new(Arc::clone(&self.failed), left)), self.acks).await
     }
 
     /// `bytes` are no longer in memory: the client gets them back as credit.
@@ -516,7 +522,7 @@ impl Stream<'_> {
             Err(_) if *failed => response.error = Some(earlier_failed()),
             Err(error) => {
                 *failed = true;
-                self.account().failed = true;
+                self.failed.store(true, Ordering::Release);
                 metrics.rejected(ErrorCode::from_number(error.code));
                 response.error = Some(error);
             }
@@ -584,32 +590,11 @@ fn ready_outcome(
 }
 
 fn earlier_failed() -> wire::Error {
-    wire::Error::new(
-        ErrorCode::EarlierAppendFailed,
-        "an earlier append of this stream failed; open the stream again and send what was not acknowledged",
-    )
+    PartitionError::EarlierFailed.to_wire()
 }
 
-/// Whether checking this payload takes microseconds.
-fn is_quick(payload: &[u8]) -> bool {
-    let mut records = 0;
-    payload.len() <= INLINE_BYTES
-        && Batches::new(payload).all(|batch| {
-            let Ok((_, header, _)) = batch else { return true };
-            records += i64::from(header.record_count);
-            header.codec() == Ok(Codec::None) && records <= INLINE_RECORDS
-        })
-}
-
-/// Takes a payload apart into batches of this producer, and checks each to the last byte.
-fn check(
-    payload: &Bytes,
-    producer: ProducerIdentity,
-    config: &TopicConfig,
-    now_ms: i64,
-) -> Result<Vec<NewBatch>, PartitionError> {
-    let limit = config.max_message_bytes as usize;
-    let rules = WalkRules { require_keys: config.cleanup_compact, ..WalkRules::default() };
+/// Takes a payload apart into batches of this producer, by their headers.
+fn take_apart(payload: &Bytes, producer: ProducerIdentity, limit: usize) -> Result<Vec<NewBatch>, PartitionError> {
     let mut batches = Vec::new();
     for batch in Batches::new(payload) {
         let (position, header, bytes) = batch.map_err(|(_, error)| PartitionError::Batch(error))?;
@@ -623,13 +608,30 @@ fn check(
         if batch.id != NO_PRODUCER_ID && batch != producer {
             return Err(PartitionError::ForeignProducer { batch, stream: producer });
         }
-        let walked = walk(bytes, rules)?;
-        if config.message_timestamp_type == TimestampSource::Create {
-            check_timestamps(&walked, config, now_ms)?;
-        }
         batches.push(NewBatch { header, bytes: payload.slice(position..position + bytes.len()) });
     }
     Ok(batches)
+}
+
+/// Whether checking them takes microseconds.
+fn is_quick(batches: &[NewBatch]) -> bool {
+    let bytes: usize = batches.iter().map(|batch| batch.bytes.len()).sum();
+    let records: i64 = batches.iter().map(|batch| i64::from(batch.header.record_count)).sum();
+    bytes <= QUICK_BYTES
+        && records <= QUICK_RECORDS
+        && batches.iter().all(|batch| batch.header.codec() == Ok(Codec::None))
+}
+
+/// Checks each to the last byte.
+fn check(batches: &[NewBatch], config: &TopicConfig, now_ms: i64) -> Result<(), PartitionError> {
+    let rules = WalkRules { require_keys: config.cleanup_compact, ..WalkRules::default() };
+    for batch in batches {
+        let walked = walk(&batch.bytes, rules)?;
+        if config.message_timestamp_type == TimestampSource::Create {
+            check_timestamps(&walked, config, now_ms)?;
+        }
+    }
+    Ok(())
 }
 
 /// A record without a timestamp is neither too old nor too new.

@@ -20,7 +20,7 @@ use headwater_proto::TopicId;
 use headwater_proto::batch::TimestampType;
 use headwater_proto::wire::Acks;
 use headwater_storage::{Cleanup, LastSequence, Log, LogConfig, LogError, LogReader, NewBatch, ReadError};
-use state::{Append, AppendDone, AppendResult, Limits, Offsets, PartitionState, fenced};
+use state::{Append, AppendDone, AppendResult, Check, Limits, Offsets, PartitionState, fenced};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -228,17 +228,19 @@ impl PartitionHandle {
     /// [`PartitionError`]. After a refusal none of the batches was appended, except that of several batches with a
     /// sequence those before the refused one were.
     pub async fn append(&self, batches: Vec<NewBatch>, acks: Acks) -> Result<AppendDone, PartitionError> {
-        let waiting = self.enqueue(batches, acks).await?;
+        let waiting = self.enqueue(batches, None, acks).await?;
         self.outcome(waiting).await
     }
 
-    /// Hands batches over in order, once the partition's budget admits them. What comes back yields the outcome.
+    /// Hands batches over in order, once the partition's budget admits them; with what is left to check of them. What comes back
+    /// yields the outcome.
     ///
     /// # Errors
     /// [`PartitionError`] where the partition takes nothing, or not batches of this size.
     pub async fn enqueue(
         &self,
         batches: Vec<NewBatch>,
+        check: Option<Check>,
         acks: Acks,
     ) -> Result<oneshot::Receiver<AppendResult>, PartitionError> {
         self.check_served()?;
@@ -254,7 +256,7 @@ impl PartitionHandle {
         let admitted = Arc::clone(&self.shared.admission).acquire_many_owned(permits).await;
         let admitted = admitted.map_err(|_| self.why_ended())?;
         let (tell, told) = oneshot::channel();
-        let append = Append { batches, bytes, acks, reply: Reply { tell, _admitted: admitted } };
+        let append = Append { batches, check, bytes, acks, reply: Reply { tell, _admitted: admitted } };
         self.send(Message::Append(append))?;
         Ok(told)
     }

@@ -35,7 +35,9 @@ use crate::topic_config::{TopicConfig, TopicDurability};
 use headwater_proto::wire::{Acks, Durability};
 use headwater_storage::{BatchOutcome, NewBatch};
 use std::collections::VecDeque;
+use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// How long after a flush that found no room the next is tried, in milliseconds.
 const RETRY_FLUSH_MS: i64 = 1000;
@@ -81,6 +83,8 @@ pub struct Limits {
 pub struct Append<R> {
     /// What is appended; nothing: the request waits for those before it.
     pub batches: Vec<NewBatch>,
+    /// What is left to check of them, unless they were checked.
+    pub check: Option<Check>,
     /// Bytes of all batches.
     pub bytes: usize,
     /// When it is acknowledged.
@@ -89,14 +93,102 @@ pub struct Append<R> {
     pub reply: R,
 }
 
+/// What is left to be asked about batches by whoever writes them.
+pub type Ask = Box<dyn FnOnce(&[NewBatch]) -> Result<(), PartitionError> + Send>;
+
+/// What a request of a stream waits for, besides its turn: its batches' check, and that nothing failed before it.
+pub struct Check {
+    ask: Option<Ask>,
+    failed: Arc<AtomicBool>,
+}
+
+impl Check {
+    /// `failed` is the stream's: whether one of its requests failed, which none that follows may overtake. `ask`: what is wrong with
+    /// the batches, asked where the log is written; `None`: they were checked.
+    pub fn new(failed: Arc<AtomicBool>, ask: Option<Ask>) -> Check {
+        Check { ask, failed }
+    }
+
+    fn fail(&self) {
+        self.failed.store(true, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Check").field("failed", &self.failed).finish_non_exhaustive()
+    }
+}
+
+/// The batches of one request, on their way into the log.
+#[derive(Debug)]
+pub struct Request {
+    batches: Vec<NewBatch>,
+    check: Option<Check>,
+}
+
+impl Request {
+    /// How many batches it has.
+    pub fn len(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// Whether it only waits for those before it.
+    pub fn is_empty(&self) -> bool {
+        self.batches.is_empty()
+    }
+
+    /// Its batches, once, if they may be written.
+    ///
+    /// # Errors
+    /// [`PartitionError`]: what is wrong with them, or [`PartitionError::EarlierFailed`].
+    pub fn take(&mut self) -> Result<Vec<NewBatch>, PartitionError> {
+        let batches = std::mem::take(&mut self.batches);
+        if let Some(check) = &mut self.check {
+            if check.failed.load(Ordering::Acquire) {
+                return Err(PartitionError::EarlierFailed);
+            }
+            if let Some(ask) = check.ask.take() {
+                ask(&batches).inspect_err(|_| self.fail())?;
+            }
+        }
+        Ok(batches)
+    }
+
+    /// What became of it, by the outcomes of its batches.
+    ///
+    /// # Errors
+    /// [`PartitionError::Sequence`].
+    pub fn became(&self, outcomes: Vec<BatchOutcome>) -> Result<Vec<BatchOutcome>, PartitionError> {
+        let refused = outcomes.iter().find_map(|outcome| match outcome {
+            BatchOutcome::Refused(error) => Some(*error),
+            _ => None,
+        });
+        match refused {
+            None => Ok(outcomes),
+            Some(error) => {
+                self.fail();
+                Err(PartitionError::Sequence(error))
+            }
+        }
+    }
+
+    /// It was not written: nothing of its stream is from here on.
+    pub fn fail(&self) {
+        if let Some(check) = &self.check {
+            check.fail();
+        }
+    }
+}
+
 /// What the driver does next with the log's write half.
 #[derive(Debug)]
 pub enum Job<W> {
-    /// Write these batches as one group; then flush, if so told.
+    /// Check and write these as one group; then flush, if so told.
     Commit {
-        /// The batches of all requests, in order.
-        batches: Vec<NewBatch>,
-        /// Their bytes.
+        /// All requests, in order.
+        requests: Vec<Request>,
+        /// Bytes of their batches.
         bytes: usize,
         /// The epoch in which they are appended.
         leader_epoch: i32,
@@ -124,7 +216,6 @@ pub enum Effect<R> {
 
 #[derive(Debug)]
 struct Written<R> {
-    batches: usize,
     acks: Acks,
     reply: R,
 }
@@ -215,7 +306,10 @@ impl<R, W> PartitionState<R, W> {
         };
         match admitted {
             Ok(()) => self.waiting.push_back(append),
-            Err(why) => self.effects.push(Effect::Answer(append.reply, Err(why))),
+            Err(why) => {
+                append.check.iter().for_each(Check::fail);
+                self.effects.push(Effect::Answer(append.reply, Err(why)));
+            }
         }
     }
 
@@ -277,7 +371,7 @@ impl<R, W> PartitionState<R, W> {
             self.busy = flush_due;
             return flush_due.then_some(Job::Flush);
         }
-        let mut batches = Vec::new();
+        let mut requests = Vec::new();
         let mut bytes = 0;
         let mut tell_written = false;
         while let Some(next) = self.waiting.pop_front() {
@@ -287,8 +381,8 @@ impl<R, W> PartitionState<R, W> {
             }
             bytes += next.bytes;
             tell_written |= next.acks != Acks::All || self.settings.durability == TopicDurability::Replicated;
-            self.writing.push(Written { batches: next.batches.len(), acks: next.acks, reply: next.reply });
-            batches.extend(next.batches);
+            self.writing.push(Written { acks: next.acks, reply: next.reply });
+            requests.push(Request { batches: next.batches, check: next.check });
         }
         // A request without batches only waits for those before it.
         let flush = flush_due
@@ -296,7 +390,7 @@ impl<R, W> PartitionState<R, W> {
                 && (self.settings.durability == TopicDurability::Flushed
                     || self.unflushed_bytes + bytes >= self.limits.unflushed_bytes);
         self.busy = true;
-        Some(Job::Commit { batches, bytes, leader_epoch: self.job.leader_epoch, flush, tell_written })
+        Some(Job::Commit { requests, bytes, leader_epoch: self.job.leader_epoch, flush, tell_written })
     }
 
     /// When a flush is due, if nothing else causes one before.
@@ -308,24 +402,29 @@ impl<R, W> PartitionState<R, W> {
         Some(since.saturating_add(i64::try_from(self.flush_interval_ms).unwrap_or(i64::MAX)))
     }
 
-    /// The commit's batches were written (not flushed): `outcomes`, one for each batch in order.
-    pub fn written(&mut self, outcomes: Vec<BatchOutcome>, log_end: i64, bytes: usize, now_ms: i64) {
+    /// The commit was written (not flushed): `requests`, what became of each in order, one outcome for each of its batches;
+    /// `bytes`: what was written.
+    pub fn written(
+        &mut self,
+        requests: Vec<Result<Vec<BatchOutcome>, PartitionError>>,
+        log_end: i64,
+        bytes: usize,
+        now_ms: i64,
+    ) {
         if log_end > self.offsets.log_end {
             self.unflushed_since_ms.get_or_insert(now_ms);
             self.unflushed_bytes += bytes;
             self.offsets.log_end = log_end;
         }
-        let mut outcomes = outcomes.into_iter();
-        for request in std::mem::take(&mut self.writing) {
-            let done: Vec<BatchOutcome> = outcomes.by_ref().take(request.batches).collect();
-            let refused = done.iter().find_map(|outcome| match outcome {
-                BatchOutcome::Refused(error) => Some(*error),
-                _ => None,
-            });
-            if let Some(error) = refused {
-                self.effects.push(Effect::Answer(request.reply, Err(PartitionError::Sequence(error))));
-                continue;
-            }
+        debug_assert!(self.writing.is_empty() || self.writing.len() == requests.len(), "each has its answer");
+        for (request, became) in std::mem::take(&mut self.writing).into_iter().zip(requests) {
+            let done = match became {
+                Ok(done) => done,
+                Err(why) => {
+                    self.effects.push(Effect::Answer(request.reply, Err(why)));
+                    continue;
+                }
+            };
             match request.acks {
                 Acks::None => self.answer(request.reply, done, Durability::None),
                 Acks::Leader => self.answer(request.reply, done, Durability::Written),

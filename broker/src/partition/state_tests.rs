@@ -1,4 +1,4 @@
-use super::state::{Append, AppendResult, Effect, Job, Limits, Offsets, PartitionState, fenced};
+use super::state::{Append, AppendResult, Ask, Check, Effect, Job, Limits, Offsets, PartitionState, fenced};
 use crate::error::PartitionError;
 use crate::replica::history::History;
 use crate::replica::leader::{Assigned, View};
@@ -11,6 +11,8 @@ use headwater_proto::batch::{BatchBuilder, BatchHeader, BuildOptions};
 use headwater_proto::wire::{Acks, Durability};
 use headwater_storage::{BatchOutcome, NewBatch, SequenceError};
 use proptest::prelude::*;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 type State = PartitionState<u32, &'static str>;
 
@@ -36,11 +38,16 @@ fn batch() -> NewBatch {
 }
 
 fn append(state: &mut State, reply: u32, acks: Acks, bytes: usize) {
-    state.append(Append { batches: vec![batch()], bytes, acks, reply });
+    state.append(Append { batches: vec![batch()], check: None, bytes, acks, reply });
 }
 
 fn appended(offset: i64) -> BatchOutcome {
     BatchOutcome::Appended { base_offset: offset, last_offset: offset, log_append_time_ms: -1 }
+}
+
+/// Requests of one batch each.
+fn each(outcomes: impl IntoIterator<Item = BatchOutcome>) -> Vec<Result<Vec<BatchOutcome>, PartitionError>> {
+    outcomes.into_iter().map(|outcome| Ok(vec![outcome])).collect()
 }
 
 fn answers(state: &mut State) -> Vec<(u32, AppendResult)> {
@@ -58,7 +65,9 @@ fn levels(state: &mut State) -> Vec<(u32, Durability)> {
 /// Takes the next commit; how many batches it has, whether it flushes, whether the write is to be told.
 fn commit(state: &mut State, now_ms: i64) -> (usize, bool, bool) {
     match state.next_job(now_ms) {
-        Some(Job::Commit { batches, flush, tell_written, .. }) => (batches.len(), flush, tell_written),
+        Some(Job::Commit { requests, flush, tell_written, .. }) => {
+            (requests.iter().map(|request| request.len()).sum(), flush, tell_written)
+        }
         _ => panic!("a commit was expected"),
     }
 }
@@ -68,7 +77,7 @@ fn acks_all_waits_for_the_flush_where_the_topic_is_flushed() {
     let mut state = state(Flushed);
     append(&mut state, 1, Acks::All, 10);
     assert_eq!(commit(&mut state, 0), (1, true, false));
-    state.written(vec![appended(0)], 1, 10, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
     assert_eq!(levels(&mut state), []);
     assert_eq!(state.offsets().high_watermark, 0);
     state.flushed(1, 0);
@@ -81,7 +90,7 @@ fn acks_all_waits_for_the_write_alone_where_the_topic_is_replicated() {
     let mut state = state(Replicated);
     append(&mut state, 1, Acks::All, 10);
     assert_eq!(commit(&mut state, 0), (1, false, true));
-    state.written(vec![appended(0)], 1, 10, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
     assert_eq!(levels(&mut state), [(1, Durability::Replicated)]);
     assert_eq!((state.offsets().high_watermark, state.offsets().flushed), (1, 0));
 }
@@ -92,7 +101,7 @@ fn acks_of_the_leader_and_none_wait_for_the_write_and_readers_wait_for_the_flush
     append(&mut state, 1, Acks::Leader, 10);
     append(&mut state, 2, Acks::None, 10);
     assert_eq!(commit(&mut state, 0), (2, true, true));
-    state.written(vec![appended(0), appended(1)], 2, 20, 0);
+    state.written(each([appended(0), appended(1)]), 2, 20, 0);
     assert_eq!(levels(&mut state), [(1, Durability::Written), (2, Durability::None)]);
     assert_eq!(state.offsets().high_watermark, 0);
     state.flushed(2, 0);
@@ -112,9 +121,10 @@ fn acks_all_is_refused_where_the_topic_asks_for_more_replicas_than_are_in_sync()
     assert!(state.next_job(0).is_none(), "nothing of it is written");
     append(&mut state, 2, Acks::Leader, 10);
     append(&mut state, 3, Acks::None, 10);
-    state.append(Append { batches: Vec::new(), bytes: 0, acks: Acks::All, reply: 4 });
+    state.append(Append { batches: Vec::new(), check: None, bytes: 0, acks: Acks::All, reply: 4 });
     assert_eq!(commit(&mut state, 0).0, 2);
-    state.written(vec![appended(0), appended(1)], 2, 20, 0);
+    let nothing = Ok(Vec::new());
+    state.written(each([appended(0), appended(1)]).into_iter().chain([nothing]).collect(), 2, 20, 0);
     state.flushed(2, 0);
     state.returned(0, 0);
     assert!(answers(&mut state).iter().all(|(_, result)| result.is_ok()));
@@ -132,7 +142,7 @@ fn what_arrives_during_a_commit_forms_the_next_group() {
         append(&mut state, reply, Acks::All, 10);
     }
     assert!(state.next_job(0).is_none(), "the write half is away");
-    state.written(vec![appended(0)], 1, 10, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
     state.flushed(1, 0);
     state.returned(0, 0);
     assert_eq!(commit(&mut state, 0).0, 4);
@@ -146,7 +156,7 @@ fn a_group_is_bounded_and_a_single_large_request_goes_alone() {
     append(&mut state, 3, Acks::All, 3000);
     for end in 1..=3 {
         assert_eq!(commit(&mut state, 0).0, 1);
-        state.written(vec![appended(end - 1)], end, 10, 0);
+        state.written(each([appended(end - 1)]), end, 10, 0);
         state.flushed(end, 0);
         state.returned(0, 0);
     }
@@ -157,13 +167,13 @@ fn a_duplicate_is_acknowledged_once_its_original_is_flushed() {
     let mut state = state(Flushed);
     append(&mut state, 1, Acks::Leader, 10);
     commit(&mut state, 0);
-    state.written(vec![appended(0)], 1, 10, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
     assert_eq!(levels(&mut state), [(1, Durability::Written)]);
     state.returned(0, 0);
     // The flush did not happen yet; the producer asks for more this time.
     append(&mut state, 2, Acks::All, 10);
     commit(&mut state, 0);
-    state.written(vec![BatchOutcome::Duplicate { base_offset: 0, last_offset: 0 }], 1, 10, 0);
+    state.written(each([BatchOutcome::Duplicate { base_offset: 0, last_offset: 0 }]), 1, 10, 0);
     assert_eq!(levels(&mut state), []);
     state.flushed(1, 0);
     assert_eq!(levels(&mut state), [(2, Durability::Flushed)]);
@@ -171,7 +181,7 @@ fn a_duplicate_is_acknowledged_once_its_original_is_flushed() {
     // Flushed long ago: at once.
     append(&mut state, 3, Acks::All, 10);
     commit(&mut state, 0);
-    state.written(vec![BatchOutcome::Duplicate { base_offset: 0, last_offset: 0 }], 1, 10, 0);
+    state.written(each([BatchOutcome::Duplicate { base_offset: 0, last_offset: 0 }]), 1, 10, 0);
     assert_eq!(levels(&mut state), [(3, Durability::Flushed)]);
 }
 
@@ -182,11 +192,50 @@ fn a_refused_sequence_refuses_its_request_and_no_other() {
     append(&mut state, 2, Acks::All, 10);
     commit(&mut state, 0);
     let gap = SequenceError::OutOfOrder { given: 7, expected: 3 };
-    state.written(vec![BatchOutcome::Refused(gap), appended(0)], 1, 10, 0);
+    let refused = Err(PartitionError::Sequence(gap));
+    state.written(vec![refused, Ok(vec![appended(0)])], 1, 10, 0);
     state.flushed(1, 0);
     let answers = answers(&mut state);
     assert!(matches!(answers[0], (1, Err(PartitionError::Sequence(_)))));
     assert!(matches!(answers[1], (2, Ok(_))));
+}
+
+/// Also what is in the next group already, and was refused nothing itself.
+#[test]
+fn nothing_of_a_stream_overtakes_what_failed() {
+    let refusal = || PartitionError::Internal("wrong".into());
+    let wrong = || Box::new(move |_: &[NewBatch]| Err(refusal())) as Ask;
+    let good = || Box::new(|_: &[NewBatch]| Ok(())) as Ask;
+    for (first, by_the_log) in [(wrong(), false), (good(), true)] {
+        let mut state = state(Flushed);
+        let (failed, others) = (Arc::<AtomicBool>::default(), Arc::default());
+        let mut ask = |reply, failed: &Arc<AtomicBool>, ask| {
+            let check = Some(Check::new(Arc::clone(failed), ask));
+            state.append(Append { batches: vec![batch()], check, bytes: 10, acks: Acks::All, reply });
+        };
+        ask(1, &failed, Some(first));
+        ask(2, &failed, Some(good()));
+        ask(3, &failed, None);
+        ask(4, &others, Some(good()));
+        let Some(Job::Commit { mut requests, .. }) = state.next_job(0) else { panic!("a commit was expected") };
+        let first = requests[0].take();
+        if by_the_log {
+            first.unwrap();
+            requests[0].fail();
+        } else {
+            assert!(matches!(first, Err(PartitionError::Internal(_))));
+        }
+        assert!(matches!(requests[1].take(), Err(PartitionError::EarlierFailed)));
+        assert!(matches!(requests[2].take(), Err(PartitionError::EarlierFailed)));
+        assert_eq!(requests[3].take().unwrap().len(), 1, "another stream's");
+    }
+    // What is refused before it comes to a commit.
+    let mut state = state(Flushed);
+    state.configure(&TopicConfig { min_insync_replicas: 2, ..topic(Flushed, 1000) }, 0);
+    let failed = Arc::<AtomicBool>::default();
+    let check = Some(Check::new(Arc::clone(&failed), None));
+    state.append(Append { batches: vec![batch()], check, bytes: 10, acks: Acks::All, reply: 1 });
+    assert!(failed.load(Ordering::Relaxed));
 }
 
 #[test]
@@ -200,7 +249,7 @@ fn a_full_disk_refuses_the_group_and_takes_the_next() {
     assert!(matches!(&refused[..], [(1, Err(error))] if error.retryable()));
     append(&mut state, 2, Acks::All, 10);
     commit(&mut state, 0);
-    state.written(vec![appended(0)], 1, 10, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
     state.flushed(1, 0);
     assert_eq!(levels(&mut state), [(2, Durability::Flushed)]);
 }
@@ -211,7 +260,7 @@ fn a_failed_flush_refuses_everything_that_rests_on_it_and_all_that_comes() {
     append(&mut state, 1, Acks::All, 10);
     commit(&mut state, 0);
     append(&mut state, 2, Acks::All, 10);
-    state.written(vec![appended(0)], 1, 10, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
     state.end(fenced("fdatasync failed"));
     append(&mut state, 3, Acks::All, 10);
     let refused: Vec<u32> = answers(&mut state)
@@ -230,7 +279,7 @@ fn a_replicated_log_is_flushed_when_its_time_has_come() {
     let mut state = state(Replicated);
     append(&mut state, 1, Acks::All, 10);
     commit(&mut state, 500);
-    state.written(vec![appended(0)], 1, 10, 500);
+    state.written(each([appended(0)]), 1, 10, 500);
     state.returned(0, 0);
     assert_eq!(state.flush_deadline_ms(), Some(1500));
     assert!(state.next_job(1499).is_none());
@@ -249,7 +298,7 @@ fn a_replicated_log_is_flushed_when_too_much_is_unflushed() {
         append(&mut state, n, Acks::All, 900);
         let (_, flush, _) = commit(&mut state, 0);
         let end = i64::from(n) + 1;
-        state.written(vec![appended(end - 1)], end, 900, 0);
+        state.written(each([appended(end - 1)]), end, 900, 0);
         if flush {
             flushes += 1;
             state.flushed(end, 0);
@@ -274,7 +323,7 @@ fn a_topic_made_replicated_shows_at_once_what_is_written() {
     let mut state = state(Flushed);
     append(&mut state, 1, Acks::All, 10);
     commit(&mut state, 0);
-    state.written(vec![appended(0)], 1, 10, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
     state.configure(&topic(Replicated, 1000), 0);
     assert_eq!(levels(&mut state), [(1, Durability::Replicated)]);
     state.configure(&topic(Flushed, 1000), 0);
@@ -313,7 +362,7 @@ fn acks_all_waits_for_every_replica_in_sync() {
     let mut state = replicated_on_two(2);
     append(&mut state, 1, Acks::All, 10);
     commit(&mut state, 0);
-    state.written(vec![appended(0)], 1, 10, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
     state.flushed(1, 0);
     assert_eq!((levels(&mut state), state.offsets().high_watermark), (vec![], 0));
     report(&mut state, 1, 0);
@@ -326,7 +375,7 @@ fn a_replica_that_lags_is_proposed_away_and_acknowledgements_wait_until_that_is_
     report(&mut state, 0, 0);
     append(&mut state, 1, Acks::All, 10);
     commit(&mut state, 0);
-    state.written(vec![appended(0)], 1, 10, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
     state.flushed(1, 0);
     state.replicas(|leader| leader.tick(1001));
     let effects = state.take_effects();
@@ -343,7 +392,7 @@ fn what_is_parked_fails_retriably_when_its_epoch_ends() {
     let mut state = replicated_on_two(2);
     append(&mut state, 1, Acks::All, 10);
     commit(&mut state, 0);
-    state.written(vec![appended(0)], 1, 10, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
     append(&mut state, 2, Acks::All, 10);
     let elsewhere = View { leader: Some(OTHER), ..on_two(2, 1, true) };
     state.replicas(|leader| leader.view(&elsewhere, 0));
@@ -364,7 +413,7 @@ fn an_acknowledgement_does_not_outlive_its_epoch_though_the_same_broker_leads_on
     let mut state = state(Flushed);
     append(&mut state, 1, Acks::All, 10);
     commit(&mut state, 0);
-    state.written(vec![appended(0)], 1, 10, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
     state.returned(0, 0);
     append(&mut state, 2, Acks::All, 10);
     append(&mut state, 3, Acks::Leader, 10);
@@ -372,14 +421,14 @@ fn an_acknowledgement_does_not_outlive_its_epoch_though_the_same_broker_leads_on
     append(&mut state, 4, Acks::All, 10);
     state.lead(View::alone(ME, 2), 0);
     assert!(matches!(&answers(&mut state)[..], [(1, Err(PartitionError::NotLeader(1)))]));
-    state.written(vec![appended(1), appended(2)], 3, 20, 0);
+    state.written(each([appended(1), appended(2)]), 3, 20, 0);
     let answered = answers(&mut state);
     assert!(matches!(&answered[..], [(2, Err(PartitionError::NotLeader(1))), (3, Ok(_))]), "{answered:?}");
     state.flushed(3, 0);
     state.returned(0, 0);
     assert_eq!((state.leader().tenure().leader_epoch, state.leader().epoch_start()), (2, 3));
     assert!(matches!(state.next_job(0), Some(Job::Commit { leader_epoch: 2, .. })));
-    state.written(vec![appended(3)], 4, 10, 0);
+    state.written(each([appended(3)]), 4, 10, 0);
     state.flushed(4, 0);
     assert_eq!(levels(&mut state), [(4, Durability::Flushed)]);
 }
@@ -393,7 +442,7 @@ fn a_drained_partition_answers_what_it_took_and_takes_nothing_new() {
     assert!(matches!(&answers(&mut state)[..], [(2, Err(PartitionError::ShuttingDown))]));
     assert!(!state.is_idle());
     commit(&mut state, 0);
-    state.written(vec![appended(0)], 1, 10, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
     state.flushed(1, 0);
     state.returned(0, 0);
     assert_eq!(levels(&mut state), [(1, Durability::Flushed)]);
@@ -412,7 +461,7 @@ impl Log {
     fn begin(&mut self, state: &mut State, now: i64) -> bool {
         if self.job.is_none() {
             self.job = match state.next_job(now) {
-                Some(Job::Commit { batches, bytes, flush, .. }) => Some((batches.len(), bytes, flush)),
+                Some(Job::Commit { requests, bytes, flush, .. }) => Some((requests.len(), bytes, flush)),
                 Some(Job::Flush) => Some((0, 0, true)),
                 _ => None,
             };
@@ -423,7 +472,7 @@ impl Log {
     fn finish(&mut self, state: &mut State, now: i64) {
         let Some((batches, bytes, flush)) = self.job.take() else { return };
         if batches > 0 {
-            let outcomes = (self.end..).take(batches).map(appended).collect();
+            let outcomes = each((self.end..).take(batches).map(appended));
             self.end += batches as i64;
             state.written(outcomes, self.end, bytes, now);
         }
@@ -483,7 +532,7 @@ fn what_is_parked_outlasts_a_flush_that_found_no_room_and_the_flush_is_tried_aga
     let mut state = state(Flushed);
     append(&mut state, 1, Acks::All, 10);
     commit(&mut state, 0);
-    state.written(vec![appended(0)], 1, 10, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
     assert!(state.flush_postponed(50));
     state.returned(0, 0);
     assert!(answers(&mut state).is_empty() && state.offsets().high_watermark == 0);

@@ -1,15 +1,15 @@
 //! What one partition does: the task that owns the log's write half and drives [`PartitionState`].
 //!
-//! The write half is either here or on the I/O pool with one job; meanwhile appends gather into the next group. A commit
-//! reports its write before it flushes, where somebody waits for the write alone.
+//! The write half is either here or on the I/O pool with one job; meanwhile appends gather into the next group. A commit checks
+//! the batches that nobody has checked, and reports its write before it flushes, where somebody waits for the write alone.
 //! Owns: the write half, the clock, the answers. Refuses: decisions. Read next: `storage/src/log.rs`.
 
-use super::state::{Effect, Job, PartitionState, fenced};
+use super::state::{Effect, Job, PartitionState, Request, fenced};
 use super::{Message, PartitionContext, PartitionShared, Reply, Work, alone, log_config};
 use crate::clock::now_ms;
 use crate::error::PartitionError;
 use crate::metrics::{Counted, Metrics};
-use headwater_storage::{AppendError, BatchOutcome, Log, NewBatch};
+use headwater_storage::{AppendError, BatchOutcome, Log};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -41,7 +41,7 @@ enum Flushed {
 }
 
 struct Written {
-    outcomes: Vec<BatchOutcome>,
+    requests: Vec<Result<Vec<BatchOutcome>, PartitionError>>,
     log_end: i64,
     bytes: usize,
 }
@@ -166,10 +166,10 @@ impl Task {
     fn report(&mut self, report: Report) {
         let now = now_ms();
         match report {
-            Report::Written(written) => self.state.written(written.outcomes, written.log_end, written.bytes, now),
+            Report::Written(written) => self.state.written(written.requests, written.log_end, written.bytes, now),
             Report::Done { log, written, refused, flushed, failed } => {
                 if let Some(written) = written {
-                    self.state.written(written.outcomes, written.log_end, written.bytes, now);
+                    self.state.written(written.requests, written.log_end, written.bytes, now);
                 }
                 if let Some(why) = refused {
                     self.state.refused(&why);
@@ -321,23 +321,30 @@ impl Task {
 fn run(job: Job<Work>, mut log: Box<Log>, reports: &mpsc::UnboundedSender<Report>, metrics: &Metrics) -> Report {
     let (mut written, mut refused, mut flushed, mut failed) = (None, None, Flushed::Not, None);
     match job {
-        Job::Commit { batches, bytes, leader_epoch, flush, tell_written } => {
-            match append(&mut log, batches, bytes, leader_epoch, metrics) {
+        Job::Commit { mut requests, leader_epoch, flush, tell_written, .. } => {
+            match append(&mut log, &mut requests, leader_epoch, metrics) {
                 Ok(done) if tell_written => drop(reports.send(Report::Written(done))),
                 Ok(done) => written = Some(done),
-                Err(error) => match error {
-                    error if log.is_poisoned() => {
-                        refused = Some(fenced(&error));
-                        failed = Some(error.to_string());
+                Err(error) => {
+                    requests.iter().for_each(Request::fail);
+                    match error {
+                        error if log.is_poisoned() => {
+                            refused = Some(fenced(&error));
+                            failed = Some(error.to_string());
+                        }
+                        AppendError::FullDisk(full) => {
+                            refused = Some(PartitionError::DiskFull(full.to_string().into()))
+                        }
+                        AppendError::TooLarge { size, limit } => {
+                            refused = Some(PartitionError::TooLarge { bytes: size, limit });
+                        }
+                        AppendError::OldEpoch { given, .. } => refused = Some(PartitionError::NotLeader(given)),
+                        error if error.retryable() => {
+                            refused = Some(PartitionError::Exhausted(error.to_string().into()))
+                        }
+                        error => refused = Some(PartitionError::Internal(error.to_string().into())),
                     }
-                    AppendError::FullDisk(full) => refused = Some(PartitionError::DiskFull(full.to_string().into())),
-                    AppendError::TooLarge { size, limit } => {
-                        refused = Some(PartitionError::TooLarge { bytes: size, limit });
-                    }
-                    AppendError::OldEpoch { given, .. } => refused = Some(PartitionError::NotLeader(given)),
-                    error if error.retryable() => refused = Some(PartitionError::Exhausted(error.to_string().into())),
-                    error => refused = Some(PartitionError::Internal(error.to_string().into())),
-                },
+                }
             }
             if flush && failed.is_none() {
                 self::flush(&mut log, metrics, &mut flushed, &mut failed);
@@ -356,21 +363,33 @@ fn run(job: Job<Work>, mut log: Box<Log>, reports: &mpsc::UnboundedSender<Report
     Report::Done { log, written, refused, flushed, failed }
 }
 
+/// Checks what is left to check, and writes what may be written.
 fn append(
     log: &mut Log,
-    batches: Vec<NewBatch>,
-    bytes: usize,
+    requests: &mut [Request],
     leader_epoch: i32,
     metrics: &Metrics,
 ) -> Result<Written, AppendError> {
-    if batches.is_empty() {
-        return Ok(Written { outcomes: Vec::new(), log_end: log.log_end_offset(), bytes });
+    let (mut group, mut checked) = (Vec::new(), Vec::with_capacity(requests.len()));
+    for request in requests.iter_mut() {
+        checked.push(request.take().map(|batches| {
+            let count = batches.len();
+            group.extend(batches);
+            count
+        }));
     }
-    let began = Instant::now();
-    let outcomes = log.append(&batches, leader_epoch, now_ms())?;
-    metrics.append_seconds.record(began.elapsed());
-    metrics.commit_bytes.record(bytes as f64);
-    Ok(Written { outcomes, log_end: log.log_end_offset(), bytes })
+    let bytes = group.iter().map(|batch| batch.bytes.len()).sum();
+    let mut outcomes = Vec::new();
+    if !group.is_empty() {
+        let began = Instant::now();
+        outcomes = log.append(&group, leader_epoch, now_ms())?;
+        metrics.append_seconds.record(began.elapsed());
+        metrics.commit_bytes.record(bytes as f64);
+    }
+    let mut outcomes = outcomes.into_iter();
+    let became = checked.into_iter().zip(&*requests);
+    let became = became.map(|(batches, request)| request.became(outcomes.by_ref().take(batches?).collect()));
+    Ok(Written { requests: became.collect(), log_end: log.log_end_offset(), bytes })
 }
 
 fn flush(log: &mut Log, metrics: &Metrics, flushed: &mut Flushed, failed: &mut Option<String>) {

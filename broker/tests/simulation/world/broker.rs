@@ -358,7 +358,10 @@ impl World {
         let work = match &mut process.role {
             Role::Idle => None,
             Role::Leader { state, .. } => state.next_job(local).map(|job| match job {
-                Job::Commit { batches, leader_epoch, flush, .. } => Work::Commit(batches, leader_epoch, flush),
+                Job::Commit { mut requests, leader_epoch, flush, .. } => {
+                    let batches = requests.iter_mut().flat_map(|request| request.take().expect("checked"));
+                    Work::Commit(batches.collect(), leader_epoch, flush)
+                }
                 Job::Flush | Job::Work(()) => Work::Flush,
             }),
             Role::Follower { jobs, .. } => jobs.pop_front().map(Work::Follower),
@@ -388,8 +391,13 @@ impl World {
                 }
                 let log_end = process.log.log_end_offset();
                 assert_eq!(process.mirror.len() as i64, log_end, "what was appended and what the log holds");
+                // Each request has one batch.
+                let became = outcomes.into_iter().map(|outcome| match outcome {
+                    BatchOutcome::Refused(error) => Err(PartitionError::Sequence(error)),
+                    done => Ok(vec![done]),
+                });
                 if let Role::Leader { state, .. } = &mut process.role {
-                    state.written(outcomes, log_end, bytes, local);
+                    state.written(became.collect(), log_end, bytes, local);
                 }
                 self.note(format_args!("{id} appends up to {log_end}"));
                 if flush {
@@ -561,7 +569,7 @@ impl World {
         *expected = Some(request.1 + 1);
         process.requests.insert(request, values(&batch));
         let bytes = batch.bytes.len();
-        state.append(Append { batches: vec![batch], bytes, acks: Acks::All, reply: request });
+        state.append(Append { batches: vec![batch], check: None, bytes, acks: Acks::All, reply: request });
     }
 
     fn answer(&mut self, id: i32, request: RequestId, result: AppendResult) {
