@@ -25,6 +25,8 @@ pub struct ClientConfig {
     pub server_name: Option<String>,
     /// The certificates (PEM) of the authorities that are trusted. Nothing else is: the system's own are not consulted.
     pub ca_pem: Vec<u8>,
+    /// The certificate by which brokers know this client. `None`: it is anonymous to them.
+    pub identity: Option<ClientIdentity>,
     /// What the broker calls this client in its log, metrics and group descriptions.
     pub client_id: String,
     /// Bytes of UDP payload in a packet. `None`: found out, from 1,200 up to 6,500. `Some(n)`: `n` at once and never
@@ -50,6 +52,7 @@ impl Default for ClientConfig {
             bootstrap: Vec::new(),
             server_name: None,
             ca_pem: Vec::new(),
+            identity: None,
             client_id: "headwater".into(),
             mtu: None,
             connect_timeout: Duration::from_secs(10),
@@ -58,6 +61,22 @@ impl Default for ClientConfig {
             retry_backoff_max: Duration::from_secs(1),
             metadata_max_age: Duration::from_secs(300),
         }
+    }
+}
+
+/// A client's own certificate and its key, as `headwater cert client` makes them.
+#[derive(Clone)]
+pub struct ClientIdentity {
+    /// The certificate and its chain (PEM).
+    pub certificate_pem: Vec<u8>,
+    /// The certificate's key (PEM).
+    pub key_pem: Vec<u8>,
+}
+
+/// The key stays out of logs.
+impl std::fmt::Debug for ClientIdentity {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ClientIdentity").finish_non_exhaustive()
     }
 }
 
@@ -90,6 +109,9 @@ pub enum ConfigError {
     /// The authorities' certificates cannot be used.
     #[error("the certificates of the authorities (ca) cannot be used: {0}")]
     Certificates(String),
+    /// The client's own certificate cannot be used.
+    #[error("the client's own certificate (certificate, key) cannot be used: {0}")]
+    Identity(String),
     /// A packet size that QUIC does not allow.
     #[error("mtu {0} is out of range: 1200 to 65527 bytes")]
     Mtu(u16),
@@ -110,13 +132,15 @@ struct Profile {
     bootstrap: Vec<String>,
     ca: PathBuf,
     server_name: Option<String>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
     client_id: Option<String>,
     mtu: Option<u16>,
 }
 
 impl ClientConfig {
     /// Reads a client profile (`client.toml`): `bootstrap`, `ca` (a file; a relative path starts at the profile's folder)
-    /// and, where wanted, `server_name`, `client_id` and `mtu`.
+    /// and, where wanted, `certificate` and `key` (files too), `server_name`, `client_id` and `mtu`.
     ///
     /// # Errors
     /// When a file cannot be read, or the profile holds an unknown key, a senseless value or no bootstrap address.
@@ -126,12 +150,23 @@ impl ClientConfig {
             .map_err(|e| ConfigError::Profile { path: path.into(), reason: e.to_string() })?;
         let profile: Profile =
             toml::from_str(&text).map_err(|e| ConfigError::Profile { path: path.into(), reason: e.to_string() })?;
-        let ca = path.parent().unwrap_or(Path::new("")).join(&profile.ca);
+        let beside = |file: &Path| read(&path.parent().unwrap_or(Path::new("")).join(file));
+        let identity = match (&profile.certificate, &profile.key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => {
+                Some(ClientIdentity { certificate_pem: beside(certificate)?, key_pem: beside(key)? })
+            }
+            _ => {
+                let reason = "certificate and key go together: one is set and the other is not".into();
+                return Err(ConfigError::Profile { path: path.into(), reason });
+            }
+        };
         let defaults = ClientConfig::default();
         let config = ClientConfig {
             bootstrap: profile.bootstrap,
             server_name: profile.server_name,
-            ca_pem: read(&ca)?,
+            ca_pem: beside(&profile.ca)?,
+            identity,
             client_id: profile.client_id.unwrap_or(defaults.client_id),
             mtu: profile.mtu,
             ..ClientConfig::default()
@@ -188,6 +223,20 @@ mod tests {
         assert_eq!(config.bootstrap, ["127.0.0.1:1234"]);
         assert_eq!(config.ca_pem, b"certificate");
         assert_eq!(config.server_name.as_deref(), Some("localhost"));
+    }
+
+    #[test]
+    fn a_profile_may_name_the_clients_own_certificate_and_its_key_is_not_logged() {
+        let both = "bootstrap = [\"a:1\"]\nca = \"ca.pem\"\ncertificate = \"ca.pem\"\nkey = \"client.toml\"\n";
+        let config = profile(both).unwrap();
+        let identity = config.identity.as_ref().unwrap();
+        assert_eq!((&identity.certificate_pem[..], &identity.key_pem[..]), (&b"certificate"[..], both.as_bytes()));
+        let logged = format!("{identity:?} {:?}", ClientConfig { ca_pem: Vec::new(), ..config.clone() });
+        assert!(!logged.contains(&format!("{:?}", identity.key_pem)), "{logged}");
+        for one in ["certificate", "key"] {
+            let alone = profile(&format!("bootstrap = [\"a:1\"]\nca = \"ca.pem\"\n{one} = \"ca.pem\"\n")).unwrap_err();
+            assert!(alone.to_string().contains("go together"), "{alone}");
+        }
     }
 
     #[test]

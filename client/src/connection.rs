@@ -22,7 +22,7 @@ use tokio::time::timeout_at;
 use crate::config::{ClientConfig, host_of};
 use crate::error::Error;
 use crate::quic;
-use crate::reach::{Tried, reach, sum_up};
+use crate::reach::{Tried, reach, sum_up, tls_failed};
 use crate::retry::{Backoff, Deadline};
 use crate::stream::{FrameReader, write_message};
 
@@ -242,7 +242,7 @@ struct Known {
 impl Connections {
     pub(crate) fn new(config: ClientConfig) -> Result<Arc<Connections>, Error> {
         config.check()?;
-        let tls = quic::client_config(&config.ca_pem, config.mtu)?;
+        let tls = quic::client_config(&config.ca_pem, config.identity.as_ref(), config.mtu)?;
         let endpoint = quic::client_endpoint(config.mtu).map_err(|e| Error::Connect {
             address: config.bootstrap.join(", "),
             reason: format!("no UDP socket: {e}"),
@@ -462,7 +462,16 @@ impl Connections {
             cluster_id: lock(&self.known).cluster_id.clone(),
             features: Vec::new(),
         };
-        let hello = match link.call("hello", call::Request::Hello(hello), deadline).await? {
+        // A broker judges this client's certificate when the handshake is over here already.
+        let refused = |error| match link.connection.close_reason() {
+            Some(reason) if tls_failed(&reason) => {
+                let reason = format!("the broker does not take this client's certificate: {reason}");
+                Error::Untrusted { address: address.into(), reason }
+            }
+            _ => error,
+        };
+        let answer = link.call("hello", call::Request::Hello(hello), deadline).await.map_err(refused)?;
+        let hello = match answer {
             Response::Hello(hello) => hello,
             _ => return Err(Error::Protocol("no answer to hello".into())),
         };

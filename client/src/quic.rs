@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use quinn::{EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TokioRuntime, TransportConfig, VarInt};
 use rustls::crypto::CryptoProvider;
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::config::ConfigError;
+use crate::config::{ClientIdentity, ConfigError};
 use headwater_proto::limits::ALPN;
 
 /// Largest packet that discovery tries, in bytes of UDP payload: ten of them fit one segmented send of 64 KiB.
@@ -95,8 +95,12 @@ pub(crate) fn client_endpoint(mtu: Option<u16>) -> std::io::Result<quinn::Endpoi
 /// TLS 1.3 with the authorities of `ca_pem`, this protocol's name, no early data.
 ///
 /// # Errors
-/// When `ca_pem` holds no usable certificate, or `mtu` is out of range.
-pub fn client_config(ca_pem: &[u8], mtu: Option<u16>) -> Result<quinn::ClientConfig, ConfigError> {
+/// When `ca_pem` holds no usable certificate, `identity` no certificate with its key, or `mtu` is out of range.
+pub fn client_config(
+    ca_pem: &[u8],
+    identity: Option<&ClientIdentity>,
+    mtu: Option<u16>,
+) -> Result<quinn::ClientConfig, ConfigError> {
     if let Some(mtu) = mtu
         && !(1200..=65_527).contains(&mtu)
     {
@@ -110,11 +114,20 @@ pub fn client_config(ca_pem: &[u8], mtu: Option<u16>) -> Result<quinn::ClientCon
     if roots.is_empty() {
         return Err(ConfigError::Certificates("no certificate in it".into()));
     }
-    let mut tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider()))
+    let tls = rustls::ClientConfig::builder_with_provider(Arc::new(provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|e| certificates(&e))?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
+        .with_root_certificates(roots);
+    let mut tls = match identity {
+        None => tls.with_no_client_auth(),
+        Some(ClientIdentity { certificate_pem, key_pem }) => {
+            let unusable = |e: &dyn std::fmt::Display| ConfigError::Identity(e.to_string());
+            let chain = CertificateDer::pem_slice_iter(certificate_pem).collect::<Result<Vec<_>, _>>();
+            let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|e| unusable(&format!("the key: {e}")))?;
+            let chain = chain.map_err(|e| unusable(&e))?;
+            tls.with_client_auth_cert(chain, key).map_err(|e| unusable(&e))?
+        }
+    };
     tls.alpn_protocols = vec![ALPN.to_vec()];
     tls.enable_early_data = false;
     let tls = quinn::crypto::rustls::QuicClientConfig::try_from(tls).map_err(|e| certificates(&e))?;

@@ -124,7 +124,7 @@ pub(crate) fn sum_up(mut failures: Vec<(&str, Error)>) -> Error {
 }
 
 /// Whether TLS, here or there, ended the handshake (QUIC carries its alerts as errors 0x100 to 0x1ff).
-fn tls_failed(error: &ConnectionError) -> bool {
+pub(crate) fn tls_failed(error: &ConnectionError) -> bool {
     let code = match error {
         ConnectionError::TransportError(error) => error.code,
         ConnectionError::ConnectionClosed(close) => close.error_code,

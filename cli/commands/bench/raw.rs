@@ -119,7 +119,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<Answer> {
 async fn measure(args: &BenchArgs, ready: Ready) -> Result<Answer> {
     let endpoint =
         quic::endpoint((Ipv4Addr::LOCALHOST, 0).into(), args.mtu, None).context("cannot make an endpoint")?;
-    let config = quic::client_config(ready.certificate.as_bytes(), args.mtu)?;
+    let config = quic::client_config(ready.certificate.as_bytes(), None, args.mtu)?;
     let connection = endpoint.connect_with(config, ready.listen, SERVER_NAME)?.await.context("cannot connect")?;
     let latencies = round_trips(&connection, args.record_bytes(), args.throughput).await?;
     let bytes = args.record_count() * args.record_size;
@@ -373,7 +373,7 @@ mod tests {
             let listen = endpoint.local_addr().expect("an address");
             let serving = tokio::spawn(async move { endpoint.accept().await.expect("somebody").await });
             let client = quic::endpoint((Ipv4Addr::LOCALHOST, 0).into(), mtu, None).expect("an endpoint");
-            let trust = quic::client_config(certificate.as_bytes(), mtu).expect("a configuration");
+            let trust = quic::client_config(certificate.as_bytes(), None, mtu).expect("a configuration");
             let connecting = client.connect_with(trust, listen, SERVER_NAME).expect("a connection");
             let connection = tokio::time::timeout(DEADLINE, connecting).await.expect("in time").expect("connected");
             let _served = tokio::time::timeout(DEADLINE, serving).await.expect("in time").expect("no panic");

@@ -1,5 +1,7 @@
 //! The client against a broker, over real sockets, on real files.
 
+mod certificates;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
