@@ -4,6 +4,7 @@
 //! here. Read next: [`crate::spec`], the small languages inside the values.
 
 mod bench;
+mod cert;
 mod data;
 mod groups;
 mod server;
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 use crate::spec::ResetTarget;
 
 pub(crate) use bench::{BenchArgs, Direction, Durability, Mode, NUMBER_BYTES};
+pub(crate) use cert::{BrokerCertArgs, CaArgs, CertCommand, ClientCertArgs};
 pub(crate) use data::{AcksArg, CodecArg, ConsumeArgs, ProduceArgs, ReplayArgs};
 pub(crate) use groups::{DeleteOffsetsArgs, GroupCommand, ResetArgs};
 pub(crate) use server::{
@@ -127,6 +129,9 @@ pub(crate) enum Command {
     /// Shows or checks broker configuration files.
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Makes the certificates of a cluster: its authority's, its brokers', its clients'.
+    #[command(subcommand)]
+    Cert(CertCommand),
     /// Copies what Kafka wrote into a broker's folder, while that broker is not running.
     Import(ImportArgs),
     /// Creates, shows, changes and deletes topics.
@@ -196,6 +201,11 @@ mod tests {
     fn every_form_of_the_surface_is_understood() {
         for line in [
             "up --data d --listen 127.0.0.1:0 --admin 127.0.0.1:0 -c log.retention.check.interval.ms=500 -c a=b --json",
+            "cert ca --out d",
+            "cert ca --out d --cluster prod --validity 10y --renew",
+            "cert broker --ca d --id 1 --host a b 192.0.2.1 --host c --out e --validity 48h",
+            "cert broker --ca d --id 1 --out e --renew",
+            "cert client --ca d --name alice --out e --broker a:1 --json",
             "import --data d dirs --topic a --topic b -c retention.ms=1",
             "broker --config f",
             "broker config example",
@@ -256,6 +266,13 @@ mod tests {
             "",
             "broker",
             "broker config",
+            "cert",
+            "cert ca",
+            "cert ca --out d --validity 0s",
+            "cert broker --ca d --id 1 --out e",
+            "cert broker --ca d --id -1 --host a --out e",
+            "cert broker --id 1 --host a --out e",
+            "cert client --ca d --out e",
             "broker --config f config example",
             "topic bogus",
             "topic create",

@@ -263,6 +263,15 @@ pub(crate) fn wait(text: &str) -> Result<Duration> {
     }
 }
 
+/// How long a certificate is valid: as [`duration`], a minute at least and a hundred years at most.
+pub(crate) fn validity(text: &str) -> Result<Duration> {
+    const DAY_S: u64 = 86_400;
+    match duration(text)? {
+        length if (60..=36_525 * DAY_S).contains(&length.as_secs()) => Ok(length),
+        _ => bail!("a certificate is valid for a minute at least and 36525 days at most, not {text}"),
+    }
+}
+
 /// The size of a record or a batch: as [`byte_size`], and at most what any batch may have.
 pub(crate) fn batch_size(text: &str) -> Result<u64> {
     match byte_size(text)? {

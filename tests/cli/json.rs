@@ -157,6 +157,22 @@ fn the_page_says_what_answers_hold() {
     let ready = eventually("the first line", || started.json().first().cloned());
     check("Ready", &[ready]);
     assert!(started.terminate().success());
+    for made in [
+        &["ca"][..],
+        &["broker", "--ca", &path("certificates"), "--id", "1", "--host", "a"],
+        &["client", "--ca", &path("certificates"), "--name", "a", "--broker", "a:1"],
+    ] {
+        let out = ["--out", &path("certificates"), "--json"];
+        // A folder of its own for each but the authority.
+        let out = if made[0] == "ca" {
+            out.map(str::to_owned)
+        } else {
+            out.map(|word| word.replace("certificates", made[0]))
+        };
+        let words: Vec<&str> =
+            ["cert"].into_iter().chain(made.iter().copied()).chain(out.iter().map(String::as_str)).collect();
+        check("Cert", &run(&words).ok().json());
+    }
     let demo: Answer = run(&["demo", "--json"]).ok();
     check("Demo", &demo.json());
 

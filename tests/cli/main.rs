@@ -6,6 +6,7 @@
 mod harness;
 
 mod bench;
+mod certs;
 mod consume;
 mod demo;
 mod groups;

@@ -11,8 +11,8 @@ fn help_and_version_are_answers() {
     assert!(run(&["--version"]).ok().text().starts_with("headwater "));
     let help = run(&["--help"]).ok().text();
     for word in [
-        "up", "import", "broker", "config", "topic", "produce", "consume", "group", "replay", "segment", "bench",
-        "demo",
+        "up", "cert", "import", "broker", "config", "topic", "produce", "consume", "group", "replay", "segment",
+        "bench", "demo",
     ] {
         assert!(help.contains(word), "{word} is missing:\n{help}");
     }

@@ -173,12 +173,20 @@ fn make(root: &Path, broker_id: u32, listen: IpAddr) -> Result<(), TlsError> {
     write_aside(&root.join(CA_FILE), ca.certificate_pem.as_bytes(), false)
 }
 
-/// Writes a file aside, syncs it and renames it into place.
-fn write_aside(path: &Path, bytes: &[u8], private: bool) -> Result<(), TlsError> {
+/// Writes a file aside, syncs it and renames it into place. `private`: for its owner alone, from its first byte on.
+///
+/// # Errors
+/// [`TlsError::Io`].
+pub fn write_aside(path: &Path, bytes: &[u8], private: bool) -> Result<(), TlsError> {
     let aside = path.with_extension("tmp");
     let write = || -> std::io::Result<()> {
+        // One that a crash left may have been made for everybody.
+        match std::fs::remove_file(&aside) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
         let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true);
+        options.write(true).create_new(true);
         #[cfg(unix)]
         if private {
             use std::os::unix::fs::OpenOptionsExt;
