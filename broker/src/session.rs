@@ -322,8 +322,13 @@ async fn serve_stream(session: Arc<Session>, mut send: quinn::SendStream, recv: 
             }
         }
         open::Stream::Raft(_) => {
-            let why = "this broker is alone: it takes part in no metadata quorum with others".to_owned();
-            let error = StreamError::Refused(ErrorCode::InvalidRequest, why);
+            let error = match session.peer.principal.broker("raft streams") {
+                Err(error) => error.into(),
+                Ok(_) => {
+                    let why = "this broker is alone: it takes part in no metadata quorum with others".to_owned();
+                    StreamError::Refused(ErrorCode::InvalidRequest, why)
+                }
+            };
             let last = |error| RaftOpened { error: Some(error), ..RaftOpened::default() };
             refuse(&session, &mut send, error, |error| frame::encode(&last(error), 0)).await;
         }

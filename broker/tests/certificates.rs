@@ -173,6 +173,35 @@ async fn only_brokers_of_the_cluster_are_peers() {
     assert_eq!(sample(&broker, rejected).await, 2.0);
 }
 
+/// Streams of brokers are theirs on every connection, also on one that did not say hello as a peer.
+#[tokio::test]
+async fn raft_streams_are_refused_by_name_to_whoever_is_no_broker() {
+    let ca = Ca::new("prod");
+    let (_dir, broker) = broker(&ca, 1).await;
+    for (shown, says, code) in [
+        (None, "showed no certificate", ErrorCode::ClusterAuthorizationFailed),
+        (
+            Some(ca.client("alice")),
+            "only brokers of this cluster may open raft streams",
+            ErrorCode::ClusterAuthorizationFailed,
+        ),
+        (Some(ca.client("2")), "is client 2", ErrorCode::ClusterAuthorizationFailed),
+        // It is heard, and told something else.
+        (Some(ca.broker(2)), "this broker is alone", ErrorCode::InvalidRequest),
+    ] {
+        let connection = dial(&broker, shown.as_ref()).await;
+        hello_as(&connection, ConnectionRole::Control).await.unwrap();
+        let (mut send, recv) = within("a stream", connection.open_bi()).await.unwrap();
+        let raft = wire::OpenRaft { cluster_id: broker.cluster_id().into(), ..Default::default() };
+        let open = wire::Open { stream: Some(wire::open::Stream::Raft(raft)) };
+        send.write_chunk(headwater_proto::frame::encode(&open, 0)).await.unwrap();
+        let opened = FrameReader::<wire::RaftOpened>::new(recv).next().await.expect("an answer").0;
+        let error = opened.error.expect("a refusal");
+        assert_eq!(ErrorCode::from_number(error.code), code, "{}", error.message);
+        assert!(error.message.contains(says), "{says}: {}", error.message);
+    }
+}
+
 #[tokio::test]
 async fn a_certificate_that_is_not_good_is_worse_than_none() {
     let ca = Ca::new("prod");
