@@ -22,8 +22,8 @@ use crate::verify;
 /// Bytes read at once.
 const CHUNK_BYTES: usize = 1 << 20;
 
-/// Entries that an offset index may lack at its end before it counts as incomplete.
-const MOST_MISSING_ENTRIES: u32 = 1;
+/// Entries that an offset index of Kafka's may lack at its end before it counts as incomplete. Ours lacks none.
+const MOST_MISSING_ENTRIES: u64 = 1;
 
 /// What a scan demands of batches.
 #[derive(Debug, Clone, Copy)]
@@ -423,8 +423,18 @@ pub(crate) enum Checked {
     Complete(Complete),
     /// They do not; the reason. The segment has to be read whole.
     Suspect(&'static str),
+    /// But for an index, of which the end is missing. The segment has to be read whole.
+    CutIndex(CutIndex),
     /// They do, but for the leader epoch of a batch, or what is known of leader epochs.
     WrongEpoch,
+}
+
+/// An index that ends before an entry that must be there.
+#[derive(Debug)]
+pub(crate) struct CutIndex {
+    pub(crate) extension: &'static str,
+    /// Where the file's entries end.
+    pub(crate) position: u64,
 }
 
 /// A segment whose files fit together.
@@ -496,20 +506,36 @@ pub(crate) fn check_segment(
             first_timestamp: None,
         }));
     }
-    if !offsets_len.is_multiple_of(OffsetEntry::SIZE as u64)
-        || !times_len.is_multiple_of(TimeEntry::SIZE as u64)
-        || times_len == 0
-    {
-        return Ok(Checked::Suspect("an index is missing or cut short"));
+    let cut = |extension, position| Ok(Checked::CutIndex(CutIndex { extension, position }));
+    for (extension, len, entry) in [
+        (OffsetEntry::EXTENSION, offsets_len, OffsetEntry::SIZE as u64),
+        (TimeEntry::EXTENSION, times_len, TimeEntry::SIZE as u64),
+    ] {
+        if !len.is_multiple_of(entry) {
+            return cut(extension, len / entry * entry);
+        }
     }
     let segment = Segment::new(Arc::clone(files), Arc::clone(dir), base_offset, size, offsets_len, times_len);
-    let last_offset_entry: Option<OffsetEntry> = last_entry(&**files, &path_of(OffsetEntry::EXTENSION), offsets_len)?;
+    if times_len == 0 {
+        // There is nothing in it only if no batch has a timestamp.
+        return match segment.header_at(0) {
+            Ok(first) if first.max_timestamp >= 0 => cut(TimeEntry::EXTENSION, 0),
+            _ => Ok(Checked::Suspect("its time index is empty")),
+        };
+    }
+    let index_path = path_of(OffsetEntry::EXTENSION);
+    let last_offset_entry: Option<OffsetEntry> = last_entry(&**files, &index_path, offsets_len)?;
     let last_time_entry: Option<TimeEntry> = last_entry(&**files, &path_of(TimeEntry::EXTENSION), times_len)?;
     let start = last_offset_entry.map_or(0, |entry| u64::from(entry.position));
     if last_offset_entry.is_some_and(|entry| entry.position == 0) || start >= size {
         return Ok(Checked::Suspect("its offset index points nowhere"));
     }
     let Some(time) = last_time_entry else { return Ok(Checked::Suspect("its time index is empty")) };
+    let interval = match crc.is_some() {
+        true => interval_of(&segment, &index_path, offsets_len, config.index_interval_bytes)?,
+        false => u64::from(config.index_interval_bytes),
+    };
+    let most_missing = if crc.is_some() { 0 } else { MOST_MISSING_ENTRIES };
     let mut walk = segment.headers(start).map_err(open_error)?;
     let mut first_of_walk = true;
     let mut next_offset = base_offset;
@@ -534,13 +560,17 @@ pub(crate) fn check_segment(
         if epochs.is_some_and(|epochs| epochs.contradiction(&header).is_some()) {
             return Ok(Checked::WrongEpoch);
         }
-        if bytes_since_entry > u64::from(config.index_interval_bytes) * u64::from(missing + 1) {
+        if bytes_since_entry > interval * (missing + 1) {
             missing += 1;
         }
-        if missing > MOST_MISSING_ENTRIES {
-            return Ok(Checked::Suspect("its offset index ends early"));
+        if missing > most_missing {
+            return cut(OffsetEntry::EXTENSION, offsets_len);
         }
         if header.max_timestamp > largest.timestamp {
+            // Ours ends with the largest timestamp.
+            if crc.is_some() {
+                return cut(TimeEntry::EXTENSION, times_len);
+            }
             largest = LargestTimestamp { timestamp: header.max_timestamp, offset: header.last_offset() };
         }
         bytes_since_entry += header.size() as u64;
@@ -581,6 +611,35 @@ pub(crate) fn check_segment(
         }
     }
     Ok(Checked::Complete(Complete { segment, size, next_offset, index: builder, crc, first_timestamp }))
+}
+
+/// The interval at which a segment of ours got its index entries: that of the settings, if the last two entries fit it, else one that is
+/// not smaller than it was.
+fn interval_of(segment: &Arc<Segment>, path: &Path, offsets_len: u64, configured: u32) -> Result<u64, OpenError> {
+    let configured = u64::from(configured);
+    let size = OffsetEntry::SIZE as u64;
+    let Some(earlier_len) = offsets_len.checked_sub(size) else { return Ok(configured) };
+    let position = |len| {
+        last_entry::<OffsetEntry>(segment.files(), path, len)
+            .map(|entry| entry.map_or(0, |entry| u64::from(entry.position)))
+    };
+    let (from, to) = (position(earlier_len)?, position(offsets_len)?);
+    if from >= to {
+        return Ok(configured);
+    }
+    // An entry is due once more than the interval lies behind the one before; the last batch made it so.
+    let mut before_last = from;
+    let mut headers = segment.headers(from).map_err(open_error)?.until(to);
+    loop {
+        match headers.next() {
+            Ok(Some((position, _))) => before_last = position,
+            Ok(None) if (before_last - from..to - from).contains(&configured) => return Ok(configured),
+            // Something else was set: there is surely an entry after as many bytes.
+            Ok(None) => return Ok(configured.max(to - from - 1)),
+            Err(ReadError::Corruption(_)) => return Ok(configured),
+            Err(error) => return Err(open_error(error)),
+        }
+    }
 }
 
 /// Whether the batch that holds an offset has this largest timestamp.

@@ -527,3 +527,50 @@ fn half_an_entry_of_an_index_is_a_fault_to_verify() {
         }
     }
 }
+
+/// An index that lacks its last entries is an index, and leads nobody astray: so nobody noticed. By the rule that all of ours are made by, an
+/// entry is missing.
+#[test]
+fn an_index_that_lacks_its_last_entries_is_named_and_made_anew() {
+    let master = Master::new();
+    for (end, size) in [(".index", 8), (".timeindex", 12)] {
+        for name in master.files(end) {
+            let right = std::fs::read(master.dir.join(&name)).unwrap();
+            assert!(right.len() > 2 * size, "{name}");
+            for keep in (0..right.len()).step_by(size) {
+                let copy = master.spoiled(&name, |bytes| bytes.truncate(keep));
+                let files: Arc<dyn headwater_storage::Files> = Arc::new(OsFiles::default());
+                let report = inspect::verify(&inspect::Target::open(files, copy.path()).unwrap(), &|_| ()).unwrap();
+                let named = |fault: &inspect::Fault| fault.file == name && fault.position == keep as u64;
+                assert!(report.faults.iter().chain(&report.notes).any(named), "{name} {keep}: {report:?}");
+                let (everything, report) = serve(copy.path(), closed()).unwrap();
+                assert_eq!(everything, master.everything, "{name} {keep}");
+                assert_eq!(report.rebuilt, [copy.path().join(&name)], "{name} {keep}");
+                assert_eq!(std::fs::read(copy.path().join(&name)).unwrap(), right, "{name} {keep}");
+            }
+        }
+    }
+}
+
+#[test]
+fn an_index_of_a_larger_interval_is_whole() {
+    let root = tempfile::tempdir().unwrap();
+    for interval in [10_000, 20_000, 50_000] {
+        let dir = root.path().join(interval.to_string()).join("t-0");
+        let sparse = LogConfig { index_interval_bytes: interval, segment_bytes: 1 << 20, ..LogConfig::default() };
+        let (mut log, _) =
+            Log::open(Arc::new(OsFiles::default()), &dir, identity(), sparse, OpenHints::default(), NOW).unwrap();
+        for n in 0..50 {
+            let value = vec![n; 2_000 + 977 * (n as usize % 5)];
+            log.append(&[one(&value, NOW + i64::from(n))], 1, NOW).unwrap();
+        }
+        log.close().unwrap();
+        let hints = OpenHints { recovery_point: 50, ..closed() };
+        let (_, report) =
+            Log::open(Arc::new(OsFiles::default()), &dir, identity(), LogConfig::default(), hints, NOW).unwrap();
+        assert_eq!(report.rebuilt, [] as [PathBuf; 0], "{interval}");
+        let files: Arc<dyn headwater_storage::Files> = Arc::new(OsFiles::default());
+        let report = inspect::verify(&inspect::Target::open(files, &dir).unwrap(), &|_| ()).unwrap();
+        assert!(report.faults.is_empty() && report.notes.is_empty(), "{interval}: {report:?}");
+    }
+}

@@ -212,6 +212,9 @@ impl<'a> Verifier<'a> {
         if segment.next_base_offset.is_none() && no_index("index")? && no_index("timeindex")? {
             self.unfinished = true;
         }
+        if !crc.as_ref().is_some_and(|crc| crc.ends_at(log_end)) {
+            offsets.continued();
+        }
         offsets.finish(log_end, self.unfinished, self.gaps.compacted(), damaged.is_empty(), &mut self.findings);
         times.finish(segment.next_base_offset.is_none() && self.unfinished, &mut self.findings);
         transactions.finish(damaged.is_empty() && !self.gaps.compacted(), &mut self.findings);

@@ -18,7 +18,7 @@ use crate::index::IndexBuilder;
 use crate::metrics as names;
 use crate::prefix;
 use crate::reader::RecentEnds;
-use crate::scan::{self, Checked, EpochAudit, IndexAudit, ScanStart, SegmentScan};
+use crate::scan::{self, Checked, CutIndex, EpochAudit, IndexAudit, ScanStart, SegmentScan};
 use crate::segment::Segment;
 
 impl Opening<'_> {
@@ -70,10 +70,22 @@ impl Opening<'_> {
             }
             // Nothing was known of epochs any more.
             Checked::WrongEpoch => Err(OpenError::Misuse(format!("{}: its leader epochs", path.display()))),
-            Checked::Suspect(why) => {
+            checked => {
+                let cut = match &checked {
+                    Checked::CutIndex(cut) => Some(cut),
+                    _ => None,
+                };
+                let why = match &checked {
+                    Checked::Suspect(why) => why,
+                    _ => "an index was cut",
+                };
                 tracing::info!(path = %path.display(), why, "reading the segment whole");
-
                 let rebuilt_before = self.report.rebuilt.len();
+                if let Some(CutIndex { extension, position }) = cut {
+                    let path = self.place.dir.join(segment_file_name(base_offset, extension));
+                    tracing::warn!(path = %path.display(), position, "entries are missing behind its end; made anew from the log");
+                    self.report.rebuilt.push(path);
+                }
                 self.announce(metadata.len);
                 let scanned = self.scan_segment(base_offset, i64::MAX, next_base, None)?;
                 if why.contains("index") && self.report.rebuilt.len() == rebuilt_before {

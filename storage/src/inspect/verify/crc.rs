@@ -60,6 +60,11 @@ impl CrcCheck {
         Ok(Some(CrcCheck { file, decoded }))
     }
 
+    /// Whether it was made for a log of this length.
+    pub(super) fn ends_at(&self, log_end: u64) -> bool {
+        self.decoded.entries.last().map_or(0, |last| u64::from(last.position)) == log_end
+    }
+
     /// Compares. `closed`: nothing is written to the segment any more. `damaged`: ranges of the log that are known to be.
     pub(super) fn run(
         self,

@@ -14,6 +14,8 @@ use crate::transactions::{self, AbortedTransaction};
 
 /// Bytes of log without an entry that nobody would configure, against a default interval of 4 KiB.
 const SPARSE_BYTES: u64 = 64 << 10;
+/// After more bytes than this an entry is due, unless something else is set (`index.interval.bytes`).
+const DEFAULT_INTERVAL_BYTES: u64 = 4096;
 
 /// Entries, the last one first, each with its position in the file. One that is out of order is a fault and left out.
 fn in_order<E: IndexEntry>(bytes: &[u8], file: &str, kind: FaultKind, findings: &mut Findings) -> Vec<(u64, E)> {
@@ -64,6 +66,11 @@ pub(super) struct OffsetIndexCheck {
     pending: Option<(u64, i64, i64)>,
     since_entry: u64,
     sparse_at: Option<u64>,
+    bytes: u64,
+    /// Bytes after which an entry came, the fewest.
+    shortest: Option<u64>,
+    /// A batch of ours without an entry, though there was one after fewer bytes elsewhere: its position and last offset.
+    unindexed: Option<(u64, i64)>,
 }
 
 impl OffsetIndexCheck {
@@ -87,6 +94,9 @@ impl OffsetIndexCheck {
             pending: None,
             since_entry: 0,
             sparse_at: None,
+            bytes: bytes.map_or(0, |bytes| bytes.len() as u64),
+            shortest: None,
+            unindexed: None,
         })
     }
 
@@ -113,7 +123,11 @@ impl OffsetIndexCheck {
             if offset != header.last_offset() {
                 self.pending = Some((at, offset, header.base_offset));
             }
+            self.shortest = Some(self.shortest.unwrap_or(u64::MAX).min(self.since_entry));
             self.since_entry = 0;
+        } else if self.entries.is_empty() && self.since_entry >= self.shortest.unwrap_or(DEFAULT_INTERVAL_BYTES + 1) {
+            // Behind the last entry: all our indexes of a segment are made by one rule.
+            self.unindexed.get_or_insert((position, header.last_offset()));
         }
         // Kafka before 4.0 made one entry for several batches that were appended together, with the last offset of all.
         if !self.ours && self.pending.is_some_and(|(_, offset, _)| offset == header.last_offset()) {
@@ -131,6 +145,11 @@ impl OffsetIndexCheck {
                 format!("says {offset} for the batch that begins with offset {first}, which ends with another");
             findings.fault(&self.file, at, Some(offset), FaultKind::Index, detail);
         }
+    }
+
+    /// Somebody else went on with the segment, and makes entries by a rule of its own.
+    pub(super) fn continued(&mut self) {
+        self.unindexed = None;
     }
 
     pub(super) fn finish(
@@ -164,9 +183,17 @@ impl OffsetIndexCheck {
         } else if let Some(position) = self.sparse_at.filter(|_| whole && !unfinished) {
             let detail = format!("has no entry for more than {SPARSE_BYTES} bytes before {position}");
             if self.ours {
-                findings.fault(&self.file, 0, None, FaultKind::Index, detail);
+                let position = if self.unindexed.is_some() { self.bytes } else { 0 };
+                findings.fault(&self.file, position, None, FaultKind::Index, detail);
             } else {
                 findings.note(&self.file, 0, None, FaultKind::Index, detail);
+            }
+        } else if let Some((position, offset)) = self.unindexed.filter(|_| self.ours && whole && !unfinished) {
+            let detail = format!("ends before the entry for the batch at {position}");
+            // Without any entry, the interval may be one that was set for the topic.
+            match self.shortest {
+                Some(_) => findings.fault(&self.file, self.bytes, Some(offset), FaultKind::Index, detail),
+                None => findings.note(&self.file, self.bytes, Some(offset), FaultKind::Index, detail),
             }
         }
     }
