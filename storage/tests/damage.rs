@@ -574,3 +574,47 @@ fn an_index_of_a_larger_interval_is_whole() {
         assert!(report.faults.is_empty() && report.notes.is_empty(), "{interval}: {report:?}");
     }
 }
+
+/// A folder alone cannot tell that its log ended further on, or whose it is.
+#[test]
+fn verify_knows_what_the_data_root_and_the_checksums_say() {
+    let master = Master::new();
+    let verify = |dir: &Path| {
+        let files: Arc<dyn headwater_storage::Files> = Arc::new(OsFiles::default());
+        inspect::verify(&inspect::Target::open(files, dir).unwrap(), &|_| ()).unwrap()
+    };
+    let last = master.files(".log").pop().unwrap();
+    let bytes = std::fs::read(master.dir.join(&last)).unwrap();
+    let ends: Vec<(usize, i64)> = headwater_proto::batch::Batches::new(&bytes)
+        .map(|item| item.map(|(position, header, _)| (position, header.base_offset)).unwrap())
+        .collect();
+    assert!(ends.len() > 5);
+    for (position, offset) in ends {
+        let copy = master.spoiled(&last, |bytes| bytes.truncate(position));
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("t-0");
+        std::fs::rename(copy.path(), &dir).unwrap();
+        // As a crash leaves it: without what closing adds.
+        for extension in ["index", "timeindex", "crc"] {
+            std::fs::remove_file(dir.join(&last).with_extension(extension)).unwrap();
+        }
+        std::fs::remove_file(dir.join(format!("{BATCHES:020}.snapshot"))).unwrap();
+        let flushed = |to: i64| {
+            let points = [(("t".to_owned(), 0), to)].into();
+            checkpoint::write_offsets(&OsFiles::default(), root.path(), checkpoint::RECOVERY_POINTS, &points).unwrap();
+        };
+        let is_named = |fault: &inspect::Fault| {
+            (&fault.file, fault.position, fault.offset) == (&last, position as u64, Some(offset))
+        };
+        flushed(BATCHES);
+        let report = verify(&dir);
+        assert!(report.faults.iter().any(is_named), "{position}: {report:?}");
+        flushed(offset);
+        let report = verify(&dir);
+        assert!(!report.faults.iter().any(is_named), "{position}: {report:?}");
+    }
+    let copy = master.spoiled("partition.metadata", |bytes| bytes[30] ^= 1);
+    let report = verify(copy.path());
+    let named = |fault: &inspect::Fault| fault.file == "partition.metadata" && fault.position == 21;
+    assert!(report.faults.iter().any(named), "{report:?}");
+}

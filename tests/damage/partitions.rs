@@ -211,16 +211,7 @@ impl Done {
             finding["file"].as_str() == Some(&self.file)
                 && finding["position"].as_u64().is_some_and(|position| positions.contains(&position))
         });
-        // What a crash left of the segment that was being written may end anywhere, as far as the folder alone tells; the broker knows
-        // better, from its recovery point.
-        let open_end = self.open && matches!(self.kind, Damage::Truncated | Damage::Emptied);
-        // Whose the folder is says each `.crc` too, and the metadata.
-        let is_named_by_broker = self.extension == "partition.metadata";
-        assert!(
-            named || open_end || is_named_by_broker,
-            "{}: verify does not name {positions:?}: {found:#?}",
-            self.what
-        );
+        assert!(named, "{}: verify does not name {positions:?}: {found:#?}", self.what);
     }
 
     /// Nothing but what was written was served, and whatever is missing was named.

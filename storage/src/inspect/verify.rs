@@ -15,6 +15,7 @@ mod producers;
 
 use std::collections::HashMap;
 
+use headwater_proto::TopicId;
 use headwater_proto::batch::{BatchHeader, Record, Records, control};
 use serde::Serialize;
 
@@ -41,6 +42,9 @@ pub struct VerifyReport {
     /// What is worth knowing and no fault.
     pub notes: Vec<Fault>,
 }
+
+/// Where the topic's id stands in `partition.metadata`.
+const METADATA_TOPIC_AT: u64 = "version: 0\ntopic_id: ".len() as u64;
 
 /// Faults of one file beyond so many are counted and not listed.
 const LISTED_FAULTS: usize = 1000;
@@ -102,6 +106,11 @@ struct Verifier<'a> {
     gaps: GapCheck,
     /// The checkpoint contradicts a batch at this offset.
     epoch_doubt: Option<i64>,
+    /// Where the last segment's batches end, in bytes, unless something is wrong with it that explains its end.
+    log_end: Option<u64>,
+    /// The topic that checksum files were written for, and how many of them; `None` if they do not agree.
+    topics: Option<(TopicId, String)>,
+    topics_differ: bool,
     /// The oldest leader that is known wrote something before it began.
     begins_late: bool,
     transactions: OpenTransactions,
@@ -127,6 +136,9 @@ impl<'a> Verifier<'a> {
             unfinished: false,
             gaps,
             epoch_doubt: None,
+            log_end: None,
+            topics: None,
+            topics_differ: false,
             begins_late: false,
             transactions: OpenTransactions::default(),
         })
@@ -134,6 +146,12 @@ impl<'a> Verifier<'a> {
 
     fn segment(&mut self, segment: &SegmentFile, progress: &dyn Fn(u64)) -> Result<(), InspectError> {
         let crc = CrcCheck::read(self.target, segment, &mut self.findings)?;
+        if let Some(crc) = &crc {
+            let topic = crc.topic_id();
+            self.topics_differ |= self.topics.as_ref().is_some_and(|(known, _)| *known != topic);
+            self.topics.get_or_insert_with(|| (topic, sibling_name(segment, "crc")));
+        }
+        self.log_end = None;
         let mut offsets = OffsetIndexCheck::read(self.target, segment, crc.is_some(), &mut self.findings)?;
         let mut times = TimeIndexCheck::read(self.target, segment, &mut self.findings)?;
         let mut transactions = TxnIndexCheck::read(self.target, segment, &mut self.findings)?;
@@ -222,6 +240,7 @@ impl<'a> Verifier<'a> {
             let closed = segment.next_base_offset.is_some() || !self.unfinished;
             crc.run(self.target, segment, log_end, closed, &damaged, &mut self.findings)?;
         }
+        self.log_end = damaged.is_empty().then_some(log_end);
         self.previous = scanner.previous();
         if let Some(doubt) = scanner.epoch_doubt() {
             let detail =
@@ -231,6 +250,31 @@ impl<'a> Verifier<'a> {
         }
         self.end_offset = self.end_offset.or(Some(segment.base_offset));
         Ok(())
+    }
+
+    /// Every checksum file was written for one topic, and the folder is said to be another's.
+    fn check_topic(&mut self) {
+        let Some((topic, crc)) = self.topics.as_ref().filter(|_| !self.topics_differ) else { return };
+        if let Some(id) = self.target.topic_id().filter(|id| id != topic) {
+            let detail = format!("names topic {id}, where {crc} was written for {topic}");
+            let position = METADATA_TOPIC_AT;
+            self.findings.fault(PARTITION_METADATA, position, None, FaultKind::PartitionMetadata, detail);
+        }
+    }
+
+    /// The data root knows of more than there is. (A log that was flushed never ends before that.)
+    fn check_end(&mut self) {
+        let (Some(known), Some(position)) = (self.target.known, self.log_end) else { return };
+        let Some(last) = self.target.segments.last().filter(|_| self.target.is_partition()) else { return };
+        let end = self.end_offset.unwrap_or(0).max(last.base_offset);
+        if end < known.flushed {
+            let detail = format!(
+                "the log ends here, at offset {end}, though {} says that everything before {} was flushed",
+                crate::checkpoint::RECOVERY_POINTS,
+                known.flushed
+            );
+            self.findings.fault(&last.name(), position, Some(end), FaultKind::Offsets, detail);
+        }
     }
 
     /// Leaders begin between batches; the oldest that is known, where the log does.
@@ -282,6 +326,8 @@ impl<'a> Verifier<'a> {
             let offset = Some(entry.start_offset);
             self.findings.fault(epochs::FILE_NAME, position, offset, FaultKind::LeaderEpochs, detail);
         }
+        self.check_topic();
+        self.check_end();
         self.gaps.finish(self.target, self.damaged, &mut self.findings)?;
         (self.report.faults, self.report.notes) = self.findings.finish();
         Ok(self.report)

@@ -7,6 +7,8 @@
 
 use std::io::ErrorKind;
 
+use headwater_proto::TopicId;
+
 use super::{Findings, sibling_name};
 use crate::crcfile::{self, CrcEntry, CrcFile};
 use crate::files::OpenMode;
@@ -58,6 +60,11 @@ impl CrcCheck {
             );
         }
         Ok(Some(CrcCheck { file, decoded }))
+    }
+
+    /// The topic that it was written for.
+    pub(super) fn topic_id(&self) -> TopicId {
+        self.decoded.header.topic_id
     }
 
     /// Whether it was made for a log of this length.
