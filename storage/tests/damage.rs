@@ -427,6 +427,90 @@ fn reserved_zeros_are_trimmed_wherever_they_are() {
     }
 }
 
+/// Where each batch of a `.log` begins, with its first offset.
+fn batches(bytes: &[u8]) -> Vec<(usize, i64)> {
+    let bytes = bytes::Bytes::copy_from_slice(bytes);
+    headwater_proto::batch::Batches::new(&bytes)
+        .map(|item| item.map(|(position, header, _)| (position, header.base_offset)).unwrap())
+        .collect()
+}
+
+/// Zeros behind the batches of a sealed segment were taken for space that was reserved, and cut, whatever its `.crc` said: records
+/// that were acknowledged were gone without a word.
+#[test]
+fn flushed_bytes_that_read_as_zeros_are_never_cut() {
+    let master = Master::new();
+    let names = master.files(".log");
+    let (_, sealed) = names.split_last().unwrap();
+    for name in sealed {
+        let right = std::fs::read(master.dir.join(name)).unwrap();
+        let starts = batches(&right);
+        let mut losses: Vec<usize> = starts.iter().map(|(position, _)| right.len() - position).collect();
+        losses.extend([1, 61, 4096, 8192, 65536, right.len() - 1]);
+        for (number, lost) in losses.into_iter().enumerate() {
+            let kept = right.len() - lost;
+            if right[kept..].iter().all(|byte| *byte == 0) {
+                continue;
+            }
+            let within = starts.iter().rfind(|(position, _)| *position <= kept).unwrap().1;
+            let hints_within = OpenHints { recovery_point: within + 1, ..OpenHints::default() };
+            for (hints, has_crc) in [closed(), flushed(), hints_within].into_iter().zip([true, false].repeat(2)) {
+                let has_crc = has_crc == number.is_multiple_of(2);
+                let copy = master.spoiled(name, |bytes| bytes[kept..].fill(0));
+                if !has_crc {
+                    std::fs::remove_file(copy.path().join(name).with_extension("crc")).unwrap();
+                }
+                match serve(copy.path(), hints) {
+                    Err(corruption) => {
+                        assert!(corruption.path.ends_with(name), "{lost} {hints:?}: {corruption}");
+                        let (from, to) = (corruption.position as usize, right.len());
+                        assert!(from <= kept && kept - from <= 65536 && from < to, "{lost} {hints:?}: {corruption}");
+                    }
+                    Ok((rows, report)) => {
+                        panic!("{name} {lost} {hints:?} {has_crc}: {} records: {report:?}", rows.len())
+                    }
+                }
+                let left = std::fs::metadata(copy.path().join(name)).unwrap().len();
+                assert_eq!(left as usize, right.len(), "{name} {lost} {hints:?} {has_crc}");
+            }
+        }
+    }
+}
+
+/// Cut exactly between two batches, and before the recovery point, a segment looked as if compaction had been there.
+#[test]
+fn a_segment_that_was_cut_between_batches_is_named() {
+    let master = Master::new();
+    let names = master.files(".log");
+    let (_, sealed) = names.split_last().unwrap();
+    for name in sealed {
+        let right = std::fs::read(master.dir.join(name)).unwrap();
+        let starts = batches(&right);
+        for (number, (kept, next_offset)) in starts.iter().copied().enumerate() {
+            let hints_within = OpenHints { recovery_point: next_offset + 1, ..OpenHints::default() };
+            for (hints, has_crc) in [(closed(), true), (flushed(), true), (hints_within, true), (hints_within, false)] {
+                // Before the recovery point, compaction leaves that too, if it was ever set.
+                if !has_crc && number + 1 == starts.len() {
+                    continue;
+                }
+                let copy = master.spoiled(name, |bytes| bytes.truncate(kept));
+                if !has_crc {
+                    std::fs::remove_file(copy.path().join(name).with_extension("crc")).unwrap();
+                }
+                match serve(copy.path(), hints) {
+                    Err(corruption) => {
+                        assert!(corruption.path.ends_with(name), "{kept} {hints:?}: {corruption}");
+                        assert_eq!(corruption.position as usize, kept, "{hints:?}: {corruption}");
+                    }
+                    Ok((rows, report)) => {
+                        panic!("{name} {kept} {hints:?} {has_crc}: {} records: {report:?}", rows.len())
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn a_data_root_says_what_is_wrong_with_it() {
     let root = tempfile::tempdir().unwrap();

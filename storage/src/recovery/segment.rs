@@ -99,6 +99,7 @@ impl Opening<'_> {
                 if let Some(fault) = scanned.fault.as_ref().filter(|_| !zeros_follow) {
                     return Err(fault.corruption(&path).into());
                 }
+                self.check_loss(&path, &scanned, later)?;
                 Ok((self.adopt(scanned, metadata.modified_ms, false)?, false))
             }
         }
@@ -126,12 +127,17 @@ impl Opening<'_> {
             match self.first_written(later)? {
                 // Segments were begun for a group whose beginning was never written here.
                 None => ends_here = true,
-                Some(_) if self.place.config.cleanup.compact || end < self.hints.recovery_point => {}
+                Some(_) if self.place.config.cleanup.compact => {}
+                // Compaction may have left this, when it was set; never around the recovery point, which is the end of a batch.
+                Some(_) if later.first().is_some_and(|next| *next <= recovery_point) => {}
                 Some(goes_on) => {
                     let detail = format!("it ends before offset {end}; {} goes on behind it", goes_on.display());
                     return Err(Corruption { path, position: scanned.end, offset: Some(end), detail }.into());
                 }
             }
+        }
+        if self.first_written(later)?.is_some() {
+            self.check_loss(&path, &scanned, later)?;
         }
         if let Some(fault) = &scanned.fault {
             // Where the next segment goes on exactly here, what follows was reserved, or is stale.
@@ -155,6 +161,46 @@ impl Opening<'_> {
             }
         }
         Ok((self.adopt(scanned, metadata.modified_ms, true)?, ends_here))
+    }
+
+    /// A segment that was flushed to its end may have space behind it that was reserved and not given back yet. Bytes that were
+    /// written and are lost can look alike: what is known of the segment's end tells one from the other.
+    fn check_loss(&self, path: &Path, scanned: &SegmentScan, later: &[i64]) -> Result<(), OpenError> {
+        let (end, offset) = (scanned.end, scanned.next_offset);
+        let corruption =
+            |detail| Err(Corruption { path: path.into(), position: end, offset: Some(offset), detail }.into());
+        let zeros_follow = scanned.fault.as_ref().is_some_and(|fault| fault.zeros_follow);
+        let compacted = self.place.config.cleanup.compact;
+        // Kafka may have compacted the segment, and leaves no zeros.
+        if compacted && !zeros_follow {
+            return Ok(());
+        }
+        // An entry is made of bytes that were appended, and the space behind the last one is given back before it gets its own.
+        match self.recorded_end(scanned.base_offset)? {
+            Some(recorded) if recorded > end => {
+                corruption(format!("the batches end here, though {recorded} bytes were written"))
+            }
+            None if zeros_follow && !compacted && later.first().is_some_and(|next| *next != offset) => {
+                corruption(format!(
+                    "nothing but zeros from here on, though offset {offset} is next and the segment behind it begins at {}",
+                    later.first().copied().unwrap_or(offset)
+                ))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// How many bytes of a segment its checksum file knows of.
+    fn recorded_end(&self, base_offset: i64) -> Result<Option<u64>, OpenError> {
+        let path = self.place.dir.join(segment_file_name(base_offset, ".crc"));
+        let bytes = match files::read(&**self.place.files, &path, 1 << 20) {
+            Ok(bytes) => bytes,
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::FileTooLarge) => return Ok(None),
+            Err(error) => return Err(IoFailure::new("read", &path, error).into()),
+        };
+        // An entry that is whole counts, whatever the rest is.
+        let found = crcfile::decode_leading(&bytes).ok().filter(|found| found.header.base_offset == base_offset);
+        Ok(found.map(|found| found.entries.last().map_or(0, |last| u64::from(last.position))))
     }
 
     /// Whether an invalid batch can be a torn write; if not, it is corruption.
