@@ -108,7 +108,8 @@ pub(crate) fn verify(segment: &Arc<Segment>, open: &Opened, range: Range<u64>, b
         let mut header = [0; HEADER_BYTES];
         read_exact_at(&*open.file, &mut header, at).during("read", &path)?;
         let header = BatchHeader::parse(&header).map_err(|error| corrupt(at, error))?;
-        bytes.resize(header.size().min(below.saturating_sub(at) as usize), 0);
+        // `below` may lie within the batch.
+        bytes.resize(header.size().min(segment.published().saturating_sub(at) as usize), 0);
         read_exact_at(&*open.file, &mut bytes, at).during("read", &path)?;
         batch::check(&bytes).map_err(|error| corrupt(at, error))?;
         if let Some(detail) = verified.epochs.get().and_then(|epochs| epochs.contradiction(&header)) {

@@ -306,6 +306,33 @@ fn damaged_checksum_files_are_reported_and_made_anew() {
     }
 }
 
+/// What is not scanned ends at a multiple of 64 KiB, within a batch. When the `.crc` could not be used any more once the log was open,
+/// that batch was checked as if it ended there too: a healthy partition was fenced.
+#[test]
+fn a_checksum_file_that_goes_while_the_log_is_open_costs_nothing() {
+    let master = Master::new();
+    let spoils: [fn(&Path); 3] = [
+        |crc| std::fs::remove_file(crc).unwrap(),
+        |crc| {
+            let bytes = std::fs::read(crc).unwrap();
+            std::fs::write(crc, &bytes[..bytes.len() - 5]).unwrap();
+        },
+        |crc| std::fs::write(crc, []).unwrap(),
+    ];
+    for (number, spoil) in spoils.into_iter().enumerate() {
+        for truncates in [false, true] {
+            let copy = master.spoiled("partition.metadata", |_| {});
+            let (mut log, _) = open(copy.path(), &config(), closed());
+            for name in master.files(".crc") {
+                spoil(&copy.path().join(name));
+            }
+            let kept = if truncates { BATCHES - 1 } else { BATCHES };
+            log.truncate(kept, NOW).unwrap_or_else(|error| panic!("{number}: {error}"));
+            assert_eq!(all(&log), master.everything[..kept as usize], "{number}");
+        }
+    }
+}
+
 #[test]
 fn damaged_snapshots_and_epochs_are_made_anew() {
     let master = Master::new();
