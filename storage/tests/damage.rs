@@ -333,6 +333,25 @@ fn a_checksum_file_that_goes_while_the_log_is_open_costs_nothing() {
     }
 }
 
+/// It was an error of the disk, for which the partition was fenced.
+#[test]
+fn an_index_that_is_too_large_is_made_anew() {
+    let master = Master::new();
+    for end in [".index", ".timeindex"] {
+        for name in master.files(end) {
+            for hints in [closed(), flushed(), OpenHints::default()] {
+                let copy = master.spoiled(&name, |_| {});
+                let path = copy.path().join(&name);
+                std::fs::File::options().write(true).open(&path).unwrap().set_len((1 << 30) + 24).unwrap();
+                let (everything, report) = serve(copy.path(), hints).unwrap();
+                assert_eq!(everything, master.everything, "{name}");
+                assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(master.dir.join(&name)).unwrap(), "{name}");
+                assert!(report.rebuilt.contains(&path), "{name} {hints:?}: {report:?}");
+            }
+        }
+    }
+}
+
 #[test]
 fn damaged_snapshots_and_epochs_are_made_anew() {
     let master = Master::new();

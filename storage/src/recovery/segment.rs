@@ -275,6 +275,8 @@ impl Opening<'_> {
             match files::read(&**self.place.files, &path, 1 << 30) {
                 Ok(bytes) => Ok(Some(bytes)),
                 Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                // No index is as large: half an entry is none either.
+                Err(error) if error.kind() == ErrorKind::FileTooLarge => Ok(Some(vec![0])),
                 Err(error) => Err(IoFailure::new("read", &path, error)),
             }
         };
