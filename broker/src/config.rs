@@ -623,10 +623,12 @@ mod tests {
 
     #[test]
     fn other_machines_are_let_in_only_on_purpose() {
-        let mut config = BrokerConfig::default();
-        config.set_pair("listen=0.0.0.0:9392").unwrap();
-        assert!(config.check().unwrap_err().to_string().contains("insecure.listen"));
-        config.set_pair("insecure.listen=true").unwrap();
-        config.check().unwrap();
+        for key in ["listen", "admin.listen"] {
+            let mut config = BrokerConfig::default();
+            config.set_pair(&format!("{key}=0.0.0.0:9392")).unwrap();
+            assert!(config.check().unwrap_err().to_string().contains("insecure.listen"), "{key}");
+            config.set_pair("insecure.listen=true").unwrap();
+            config.check().unwrap();
+        }
     }
 }

@@ -88,6 +88,17 @@ fn text_formats_and_json() {
 }
 
 #[test]
+fn a_topic_that_stamps_gives_its_own_time_and_says_so() {
+    let broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t", "-c", "message.timestamp.type=LogAppendTime"]).ok();
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
+    broker.run_with(&["produce", "t", "--timestamp-field", "at"], "{\"at\":5}\n").ok();
+    let record = &broker.records("t")[0];
+    assert_eq!(record["timestamp_type"], "append");
+    assert!(u128::from(record["timestamp"].as_u64().expect("a time")) >= now, "{record}");
+}
+
+#[test]
 fn what_cannot_be_consumed_is_said() {
     let broker = filled();
     let range = broker.run(&["consume", "t", "--partition", "0", "--from", "offset:11", "--until", "end"]).fails(1);

@@ -72,6 +72,46 @@ fn stats_tell_what_is_in_it() {
 }
 
 #[test]
+fn a_segments_file_does_as_well_as_a_folder() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = text(&logs(&copied(&folder, "codecs-0"))[0]);
+    assert_eq!(run(&["segment", "stats", &log, "--json"]).ok().object()["records"], 120);
+    let out = folder.path().join("repaired");
+    let repair = run(&["segment", "repair", &log, "--out", &text(&out), "--json"]).ok().object();
+    assert_eq!((&repair["kept_records"], &repair["lost"]), (&120.into(), &serde_json::json!([])));
+    assert_eq!(run(&["segment", "stats", &text(&out), "--json"]).ok().object()["records"], 120);
+}
+
+#[test]
+fn a_dump_in_words_has_a_line_for_each_batch_with_all_that_its_header_says() {
+    let folder = text(&kafka_logs().join("dirs/txn-0"));
+    let batches = run(&["segment", "dump", &folder, "--json"]).ok().json();
+    let text = run(&["segment", "dump", &folder]).ok().text();
+    for batch in &batches {
+        let number = |key: &str| batch[key].to_string();
+        let line =
+            text.lines().find(|line| line.contains(&number("crc"))).unwrap_or_else(|| panic!("{batch}:\n{text}"));
+        for key in [
+            "base_offset",
+            "last_offset",
+            "count",
+            "base_sequence",
+            "producer_id",
+            "producer_epoch",
+            "leader_epoch",
+            "position",
+            "size",
+        ] {
+            assert!(line.contains(&number(key)), "{key} of {batch} is missing: {line}");
+        }
+        assert!(line.contains(batch["codec"].as_str().expect("a name")), "{line}");
+        assert_eq!(line.contains("transactional"), batch["transactional"] == true, "{line}");
+        assert_eq!(line.contains("control"), batch["control"] == true, "{line}");
+    }
+    assert!(batches.iter().any(|batch| batch["control"] == true) && batches.len() > 3);
+}
+
+#[test]
 fn damage_is_found_placed_and_repaired_beside_the_original() {
     let folder = tempfile::tempdir().expect("a folder");
     let damaged = copied(&folder, "segments-0");
