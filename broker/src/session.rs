@@ -37,6 +37,9 @@ const CONTROL_PRIORITY: i32 = 1;
 /// What a call waits for.
 const ANSWER: &str = "an answer";
 
+/// What members of a metadata quorum are told.
+const IN_NO_QUORUM: &str = "this broker is alone: it takes part in no metadata quorum with others";
+
 /// Longest texts that hello may carry, in bytes.
 const MAX_CLIENT_TEXT_BYTES: usize = 256;
 
@@ -194,6 +197,10 @@ async fn hello(shared: &Shared, connection: &quinn::Connection) -> Result<Peer, 
             Some(call_message::Request::Hello(hello)) => greet(shared, connection, hello),
             _ => Err(wire::Error::new(ErrorCode::InvalidRequest, "the first call of a connection is hello")),
         },
+        // Its answer begins as that to a call does.
+        Ok(Some(Open { stream: Some(open::Stream::Raft(_)) })) => {
+            Err(wire::Error::new(ErrorCode::InvalidRequest, IN_NO_QUORUM))
+        }
         Ok(_) => Err(wire::Error::new(ErrorCode::InvalidRequest, "the first stream of a connection is the hello call")),
         Err(error) => match error.to_wire() {
             Some(told) => Err(told),
@@ -324,10 +331,7 @@ async fn serve_stream(session: Arc<Session>, mut send: quinn::SendStream, recv: 
         open::Stream::Raft(_) => {
             let error = match session.peer.principal.broker("raft streams") {
                 Err(error) => error.into(),
-                Ok(_) => {
-                    let why = "this broker is alone: it takes part in no metadata quorum with others".to_owned();
-                    StreamError::Refused(ErrorCode::InvalidRequest, why)
-                }
+                Ok(_) => StreamError::Refused(ErrorCode::InvalidRequest, IN_NO_QUORUM.to_owned()),
             };
             let last = |error| RaftOpened { error: Some(error), ..RaftOpened::default() };
             refuse(&session, &mut send, error, |error| frame::encode(&last(error), 0)).await;

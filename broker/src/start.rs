@@ -265,7 +265,7 @@ async fn start(
             Some(import::topics_command(manifest, broker_id, now_ms(), &config.topic_defaults)?)
         }
     };
-    let registration = registration(&config, advertised);
+    let registration = registration(&config, advertised, node.node_id());
     let office = take_part(&node, &registration, imported, deadline).await.map_err(refused)?;
     let state = Arc::clone(&node.applied().borrow().state);
 
@@ -425,12 +425,13 @@ fn refused(error: MetadataError) -> StartError {
     }
 }
 
-fn registration(config: &BrokerConfig, address: String) -> RegisterBroker {
+fn registration(config: &BrokerConfig, address: String, node_id: u64) -> RegisterBroker {
     RegisterBroker {
         broker_id: i32::try_from(config.broker_id).unwrap_or(i32::MAX),
         incarnation: uuid::Uuid::new_v4().as_bytes().to_vec().into(),
         address,
         registered_ms: now_ms(),
+        node_id,
         ..RegisterBroker::default()
     }
 }

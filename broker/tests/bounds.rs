@@ -92,6 +92,31 @@ async fn who_speaks_another_protocol_than_headwater_1_is_refused() {
     broker.shutdown().await;
 }
 
+/// Nobody else may write to its metadata, or make it vote.
+#[tokio::test]
+async fn who_speaks_as_a_member_of_the_metadata_quorum_is_refused_by_a_broker_that_is_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start(dir.path()).await;
+    let refused = |opened: wire::RaftOpened, code: ErrorCode, why: &str| {
+        let error = opened.error.unwrap();
+        assert_eq!((error.code, opened.node_id), (code.number(), 0));
+        assert!(error.message.contains(why), "{}", error.message);
+    };
+    let hello = wire::OpenRaft { cluster_id: broker.cluster_id().into(), from_node_id: 7, ..Default::default() };
+    let (_endpoint, connection) = connect_from(&broker, "127.0.0.1:0").await.unwrap();
+    let (mut send, recv) = connection.open_bi().await.unwrap();
+    let first = wire::Open { stream: Some(open::Stream::Raft(hello.clone())) };
+    send.write_chunk(headwater_proto::frame::encode(&first, 0)).await.unwrap();
+    let opened = FrameReader::new(recv).next().await.unwrap().0;
+    refused(opened, ErrorCode::InvalidRequest, "takes part in no metadata quorum");
+    // Nor as a client.
+    let client = Client::connect(&broker).await;
+    let stream = client.open(open::Stream::Raft(hello)).await;
+    let opened = FrameReader::new(stream.recv).next().await.unwrap().0;
+    refused(opened, ErrorCode::ClusterAuthorizationFailed, "only brokers of this cluster");
+    broker.shutdown().await;
+}
+
 #[tokio::test]
 async fn more_connections_than_allowed_are_refused_and_places_come_back() {
     let dir = tempfile::tempdir().unwrap();

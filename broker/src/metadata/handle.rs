@@ -1,6 +1,7 @@
 //! How commands reach the metadata: one task proposes to the quorum, everybody else holds a [`MetadataHandle`].
 //!
-//! A proposal is decided on the newest state, tried on a copy, committed by the quorum, applied, carried out by the partitions,
+//! A proposal is decided on the newest state (where others may write too, on one that has everything acknowledged before it was
+//! made), tried on a copy, committed by the quorum, applied, carried out by the partitions,
 //! and only then published and answered. So an answer means that the command is kept and in force, and two proposals never
 //! decide on the same state. A proposal that the quorum does not answer in time may come into force later: then it is carried
 //! out and published all the same. Before its fate is known nothing else is decided: that would be on a state which is past.
@@ -192,10 +193,18 @@ enum Waits {
     Office,
 }
 
-/// A command that was given to the quorum.
+/// What was waited for.
+enum Fate {
+    /// Everything that was acknowledged before the proposal is applied here: it is decided now.
+    CaughtUp(Decide, Result<(), MetadataError>),
+    /// What became of the command.
+    Known(Result<(u64, Outcome), MetadataError>),
+}
+
+/// A command that was given to the quorum, or waits to be decided.
 struct UnderWay {
     /// Ends when it is known what became of it.
-    fate: BoxFuture<'static, Result<(u64, Outcome), MetadataError>>,
+    fate: BoxFuture<'static, Fate>,
     /// `None`: nobody any more, because the deadline passed.
     waits: Option<Waits>,
     deadline: Instant,
@@ -214,12 +223,12 @@ pub struct MetadataHandle {
 }
 
 /// Carries a state out before it is published: opens, changes and deletes partitions.
-pub(crate) type CarryOut = Box<dyn FnMut(Arc<MetadataState>) -> BoxFuture<'static, ()> + Send>;
+pub type CarryOut = Box<dyn FnMut(Arc<MetadataState>) -> BoxFuture<'static, ()> + Send>;
 
 impl MetadataHandle {
     /// The handle, and the task, which ends once `stop` is cancelled and the proposal under way is answered. `state` was
     /// carried out; `office` is what its registration was given.
-    pub(crate) fn new(
+    pub fn new(
         node: RaftNode,
         state: Arc<MetadataState>,
         office: (Office, RegisterBroker),
@@ -423,7 +432,13 @@ impl Task {
                 () = stop.cancelled() => return Served::ToTheEnd,
                 // Whoever changed it: what was proposed here and answered too late, too.
                 changed = self.applied.changed() => match changed {
-                    Ok(()) => self.publish().await,
+                    Ok(()) => {
+                        self.publish().await;
+                        // Others write too, and whoever follows keeps it.
+                        if !self.node.is_alone() {
+                            self.look_after_snapshots();
+                        }
+                    }
                     Err(_) => return Served::UntilTheMemberEnded,
                 },
                 changed = leadership.changed() => match changed {
@@ -435,11 +450,17 @@ impl Task {
                 },
                 () = look, if !self.node.is_only_voter() => self.look_after_office(),
                 Some(fate) = OptionFuture::from(self.under_way.as_mut().map(|under_way| &mut under_way.fate)) => {
-                    let is_poisoned = matches!(&fate, Err(MetadataError::Journal(_))) && self.node.is_poisoned().await;
-                    self.settle(fate).await;
-                    // The member itself may not have noticed yet.
-                    if is_poisoned {
-                        return Served::UntilTheMemberEnded;
+                    match fate {
+                        Fate::CaughtUp(decide, caught_up) => self.go_on(decide, caught_up).await,
+                        Fate::Known(fate) => {
+                            let is_poisoned =
+                                matches!(&fate, Err(MetadataError::Journal(_))) && self.node.is_poisoned().await;
+                            self.settle(fate).await;
+                            // The member itself may not have noticed yet.
+                            if is_poisoned {
+                                return Served::UntilTheMemberEnded;
+                            }
+                        }
                     }
                 }
                 Some(()) = OptionFuture::from(waits_until.map(sleep_until)) => self.time_out(),
@@ -456,7 +477,8 @@ impl Task {
     async fn finish(&mut self) {
         if let Some(UnderWay { fate, waits: Some(_), deadline }) = &mut self.under_way {
             match timeout_at(*deadline, fate).await {
-                Ok(fate) => self.settle(fate).await,
+                Ok(Fate::Known(fate)) => self.settle(fate).await,
+                Ok(Fate::CaughtUp(decide, _)) => self.go_on(decide, Err(MetadataError::ShuttingDown)).await,
                 Err(_) => self.time_out(),
             }
         }
@@ -478,15 +500,51 @@ impl Task {
 
     /// Gives a proposal to the quorum, unless the answer is known before.
     fn begin(&mut self, Proposal { decide, deadline, waits }: Proposal) {
-        match self.decide(decide, deadline) {
-            Ok(command) => {
-                let (node, urgent) = (self.node.clone(), is_urgent(&command));
-                let fate = async move { node.propose_until(command, urgent, deadline).await }.boxed();
-                self.under_way = Some(UnderWay { fate, waits: Some(waits), deadline });
-                self.under_way_since.send_replace(Some(Instant::now()));
+        if self.under_way.is_some() || self.node.is_alone() || matches!(waits, Waits::Office) {
+            return self.give(decide, deadline, waits);
+        }
+        let node = self.node.clone();
+        let fate = async move {
+            let caught_up = node.catch_up(deadline).await;
+            Fate::CaughtUp(decide, caught_up)
+        };
+        self.wait_for(fate.boxed(), deadline, waits);
+    }
+
+    /// Decides what could not be decided before.
+    async fn go_on(&mut self, decide: Decide, caught_up: Result<(), MetadataError>) {
+        let under_way = self.under_way.take();
+        self.under_way_since.send_replace(None);
+        let Some(UnderWay { waits: Some(waits), deadline, .. }) = under_way else { return };
+        match caught_up {
+            Ok(()) => {
+                self.publish().await;
+                self.give(decide, deadline, waits);
             }
             Err(error) => self.answer(waits, Err(error)),
         }
+    }
+
+    fn give(&mut self, decide: Decide, deadline: Instant, waits: Waits) {
+        match self.decide(decide, deadline) {
+            Ok(command) => {
+                let (node, urgent) = (self.node.clone(), is_urgent(&command));
+                let is_the_office = matches!(waits, Waits::Office);
+                let fate = async move {
+                    Fate::Known(match is_the_office {
+                        true => node.propose_leading(command, urgent, deadline).await,
+                        false => node.propose_until(command, urgent, deadline).await,
+                    })
+                };
+                self.wait_for(fate.boxed(), deadline, waits);
+            }
+            Err(error) => self.answer(waits, Err(error)),
+        }
+    }
+
+    fn wait_for(&mut self, fate: BoxFuture<'static, Fate>, deadline: Instant, waits: Waits) {
+        self.under_way = Some(UnderWay { fate, waits: Some(waits), deadline });
+        self.under_way_since.send_replace(Some(Instant::now()));
     }
 
     fn decide(&self, decide: Decide, deadline: Instant) -> Result<Command, MetadataError> {
@@ -533,13 +591,19 @@ impl Task {
         if let Some(waits) = waits {
             self.answer(waits, fate.map(|(_, outcome)| outcome));
         }
-        if is_kept && self.snapshot.is_none() {
-            let node = self.node.clone();
-            self.snapshot = Some(async move { node.snapshot_if_due().await }.boxed());
+        if is_kept {
+            self.look_after_snapshots();
         }
         // It could not be taken meanwhile.
         if !is_the_office && self.ended.get().is_none() {
             self.look_after_office();
+        }
+    }
+
+    fn look_after_snapshots(&mut self) {
+        if self.snapshot.is_none() {
+            let node = self.node.clone();
+            self.snapshot = Some(async move { node.snapshot_if_due().await }.boxed());
         }
     }
 

@@ -213,22 +213,22 @@ impl Cluster {
 
     /// Registers the broker of a member, as a start does.
     pub(crate) async fn register(&self, number: usize) {
-        self.node(number).propose(self.registration(number), true, soon()).await.expect("in force");
+        let register = Kind::RegisterBroker(self.registration(number));
+        self.node(number).propose(register.into(), true, soon()).await.expect("in force");
     }
 
-    pub(crate) fn registration(&self, number: usize) -> Command {
+    pub(crate) fn registration(&self, number: usize) -> command::RegisterBroker {
         let state = state(self.node(number));
         let broker_id = i32::try_from(number).expect("few");
         let boots = state.broker(broker_id).map_or(0, |known| known.boots) + 1;
-        Kind::RegisterBroker(command::RegisterBroker {
+        command::RegisterBroker {
             broker_id,
             incarnation: rand::random::<[u8; 16]>().to_vec().into(),
             address: self.places[number].address.clone(),
             boots,
             node_id: self.id(number),
             ..Default::default()
-        })
-        .into()
+        }
     }
 
     /// Waits until all of these know one leader among them: its number.

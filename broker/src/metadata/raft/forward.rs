@@ -23,6 +23,7 @@ use headwater_proto::limits::MAX_COMMAND_BYTES;
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use openraft::{RaftMetrics, ServerState};
 use prost::Message;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -154,6 +155,24 @@ impl RaftNode {
         }
     }
 
+    /// Brings a command into force if this member leads, and by nobody else: what belongs to a leadership is no other's.
+    ///
+    /// # Errors
+    /// [`MetadataError`], as of [`propose`](RaftNode::propose).
+    pub(in super::super) async fn propose_leading(
+        &self,
+        command: Command,
+        urgent: bool,
+        deadline: Instant,
+    ) -> Result<(u64, Outcome), MetadataError> {
+        match self.propose_as_leader(&command, urgent, deadline).await {
+            Attempt::Done(Ok(Known::Proposed(index, outcome))) => Ok((index, outcome)),
+            Attempt::Done(Err(error)) => Err(error),
+            Attempt::NotLeader(_) => Err(MetadataError::NoLeader),
+            Attempt::Done(Ok(_)) | Attempt::Unknown => Err(MetadataError::TimedOut),
+        }
+    }
+
     /// Waits until everything that was acknowledged by anybody before this is applied here.
     ///
     /// # Errors
@@ -217,6 +236,9 @@ impl RaftNode {
 
     /// Answers as the leader, if this member is.
     pub(super) async fn answer_as_leader(&self, asked: &Asked, deadline: Instant) -> Attempt<Known> {
+        if self.aside.load(Ordering::Acquire) {
+            return Attempt::NotLeader(None);
+        }
         match asked {
             Asked::Propose { command, urgent } => self.propose_as_leader(command, *urgent, deadline).await,
             Asked::ReadAt => self.read_at_as_leader(deadline).await,

@@ -57,8 +57,8 @@ pub enum MembersRefusal {
     /// It would vote and go.
     #[error("member {0:x} cannot take its own place")]
     OwnPlace(u64),
-    /// It leads, and goes by itself only where another one leads.
-    #[error("member {0:x} leads the metadata quorum: it votes on until another one leads")]
+    /// It leads, and no other one took that over.
+    #[error("member {0:x} leads the metadata quorum, and no other one took that over: it votes on")]
     Leads(u64),
     /// Another change is on its way.
     #[error("another change of the metadata quorum is under way")]

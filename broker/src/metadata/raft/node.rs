@@ -61,6 +61,8 @@ pub struct RaftNode {
     pub(super) turn: Arc<Mutex<()>>,
     /// Whether nobody else has been able to write to the log since the start. Changed by whoever has the turn.
     pub(super) alone: Arc<AtomicBool>,
+    /// Whether this leader steps aside for another one.
+    pub(super) aside: Arc<AtomicBool>,
     /// Whoever changes the members.
     pub(super) changing: Arc<Mutex<()>>,
     pub(super) links: Option<Links>,
@@ -123,8 +125,9 @@ impl RaftNode {
         let raft = timeout_at(deadline, Raft::new(store.node_id(), Arc::new(config), network, log, machine)).await;
         let raft = raft.map_err(|_| MetadataError::TimedOut)?;
         let raft = raft.map_err(|error| MetadataError::Stopped(error.to_string()))?;
-        let (turn, changing, alone) = (Arc::default(), Arc::default(), Arc::default());
-        let node = RaftNode { raft, store, applied, turn, alone, changing, links };
+        let (turn, changing) = (Arc::default(), Arc::default());
+        let (alone, aside) = (Arc::default(), Arc::default());
+        let node = RaftNode { raft, store, applied, turn, alone, aside, changing, links };
         if is_only_voter {
             if let Err(error) = node.lead(deadline).await {
                 // Where it hangs, it goes on hanging without anybody who waits.
@@ -274,7 +277,7 @@ impl RaftNode {
     }
 
     /// Whether nobody else has been able to write to the log since the start.
-    pub(super) fn is_alone(&self) -> bool {
+    pub(in super::super) fn is_alone(&self) -> bool {
         self.alone.load(Ordering::Acquire)
     }
 

@@ -22,6 +22,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 const ANSWERS: Duration = Duration::from_millis(ELECTION_TIMEOUT_MS);
 /// A member that lacks no more entries than this has caught up.
 const CAUGHT_UP_ENTRIES: u64 = 1000;
+/// Time for another member to lead.
+const ASIDE: Duration = Duration::from_secs(5);
 /// How long nothing is tried again.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -32,6 +34,24 @@ enum Wanted {
     AllVote(BTreeSet<u64>),
     /// What a leader before has begun.
     Finished,
+}
+
+/// While it lasts, a leader gives no sign of itself, and takes nothing.
+struct Aside<'a>(&'a RaftNode);
+
+impl Aside<'_> {
+    fn of(node: &RaftNode) -> Aside<'_> {
+        node.aside.store(true, Ordering::Release);
+        node.raft.runtime_config().heartbeat(false);
+        Aside(node)
+    }
+}
+
+impl Drop for Aside<'_> {
+    fn drop(&mut self) {
+        self.0.raft.runtime_config().heartbeat(true);
+        self.0.aside.store(false, Ordering::Release);
+    }
 }
 
 impl Wanted {
@@ -123,9 +143,9 @@ impl RaftNode {
             };
             match next {
                 Ok(None) => return Attempt::Done(Ok(Known::Members(self.membership()))),
-                // openraft's leader does not bear to go.
+                // openraft's leader leads on while it is a member at all, and does not bear to be none.
                 Ok(Some(_)) if is_wanted && wanted.leaver() == Some(self.node_id()) => {
-                    return Attempt::Done(Err(MembersRefusal::Leads(self.node_id()).into()));
+                    return self.step_aside(deadline).await;
                 }
                 Ok(Some(step)) => match self.write_step(step, deadline).await {
                     Some(Attempt::Done(Ok(_))) if !is_wanted => {}
@@ -149,6 +169,19 @@ impl RaftNode {
                 return Attempt::Unknown;
             }
             sleep_until((Instant::now() + PAUSE).min(deadline)).await;
+        }
+    }
+
+    /// Has another member lead.
+    async fn step_aside(&self, deadline: Instant) -> Attempt<Known> {
+        tracing::info!("this member steps aside: another one is to lead the metadata quorum");
+        let _aside = Aside::of(self);
+        let (mut metrics, node_id) = (self.raft.metrics(), self.node_id());
+        let leads = metrics.wait_for(|now| now.current_leader.is_some_and(|leader| leader != node_id));
+        match timeout_at(deadline.min(Instant::now() + ASIDE), leads).await {
+            Ok(Ok(now)) => Attempt::NotLeader(now.current_leader),
+            Ok(Err(_)) => Attempt::Done(Err(MetadataError::ShuttingDown)),
+            Err(_) => Attempt::Done(Err(MembersRefusal::Leads(node_id).into())),
         }
     }
 

@@ -8,8 +8,8 @@
 //! knows them by their first frame). Read next: [`super::network`], which asks.
 
 use super::super::command::{
-    RaftFailure, RaftMembersChanged, RaftPropose, RaftProposed, RaftReadAt, RaftRequest, RaftResponse,
-    raft_failure::Kind, raft_request::Request, raft_response::Response,
+    Command, RaftFailure, RaftMembersChanged, RaftPropose, RaftProposed, RaftReadAt, RaftRequest, RaftResponse,
+    command::Command as CommandKind, raft_failure::Kind, raft_request::Request, raft_response::Response,
 };
 use super::convert::{self, Malformed};
 use super::forward::{Asked, Attempt, Known};
@@ -139,6 +139,11 @@ impl RaftServer {
                 Ok(asked) => self.take_part(asked).await,
                 Err(error) => Err(senseless(&error)),
             },
+            // Whoever leads says so itself.
+            Some(Request::Propose(RaftPropose {
+                command: Some(Command { command: Some(CommandKind::BecomeController(_)), .. }),
+                ..
+            })) => Err(senseless(&Malformed("only a leader takes the controller's office, and by itself".to_owned()))),
             Some(Request::Propose(RaftPropose { command: Some(command), urgent })) => {
                 self.do_as_leader(Asked::Propose { command, urgent }, deadline).await
             }
