@@ -51,10 +51,10 @@ const MAX_BATCHES: usize = 16 << 10;
 /// Requests of one stream that may wait for their outcome.
 const MAX_PENDING: usize = 1024;
 
-/// What the job checks that writes it: at most this many bytes (2 microseconds of checksum) ...
-const QUICK_BYTES: usize = 128 << 10;
-/// ... and this many records (10 microseconds of walking).
-const QUICK_RECORDS: i64 = 1000;
+/// What the job checks that writes it, at most so many bytes ...
+const QUICK_BYTES: usize = 16 << 10;
+/// ... and so many records: a microsecond each, which the batches of others wait for.
+const QUICK_RECORDS: i64 = 100;
 
 /// What a client is told first.
 const OPENING: &str = "the answer to the opening";
@@ -78,6 +78,8 @@ struct Account {
     credit: StreamCredit,
     /// Granted and not yet told to the client.
     grant: u64,
+    /// Whether a request was refused: all that follow are.
+    failed: bool,
 }
 
 struct Stream<'a> {
@@ -87,8 +89,8 @@ struct Stream<'a> {
     producer: ProducerIdentity,
     acks: Acks,
     account: Mutex<Account>,
-    /// Whether an append failed: everything later is refused. Whoever writes the log sees and says it too.
-    failed: Arc<AtomicBool>,
+    /// Whether the partition refused a request: none that it has of those after it is written.
+    not_written: Arc<AtomicBool>,
     /// Credit was released or lent.
     credited: Notify,
     /// How long the client may leave an answer unread, and a large frame waits for memory: what waits here may hold
@@ -151,9 +153,9 @@ pub(crate) async fn serve(
         last_offset: last.map_or(-1, |last| last.offset),
         last_producer_epoch: last.map_or(-1, |last| i32::from(last.epoch)),
     };
-    let account = Mutex::new(Account { credit, grant: 0 });
-    let (failed, credited) = (Arc::default(), Notify::new());
-    let stream = Stream { session, partition, producer, acks, account, failed, credited, patience };
+    let account = Mutex::new(Account { credit, grant: 0, failed: false });
+    let (not_written, credited) = (Arc::default(), Notify::new());
+    let stream = Stream { session, partition, producer, acks, account, not_written, credited, patience };
     send_within(send, &opened, patience, OPENING).await?;
     let (tell, told) = mpsc::channel(MAX_PENDING);
     // The reader ends first; then the writer answers what is pending, and ends.
@@ -325,7 +327,7 @@ impl Stream<'_> {
 
     /// What is known to be wrong with a frame before its payload.
     fn refusal(&self, request: &ProduceRequest, payload_bytes: usize) -> Option<wire::Error> {
-        if self.failed.load(Ordering::Acquire) {
+        if self.account().failed || self.not_written.load(Ordering::Acquire) {
             Some(earlier_failed())
         } else if request.partition != self.partition.partition() {
             let why = format!("this stream is for partition {}, not {}", self.partition.partition(), request.partition);
@@ -421,7 +423,7 @@ impl Stream<'_> {
             },
         };
         if matches!(outcome, Outcome::Refused(_)) {
-            self.failed.store(true, Ordering::Release);
+            self.account().failed = true;
         }
         let pending_one =
             Pending { request_id: frame.request_id, bytes: frame.held, began, outcome, _loan: frame.loan };
@@ -441,7 +443,7 @@ impl Stream<'_> {
             self.session.shared.pool.run(move || check(&large)).await?;
             None
         };
-        self.partition.enqueue(batches, Some(Check::new(Arc::clone(&self.failed), left)), self.acks).await
+        self.partition.enqueue(batches, Some(Check::new(Arc::clone(&self.not_written), left)), self.acks).await
     }
 
     /// `bytes` are no longer in memory: the client gets them back as credit.
@@ -522,7 +524,7 @@ impl Stream<'_> {
             Err(_) if *failed => response.error = Some(earlier_failed()),
             Err(error) => {
                 *failed = true;
-                self.failed.store(true, Ordering::Release);
+                self.account().failed = true;
                 metrics.rejected(ErrorCode::from_number(error.code));
                 response.error = Some(error);
             }

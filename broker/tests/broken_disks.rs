@@ -799,6 +799,39 @@ async fn batches_are_checked_by_other_threads_than_those_that_serve() {
     assert!(broker.shutdown().await);
 }
 
+/// What is refused as it arrives is refused before the partition has written what came earlier.
+#[tokio::test]
+async fn a_refusal_takes_nothing_with_it_that_came_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(17);
+    let broker = start_on(dir.path(), &files, &[]).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[("max.message.bytes", "1000")]).await;
+    let other = client.create_topic("other", 1, &[]).await;
+    let held = files.hold(Fault::new(Operation::Sync).on("/t-0"));
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    produce.request(&batch(&[b"being written"])).await;
+    within("the disk to hang", async {
+        while held.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    produce.request(&batch(&[b"waits"])).await;
+    produce.request(&batch(&[&[b'x'; 2000]])).await;
+    // What another stream sent later was answered: this one's frames have arrived.
+    for _ in 0..3 {
+        let (mut produce, _) = client.produce(open_produce(&other, 0)).await;
+        produce.request(&batch(&[b"x"])).await;
+        assert_eq!(produce.answer().await.error, None);
+    }
+    drop(held);
+    assert_eq!(produce.answer().await.error, None);
+    assert_eq!(produce.answer().await.error, None);
+    assert_eq!(code(produce.answer().await.error.as_ref()), ErrorCode::MessageTooLarge);
+    assert!(broker.shutdown().await);
+}
+
 fn open_folder(files: &Arc<SimFiles>, data: &Path) -> Result<DataDir, DataDirError> {
     let identity = NewIdentity { cluster_id: "other".into(), broker_id: 1, directory_id: "other".into() };
     DataDir::open(files.clone(), data, &identity)

@@ -103,8 +103,8 @@ pub struct Check {
 }
 
 impl Check {
-    /// `failed` is the stream's: whether one of its requests failed, which none that follows may overtake. `ask`: what is wrong with
-    /// the batches, asked where the log is written; `None`: they were checked.
+    /// `failed` is the stream's: whether the partition refused one of its requests, which none that follows may overtake. `ask`:
+    /// what is wrong with the batches, asked where the log is written; `None`: they were checked.
     pub fn new(failed: Arc<AtomicBool>, ask: Option<Ask>) -> Check {
         Check { ask, failed }
     }
