@@ -205,6 +205,8 @@ enum Fate {
 struct UnderWay {
     /// Ends when it is known what became of it.
     fate: BoxFuture<'static, Fate>,
+    /// Whether it was given to the quorum.
+    is_proposed: bool,
     /// `None`: nobody any more, because the deadline passed.
     waits: Option<Waits>,
     deadline: Instant,
@@ -475,7 +477,7 @@ impl Task {
 
     /// Answers whoever waits still.
     async fn finish(&mut self) {
-        if let Some(UnderWay { fate, waits: Some(_), deadline }) = &mut self.under_way {
+        if let Some(UnderWay { fate, waits: Some(_), deadline, .. }) = &mut self.under_way {
             match timeout_at(*deadline, fate).await {
                 Ok(Fate::Known(fate)) => self.settle(fate).await,
                 Ok(Fate::CaughtUp(decide, _)) => self.go_on(decide, Err(MetadataError::ShuttingDown)).await,
@@ -508,7 +510,7 @@ impl Task {
             let caught_up = node.catch_up(deadline).await;
             Fate::CaughtUp(decide, caught_up)
         };
-        self.wait_for(fate.boxed(), deadline, waits);
+        self.wait_for(fate.boxed(), false, deadline, waits);
     }
 
     /// Decides what could not be decided before.
@@ -536,14 +538,14 @@ impl Task {
                         false => node.propose_until(command, urgent, deadline).await,
                     })
                 };
-                self.wait_for(fate.boxed(), deadline, waits);
+                self.wait_for(fate.boxed(), true, deadline, waits);
             }
             Err(error) => self.answer(waits, Err(error)),
         }
     }
 
-    fn wait_for(&mut self, fate: BoxFuture<'static, Fate>, deadline: Instant, waits: Waits) {
-        self.under_way = Some(UnderWay { fate, waits: Some(waits), deadline });
+    fn wait_for(&mut self, fate: BoxFuture<'static, Fate>, is_proposed: bool, deadline: Instant, waits: Waits) {
+        self.under_way = Some(UnderWay { fate, is_proposed, waits: Some(waits), deadline });
         self.under_way_since.send_replace(Some(Instant::now()));
     }
 
@@ -558,11 +560,13 @@ impl Task {
         Ok(command)
     }
 
-    /// Nobody waits for the command under way any more; it is under way all the same.
+    /// Nobody waits for the command under way any more; it is under way all the same, unless nobody was found to give it to.
     fn time_out(&mut self) {
-        tracing::error!("a metadata command is not answered in time; no other one is tried before that");
-        if let Some(waits) = self.under_way.as_mut().and_then(|under_way| under_way.waits.take()) {
-            self.answer(waits, Err(MetadataError::TimedOut));
+        let Some(under_way) = &mut self.under_way else { return };
+        let error = if under_way.is_proposed { MetadataError::TimedOut } else { MetadataError::NoLeader };
+        tracing::error!(%error, "a metadata command is not answered in time; no other one is tried before that");
+        if let Some(waits) = under_way.waits.take() {
+            self.answer(waits, Err(error));
         }
     }
 

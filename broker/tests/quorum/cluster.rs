@@ -82,6 +82,8 @@ pub(crate) struct Place {
 }
 
 pub(crate) struct Cluster {
+    /// Where the sockets are served, by number; else it is the quorum's thread.
+    pub(crate) data: Vec<tokio::runtime::Handle>,
     pub(crate) network: Arc<Network>,
     pub(crate) trust: Trust,
     pub(crate) places: Vec<Place>,
@@ -99,7 +101,7 @@ impl Cluster {
             let files = Arc::new(OsFiles::new());
             places.push(Place { number, folder, files, address, socket, running: None });
         }
-        Cluster { network, trust: Trust::new(), places }
+        Cluster { data: Vec::new(), network, trust: Trust::new(), places }
     }
 
     /// So many voters, and so many others that follow.
@@ -150,7 +152,7 @@ impl Cluster {
         let store = opened.expect("opens").store;
         let thread = RaftThread::start().expect("a thread");
         let endpoint = {
-            let _entered = thread.runtime().enter();
+            let _entered = self.data.get(number).unwrap_or(thread.runtime()).enter();
             let any = "127.0.0.1:0".parse().expect("an address");
             quinn::Endpoint::server(self.trust.server.clone(), any).expect("a socket")
         };

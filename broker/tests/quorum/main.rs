@@ -321,3 +321,40 @@ async fn a_broker_may_come_back_under_another_address() {
     propose(cluster.node(moved), create(2)).await.expect("both are a quorum");
     cluster.leader_among(others).await;
 }
+
+/// A data path that is always busy: its thread looks at the socket every 120 ms, so that an answer takes longer than openraft
+/// waits for it.
+fn busy() -> tokio::runtime::Handle {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let handle = runtime.handle().clone();
+    for _ in 0..3 {
+        runtime.spawn(async {
+            loop {
+                std::thread::sleep(Duration::from_millis(40));
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+    // It ends with the process.
+    std::thread::spawn(move || runtime.block_on(std::future::pending::<()>()));
+    handle
+}
+
+/// What was not answered within a heartbeat was given up, its stream too: no sign of a leader came through, and everybody stood
+/// for election again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_busy_data_path_does_not_look_like_a_death() {
+    let mut cluster = Cluster::of(3).await;
+    cluster.data = (0..3).map(|_| busy()).collect();
+    cluster.form(3).await;
+    let leader = cluster.leader_among(0..3).await;
+    let term = cluster.node(leader).metrics().borrow().current_term;
+    let mut last = 0;
+    for n in 0..3 {
+        last = propose(cluster.node(n as usize % 3), create(n)).await.expect("in force").0;
+    }
+    for number in 0..3 {
+        assert_eq!(cluster.applied(number, last).await.state.topics().count(), 3);
+        assert_eq!(cluster.node(number).metrics().borrow().current_term, term, "nobody stood for election");
+    }
+}

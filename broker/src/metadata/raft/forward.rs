@@ -422,3 +422,31 @@ fn understand(response: Option<Response>, links: &Links) -> Attempt<Known> {
         Ok(raft_failure::Kind::Ended | raft_failure::Kind::UnknownOutcome) | Err(_) => Attempt::Unknown,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::command::{AlterPartition, BecomeController, CreateTopic, RegisterBroker};
+    use super::*;
+
+    #[test]
+    fn a_persons_command_gets_an_id_once_and_can_be_proposed_again() {
+        let create: Command = Kind::CreateTopic(CreateTopic::default()).into();
+        assert!(!is_repeatable(&create), "two would be created, or the second refused");
+        let first = prepared(create);
+        assert!(first.untried && first.command_id.len() == 16 && is_repeatable(&first));
+        assert_eq!(prepared(first.clone()), first, "its own id stays");
+    }
+
+    #[test]
+    fn what_says_the_same_twice_needs_no_id_and_what_would_be_refused_then_is_not_repeated() {
+        for kind in
+            [Kind::RegisterBroker(RegisterBroker::default()), Kind::BecomeController(BecomeController::default())]
+        {
+            let command = prepared(kind.into());
+            assert!(command.command_id.is_empty() && is_repeatable(&command));
+        }
+        // Whether the first one counted is in the partition's epoch; the second one hides that.
+        assert!(!is_repeatable(&prepared(Kind::AlterPartition(AlterPartition::default()).into())));
+        assert!(!is_repeatable(&Command::default()));
+    }
+}

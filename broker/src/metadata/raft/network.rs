@@ -1,14 +1,15 @@
 //! Raft's own messages to another member, as openraft sends them.
 //!
-//! openraft waits for each answer no longer than a heartbeat. Entries that take longer, because there are many or a disk is
-//! slow, would be sent for ever and arrive never; so they go on being sent, and whoever asks for the same again waits for that
-//! answer ([`Sending`]). What says only that there is a leader goes by a stream of its own, past them.
+//! openraft waits for each answer no longer than a heartbeat. Over a long way, or to a slow disk, everything takes longer: it
+//! would be sent for ever and answered never. So what is sent goes on being sent, and whoever asks for the same again waits for
+//! that answer ([`Sending`]). What says only that there is a leader goes by a stream of its own, past the entries.
 //!
 //! Owns: one stream for each purpose and member. Refuses: connections ([`super::links`]). Read next: [`super::server`].
 
 use super::super::command::{RaftRequest, RaftResponse, raft_request::Request, raft_response::Response};
 use super::convert::Malformed;
 use super::links::{LinkError, Links, RaftStream};
+use super::node::ELECTION_TIMEOUT_MS;
 use super::{LogId, TypeConfig, Vote, message};
 use openraft::EmptyNode;
 use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable};
@@ -23,7 +24,9 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// How long entries may take on their way, and to be kept.
-const SEND: Duration = Duration::from_secs(30);
+const ENTRIES: Duration = Duration::from_secs(30);
+/// How long the sign of a leader may take.
+const SIGN: Duration = Duration::from_millis(ELECTION_TIMEOUT_MS);
 /// The pauses of openraft after a member was not reached, and the longest. It hears of no leader meanwhile.
 const PAUSES_MS: [u64; 3] = [20, 50, 100];
 const LONGEST_PAUSE_MS: u64 = 150;
@@ -32,27 +35,45 @@ impl RaftNetworkFactory<TypeConfig> for Links {
     type Network = MemberNetwork;
 
     async fn new_client(&mut self, target: u64, _node: &EmptyNode) -> MemberNetwork {
-        MemberNetwork { links: self.clone(), target, stream: None, sending: None }
+        let way = || Way { links: self.clone(), target, stream: None };
+        MemberNetwork { entries: Appending::by(way()), signs: Appending::by(way()), others: way() }
     }
 }
 
-/// One of openraft's ways to a member.
+/// openraft's ways to a member.
 #[derive(Debug)]
 pub struct MemberNetwork {
+    entries: Appending,
+    signs: Appending,
+    others: Way,
+}
+
+/// A stream to a member, once it is needed.
+#[derive(Debug)]
+struct Way {
     links: Links,
     target: u64,
     /// Free: every answer has come.
     stream: Option<RaftStream>,
+}
+
+/// A way that goes on though nobody waits for the answer.
+#[derive(Debug)]
+struct Appending {
+    links: Links,
+    target: u64,
+    /// `None`: it is under way.
+    way: Option<Way>,
     sending: Option<Sending>,
 }
 
-/// Entries on their way.
+/// Entries, or the sign of a leader, on their way.
 #[derive(Debug)]
 struct Sending {
     vote: Vote,
     previous: Option<LogId>,
     last: Option<LogId>,
-    answer: JoinHandle<Result<AppendEntriesResponse<u64>, LinkError>>,
+    answer: JoinHandle<(Way, Result<AppendEntriesResponse<u64>, LinkError>)>,
 }
 
 impl Drop for Sending {
@@ -71,13 +92,11 @@ fn unreachable<E: std::error::Error>(error: &LinkError) -> RPCError<u64, EmptyNo
     }
 }
 
-impl MemberNetwork {
+impl Way {
     fn late(&self) -> LinkError {
-        let address = match &self.stream {
-            Some(stream) => stream.address().to_owned(),
-            None => self.links.addresses(self.target).into_iter().next().unwrap_or_default(),
-        };
-        LinkError::Late { address }
+        let addresses = self.links.addresses(self.target);
+        addresses.iter().for_each(|address| self.links.suspect(address));
+        LinkError::Late { address: addresses.into_iter().next().unwrap_or_default() }
     }
 
     /// Asks on the stream of this purpose.
@@ -87,10 +106,7 @@ impl MemberNetwork {
             Some(stream) => stream,
             None => match timeout(patience, self.links.open(self.target)).await {
                 Ok(opened) => opened?,
-                Err(_) => {
-                    self.links.addresses(self.target).iter().for_each(|address| self.links.suspect(address));
-                    return Err(self.late());
-                }
+                Err(_) => return Err(self.late()),
             },
         };
         let left = patience.saturating_sub(began.elapsed()).max(Duration::from_millis(1));
@@ -123,39 +139,6 @@ impl MemberNetwork {
         }
     }
 
-    /// Sends entries; or waits on for those that are on their way.
-    async fn send(
-        &mut self,
-        request: AppendEntriesRequest<TypeConfig>,
-        patience: Duration,
-    ) -> Result<AppendEntriesResponse<u64>, LinkError> {
-        let (vote, previous) = (request.vote, request.prev_log_id);
-        let wanted = request.entries.last().map(|entry| entry.log_id);
-        let under_way = self.sending.take().filter(|sending| sending.vote == vote && sending.previous == previous);
-        let mut sending = under_way.unwrap_or_else(|| {
-            let mut way = MemberNetwork {
-                links: self.links.clone(),
-                target: self.target,
-                stream: self.stream.take(),
-                sending: None,
-            };
-            let answer = tokio::spawn(async move { way.append(request, SEND).await });
-            Sending { vote, previous, last: wanted, answer }
-        });
-        match timeout(patience, &mut sending.answer).await {
-            Ok(Ok(Ok(AppendEntriesResponse::Success))) if sending.last < wanted => {
-                Ok(AppendEntriesResponse::PartialSuccess(sending.last))
-            }
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(LinkError::Lost { address: String::new(), why: "the member ends".to_owned() }),
-            Err(_) => {
-                self.links.addresses(self.target).iter().for_each(|address| self.links.suspect(address));
-                self.sending = Some(sending);
-                Err(self.late())
-            }
-        }
-    }
-
     fn malformed(&self, error: Malformed) -> LinkError {
         LinkError::Lost { address: format!("member {:x}", self.target), why: error.to_string() }
     }
@@ -166,6 +149,51 @@ impl MemberNetwork {
             _ => "an answer to another question".to_owned(),
         };
         LinkError::Unreachable { address: format!("member {:x}", self.target), why }
+    }
+}
+
+impl Appending {
+    fn by(way: Way) -> Appending {
+        Appending { links: way.links.clone(), target: way.target, way: Some(way), sending: None }
+    }
+
+    /// Sends this; or waits on for the same that is on its way. It may be there for so long.
+    async fn send(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        patience: Duration,
+        longest: Duration,
+    ) -> Result<AppendEntriesResponse<u64>, LinkError> {
+        let (vote, previous) = (request.vote, request.prev_log_id);
+        let wanted = request.entries.last().map(|entry| entry.log_id);
+        let under_way = self.sending.take().filter(|sending| sending.vote == vote && sending.previous == previous);
+        let mut sending = under_way.unwrap_or_else(|| {
+            let fresh = || Way { links: self.links.clone(), target: self.target, stream: None };
+            let mut way = self.way.take().unwrap_or_else(fresh);
+            let answer = tokio::spawn(async move {
+                let answer = way.append(request, longest).await;
+                (way, answer)
+            });
+            Sending { vote, previous, last: wanted, answer }
+        });
+        match timeout(patience, &mut sending.answer).await {
+            Ok(Ok((way, answer))) => {
+                self.way = Some(way);
+                match answer {
+                    Ok(AppendEntriesResponse::Success) if sending.last < wanted => {
+                        Ok(AppendEntriesResponse::PartialSuccess(sending.last))
+                    }
+                    answer => answer,
+                }
+            }
+            Ok(Err(_)) => Err(LinkError::Lost { address: String::new(), why: "the member ends".to_owned() }),
+            Err(_) => {
+                self.sending = Some(sending);
+                let addresses = self.links.addresses(self.target);
+                addresses.iter().for_each(|address| self.links.suspect(address));
+                Err(LinkError::Late { address: addresses.into_iter().next().unwrap_or_default() })
+            }
+        }
     }
 }
 
@@ -186,17 +214,17 @@ impl RaftNetwork<TypeConfig> for MemberNetwork {
         // Nearly all of openraft's patience, so that the answer to why is this one's.
         let patience = option.hard_ttl() * 9 / 10;
         let answered = match request.entries.is_empty() {
-            true => self.append(request, patience).await,
-            false => self.send(request, patience).await,
+            true => self.signs.send(request, patience, SIGN).await,
+            false => self.entries.send(request, patience, ENTRIES).await,
         };
         answered.map_err(|error| unreachable(&error))
     }
 
     async fn vote(&mut self, request: VoteRequest<u64>, option: RPCOption) -> Result<VoteResponse<u64>, Failed> {
         let message = Request::AskVote(message::ask_vote_message(&request));
-        let answered = match self.ask(message, option.hard_ttl() * 9 / 10).await {
-            Ok(Response::Voted(answer)) => message::voted(&answer).map_err(|error| self.malformed(error)),
-            Ok(other) => Err(self.unexpected(&other)),
+        let answered = match self.others.ask(message, option.hard_ttl() * 9 / 10).await {
+            Ok(Response::Voted(answer)) => message::voted(&answer).map_err(|error| self.others.malformed(error)),
+            Ok(other) => Err(self.others.unexpected(&other)),
             Err(error) => Err(error),
         };
         answered.map_err(|error| unreachable(&error))
@@ -208,17 +236,17 @@ impl RaftNetwork<TypeConfig> for MemberNetwork {
         option: RPCOption,
     ) -> Result<InstallSnapshotResponse<u64>, Failed<RaftError<u64, InstallSnapshotError>>> {
         let message = Request::SnapshotPart(message::snapshot_part_message(request));
-        let answered = match self.ask(message, option.hard_ttl() * 9 / 10).await {
+        let answered = match self.others.ask(message, option.hard_ttl() * 9 / 10).await {
             Ok(Response::SnapshotTaken(answer)) => {
-                message::snapshot_taken(answer).map_err(|error| self.malformed(error))
+                message::snapshot_taken(answer).map_err(|error| self.others.malformed(error))
             }
-            Ok(other) => Err(self.unexpected(&other)),
+            Ok(other) => Err(self.others.unexpected(&other)),
             Err(error) => Err(error),
         };
         match answered {
             Ok(Ok(taken)) => Ok(taken),
             Ok(Err(mismatch)) => Err(RPCError::RemoteError(RemoteError::new(
-                self.target,
+                self.others.target,
                 RaftError::APIError(InstallSnapshotError::SnapshotMismatch(mismatch)),
             ))),
             Err(error) => Err(unreachable(&error)),

@@ -295,6 +295,17 @@ async fn a_log_with_a_command_that_is_refused_is_not_led_and_the_entry_named() {
     assert_eq!(again.to_string(), told);
 }
 
+/// Where others vote, two may be under way together. A member that is the only voter again must not end over what is left of
+/// that time.
+#[tokio::test]
+async fn a_command_that_was_not_tried_may_be_refused_in_the_log() {
+    let disk = disk(12);
+    let untried = Command { untried: true, ..create(2) };
+    let node = start_with_log(&disk, &[register(), create(2), untried, create(3)]).await.expect("it is led");
+    assert_eq!((state(&node).topics().count(), state(&node).index()), (2, 4));
+    node.stop().await;
+}
+
 /// It was tried without the one before it, which nobody waited for any more: refused in the log, it would end every later start.
 #[tokio::test]
 async fn what_a_late_command_rules_out_is_not_written_behind_it() {

@@ -22,6 +22,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 const ANSWERS: Duration = Duration::from_millis(ELECTION_TIMEOUT_MS);
 /// A member that lacks no more entries than this has caught up.
 const CAUGHT_UP_ENTRIES: u64 = 1000;
+/// Time for a member that has just been taken in to be heard of.
+const COMES: Duration = Duration::from_secs(3);
 /// Time for another member to lead.
 const ASIDE: Duration = Duration::from_secs(5);
 /// How long nothing is tried again.
@@ -156,7 +158,9 @@ impl RaftNode {
                 Err(refusal) => {
                     let is_young = began.elapsed() < ANSWERS;
                     let comes = match &refusal {
-                        MembersRefusal::Behind(id) => is_young || self.answers(*id, began),
+                        // Whoever forms a quorum waits for all of them.
+                        MembersRefusal::Behind(_) if matches!(wanted, Wanted::AllVote(_)) => true,
+                        MembersRefusal::Behind(id) => began.elapsed() < COMES || self.answers(*id, began),
                         MembersRefusal::LosesQuorum { .. } => is_young,
                         _ => false,
                     };

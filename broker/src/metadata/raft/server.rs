@@ -89,7 +89,13 @@ impl RaftServer {
         let opened = RaftOpened { error: refusal.clone(), node_id: self.links.node_id() };
         send_within(send, &opened, UNREAD, "an answer").await?;
         if let Some(refusal) = refusal {
-            tracing::warn!(from = format!("{:x}", hello.from_node_id), error = refusal.message, "a member was refused");
+            let from = format!("{:x}", hello.from_node_id);
+            if refusal.code == ErrorCode::WrongMember.number() {
+                // It looks for another one, or does not know yet that this disk is new.
+                tracing::debug!(from, error = refusal.message, "a member looks for another one");
+            } else {
+                tracing::warn!(from, error = refusal.message, "a member was refused");
+            }
             // An error means that it was reset before.
             drop(send.finish());
             return Ok(());
