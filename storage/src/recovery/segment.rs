@@ -190,7 +190,7 @@ impl Opening<'_> {
         }
     }
 
-    /// How many bytes of a segment its checksum file knows of.
+    /// How many bytes of a segment its checksum file knows of, if it is this segment's.
     fn recorded_end(&self, base_offset: i64) -> Result<Option<u64>, OpenError> {
         let path = self.place.dir.join(segment_file_name(base_offset, ".crc"));
         let bytes = match files::read(&**self.place.files, &path, 1 << 20) {
@@ -199,7 +199,8 @@ impl Opening<'_> {
             Err(error) => return Err(IoFailure::new("read", &path, error).into()),
         };
         // An entry that is whole counts, whatever the rest is.
-        let found = crcfile::decode_leading(&bytes).ok().filter(|found| found.header.base_offset == base_offset);
+        let ours = crc_header(self.place.identity, base_offset);
+        let found = crcfile::decode_leading(&bytes).ok().filter(|found| found.header == ours);
         Ok(found.map(|found| found.entries.last().map_or(0, |last| u64::from(last.position))))
     }
 
