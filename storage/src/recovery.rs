@@ -16,6 +16,7 @@
 //! * Indexes, checksums, snapshots and epochs are made from the log; damaged ones are made anew and reported.
 
 mod history;
+mod owner;
 mod renewal;
 mod report;
 mod segment;

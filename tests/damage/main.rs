@@ -12,6 +12,7 @@
 mod harness;
 mod partitions;
 mod root;
+mod swapped;
 
 use std::fs;
 use std::io::{Read as _, Write as _};

@@ -8,10 +8,10 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{CrcDisagreement, CutTail, Opening, renewal};
+use super::{CrcDisagreement, CutTail, Opening, owner, renewal};
 use crate::active::{Active, crc_header, note_failed_sync, read_crc_file};
 use crate::checkpoint::{parse_segment_file_name, segment_file_name};
-use crate::crcfile::{self, RunningCrc};
+use crate::crcfile::{self, CrcEntry, CrcFile, RunningCrc, STEP_BYTES};
 use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
 use crate::files::{self, Metadata, OpenMode};
 use crate::index::IndexBuilder;
@@ -328,6 +328,8 @@ impl Opening<'_> {
         let segment =
             Segment::new(Arc::clone(self.place.files), Arc::clone(self.place.dir), base_offset, scanned.end, 0, 0);
         let path = segment.log_path();
+        // Before anything is changed that would speak for or against it.
+        self.compare_crc(&segment.path(".crc"), &scanned.crc, base_offset, scanned.flushed, torn)?;
         if self.failed_syncs.contains(&base_offset) {
             renewal::renew(self.place, base_offset, scanned.end)?;
         }
@@ -346,7 +348,6 @@ impl Opening<'_> {
         let mut entries = scanned.entries;
         index.seal(&mut entries);
         segment.rewrite_indexes(entries)?;
-        self.compare_crc(&segment.path(".crc"), &scanned.crc, base_offset, scanned.flushed, torn)?;
         if scanned.unchecked > 0 {
             segment.verified.distrust(scanned.unchecked);
             self.unchecked = Some((Arc::clone(&segment), scanned.unchecked));
@@ -388,38 +389,82 @@ impl Opening<'_> {
     ) -> Result<(), OpenError> {
         let found = read_crc_file(&**self.place.files, path)?;
         let torn = torn && matches!(found, Some(Err(_))) && self.looks_torn(path)?;
-        let mut report = |position: u64, detail: String| {
-            tracing::warn!(path = %path.display(), position, detail, "the checksum file disagrees with valid batches");
-            self.report.crc_disagreements.push(CrcDisagreement { path: path.into(), position, detail });
-        };
-        match found {
-            None => {}
-            Some(Err(_)) if torn => {}
-            Some(Err(fault)) => report(0, fault.to_string()),
-            Some(Ok(file)) if file.header != crc_header(self.place.identity, base_offset) => {
-                report(0, format!("it was written for {:?}", file.header));
-            }
-            Some(Ok(file)) => {
-                let right: BTreeMap<u32, u32> =
-                    computed.pending().chain([computed.entry()]).map(|entry| (entry.position, entry.crc)).collect();
-                let wrong =
-                    file.entries.iter().find(|entry| right.get(&entry.position).is_some_and(|crc| *crc != entry.crc));
-                if let Some(entry) = wrong {
-                    let position = u64::from(entry.position);
-                    let as_long =
-                        file.entries.last().is_some_and(|last| u64::from(last.position) >= computed.position());
-                    if position <= flushed && as_long {
-                        // Changed in place, in bytes that batch checksums leave out.
-                        let detail =
-                            format!("bytes before here are not those that were written, as {} says", path.display());
-                        let log = path.with_extension("log");
-                        return Err(Corruption { path: log, position, offset: None, detail }.into());
-                    }
-                    report(position, "the bytes up to here are others".into());
+        let log = path.with_extension("log");
+        let ours = crc_header(self.place.identity, base_offset);
+        let (position, detail) = match &found {
+            None => return Ok(()),
+            Some(Err(_)) if torn => return Ok(()),
+            Some(Err(fault)) => (0, fault.to_string()),
+            Some(Ok(file)) if file.header != ours => (0, format!("it was written for {:?}", file.header)),
+            Some(Ok(file)) => match self.first_wrong(file, computed, &log)? {
+                // It may have been made of bytes that are lost; it may also never have been of these.
+                None if file.entries.first().is_some_and(|first| u64::from(first.position) > computed.position()) => {
+                    return self.check_owner(&log, base_offset, computed, Some(file));
                 }
+                None => return Ok(()),
+                Some(entry) => (entry.position, "the bytes up to here are others".to_owned()),
+            },
+        };
+        let file = found.as_ref().and_then(|found| found.as_ref().ok());
+        let from_the_first = file.and_then(|file| file.entries.first()).is_none_or(|first| position <= first.position);
+        if from_the_first {
+            self.check_owner(&log, base_offset, computed, file)?;
+        }
+        let position = u64::from(position);
+        if let Some(last) = file.filter(|file| file.header == ours).and_then(|file| file.entries.last()) {
+            let written = u64::from(last.position);
+            // Compaction makes a segment shorter, never the one that is written.
+            let may_be_compacted = self.place.config.cleanup.compact && self.bases.last() != Some(&base_offset);
+            let as_long = written == computed.position() || (written > computed.position() && !may_be_compacted);
+            if position <= flushed && as_long {
+                // Changed in place, in bytes that batch checksums leave out.
+                let detail = format!("bytes before here are not those that were written, as {} says", path.display());
+                return Err(Corruption { path: log, position, offset: None, detail }.into());
             }
         }
+        tracing::warn!(path = %path.display(), position, detail, "the checksum file disagrees with valid batches");
+        self.report.crc_disagreements.push(CrcDisagreement { path: path.into(), position, detail });
         Ok(())
+    }
+
+    /// Valid batches that do not begin as they should may be another partition's.
+    fn check_owner(
+        &self,
+        log: &Path,
+        base_offset: i64,
+        computed: &RunningCrc,
+        found: Option<&CrcFile>,
+    ) -> Result<(), OpenError> {
+        let Some(other) = owner::other_owner(self.place, base_offset, computed.position(), found)? else {
+            return Ok(());
+        };
+        let detail = format!("every batch is valid, but this is no file of this partition: {other}");
+        Err(Corruption { path: log.into(), position: 0, offset: Some(base_offset), detail }.into())
+    }
+
+    /// The first entry of a checksum file that disagrees with the log.
+    fn first_wrong(&self, file: &CrcFile, computed: &RunningCrc, log: &Path) -> Result<Option<CrcEntry>, IoFailure> {
+        let right: BTreeMap<u32, u32> =
+            computed.pending().chain([computed.entry()]).map(|entry| (entry.position, entry.crc)).collect();
+        let wrong = file.entries.iter().find(|entry| right.get(&entry.position).is_some_and(|crc| *crc != entry.crc));
+        let Some((last, before)) = file.entries.split_last().filter(|_| wrong.is_none()) else {
+            return Ok(wrong.copied());
+        };
+        // The last one may stand where a log ended that goes on now.
+        let from = before.last().map_or(0, |before| before.position);
+        let is_known = right.contains_key(&last.position) || u64::from(last.position) > computed.position();
+        if is_known || u64::from(last.position - from) > STEP_BYTES {
+            return Ok(None);
+        }
+        let mut running = match before.last() {
+            Some(entry) => RunningCrc::resume(*entry, before.len()),
+            None => RunningCrc::new(&file.header),
+        };
+        let mut bytes = vec![0; (last.position - from) as usize];
+        let opened = self.place.files.open(log, OpenMode::Read).during("open", log)?;
+        files::read_exact_at(&*opened, &mut bytes, u64::from(from)).during("read", log)?;
+        running.update(&bytes);
+        Ok((running.entry() != *last).then_some(*last))
     }
 
     /// A walk over headers that came upon something else than a batch says where; the damage may lie further ahead, in a
