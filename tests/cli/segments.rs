@@ -71,6 +71,22 @@ fn stats_tell_what_is_in_it() {
     run(&["segment", "stats", "nowhere"]).fails(1);
 }
 
+/// An empty partition of a broker that ended well once had a note about a file that it never needed.
+#[test]
+fn of_an_empty_partition_there_is_nothing_to_note() {
+    let mut broker = Broker::start(&[]);
+    broker.run(&["topic", "create", "t", "-p", "2"]).ok();
+    broker.run_with(&["produce", "t", "--partition", "0"], "x\n").ok();
+    broker.stop();
+    for partition in ["t-0", "t-1"] {
+        let report = run(&["segment", "verify", &text(&broker.partition(partition)), "--json"]).ok().object();
+        assert_eq!((&report["faults"], &report["notes"]), (&serde_json::json!([]), &serde_json::json!([])), "{report}");
+    }
+    std::fs::remove_file(broker.partition("t-0").join("leader-epoch-checkpoint")).expect("it was there");
+    let report = run(&["segment", "verify", &text(&broker.partition("t-0")), "--json"]).ok().object();
+    assert_eq!(report["notes"][0]["file"], "leader-epoch-checkpoint", "{report}");
+}
+
 #[test]
 fn a_segments_file_does_as_well_as_a_folder() {
     let folder = tempfile::tempdir().expect("a folder");

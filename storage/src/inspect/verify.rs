@@ -23,6 +23,7 @@ use super::scan::{FoundBatch, Item};
 use super::{Fault, FaultKind, InspectError, SegmentFile, Target, at, name};
 use crate::checkpoint::PARTITION_METADATA;
 use crate::epochs::{self, LeaderEpochs};
+use crate::files;
 use crc::CrcCheck;
 use gaps::GapCheck;
 use indexes::{OffsetIndexCheck, OpenTransactions, TimeIndexCheck, TxnIndexCheck};
@@ -326,6 +327,11 @@ impl<'a> Verifier<'a> {
             let offset = Some(entry.start_offset);
             self.findings.fault(epochs::FILE_NAME, position, offset, FaultKind::LeaderEpochs, detail);
         }
+        // Who never wrote anything is nobody's history.
+        let is_missing = !files::exists(&*self.target.files, &self.target.dir.join(epochs::FILE_NAME)).unwrap_or(true);
+        if is_missing && self.target.is_partition() && self.report.batches > 0 {
+            self.findings.note(epochs::FILE_NAME, 0, None, FaultKind::LeaderEpochs, "is missing");
+        }
         self.check_topic();
         self.check_end();
         self.gaps.finish(self.target, self.damaged, &mut self.findings)?;
@@ -357,9 +363,6 @@ fn deep(found: &FoundBatch, mut visit: impl FnMut(&Record)) -> Result<u64, Strin
 
 fn leader_epochs(target: &Target, findings: &mut Findings) -> Result<Option<LeaderEpochs>, InspectError> {
     let Some(bytes) = target.small_file(&target.dir.join(epochs::FILE_NAME))? else {
-        if target.is_partition() {
-            findings.note(epochs::FILE_NAME, 0, None, FaultKind::LeaderEpochs, "is missing");
-        }
         return Ok(None);
     };
     match LeaderEpochs::decode(&bytes) {
