@@ -226,6 +226,9 @@ pub fn write_partition_metadata(files: &dyn Files, partition_dir: &Path, topic_i
     files::replace(files, &path, format!("version: 0\ntopic_id: {topic_id}").as_bytes()).during("write", &path)
 }
 
+/// Where the line with the topic's id begins.
+pub(crate) const METADATA_SECOND_LINE_AT: u64 = "version: 0\n".len() as u64;
+
 fn decode_partition_metadata(bytes: &[u8]) -> Result<TopicId, TextFault> {
     let fault = |line: usize, detail: &str| TextFault { line, detail: detail.into() };
     let text = text_of(bytes)?;
@@ -276,6 +279,10 @@ impl MetaProperties {
             }
             let (key, value) = line.split_once('=').ok_or_else(|| fault(number + 1, "expected key=value"))?;
             found.insert(key.trim(), (number + 1, value.trim()));
+        }
+        // A last number that lost its digits would still be a number.
+        if found.contains_key("headwater.format") && !text.ends_with('\n') {
+            return Err(fault(text.lines().count(), "the last line is cut short"));
         }
         let text_of = |key: &str| found.get(key).map(|(_, value)| (*value).to_owned());
         let broker = found.get("node.id").or_else(|| found.get("broker.id"));

@@ -114,7 +114,7 @@ pub enum OpenError {
     #[error(transparent)]
     UnknownStart(#[from] UnknownLogStarts),
     /// The folder belongs to another topic.
-    #[error("{} belongs to topic {found}, as its partition.metadata says, not to {expected}", path.display())]
+    #[error("{} belongs to topic {found}, as line 2 of its partition.metadata says, not to {expected}", path.display())]
     ForeignTopic {
         /// The partition's folder.
         path: PathBuf,

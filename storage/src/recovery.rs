@@ -161,7 +161,8 @@ impl Opening<'_> {
             Err(CheckpointError::Io(failure)) => Err(failure.into()),
             Err(CheckpointError::Damaged { path, fault }) => {
                 let detail = format!("line {}: {}", fault.line, fault.detail);
-                Err(Corruption { path, position: 0, offset: None, detail }.into())
+                let position = if fault.line > 1 { checkpoint::METADATA_SECOND_LINE_AT } else { 0 };
+                Err(Corruption { path, position, offset: None, detail }.into())
             }
         }
     }

@@ -383,6 +383,28 @@ fn damaged_partition_metadata_is_named() {
         let corruption = serve(copy.path(), closed()).unwrap_err();
         assert!(corruption.path.ends_with("partition.metadata"), "{corruption}");
     }
+    let len = std::fs::metadata(master.dir.join("partition.metadata")).unwrap().len() as usize;
+    let mut of_another_topic = 0;
+    for bit in 0..len * 8 {
+        let copy = master.spoiled("partition.metadata", |bytes| bytes[bit / 8] ^= 1 << (bit % 8));
+        let second_at = "version: 0\n".len();
+        let line = if bit / 8 < second_at { 1 } else { 2 };
+        let files = Arc::new(OsFiles::default());
+        match Log::open(files, copy.path(), identity(), config(), closed(), NOW) {
+            Err(OpenError::Corruption(corruption)) => {
+                assert!(corruption.path.ends_with("partition.metadata"), "{bit}: {corruption}");
+                assert!(corruption.detail.contains(&format!("line {line}")), "{bit}: {corruption}");
+                assert_eq!(corruption.position as usize, if line == 1 { 0 } else { second_at }, "{bit}: {corruption}");
+            }
+            Err(error @ OpenError::ForeignTopic { .. }) => {
+                assert!(line == 2 && error.to_string().contains("line 2 of its partition.metadata"), "{bit}: {error}");
+                of_another_topic += 1;
+            }
+            Err(error) => panic!("{bit}: {error}"),
+            Ok(_) => panic!("a flipped bit {bit} went unnoticed"),
+        }
+    }
+    assert!(of_another_topic > 20);
 }
 
 #[test]
@@ -603,6 +625,8 @@ fn a_data_root_says_what_is_wrong_with_it() {
         DataDirError::Newer { found: 9, .. }
     ));
     assert!(matches!(with(&meta.replace("headwater.format=1", "")), DataDirError::Kafka(_)));
+    let cut_short = with(meta.trim_end()).to_string();
+    assert!(cut_short.contains("meta.properties") && cut_short.contains("line "), "{cut_short}");
     assert!(matches!(with("nonsense"), DataDirError::Damaged(_)));
     assert!(matches!(with(""), DataDirError::Damaged(_)));
     std::fs::remove_file(path.join("meta.properties")).unwrap();

@@ -226,7 +226,10 @@ impl Done {
             Some(error) if self.extension == "log" => {
                 assert!(self.is_named_in(error), "{}: {:?} expected in {error}", self.what, self.positions());
             }
-            Some(error) => assert!(error.contains(&self.file), "{}: {error}", self.what),
+            Some(error) => {
+                let place = if self.file == "partition.metadata" { "line " } else { "position " };
+                assert!(error.contains(&self.file) && error.contains(place), "{}: {error}", self.what);
+            }
             None => {
                 let unnoticed = format!("{}: nobody noticed; {} records served", self.what, read.values.len());
                 assert!(self.extension != "log", "{unnoticed}");
