@@ -15,6 +15,9 @@ use crate::quic::SECRET_BYTES;
 use identity::Paths;
 use live::{Live, Seen};
 use make::{Authority, MakeError, Validity};
+use principal::Name;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -32,6 +35,8 @@ const SECRET_FILE: &str = "quic-secret";
 
 /// Name that development certificates carry beside the addresses.
 const SERVER_NAME: &str = "localhost";
+/// How the names of development authorities begin.
+const DEVELOPMENT: &str = "development-";
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +56,15 @@ pub enum TlsError {
         path: PathBuf,
         /// What is wrong with it.
         error: rustls_pki_types::pem::Error,
+    },
+    /// The data folder has a part of a broker's certificates, which nothing may take the place of.
+    #[error(
+        "{path} is missing, and what belongs with it is there: put it beside them, or remove them all to have development \
+         certificates made", path = path.display()
+    )]
+    Missing {
+        /// The file.
+        path: PathBuf,
     },
     /// A certificate could not be made.
     #[error("making a development certificate: {0}")]
@@ -105,13 +119,36 @@ pub(crate) fn open(
         Some(Configured { certificate, key, ca }) => Paths { certificate, key, ca },
         None => {
             let (ca, certificate, key) = (root.join(CA_FILE), root.join(CERTIFICATE_FILE), root.join(KEY_FILE));
-            if !(ca.exists() && certificate.exists() && key.exists()) {
-                make(root, broker_id, listen.ip())?;
+            match missing_of([&certificate, &ca, &key])?.as_slice() {
+                [] => {}
+                [_, _, _] => make(root, broker_id, listen.ip())?,
+                [.., last] if *last == &key && is_development(&certificate) => make(root, broker_id, listen.ip())?,
+                [missing, ..] => return Err(TlsError::Missing { path: missing.to_path_buf() }),
             }
             Paths { certificate, key, ca: Some(ca) }
         }
     };
     Live::open(paths, broker_id)
+}
+
+/// Which of these files are not there.
+fn missing_of<'a>(paths: [&'a PathBuf; 3]) -> Result<Vec<&'a PathBuf>, TlsError> {
+    let mut missing = Vec::new();
+    for path in paths {
+        match path.try_exists() {
+            Ok(true) => {}
+            Ok(false) => missing.push(path),
+            Err(error) => return Err(TlsError::Io { path: path.clone(), error }),
+        }
+    }
+    Ok(missing)
+}
+
+/// Whether a start made this certificate, and nothing rests on it while its key is missing.
+fn is_development(certificate: &Path) -> bool {
+    let read = CertificateDer::from_pem_file(certificate).ok();
+    let name = read.and_then(|certificate| Name::of(&certificate).ok().flatten());
+    name.is_some_and(|name| name.cluster.starts_with(DEVELOPMENT))
 }
 
 /// The endpoint's secret, made at the first start.
@@ -161,16 +198,16 @@ fn make(root: &Path, broker_id: u32, listen: IpAddr) -> Result<(), TlsError> {
     // As long as anybody keeps a development broker.
     let validity = Validity { not_before_s: 1_704_067_200, not_after_s: 4_859_740_800 };
     let unique: String = uuid::Uuid::new_v4().simple().to_string().chars().take(12).collect();
-    let (authority, ca) = Authority::make(&format!("development-{unique}"), validity, None)?;
+    let (authority, ca) = Authority::make(&format!("{DEVELOPMENT}{unique}"), validity, None)?;
     let mut hosts = vec![SERVER_NAME.to_owned(), "127.0.0.1".into(), "::1".into()];
     if !listen.is_loopback() && !listen.is_unspecified() {
         hosts.push(listen.to_string());
     }
     let broker = authority.broker(i32::try_from(broker_id).unwrap_or(i32::MAX), &hosts, validity)?;
-    // The authority's certificate is what completes the set, so it is written last.
-    write_aside(&root.join(KEY_FILE), broker.key_pem.as_bytes(), true)?;
+    // The key is what completes the set, so it is written last: without it nobody misses the others.
     write_aside(&root.join(CERTIFICATE_FILE), broker.certificate_pem.as_bytes(), false)?;
-    write_aside(&root.join(CA_FILE), ca.certificate_pem.as_bytes(), false)
+    write_aside(&root.join(CA_FILE), ca.certificate_pem.as_bytes(), false)?;
+    write_aside(&root.join(KEY_FILE), broker.key_pem.as_bytes(), true)
 }
 
 /// Writes a file aside, syncs it and renames it into place. `private`: for its owner alone, from its first byte on.
@@ -215,6 +252,41 @@ mod tests {
         assert_eq!(first.ca_pem(), second.ca_pem());
         assert_eq!(first.current().certified.cert, second.current().certified.cert);
         assert!(std::fs::read_dir(root.path()).unwrap().all(|e| e.unwrap().file_type().unwrap().is_file()));
+    }
+
+    /// Whoever puts a cluster's certificates into the folder may forget one.
+    #[test]
+    fn what_is_there_in_part_is_kept_unless_a_start_left_it() {
+        for missing in [CA_FILE, CERTIFICATE_FILE, KEY_FILE] {
+            let root = tempfile::tempdir().unwrap();
+            let validity = Validity { not_before_s: 1_704_067_200, not_after_s: 4_859_740_800 };
+            let (authority, ca) = Authority::make("shop", validity, None).unwrap();
+            let broker = authority.broker(3, &["localhost".into()], validity).unwrap();
+            let files = [
+                (CA_FILE, &ca.certificate_pem),
+                (CERTIFICATE_FILE, &broker.certificate_pem),
+                (KEY_FILE, &broker.key_pem),
+            ];
+            let kept: Vec<_> = files.into_iter().filter(|(name, _)| *name != missing).collect();
+            for (name, text) in &kept {
+                std::fs::write(root.path().join(name), text).unwrap();
+            }
+            let refused = development(root.path(), 3).map(|_| ()).unwrap_err().to_string();
+            assert!(refused.contains(missing) && refused.contains("is missing"), "{refused}");
+            for (name, text) in kept {
+                assert_eq!(std::fs::read_to_string(root.path().join(name)).unwrap(), *text);
+            }
+            assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 2);
+        }
+        // A start that was killed before it was done.
+        for left in [&[CERTIFICATE_FILE][..], &[CERTIFICATE_FILE, CA_FILE]] {
+            let root = tempfile::tempdir().unwrap();
+            development(root.path(), 3).unwrap();
+            for name in [CA_FILE, CERTIFICATE_FILE, KEY_FILE].iter().filter(|name| !left.contains(name)) {
+                std::fs::remove_file(root.path().join(name)).unwrap();
+            }
+            development(root.path(), 3).unwrap();
+        }
     }
 
     /// A folder that is copied to be another broker's is not quietly the old one.
