@@ -132,7 +132,7 @@ pub(crate) fn open(
 }
 
 /// Which of these files are not there.
-fn missing_of<'a>(paths: [&'a PathBuf; 3]) -> Result<Vec<&'a PathBuf>, TlsError> {
+fn missing_of(paths: [&PathBuf; 3]) -> Result<Vec<&PathBuf>, TlsError> {
     let mut missing = Vec::new();
     for path in paths {
         match path.try_exists() {
