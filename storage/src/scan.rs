@@ -11,7 +11,7 @@ use headwater_proto::batch::{self, BatchError, BatchHeader, HEADER_BYTES};
 
 use crate::active::{Place, crc_header, read_crc_file};
 use crate::checkpoint::segment_file_name;
-use crate::crcfile::{RunningCrc, STEP_BYTES};
+use crate::crcfile::{self, RunningCrc, STEP_BYTES};
 use crate::epochs::{EpochEntry, LeaderEpochs};
 use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
 use crate::files::{File, Files, Metadata, OpenMode, read_exact_at};
@@ -423,13 +423,13 @@ pub(crate) enum Checked {
     Complete(Complete),
     /// They do not; the reason. The segment has to be read whole.
     Suspect(&'static str),
-    /// But for an index, of which the end is missing. The segment has to be read whole.
+    /// But for an index or the checksums, of which the end is missing. The segment has to be read whole.
     CutIndex(CutIndex),
     /// They do, but for the leader epoch of a batch, or what is known of leader epochs.
     WrongEpoch,
 }
 
-/// An index that ends before an entry that must be there.
+/// An index or a checksum file that ends before an entry that must be there.
 #[derive(Debug)]
 pub(crate) struct CutIndex {
     pub(crate) extension: &'static str,
@@ -481,7 +481,10 @@ pub(crate) fn check_segment(
                 Some(RunningCrc::resume(*last, before))
             }
             None if size == 0 => Some(RunningCrc::new(&crc_header(identity, base_offset))),
-            _ => return Ok(Checked::Suspect("its checksum file ends early")),
+            _ => {
+                let position = (crcfile::HEADER_BYTES + file.entries.len() * crcfile::ENTRY_BYTES) as u64;
+                return Ok(Checked::CutIndex(CutIndex { extension: ".crc", position }));
+            }
         },
     };
     let index = |extension| match files.metadata(&path_of(extension)) {

@@ -10,7 +10,7 @@ use headwater_proto::TopicId;
 use headwater_proto::batch::BuildOptions;
 use headwater_storage::{
     BatchOutcome, Corruption, DataDir, DataDirError, Log, LogConfig, LogIdentity, NewIdentity, OpenError, OpenHints,
-    OsFiles, ReadError, RecoveryReport, checkpoint, inspect,
+    OsFiles, ReadError, RecoveryReport, checkpoint, crcfile, inspect,
 };
 
 /// Segments of two 64 KiB blocks and a bit.
@@ -300,6 +300,14 @@ fn damaged_checksum_files_are_reported_and_made_anew() {
             }
             assert_eq!(std::fs::read(copy.path().join(&name)).unwrap(), right, "{name} {position}");
         }
+        // Whole entries that are missing at its end leave a checksum file, of a shorter log.
+        for keep in (crcfile::HEADER_BYTES..right.len()).step_by(crcfile::ENTRY_BYTES) {
+            let copy = master.spoiled(&name, |bytes| bytes.truncate(keep));
+            let (everything, report) = serve(copy.path(), closed()).unwrap();
+            assert_eq!(everything, master.everything, "{name} {keep}");
+            assert_eq!(report.rebuilt, [copy.path().join(&name)], "{name} {keep}: {report:?}");
+            assert_eq!(std::fs::read(copy.path().join(&name)).unwrap(), right, "{name} {keep}");
+        }
         let copy = master.spoiled(&name, |bytes| bytes.truncate(50));
         let (everything, report) = serve(copy.path(), closed()).unwrap();
         assert_eq!((everything == master.everything, report.crc_disagreements.len()), (true, 1));
@@ -490,6 +498,7 @@ fn reserved_zeros_are_trimmed_wherever_they_are() {
             let last = name == *master.files(".log").last().unwrap();
             if hints.clean_shutdown || last {
                 assert_eq!(report.finished_trims.len(), 1, "{name} {hints:?}: {report:?}");
+                assert!(report.rebuilt.iter().all(|path| path.extension().unwrap() != "crc"), "{report:?}");
             }
         }
     }

@@ -77,17 +77,21 @@ impl Opening<'_> {
                 };
                 let why = match &checked {
                     Checked::Suspect(why) => why,
-                    _ => "an index was cut",
+                    _ => "a file made from it was cut",
                 };
                 tracing::info!(path = %path.display(), why, "reading the segment whole");
                 let rebuilt_before = self.report.rebuilt.len();
-                if let Some(CutIndex { extension, position }) = cut {
-                    let path = self.place.dir.join(segment_file_name(base_offset, extension));
-                    tracing::warn!(path = %path.display(), position, "entries are missing behind its end; made anew from the log");
-                    self.report.rebuilt.push(path);
-                }
                 self.announce(metadata.len);
                 let scanned = self.scan_segment(base_offset, i64::MAX, next_base, None)?;
+                // Behind zeros that were reserved, checksums lack nothing.
+                let cut = cut.filter(|cut| cut.extension != ".crc" || scanned.fault.is_none());
+                if let Some(CutIndex { extension, position }) = cut {
+                    let path = self.place.dir.join(segment_file_name(base_offset, extension));
+                    if !self.report.rebuilt.contains(&path) {
+                        tracing::warn!(path = %path.display(), position, "entries are missing behind its end; made anew from the log");
+                        self.report.rebuilt.push(path);
+                    }
+                }
                 if why.contains("index") && self.report.rebuilt.len() == rebuilt_before {
                     self.report.rebuilt.push(path.with_extension(if why.contains("time") {
                         "timeindex"
