@@ -421,6 +421,33 @@ fn after_a_failed_sync_nothing_is_acknowledged_that_was_not_written_anew() {
 
 /// Recovery wrote what was not flushed again into the file whose sync had failed. Where that file's blocks are bad, a second sync that
 /// says nothing is worth nothing: what recovery called flushed was gone after the next power failure.
+/// What is durable is read, and retention may make room. The next start tries again.
+#[test]
+fn after_a_failed_sync_a_log_opens_on_a_full_disk_too() {
+    let files = disk(3);
+    let (mut log, _) = open(&files, &LogConfig::default(), hints(0, 0));
+    (0..3).for_each(|n| drop(log.append(&[one(&[n; 60_000], NOW)], 0, NOW).unwrap()));
+    let flushed = log.flush().unwrap();
+    files.fail(Fault::new(Operation::Sync).on(".log").times(1));
+    log.append(&[one(&[3; 60_000], NOW)], 0, NOW).unwrap();
+    log.flush().unwrap_err();
+    drop(log);
+    let files = files.restart();
+    let word = || files.list(Path::new(DIR)).unwrap().iter().any(|entry| entry.name.ends_with(".sync-failed"));
+    assert!(word());
+    // Less than the segment.
+    files.set_capacity(Some(files.used_bytes() + (100 << 10)));
+    let (log, _) = open(&files, &LogConfig::default(), hints(flushed, 0));
+    assert_eq!(offsets(&log.reader()), (0..flushed + 1).collect::<Vec<_>>());
+    drop(log);
+    assert!(word(), "nothing was done of what it asks for");
+    files.set_capacity(None);
+    let files = files.crash();
+    let (log, _) = open(&files, &LogConfig::default(), hints(flushed, 0));
+    assert_eq!(offsets(&log.reader()), (0..flushed + 1).collect::<Vec<_>>());
+    assert!(!files.list(Path::new(DIR)).unwrap().iter().any(|entry| entry.name.ends_with(".sync-failed")));
+}
+
 #[test]
 fn after_a_failed_sync_the_log_goes_on_in_a_new_file() {
     for (seed, operations, rolls) in (0..8).flat_map(|seed| (0..40).map(move |n| (seed, n, seed % 2 == 1))) {

@@ -42,6 +42,20 @@ fn build(dir: &Path, close: bool, epoch_of: impl Fn(i64) -> i32) {
     }
 }
 
+/// Its `.crc` ends where it was closed, within the last segment.
+fn build_reopened(dir: &Path) {
+    let open = |hints| Log::open(files(), dir, identity(), config(), hints, NOW).unwrap().0;
+    let append = |log: &mut Log, offset: i64, epoch| {
+        log.append(&[one(&[offset as u8; 1_000], NOW + offset)], epoch, NOW).unwrap();
+    };
+    let mut log = open(OpenHints::default());
+    (0..END - 2).for_each(|offset| append(&mut log, offset, epoch_of(offset)));
+    log.close().unwrap();
+    let mut log = open(OpenHints { recovery_point: END - 2, ..closed() });
+    (END - 2..END).for_each(|offset| append(&mut log, offset, 21));
+    log.flush().unwrap();
+}
+
 fn epoch_of(offset: i64) -> i32 {
     EPOCHS.iter().rfind(|(_, start)| *start <= offset).unwrap().0
 }
@@ -110,6 +124,28 @@ fn batches(dir: &Path) -> Vec<(String, Vec<usize>)> {
         whole.map(|item| item.unwrap().0).collect()
     };
     logs.iter().map(|path| (name(path), begin(path))).collect()
+}
+
+/// What its last entry says of the bytes before it was taken for those behind it too: the flipped epoch was served, and the
+/// checkpoint, which was right, made anew from it.
+#[test]
+fn a_checksum_that_ends_before_a_batch_says_nothing_of_its_epoch() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("t-0");
+    build_reopened(&dir);
+    let (name, positions) = batches(&dir).pop().unwrap();
+    assert!(dir.join(&name).with_extension("crc").exists() && positions.len() == 4);
+    for position in &positions[2..] {
+        for bit in 0..31 {
+            let (_root, copy) = spoiled(&dir, &name, |bytes| bytes[position + 15 - bit / 8] ^= 1 << (bit % 8));
+            let what = format!("{position} {bit}");
+            let corruption = serve(&copy, crashed()).map(|_| ()).expect_err(&what);
+            assert!(
+                corruption.path.ends_with(&name) && corruption.position >= positions[2] as u64,
+                "{what}: {corruption}"
+            );
+        }
+    }
 }
 
 #[test]

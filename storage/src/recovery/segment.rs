@@ -334,8 +334,8 @@ impl Opening<'_> {
         let path = segment.log_path();
         // Before anything is changed that would speak for or against it.
         self.compare_crc(&segment.path(".crc"), &scanned.crc, base_offset, scanned.flushed, torn)?;
-        if self.failed_syncs.contains(&base_offset) {
-            renewal::renew(self.place, base_offset, scanned.end)?;
+        if self.failed_syncs.contains(&base_offset) && !renewal::renew(self.place, base_offset, scanned.end)? {
+            self.failed_syncs.retain(|failed| *failed != base_offset);
         }
         let file = self.place.files.open(&path, OpenMode::Write).during("open", &path)?;
         if scanned.len > scanned.end {
