@@ -217,6 +217,7 @@ pub enum Effect<R> {
 #[derive(Debug)]
 struct Written<R> {
     acks: Acks,
+    failed: Option<Arc<AtomicBool>>,
     reply: R,
 }
 
@@ -225,6 +226,8 @@ struct Parked<R> {
     /// The high watermark that has to be reached.
     offset: i64,
     done: Vec<BatchOutcome>,
+    /// Its stream's mark: nothing that follows overtakes it when it is refused after all.
+    failed: Option<Arc<AtomicBool>>,
     reply: R,
 }
 
@@ -334,7 +337,7 @@ impl<R, W> PartitionState<R, W> {
             return;
         }
         for parked in std::mem::take(&mut self.parked) {
-            self.effects.push(Effect::Answer(parked.reply, Err(PartitionError::NotLeader(epoch))));
+            self.outlived(parked.reply, parked.failed.as_deref(), epoch);
         }
         self.writing_outlived = !self.writing.is_empty();
         self.next_epoch = Some(view);
@@ -381,7 +384,8 @@ impl<R, W> PartitionState<R, W> {
             }
             bytes += next.bytes;
             tell_written |= next.acks != Acks::All || self.settings.durability == TopicDurability::Replicated;
-            self.writing.push(Written { acks: next.acks, reply: next.reply });
+            let failed = next.check.as_ref().map(|check| Arc::clone(&check.failed));
+            self.writing.push(Written { acks: next.acks, failed, reply: next.reply });
             requests.push(Request { batches: next.batches, check: next.check });
         }
         // A request without batches only waits for those before it.
@@ -429,12 +433,11 @@ impl<R, W> PartitionState<R, W> {
                 Acks::None => self.answer(request.reply, done, Durability::None),
                 Acks::Leader => self.answer(request.reply, done, Durability::Written),
                 Acks::All if self.writing_outlived => {
-                    let why = PartitionError::NotLeader(self.job.leader_epoch);
-                    self.effects.push(Effect::Answer(request.reply, Err(why)));
+                    self.outlived(request.reply, request.failed.as_deref(), self.job.leader_epoch);
                 }
                 Acks::All => {
                     let offset = done.iter().map(end_of).max().unwrap_or(0);
-                    self.parked.push_back(Parked { offset, done, reply: request.reply });
+                    self.parked.push_back(Parked { offset, done, failed: request.failed, reply: request.reply });
                 }
             }
         }
@@ -573,6 +576,12 @@ impl<R, W> PartitionState<R, W> {
 
     fn answer(&mut self, reply: R, batches: Vec<BatchOutcome>, durability: Durability) {
         self.effects.push(Effect::Answer(reply, Ok(AppendDone { batches, durability })));
+    }
+
+    /// Its epoch ended before it was acknowledged: it is refused, and whatever follows on its stream.
+    fn outlived(&mut self, reply: R, failed: Option<&AtomicBool>, epoch: i32) {
+        failed.into_iter().for_each(|failed| failed.store(true, Ordering::Release));
+        self.effects.push(Effect::Answer(reply, Err(PartitionError::NotLeader(epoch))));
     }
 
     fn check(&self) {

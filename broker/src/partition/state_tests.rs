@@ -433,6 +433,36 @@ fn an_acknowledgement_does_not_outlive_its_epoch_though_the_same_broker_leads_on
     assert_eq!(levels(&mut state), [(4, Durability::Flushed)]);
 }
 
+/// What was refused with the old epoch is sent again after what followed it: nothing of its stream may be written in between.
+#[test]
+fn nothing_of_a_stream_overtakes_what_its_epoch_refused() {
+    for is_parked in [true, false] {
+        let mut state = state(Flushed);
+        let (failed, others) = (Arc::<AtomicBool>::default(), Arc::default());
+        let ask = |state: &mut State, reply, failed: &Arc<AtomicBool>| {
+            let check = Some(Check::new(Arc::clone(failed), None));
+            state.append(Append { batches: vec![batch()], check, bytes: 10, acks: Acks::All, reply });
+        };
+        ask(&mut state, 1, &failed);
+        commit(&mut state, 0);
+        ask(&mut state, 2, &failed);
+        ask(&mut state, 3, &others);
+        if is_parked {
+            state.written(each([appended(0)]), 1, 10, 0);
+            state.lead(View::alone(ME, 2), 0);
+        } else {
+            state.lead(View::alone(ME, 2), 0);
+            state.written(each([appended(0)]), 1, 10, 0);
+        }
+        assert!(matches!(&answers(&mut state)[..], [(1, Err(PartitionError::NotLeader(1)))]));
+        state.flushed(1, 0);
+        state.returned(0, 0);
+        let Some(Job::Commit { mut requests, .. }) = state.next_job(0) else { panic!("a commit was expected") };
+        assert!(matches!(requests[0].take(), Err(PartitionError::EarlierFailed)), "{is_parked}");
+        assert_eq!(requests[1].take().unwrap().len(), 1, "another stream's");
+    }
+}
+
 #[test]
 fn a_drained_partition_answers_what_it_took_and_takes_nothing_new() {
     let mut state = state(Flushed);
