@@ -738,6 +738,33 @@ fn an_index_of_a_larger_interval_is_whole() {
     }
 }
 
+/// `index.interval.bytes` may have been anything, and anything else while the segment was continued.
+#[test]
+fn an_index_of_several_intervals_is_no_damage() {
+    let pieces = [[4096, 65_536, 4096], [65_536, 4096, 65_536], [1 << 20, 4096, 100], [100, 1 << 20, 10_000]];
+    for intervals in pieces {
+        let root = tempfile::tempdir().unwrap();
+        let dir = root.path().join("t-0");
+        let mut hints = OpenHints::default();
+        for (n, interval) in intervals.into_iter().chain([intervals[0]]).enumerate() {
+            let config = LogConfig { index_interval_bytes: interval, segment_bytes: 1 << 20, ..LogConfig::default() };
+            let (mut log, report) =
+                Log::open(Arc::new(OsFiles::default()), &dir, identity(), config, hints, NOW).unwrap();
+            // An index that is denser from now on was made anew, and is no less true.
+            assert!(report.rebuilt.is_empty() || interval < *intervals[..n].iter().max().unwrap(), "{report:?}");
+            for m in 0..25 {
+                log.append(&[one(&vec![m; 1000 + 77 * m as usize], NOW + n as i64 * 100 + i64::from(m))], 1, NOW)
+                    .unwrap();
+            }
+            hints = OpenHints { recovery_point: log.log_end_offset(), ..closed() };
+            log.close().unwrap();
+            let files: Arc<dyn headwater_storage::Files> = Arc::new(OsFiles::default());
+            let report = inspect::verify(&inspect::Target::open(files, &dir).unwrap(), &|_| ()).unwrap();
+            assert!(report.faults.is_empty(), "{intervals:?}, {n}: {report:?}");
+        }
+    }
+}
+
 /// A folder alone cannot tell that its log ended further on, or whose it is.
 #[test]
 fn verify_knows_what_the_data_root_and_the_checksums_say() {

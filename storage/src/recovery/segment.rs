@@ -93,11 +93,9 @@ impl Opening<'_> {
                     }
                 }
                 if why.contains("index") && self.report.rebuilt.len() == rebuilt_before {
-                    self.report.rebuilt.push(path.with_extension(if why.contains("time") {
-                        "timeindex"
-                    } else {
-                        "index"
-                    }));
+                    let index = path.with_extension(if why.contains("time") { "timeindex" } else { "index" });
+                    tracing::info!(path = %index.display(), why, "made anew from the log");
+                    self.report.rebuilt.push(index);
                 }
                 let zeros_follow = scanned.fault.as_ref().is_some_and(|fault| fault.zeros_follow);
                 if let Some(fault) = scanned.fault.as_ref().filter(|_| !zeros_follow) {
