@@ -237,6 +237,12 @@ impl Target {
         root_of(&self.dir)
     }
 
+    /// Up to where the cleaner's checkpoint calls the log clean.
+    pub(crate) fn cleaned_until(&self) -> Option<i64> {
+        let offsets = checkpoint::read_offsets(&*self.files, &self.root(), checkpoint::CLEANER_OFFSETS).ok()?;
+        offsets.get(&self.partition()?).copied()
+    }
+
     /// Bytes of all segments' `.log` files, as a measure of the work.
     pub fn log_bytes(&self) -> u64 {
         self.segments.iter().filter_map(|segment| self.files.metadata(&segment.path).ok()).map(|found| found.len).sum()

@@ -1,8 +1,9 @@
 //! `segment repair`: what is whole of a damaged partition, as a partition.
 //!
 //! Owns: which batches are kept, which offsets are lost, and the files made anew from what is kept. A batch that is damaged is left out; one
-//! whose checksummed part is whole and whose other fields can have one value only is mended. Offsets are never given twice: where
-//! the end of the log is lost and it is known how far it went, an empty batch (as compaction leaves them) keeps its place.
+//! whose checksummed part is whole and whose other fields can have one value only is mended. Empty batches (as
+//! compaction leaves them) keep the place of what is lost, also at the log's end if it is known how far it went: offsets are never given
+//! twice, and recovery never comes upon a gap that it must refuse.
 //! Refuses: to change the original. Even in place a copy is written, and the original kept under another name.
 //! Read next: `scan.rs` and `../rewrite.rs`.
 //!
@@ -165,6 +166,8 @@ struct Repair<'a> {
     compacted: bool,
     /// One after the last offset that the log must have had.
     known_end: i64,
+    /// Up to where the cleaner's checkpoint calls the log clean.
+    cleaned_until: Option<i64>,
 }
 
 impl<'a> Repair<'a> {
@@ -197,6 +200,7 @@ impl<'a> Repair<'a> {
             losses: Vec::new(),
             compacted: false,
             known_end: known_end(target)?,
+            cleaned_until: target.cleaned_until(),
             target,
         })
     }
@@ -264,7 +268,7 @@ impl<'a> Repair<'a> {
                     header.base_offset > self.previous.map_or(base_offset, |previous| previous.next_offset());
             }
             self.compacted |= i64::from(header.record_count) <= i64::from(header.last_offset_delta);
-            self.lose(&mut damaged, Some(header.base_offset));
+            let lost_to = self.lose(&mut damaged, Some(header.base_offset));
             if writer.is_none() {
                 if self.previous.is_some() {
                     self.write_snapshot(base_offset)?;
@@ -272,6 +276,7 @@ impl<'a> Repair<'a> {
                 writer = Some(self.writer(base_offset)?);
             }
             if let Some(writer) = &mut writer {
+                self.fill(writer, base_offset, lost_to)?;
                 writer.append(&header, &bytes).map_err(failed)?;
                 if let Some(aborted) = self.keep(&header, &records, &aborted) {
                     writer.append_aborted(&aborted);
@@ -283,11 +288,11 @@ impl<'a> Repair<'a> {
             }
         }
         self.epochs_contradicted |= scanner.epoch_doubt().is_some();
-        let is_last = segment.next_base_offset.is_none();
         let end = segment.next_base_offset.or_else(|| self.end_of_log(&damaged));
-        let lost_to = self.lose(&mut damaged, end);
-        // An empty batch keeps the offsets at the log's end from being given again.
-        let empty_batch = lost_to.filter(|_| is_last).and_then(|last| self.empty_batch(base_offset, last));
+        let lost_to = match self.lose(&mut damaged, end) {
+            None => self.lose_end(base_offset, segment.next_base_offset),
+            lost_to => lost_to,
+        };
         if writer.is_none() {
             // One without a batch stays, as after compaction: without it, the offsets here would look like a lost segment's.
             if self.previous.is_some() {
@@ -296,10 +301,7 @@ impl<'a> Repair<'a> {
             writer = Some(self.writer(base_offset)?);
         }
         if let Some(mut writer) = writer {
-            if let Some((header, bytes)) = empty_batch {
-                writer.append(&header, &bytes).map_err(failed)?;
-                self.keep(&header, &[], &aborted);
-            }
+            self.fill(&mut writer, base_offset, lost_to)?;
             writer.finish(false).map_err(failed)?;
         }
         Ok(())
@@ -372,12 +374,42 @@ impl<'a> Repair<'a> {
         known.max(claimed)
     }
 
-    fn empty_batch(&self, base_offset: i64, last_offset: i64) -> Option<(BatchHeader, bytes::Bytes)> {
-        let first = self.previous.map_or(base_offset, |previous| previous.next_offset()).max(base_offset);
+    /// Counts what is missing between a segment's last batch and the next segment as lost, though nothing damaged is there, unless compaction
+    /// took it: the cleaner's checkpoint says so, or the rest of the log looks like it.
+    fn lose_end(&mut self, base_offset: i64, next: Option<i64>) -> Option<i64> {
+        let from = self.previous.filter(|previous| previous.base_offset >= base_offset)?.next_offset();
+        let next = next?;
+        if self.compacted || from >= next || self.cleaned_until.is_some_and(|until| until >= next) {
+            return None;
+        }
+        // Nobody claims one of them, should what follows look compacted.
+        self.losses.push((OffsetRange { from, to: next - 1 }, Some(Vec::new())));
+        Some(next - 1)
+    }
+
+    /// Empty batches, one of each leader epoch, keep the place of offsets that are lost: at the log's end they would be given again, and
+    /// elsewhere recovery takes a gap for damage.
+    fn fill(&mut self, writer: &mut SegmentWriter, base_offset: i64, lost_to: Option<i64>) -> Result<(), InspectError> {
+        let Some(lost_to) = lost_to else { return Ok(()) };
+        let mut first = self.previous.map_or(base_offset, |previous| previous.next_offset()).max(base_offset);
+        while first <= lost_to {
+            let epochs = self.epochs.iter().flat_map(|epochs| epochs.entries());
+            let next_epoch = epochs.map(|entry| entry.start_offset).find(|start| *start > first);
+            let last = next_epoch.map_or(lost_to, |next| lost_to.min(next - 1));
+            let Some((header, bytes)) = self.empty_batch(first, last) else { break };
+            writer.append(&header, &bytes).map_err(failed)?;
+            self.keep(&header, &[], &BTreeMap::new());
+            first = last + 1;
+        }
+        Ok(())
+    }
+
+    fn empty_batch(&self, first: i64, last_offset: i64) -> Option<(BatchHeader, bytes::Bytes)> {
+        let known = self.epochs.as_ref().and_then(|epochs| epochs.at(first));
         let like = BatchHeader {
             base_offset: first,
             batch_length: 0,
-            leader_epoch: self.previous.map_or(-1, |previous| previous.leader_epoch),
+            leader_epoch: known.or(self.previous.map(|previous| previous.leader_epoch)).unwrap_or(-1),
             magic: 2,
             crc: 0,
             attributes: 0,

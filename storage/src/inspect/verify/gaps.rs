@@ -16,7 +16,7 @@ use std::collections::BTreeMap;
 use headwater_proto::batch::BatchHeader;
 
 use super::Findings;
-use crate::checkpoint::{self, parse_segment_file_name, segment_file_name};
+use crate::checkpoint::{parse_segment_file_name, segment_file_name};
 use crate::compaction::swap;
 use crate::inspect::{FaultKind, InspectError, SegmentFile, Target, at};
 use crate::retention;
@@ -126,7 +126,7 @@ impl GapCheck {
         let compacted = self.compacted();
         let Some(gap) = self.first.filter(|_| !compacted && !damaged) else { return Ok(()) };
         let detail = format!("offsets {} to {} are missing", gap.from, gap.next - 1);
-        let is_lost = gap.has_room && cleaned_until(target).is_none_or(|until| until < gap.next);
+        let is_lost = gap.has_room && target.cleaned_until().is_none_or(|until| until < gap.next);
         // Compaction may leave a single gap, too; then nothing else contradicts it.
         if target.is_partition() && (is_lost || !findings.faults.is_empty()) {
             findings.fault(&gap.file, gap.position, Some(gap.from), FaultKind::Offsets, detail);
@@ -135,12 +135,6 @@ impl GapCheck {
         }
         Ok(())
     }
-}
-
-/// Up to where the cleaner's checkpoint calls the log clean.
-fn cleaned_until(target: &Target) -> Option<i64> {
-    let offsets = checkpoint::read_offsets(&*target.files, &target.root(), checkpoint::CLEANER_OFFSETS).ok()?;
-    offsets.get(&target.partition()?).copied()
 }
 
 /// Files of segments whose `.log` is not there, one of each, by base offset; none while a segment takes others' place.
