@@ -567,8 +567,7 @@ pub(crate) fn check_segment(
             missing += 1;
         }
         if missing > most_missing {
-            // Cut, or made when something else was set.
-            return Ok(Checked::Suspect("its offset index has fewer entries than index.interval.bytes asks for"));
+            return cut(OffsetEntry::EXTENSION, offsets_len);
         }
         if header.max_timestamp > largest.timestamp {
             // Ours ends with the largest timestamp.

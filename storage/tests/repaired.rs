@@ -106,3 +106,38 @@ fn a_repaired_log_opens_wherever_the_recovery_point_is() {
         }
     }
 }
+
+/// What stands for lost offsets has no epoch that falls, whatever a damaged checkpoint says: recovery would refuse the log.
+#[test]
+fn a_repaired_log_opens_though_the_leader_epochs_are_damaged_too() {
+    let config = small();
+    let root = tempfile::tempdir().unwrap();
+    let master = root.path().join("t-0");
+    written(&master, &config);
+    let name = "leader-epoch-checkpoint";
+    let text = std::fs::read_to_string(master.join(name)).unwrap();
+    let segments = logs(&master).len() - 1;
+    for (right, wrong) in [("2 25", "2 4"), ("2 25", "2 48"), ("3 50", "3 30"), ("3 50", "3 74"), ("4 75", "4 55")] {
+        assert!(text.contains(right), "{text}");
+        for segment in 0..segments {
+            for at_end in [false, true] {
+                let root = tempfile::tempdir().unwrap();
+                let dir = root.path().join("t-0");
+                copy(&master, &dir);
+                std::fs::write(dir.join(name), text.replace(right, wrong)).unwrap();
+                let path = &logs(&dir)[segment];
+                let found = batches(path);
+                let mut bytes = std::fs::read(path).unwrap();
+                let (from, to) = (found[3].0, if at_end { bytes.len() } else { found[found.len() - 3].0 });
+                bytes[from..to].fill(0xa5);
+                std::fs::write(path, bytes).unwrap();
+                let case = format!("{right} became {wrong}, segment {segment}, to its end: {at_end}");
+                inspect::repair(&files(), &dir, &inspect::RepairMode::InPlace, &|_| ()).unwrap();
+                let opened = Log::open(files(), &dir, identity(), config.clone(), OpenHints::default(), NOW);
+                opened.unwrap_or_else(|error| panic!("{case}: {error}"));
+                let target = inspect::Target::open(files(), &dir).unwrap();
+                assert_eq!(inspect::verify(&target, &|_| ()).unwrap().faults, [], "{case}");
+            }
+        }
+    }
+}

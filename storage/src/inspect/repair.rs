@@ -27,7 +27,7 @@ use crate::checkpoint::{self, parse_partition_dir_name, segment_file_name};
 use crate::crcfile::{self, CrcHeader};
 use crate::epochs::{self, LeaderEpochs};
 use crate::error::IoFailure;
-use crate::files::{self, Files};
+use crate::files::{self, Files, OpenMode};
 use crate::index::{OffsetEntry, decode_entries};
 use crate::producers::{self, ProducerState};
 use crate::rewrite::{SegmentWriter, write_synced};
@@ -276,7 +276,7 @@ impl<'a> Repair<'a> {
                 writer = Some(self.writer(base_offset)?);
             }
             if let Some(writer) = &mut writer {
-                self.fill(writer, base_offset, lost_to)?;
+                self.fill(writer, base_offset, lost_to, Some(header.leader_epoch))?;
                 writer.append(&header, &bytes).map_err(failed)?;
                 if let Some(aborted) = self.keep(&header, &records, &aborted) {
                     writer.append_aborted(&aborted);
@@ -301,7 +301,8 @@ impl<'a> Repair<'a> {
             writer = Some(self.writer(base_offset)?);
         }
         if let Some(mut writer) = writer {
-            self.fill(&mut writer, base_offset, lost_to)?;
+            let next_epoch = segment.next_base_offset.and_then(|next| self.first_epoch(next));
+            self.fill(&mut writer, base_offset, lost_to, next_epoch)?;
             writer.finish(false).map_err(failed)?;
         }
         Ok(())
@@ -388,15 +389,22 @@ impl<'a> Repair<'a> {
     }
 
     /// Empty batches, one of each leader epoch, keep the place of offsets that are lost: at the log's end they would be given again, and
-    /// elsewhere recovery takes a gap for damage.
-    fn fill(&mut self, writer: &mut SegmentWriter, base_offset: i64, lost_to: Option<i64>) -> Result<(), InspectError> {
+    /// elsewhere recovery takes a gap for damage. `next_epoch`: that of the batch that follows, if one does. A stretch that no batch could span
+    /// stays a gap: nobody wrote so much, so what says that it was there is damaged.
+    fn fill(
+        &mut self,
+        writer: &mut SegmentWriter,
+        base_offset: i64,
+        lost_to: Option<i64>,
+        next_epoch: Option<i32>,
+    ) -> Result<(), InspectError> {
         let Some(lost_to) = lost_to else { return Ok(()) };
         let mut first = self.previous.map_or(base_offset, |previous| previous.next_offset()).max(base_offset);
         while first <= lost_to {
             let epochs = self.epochs.iter().flat_map(|epochs| epochs.entries());
-            let next_epoch = epochs.map(|entry| entry.start_offset).find(|start| *start > first);
-            let last = next_epoch.map_or(lost_to, |next| lost_to.min(next - 1));
-            let Some((header, bytes)) = self.empty_batch(first, last) else { break };
+            let next_start = epochs.map(|entry| entry.start_offset).find(|start| *start > first);
+            let last = next_start.map_or(lost_to, |next| lost_to.min(next - 1));
+            let Some((header, bytes)) = self.empty_batch(first, last, next_epoch) else { break };
             writer.append(&header, &bytes).map_err(failed)?;
             self.keep(&header, &[], &BTreeMap::new());
             first = last + 1;
@@ -404,12 +412,20 @@ impl<'a> Repair<'a> {
         Ok(())
     }
 
-    fn empty_batch(&self, first: i64, last_offset: i64) -> Option<(BatchHeader, bytes::Bytes)> {
-        let known = self.epochs.as_ref().and_then(|epochs| epochs.at(first));
+    fn empty_batch(
+        &self,
+        first: i64,
+        last_offset: i64,
+        next_epoch: Option<i32>,
+    ) -> Option<(BatchHeader, bytes::Bytes)> {
+        let before = self.previous.map(|previous| previous.leader_epoch);
+        let known = self.epochs.as_ref().and_then(|epochs| epochs.at(first)).or(before).unwrap_or(-1);
+        // The checkpoint may be damaged, too; epochs never fall.
+        let known = known.max(before.unwrap_or(-1));
         let like = BatchHeader {
             base_offset: first,
             batch_length: 0,
-            leader_epoch: known.or(self.previous.map(|previous| previous.leader_epoch)).unwrap_or(-1),
+            leader_epoch: next_epoch.map_or(known, |next| known.min(next)),
             magic: 2,
             crc: 0,
             attributes: 0,
@@ -423,6 +439,16 @@ impl<'a> Repair<'a> {
         };
         let bytes = rebuild(&like, &[], None).ok()?;
         Some((batch::check(&bytes).ok()?, bytes))
+    }
+
+    /// The leader epoch with which the segment of this offset begins, if that can be read.
+    fn first_epoch(&self, base_offset: i64) -> Option<i32> {
+        let segment = self.target.segments.iter().find(|segment| segment.base_offset == base_offset)?;
+        let file = self.target.files.open(&segment.path, OpenMode::Read).ok()?;
+        let mut bytes = [0; batch::HEADER_BYTES];
+        files::read_exact_at(&*file, &mut bytes, 0).ok()?;
+        let first = BatchHeader::parse(&bytes).ok()?;
+        (first.magic == 2 && first.base_offset == base_offset).then_some(first.leader_epoch)
     }
 
     fn write_snapshot(&self, offset: i64) -> Result<(), InspectError> {

@@ -14,7 +14,7 @@ use crate::checkpoint::{parse_segment_file_name, segment_file_name};
 use crate::crcfile::{self, CrcEntry, CrcFile, RunningCrc, STEP_BYTES};
 use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
 use crate::files::{self, Metadata, OpenMode};
-use crate::index::IndexBuilder;
+use crate::index::{IndexBuilder, IndexEntry, OffsetEntry};
 use crate::metrics as names;
 use crate::prefix;
 use crate::reader::RecentEnds;
@@ -81,21 +81,18 @@ impl Opening<'_> {
                 };
                 tracing::info!(path = %path.display(), why, "reading the segment whole");
                 let rebuilt_before = self.report.rebuilt.len();
+                if let Some(cut) = cut.filter(|cut| cut.extension != ".crc") {
+                    self.name_cut(base_offset, cut);
+                }
                 self.announce(metadata.len);
                 let scanned = self.scan_segment(base_offset, i64::MAX, next_base, None)?;
                 // Behind zeros that were reserved, checksums lack nothing.
-                let cut = cut.filter(|cut| cut.extension != ".crc" || scanned.fault.is_none());
-                if let Some(CutIndex { extension, position }) = cut {
-                    let path = self.place.dir.join(segment_file_name(base_offset, extension));
-                    if !self.report.rebuilt.contains(&path) {
-                        tracing::warn!(path = %path.display(), position, "entries are missing behind its end; made anew from the log");
-                        self.report.rebuilt.push(path);
-                    }
+                if let Some(cut) = cut.filter(|cut| cut.extension == ".crc" && scanned.fault.is_none()) {
+                    self.name_cut(base_offset, cut);
                 }
                 if why.contains("index") && self.report.rebuilt.len() == rebuilt_before {
-                    let index = path.with_extension(if why.contains("time") { "timeindex" } else { "index" });
-                    tracing::info!(path = %index.display(), why, "made anew from the log");
-                    self.report.rebuilt.push(index);
+                    let extension = if why.contains("time") { "timeindex" } else { "index" };
+                    self.report.rebuilt.push(path.with_extension(extension));
                 }
                 let zeros_follow = scanned.fault.as_ref().is_some_and(|fault| fault.zeros_follow);
                 if let Some(fault) = scanned.fault.as_ref().filter(|_| !zeros_follow) {
@@ -105,6 +102,18 @@ impl Opening<'_> {
                 Ok((self.adopt(scanned, metadata.modified_ms, false)?, false))
             }
         }
+    }
+
+    fn name_cut(&mut self, base_offset: i64, cut: &CutIndex) {
+        let CutIndex { extension, position } = *cut;
+        let path = self.place.dir.join(segment_file_name(base_offset, extension));
+        let why = match extension {
+            // Nothing in a folder tells one from the other.
+            OffsetEntry::EXTENSION => "entries are missing behind its end, unless index.interval.bytes was larger",
+            _ => "entries are missing behind its end",
+        };
+        tracing::warn!(path = %path.display(), position, why, "made anew from the log");
+        self.report.rebuilt.push(path);
     }
 
     fn check_ends(&self, base_offset: i64, metadata: Metadata, next_base: Option<i64>) -> Result<Checked, OpenError> {

@@ -67,6 +67,7 @@ pub(super) struct OffsetIndexCheck {
     since_entry: u64,
     sparse_at: Option<u64>,
     bytes: u64,
+    has_entries: bool,
     /// Bytes after which an entry came, the fewest.
     shortest: Option<u64>,
     /// A batch of ours without an entry, though there was one after fewer bytes elsewhere: its position and last offset.
@@ -88,6 +89,7 @@ impl OffsetIndexCheck {
         Ok(OffsetIndexCheck {
             file,
             base_offset,
+            has_entries: !entries.is_empty(),
             entries,
             ours,
             missing,
@@ -182,8 +184,13 @@ impl OffsetIndexCheck {
             findings.fault(&self.file, 0, None, FaultKind::Index, "is missing");
         } else if let Some(position) = self.sparse_at.filter(|_| whole && !unfinished) {
             let detail = format!("has no entry for more than {SPARSE_BYTES} bytes before {position}");
-            let at = if self.ours && self.unindexed.is_some() { self.bytes } else { 0 };
-            findings.note(&self.file, at, None, FaultKind::Index, detail);
+            if self.ours && !self.has_entries {
+                // Emptied. (Or, for a segment of more bytes than anybody would configure.)
+                findings.fault(&self.file, 0, None, FaultKind::Index, detail);
+            } else {
+                let at = if self.ours && self.unindexed.is_some() { self.bytes } else { 0 };
+                findings.note(&self.file, at, None, FaultKind::Index, detail);
+            }
         } else if let Some((position, offset)) = self.unindexed.filter(|_| self.ours && whole && !unfinished) {
             // No fault: the interval may be one that was set for the topic, and be set anew while a segment is continued.
             let detail = format!(
