@@ -6,7 +6,8 @@
 //! `recovery.rs` (opening), `retention.rs` (deleting).
 //!
 //! Always: `log_start <= next_offset` and `flushed <= next_offset`; epochs never fall; at most `unflushed_limit_bytes` lie between
-//! `flushed` and the end; after a failed write or sync nothing is written at all.
+//! `flushed` and the end; after a failed write or sync nothing is written at all, and nothing either while a segment waits for room in which
+//! to be written anew because its sync had failed (`recovery/renewal.rs`).
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,6 +28,7 @@ use crate::index::{IndexBuilder, IndexBytes};
 use crate::metrics as names;
 use crate::producers::{self, Admission, LastSequence, ProducerState, SequenceError};
 use crate::reader::{LogReader, SegmentEntry, View};
+use crate::recovery::renewal::Doubtful;
 use crate::recovery::{self, RecoveryProgress, RecoveryReport};
 use crate::retention::Recycled;
 
@@ -83,6 +85,8 @@ pub struct Log {
     pub(crate) unflushed_bytes: u64,
     pub(crate) poisoned: Option<Poisoned>,
     pub(crate) recycled: Vec<Recycled>,
+    /// Segments of which a sync failed, and for whose new files there was no room yet.
+    pub(crate) doubtful: Vec<Doubtful>,
     /// Sealed segments whose indexes and checksums found no room.
     incomplete: Vec<Active>,
     /// Offset of a snapshot within the segment that is written.
@@ -152,7 +156,7 @@ impl Log {
         let view = View {
             log_start: recovered.log_start,
             log_end: recovered.next_offset,
-            flushed: recovered.next_offset,
+            flushed: recovered.flushed,
             segments: Arc::new([]),
             end_position: 0,
             largest: None,
@@ -172,10 +176,11 @@ impl Log {
             epochs_changed: recovered.epochs_changed,
             log_start: recovered.log_start,
             next_offset: recovered.next_offset,
-            flushed: recovered.next_offset,
+            flushed: recovered.flushed,
             unflushed_bytes: 0,
             poisoned: None,
             recycled: Vec::new(),
+            doubtful: recovered.doubtful,
             incomplete: Vec::new(),
             stray_snapshot: None,
             segments: Arc::new([]),
@@ -375,7 +380,7 @@ impl Log {
     pub fn roll_if_due(&mut self, now_ms: i64) -> Result<bool, LogError> {
         self.check_poisoned()?;
         let age_ms = u64::try_from(now_ms.saturating_sub(self.active.begun_ms)).unwrap_or(0);
-        if self.active.size == 0 || age_ms < self.config.segment_ms {
+        if self.active.size == 0 || age_ms < self.config.segment_ms || !self.doubtful.is_empty() {
             return Ok(false);
         }
         self.roll(now_ms)?;
@@ -384,6 +389,7 @@ impl Log {
 
     /// Seals the segment that is written and begins an empty one.
     pub(crate) fn roll(&mut self, now_ms: i64) -> Result<(), LogError> {
+        self.renew_doubtful()?;
         if let Err(failure) = self.active.hold() {
             return Err(self.not_opened(failure));
         }
@@ -419,7 +425,7 @@ impl Log {
     }
 
     /// The segment that is written could not be opened: that passes if there are too many open files, and nothing else does.
-    fn not_opened(&mut self, failure: IoFailure) -> LogError {
+    pub(crate) fn not_opened(&mut self, failure: IoFailure) -> LogError {
         if !files::is_exhausted(&failure.error) {
             self.poison(failure.to_string());
         }
@@ -500,7 +506,7 @@ impl Log {
         if runs.is_empty() {
             return Ok(());
         }
-        let mut begun = match self.reserve_for(&runs, now_ms) {
+        let mut begun = match self.renew_doubtful().and_then(|()| self.reserve_for(&runs, now_ms)) {
             Ok(begun) => begun,
             Err(error) => {
                 metrics::counter!(names::DISK_FULL).increment(u64::from(matches!(error, LogError::FullDisk(_))));
@@ -750,6 +756,7 @@ impl Log {
         if self.flushed == self.next_offset {
             return Ok(());
         }
+        self.renew_doubtful()?;
         let began = Instant::now();
         if let Err(failure) = self.active.hold() {
             return Err(self.not_opened(failure));

@@ -17,7 +17,7 @@
 
 mod history;
 mod owner;
-mod renewal;
+pub(crate) mod renewal;
 mod report;
 mod segment;
 
@@ -37,6 +37,7 @@ use crate::replay::{self, remove_snapshots, snapshot_offsets};
 use crate::segment::Segment;
 use crate::verify;
 
+use renewal::Doubtful;
 pub use report::{CrcDisagreement, CutTail, RecoveryProgress, RecoveryReport};
 use segment::from_reading;
 
@@ -50,6 +51,10 @@ pub(crate) struct Recovered {
     pub(crate) epochs_changed: bool,
     pub(crate) log_start: i64,
     pub(crate) next_offset: i64,
+    /// Up to where everything is on stable storage: the end, but for the doubtful ones.
+    pub(crate) flushed: i64,
+    /// Segments of which a sync failed, and for whose new files there was no room.
+    pub(crate) doubtful: Vec<Doubtful>,
 }
 
 /// What all steps of opening a log need.
@@ -68,6 +73,8 @@ struct Opening<'a> {
     epochs_as_read: LeaderEpochs,
     /// Segments of which a sync failed when they were last written.
     failed_syncs: Vec<i64>,
+    /// Those of them for whose new files there was no room.
+    doubtful: Vec<Doubtful>,
     /// The segments.
     bases: Vec<i64>,
     /// Offset of the newest snapshot of the producers that can be read.
@@ -105,6 +112,7 @@ pub(crate) fn recover(
         epochs_empty: false,
         epochs_as_read: LeaderEpochs::default(),
         failed_syncs: Vec::new(),
+        doubtful: Vec::new(),
         bases: Vec::new(),
         snapshot: None,
         unchecked: None,
@@ -233,6 +241,8 @@ impl Opening<'_> {
             epochs_changed,
             log_start: start,
             next_offset: start,
+            flushed: start,
+            doubtful: Vec::new(),
         })
     }
 
@@ -335,6 +345,8 @@ impl Opening<'_> {
             epochs_changed: self.epochs_changed,
             log_start,
             next_offset,
+            flushed: self.flushed(next_offset).max(log_start),
+            doubtful: std::mem::take(&mut self.doubtful),
         };
         if log_start > next_offset {
             self.restart_at(&mut recovered, log_start)?;
@@ -351,6 +363,12 @@ impl Opening<'_> {
             self.place.files.sync_dir(self.place.dir).during("sync", self.place.dir)?;
         }
         Ok(recovered)
+    }
+
+    /// Up to where everything is on stable storage, now that all but the doubtful segments are: in those, what was flushed before.
+    fn flushed(&self, next_offset: i64) -> i64 {
+        let doubtful = self.doubtful.iter().map(|doubtful| doubtful.base_offset).min();
+        doubtful.map_or(next_offset, |base_offset| self.hints.recovery_point.max(base_offset).min(next_offset))
     }
 
     /// Makes sure that what the first segments know of producers is kept once they are removed: a crash may have come before the snapshot
@@ -373,7 +391,8 @@ impl Opening<'_> {
     fn restart_at(&mut self, recovered: &mut Recovered, log_start: i64) -> Result<(), OpenError> {
         let active = Active::begin(self.place, log_start, None, self.now_ms)?;
         let old = std::mem::replace(&mut recovered.active, active);
-        recovered.next_offset = log_start;
+        (recovered.next_offset, recovered.flushed) = (log_start, log_start);
+        recovered.doubtful.clear();
         self.place.files.sync_dir(self.place.dir).during("sync", self.place.dir)?;
         for entry in recovered.sealed.drain(..).chain([old.entry()]) {
             self.remove_segment(entry.base_offset())?;

@@ -77,7 +77,8 @@ impl Log {
                     now_ms.saturating_sub(newest) > retention_ms
                 };
                 let active_expired = self.active.size > 0 && expired(&self.active.entry());
-                if active_expired && self.sealed.iter().all(expired) && self.next_offset <= high_watermark {
+                let may_roll = self.doubtful.is_empty() && self.next_offset <= high_watermark;
+                if active_expired && may_roll && self.sealed.iter().all(expired) {
                     self.roll(now_ms)?;
                 }
                 count = self.sealed.iter().take_while(|entry| expired(entry)).count();
@@ -102,6 +103,7 @@ impl Log {
         if count > 0 {
             self.delete_first(count, self.log_start.max(self.end_of_sealed(count - 1)), now_ms)?;
         }
+        self.renew_if_there_is_room()?;
         Ok(Some(self.log_start).filter(|start| *start != before))
     }
 
@@ -116,13 +118,16 @@ impl Log {
         if before <= self.log_start {
             return Ok(self.log_start);
         }
-        self.flush_active()?;
+        if self.doubtful.is_empty() || before > self.flushed {
+            self.flush_active()?;
+        }
         self.publish();
         if before == self.next_offset && self.active.size > 0 {
             self.roll(now_ms)?;
         }
         let count = (0..self.sealed.len()).take_while(|n| self.end_of_sealed(*n) <= before).count();
         self.delete_first(count, before, now_ms)?;
+        self.renew_if_there_is_room()?;
         Ok(self.log_start)
     }
 
@@ -165,6 +170,7 @@ impl Log {
         let cut = self.unless_refused(prepared, &aside)?;
         self.log_start = offset;
         let result = self.replace_from(0, None, cut, &aside, offset);
+        self.doubtful.clear();
         self.poison_on_error(result)
     }
 
@@ -315,7 +321,9 @@ impl Log {
     fn delete(&mut self, entry: &SegmentEntry, now_ms: i64) -> Result<(), IoFailure> {
         let alone = entry.segment.retire();
         let path = entry.segment.log_path();
-        if alone && self.recycled.len() < self.config.recycled_segments && entry.size > 0 {
+        // What failed once is written to another file.
+        let doubtful = self.doubtful.iter().any(|doubtful| doubtful.base_offset == entry.base_offset());
+        if alone && !doubtful && self.recycled.len() < self.config.recycled_segments && entry.size > 0 {
             let kept = entry.segment.path(&format!(".log{DELETED}"));
             self.files.rename(&path, &kept).during("rename", &path)?;
             self.recycled.push(Recycled { path: kept, since_ms: now_ms });

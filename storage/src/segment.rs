@@ -209,7 +209,8 @@ impl Segment {
         self.swapping.store(swapping, Ordering::Release);
     }
 
-    fn close(&self) {
+    /// Closes it; whoever reads or writes it opens it anew.
+    pub(crate) fn close(&self) {
         self.release(&mut lock(&self.slot));
     }
 

@@ -448,6 +448,75 @@ fn after_a_failed_sync_a_log_opens_on_a_full_disk_too() {
     assert!(!files.list(Path::new(DIR)).unwrap().iter().any(|entry| entry.name.ends_with(".sync-failed")));
 }
 
+/// The log that was opened on a full disk went on in the very file whose sync had failed: once there was room again it took appends there, and
+/// acknowledged them after a sync that said nothing. A power failure took them, and the log did not open any more.
+#[test]
+fn after_a_failed_sync_on_a_full_disk_nothing_is_acknowledged_from_the_same_file() {
+    let record = |n: u8| one(&[n; 9_000], NOW);
+    for (seed, rolls, lasting, later) in (0..24).flat_map(|seed| {
+        [(seed, false, true, 0), (seed, true, true, 1), (seed, false, false, 2), (seed, true, true, 3)]
+    }) {
+        let what = format!("seed {seed}, rolls {rolls}, lasting {lasting}, {later}");
+        let config = LogConfig { segment_bytes: 40_000, ..LogConfig::default() };
+        let files = disk(seed);
+        let (mut log, _) = open(&files, &config, hints(0, 0));
+        (0..6).for_each(|n| drop(log.append(&[record(n)], 0, NOW).unwrap()));
+        let flushed = log.flush().unwrap();
+        let fault = Fault::new(Operation::Sync).on(".log").times(1);
+        files.fail(if lasting { fault.lasting() } else { fault });
+        log.append(&[record(6)], 0, NOW).unwrap();
+        match rolls {
+            true => assert!(log.append(&[record(7), record(8)], 0, NOW).is_err(), "{what}"),
+            false => assert!(log.flush().is_err(), "{what}"),
+        }
+        drop(log);
+        let files = files.restart();
+        // Enough for indexes.
+        files.set_capacity(Some(files.used_bytes() + 16_384));
+        let (mut log, _) = open(&files, &config, hints(flushed, 0));
+        files.set_capacity(Some(files.used_bytes()));
+        let end = log.log_end_offset();
+        assert!(end > flushed, "{what}");
+        assert_eq!(offsets(&log.reader()), (0..end).collect::<Vec<_>>(), "{what}");
+        let mut acknowledged = log.flushed_offset();
+        let mut log_start = 0;
+        for n in 10..18 {
+            match log.append(&[record(n)], 0, NOW).map(|_| log.flush()) {
+                Ok(result) => acknowledged = result.unwrap(),
+                Err(error) => assert!(error.retryable() && !log.is_poisoned(), "{what}: {error}"),
+            }
+            match (n, later) {
+                // What is deleted makes room, though it would be kept to be written again.
+                (14, 1) => {
+                    log_start = log.delete_records(4, flushed, NOW).unwrap();
+                    assert_eq!(log.flushed_offset(), end, "{what}: it tries again by itself");
+                    acknowledged = end;
+                }
+                (14, 0) => files.set_capacity(None),
+                (14, 2) => {
+                    files.set_capacity(None);
+                    log.enforce_retention(NOW, flushed).unwrap();
+                    assert_eq!(log.flushed_offset(), end, "{what}: it tries again by itself");
+                    acknowledged = end;
+                }
+                _ => {}
+            }
+        }
+        assert_eq!(acknowledged > flushed, later < 3, "{what}");
+        // What was begun before the failure is taken along.
+        assert!(later == 3 || log.log_end_offset() == end + 3, "{what}: {}", log.log_end_offset());
+        drop(log);
+        let files = files.crash();
+        files.set_capacity(None);
+        let (log, report) = open(&files, &config, hints(acknowledged, log_start));
+        let end = log.log_end_offset();
+        assert!(end >= acknowledged, "{what}: {report:?}");
+        assert_eq!(offsets(&log.reader()), (log_start..end).collect::<Vec<_>>(), "{what}");
+        let mut left = files.list(Path::new(DIR)).unwrap().into_iter();
+        assert!(!left.any(|entry| entry.name.ends_with(".sync-failed")), "{what}");
+    }
+}
+
 #[test]
 fn after_a_failed_sync_the_log_goes_on_in_a_new_file() {
     for (seed, operations, rolls) in (0..8).flat_map(|seed| (0..40).map(move |n| (seed, n, seed % 2 == 1))) {

@@ -258,7 +258,9 @@ impl Opening<'_> {
 
     /// Where the scan of a segment may begin, if not at its beginning.
     fn start_of_scan(&self, base_offset: i64) -> Result<Option<ScanStart>, OpenError> {
-        let Some(snapshot) = self.snapshot.filter(|_| base_offset < self.hints.recovery_point) else { return Ok(None) };
+        // After a failed sync all of it goes to a new file, and has to be known for that.
+        let from_within = base_offset < self.hints.recovery_point && !self.failed_syncs.contains(&base_offset);
+        let Some(snapshot) = self.snapshot.filter(|_| from_within) else { return Ok(None) };
         let path = self.place.dir.join(segment_file_name(base_offset, ".log"));
         let file = self.place.files.open(&path, OpenMode::Read).during("open", &path)?;
         Ok(prefix::find(self.place, &*file, base_offset, self.hints.recovery_point.min(snapshot))?)
@@ -341,8 +343,11 @@ impl Opening<'_> {
         let path = segment.log_path();
         // Before anything is changed that would speak for or against it.
         self.compare_crc(&segment.path(".crc"), &scanned.crc, base_offset, scanned.flushed, torn)?;
-        if self.failed_syncs.contains(&base_offset) && !renewal::renew(self.place, base_offset, scanned.end)? {
+        if self.failed_syncs.contains(&base_offset)
+            && let Some(doubtful) = renewal::renew_or_write_again(self.place, base_offset, &scanned.crc)?
+        {
             self.failed_syncs.retain(|failed| *failed != base_offset);
+            self.doubtful.push(doubtful);
         }
         let file = self.place.files.open(&path, OpenMode::Write).during("open", &path)?;
         if scanned.len > scanned.end {
