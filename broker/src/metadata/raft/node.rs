@@ -25,6 +25,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How often a leader is heard of: openraft looks at its clock at one and a half times this.
 const HEARTBEAT_MS: u64 = 80;
@@ -51,7 +52,7 @@ const CHANGE: Duration = Duration::from_secs(30);
 /// How long the end of a member that could not be started is waited for.
 const STOP: Duration = Duration::from_secs(1);
 
-/// A running member.
+/// A running member. It ends by [`stop`](RaftNode::stop), or when nobody has it any more.
 #[derive(Clone)]
 pub struct RaftNode {
     pub(super) raft: Raft<TypeConfig>,
@@ -66,6 +67,8 @@ pub struct RaftNode {
     /// Whoever changes the members.
     pub(super) changing: Arc<Mutex<()>>,
     pub(super) links: Option<Links>,
+    /// Dropped by the last who has the member, which ends it. What looks after it by itself has none.
+    _ends: Option<Arc<DropGuard>>,
 }
 
 impl std::fmt::Debug for RaftNode {
@@ -127,7 +130,9 @@ impl RaftNode {
         let raft = raft.map_err(|error| MetadataError::Stopped(error.to_string()))?;
         let (turn, changing) = (Arc::default(), Arc::default());
         let (alone, aside) = (Arc::default(), Arc::default());
-        let node = RaftNode { raft, store, applied, turn, alone, aside, changing, links };
+        let ended = CancellationToken::new();
+        let ends = Some(Arc::new(ended.clone().drop_guard()));
+        let node = RaftNode { raft, store, applied, turn, alone, aside, changing, links, _ends: ends };
         if is_only_voter {
             if let Err(error) = node.lead(deadline).await {
                 // Where it hangs, it goes on hanging without anybody who waits.
@@ -137,7 +142,7 @@ impl RaftNode {
             }
             node.alone.store(true, Ordering::Release);
         }
-        tokio::spawn(node.clone().look_after());
+        tokio::spawn(RaftNode { _ends: None, ..node.clone() }.look_after(ended));
         Ok(node)
     }
 
@@ -158,14 +163,19 @@ impl RaftNode {
         match timeout_at(deadline, led).await {
             Err(_) => Err(MetadataError::TimedOut),
             Ok(Err(_)) => Err(MetadataError::ShuttingDown),
-            Ok(Ok(Some(fatal))) => Err(self.ended(&fatal).await),
+            Ok(Ok(Some(fatal))) => {
+                // A disk that hangs tells nothing more.
+                let cause = timeout_at(deadline, self.ended(&fatal)).await;
+                Err(cause.unwrap_or_else(|_| MetadataError::Stopped(fatal.to_string())))
+            }
             Ok(Ok(None)) => Ok(()),
         }
     }
 
     /// openraft's clock is for heartbeats and elections, which a member without others does not need: its own timer alone goes
-    /// on. And a leader finishes the change of members that one before it has begun. Ends with the member.
-    async fn look_after(self) {
+    /// on. And a leader finishes the change of members that one before it has begun. Ends with the member, and ends it when
+    /// nobody has it any more.
+    async fn look_after(self, ended: CancellationToken) {
         let mut metrics = self.raft.metrics();
         let mut finishes: Option<tokio::task::JoinHandle<()>> = None;
         loop {
@@ -180,8 +190,10 @@ impl RaftNode {
                 let node = self.clone();
                 finishes = Some(tokio::spawn(async move { node.finish_change(Instant::now() + CHANGE).await }));
             }
-            if metrics.changed().await.is_err() {
-                return;
+            match ended.run_until_cancelled(metrics.changed()).await {
+                Some(Ok(())) => {}
+                Some(Err(_)) => return,
+                None => return self.stop().await,
             }
         }
     }

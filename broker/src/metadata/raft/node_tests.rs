@@ -408,3 +408,57 @@ async fn a_store_that_is_dropped_keeps_its_folder_locked_while_it_writes() {
     until(&|| folder(&disk).is_ok()).await;
     pool.close();
 }
+
+/// Its own task held the member, and so openraft's tasks and the folder, for as long as the process lived.
+#[tokio::test]
+async fn a_member_that_is_dropped_ends_and_lets_go_of_its_folder() {
+    let disk = disk(13);
+    let (locked, pool) = (Arc::new(folder(&disk).expect("free")), Pool::start(2).expect("threads"));
+    let node = RaftNode::start(open(&disk).of_broker(locked, pool.clone()), NoNetwork, soon()).await.expect("leads");
+    propose(&node, register()).await.expect("in force");
+    let (mut metrics, other) = (node.metrics(), node.clone());
+    drop(node);
+    propose(&other, create(2)).await.expect("somebody has it still");
+    drop(other);
+    let ended = async { while metrics.changed().await.is_ok() {} };
+    tokio::time::timeout_at(soon(), ended).await.expect("openraft ends");
+    let free = async {
+        while folder(&disk).is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout_at(soon(), free).await.expect("the folder is free");
+    pool.close();
+}
+
+/// Why the member ended was asked of the journal, for as long as the disk did not answer.
+#[tokio::test]
+async fn a_start_that_fails_waits_for_a_disk_that_hangs_no_longer_than_its_deadline() {
+    let disk = disk(14);
+    let (locked, pool) = (Arc::new(folder(&disk).expect("free")), Pool::start(2).expect("threads"));
+    let store = open(&disk).of_broker(locked, pool.clone());
+    // It stands for election: its vote is what the disk refuses.
+    store.change(Change::Vote(openraft::Vote::new(9, store.node_id()))).expect("kept");
+    disk.fail(Fault::new(Operation::Sync).on(JOURNAL_FILE).lasting());
+    let held = disk.hold(Fault::new(Operation::Sync).on(JOURNAL_FILE));
+    let hang = Arc::new(std::sync::Barrier::new(3));
+    let starting = tokio::spawn(RaftNode::start(store, NoNetwork, Instant::now() + Duration::from_secs(1)));
+    let busy = async {
+        while held.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout_at(soon(), busy).await.expect("it stands for election");
+    for _ in 0..2 {
+        let hang = Arc::clone(&hang);
+        pool.spawn(move || {
+            hang.wait();
+        });
+    }
+    drop(held);
+    let started = tokio::time::timeout(Duration::from_secs(10), starting).await;
+    hang.wait();
+    let refused = started.expect("in time").expect("no panic").expect_err("it is not led");
+    assert!(matches!(refused, MetadataError::Stopped(_)), "{refused}");
+    pool.close();
+}
