@@ -1,13 +1,15 @@
 //! `headwater group ...`
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use headwater_client::{Admin, GroupDescription};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::args::{DeleteOffsetsArgs, Global, GroupCommand};
+use crate::commands::chosen;
 use crate::connect::with_client;
 use crate::output::{note, number, plural, print, print_all, print_json, table};
+use crate::spec::TopicSelection;
 
 mod reset;
 
@@ -210,7 +212,24 @@ fn partitions_text(partitions: &[Assigned<'_>]) -> String {
     if text.is_empty() { "none".to_owned() } else { text }
 }
 
+/// Looks at every topic before it touches one: the broker takes one at a time, and what the first lost is gone when it refuses the second.
 async fn delete_offsets(global: &Global, admin: &Admin, args: DeleteOffsetsArgs) -> Result<()> {
+    let cannot = |topic: &str| {
+        let nothing = if args.topic.len() > 1 { ", and nothing was deleted" } else { "" };
+        format!("cannot delete what group {} committed for topic {topic}{nothing}", args.group)
+    };
+    let group = description(admin, &args.group).await?;
+    for TopicSelection { topic, partitions } in &args.topic {
+        let described = admin.describe_topic(topic).await.with_context(|| cannot(topic))?;
+        chosen(&described, partitions.as_deref().unwrap_or_default()).with_context(|| cannot(topic))?;
+        if let Some(member) = group.members.iter().find(|member| member.topics.contains(topic)) {
+            let reads = anyhow!(
+                "member {} reads it; offsets of a topic are deleted when no member subscribes to it",
+                member.member_id
+            );
+            return Err(reads.context(cannot(topic)));
+        }
+    }
     for selection in &args.topic {
         let partitions = selection.partitions.as_deref().unwrap_or_default();
         admin.delete_offsets(&args.group, &selection.topic, partitions).await.with_context(|| {

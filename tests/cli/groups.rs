@@ -85,24 +85,34 @@ fn a_group_is_listed_described_and_deleted() {
     assert!(broker.json(&["group", "list"]).iter().all(|group| group["group"] != "h"));
 }
 
-/// What was mistyped has no offsets, and must not look like work done.
+/// What was mistyped has no offsets, and must not look like work done. Of several topics, those before it lost theirs.
 #[test]
 fn offsets_are_deleted_only_of_what_is_there_and_nobody_reads() {
     let broker = filled();
     broker.run(&["topic", "create", "other"]).ok();
     broker.run(&["consume", "t", "--group", "g", "--until", "end"]).ok();
-    let refused = |group: &str, topic: &str, said: &str| {
-        let answer = broker.run(&["group", "delete-offsets", group, "--topic", topic]).fails(1);
-        assert!(answer.stderr.contains(said), "{topic} of {group}: {}", answer.stderr);
-        assert_eq!(committed(&broker, "g"), [(0, Some(10)), (1, Some(10))], "{topic} of {group}");
+    let refused = |group: &str, topics: &[&str], said: &str| {
+        let named = topics.iter().flat_map(|topic| ["--topic", topic]);
+        let args: Vec<&str> = ["group", "delete-offsets", group].into_iter().chain(named).collect();
+        let answer = broker.run(&args).fails(1);
+        assert!(answer.stderr.contains(said), "{topics:?} of {group}: {}", answer.stderr);
+        let mut kept = committed(&broker, "g");
+        kept.retain(|(_, offset)| offset.is_some());
+        assert_eq!(kept, [(0, Some(10)), (1, Some(10))], "{topics:?} of {group}");
     };
-    refused("nosuch", "t", "there is no group nosuch");
-    refused("g", "nosuch", "there is no topic nosuch");
-    refused("g", "t:0,2", "topic t has 2 partitions, and no partition 2");
+    refused("nosuch", &["t"], "there is no group nosuch");
+    refused("g", &["nosuch"], "there is no topic nosuch");
+    refused("g", &["t", "nosuch"], "there is no topic nosuch");
+    refused("g", &["t:0,2"], "topic t has no partition 2; it has 2 partitions");
+    refused("g", &["t:0", "other:1"], "topic other has no partition 1");
     broker.run(&["group", "delete-offsets", "g", "--topic", "other"]).ok();
     let mut member = Running::start(broker.command(&["consume", "t", "--group", "g"]));
     eventually("a member", || (members(&broker, "g").len() == 1).then_some(()));
-    refused("g", "t", "no member subscribes to it");
+    refused("g", &["t"], "no member subscribes to it");
+    assert!(member.terminate().success());
+    let mut member = Running::start(broker.command(&["consume", "other", "--group", "g"]));
+    eventually("a member", || (members(&broker, "g").len() == 1).then_some(()));
+    refused("g", &["t", "other"], "no member subscribes to it");
     assert!(member.terminate().success());
 }
 
