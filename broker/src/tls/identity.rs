@@ -109,6 +109,12 @@ impl Identity {
         }
     }
 
+    /// Whether it shows the same and trusts the same as another one.
+    pub(crate) fn is_same(&self, other: &Identity) -> bool {
+        let trusted = self.trusted.as_ref().map(|trusted| &trusted.pem);
+        self.certified.cert == other.certified.cert && trusted == other.trusted.as_ref().map(|trusted| &trusted.pem)
+    }
+
     /// Its cluster, where its certificate names one.
     pub(crate) fn cluster(&self) -> Option<&str> {
         self.name.as_ref().map(|name| name.cluster.as_str())
@@ -143,14 +149,17 @@ impl Identity {
     /// Whether it and its authority are valid now.
     pub(crate) fn check_time(&self, paths: &Paths, now_s: i64, provider: &CryptoProvider) -> Result<(), TlsError> {
         let Validity { not_before_s, not_after_s } = self.validity;
-        let unusable = |why: String| Err(TlsError::Unusable { path: paths.certificate.clone(), why });
+        let untimely = |why: String| Err(TlsError::Untimely { path: paths.certificate.clone(), why });
         if now_s < not_before_s {
-            return unusable(format!("it becomes valid in {} s; is this machine's clock right?", not_before_s - now_s));
+            return untimely(format!("it becomes valid in {} s; is this machine's clock right?", not_before_s - now_s));
         }
         if now_s > not_after_s {
-            return unusable(format!("it expired {} s ago; make a new one in its place", now_s - not_after_s));
+            return untimely(format!("it expired {} s ago; make a new one in its place", now_s - not_after_s));
         }
-        self.verify(now_s, provider).map_err(|error| self.not_of_authority(paths, &error))
+        self.verify(now_s, provider).map_err(|error| match is_of_time(&error) {
+            true => TlsError::Untimely { path: paths.certificate.clone(), why: error.to_string() },
+            false => self.not_of_authority(paths, &error),
+        })
     }
 
     /// Whether it may take the place of `before` while the broker runs: the same broker of the same cluster, and valid.

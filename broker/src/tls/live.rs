@@ -52,16 +52,29 @@ pub(crate) enum Look {
     Unsettled,
     /// They are in use from now on.
     Renewed,
-    /// They cannot be used; the earlier identity stays.
+    /// They cannot be used; the earlier identity stays. Where the time alone is why, later looks judge them again.
     Refused(TlsError),
+    /// After they could not be used, they are again what is in use.
+    Restored,
 }
 
 /// What the last looks saw.
 pub(crate) struct Seen {
-    /// The bytes that were judged last; `None`: the files could not be read.
-    judged: Option<Contents>,
-    /// Bytes that could not be used when they were first seen.
-    unsettled: Option<Option<Contents>>,
+    /// The bytes of what is in use.
+    in_use: Contents,
+    /// What could not be used when it was first seen.
+    unsettled: Option<Found>,
+    /// What was refused last, and whether that is for good.
+    refused: Option<(Found, bool)>,
+}
+
+/// What a look finds; `None`: the files could not be read.
+type Found = Option<Contents>;
+
+impl Seen {
+    fn new(in_use: Contents) -> Seen {
+        Seen { in_use, unsettled: None, refused: None }
+    }
 }
 
 impl Live {
@@ -76,7 +89,7 @@ impl Live {
             tracing::error!(%error, "nobody who checks the certificate will connect until it is renewed");
         }
         let live = Live { current: ArcSwap::from_pointee(identity), paths, broker_id, provider };
-        Ok((live, Seen { judged: Some(contents), unsettled: None }))
+        Ok((live, Seen::new(contents)))
     }
 
     /// The identity of this moment.
@@ -110,42 +123,55 @@ impl Live {
     }
 
     /// Looks at the files once; blocks. Certificate and key are two files and are not replaced at one moment, so what cannot be used
-    /// is refused only when the next look finds it unchanged.
+    /// is refused only when the next look finds it unchanged. What is refused because of the time is told once and judged at each look:
+    /// it may be too early for it.
     pub(crate) fn look(&self, seen: &mut Seen, now_s: i64) -> Look {
-        let (contents, unread) = match self.paths.read() {
-            Ok(contents) => (Some(contents), None),
-            Err(error) => (None, Some(error)),
-        };
-        if contents == seen.judged {
+        let read = self.paths.read();
+        let found = read.as_ref().ok().cloned();
+        if found.as_ref() == Some(&seen.in_use) {
+            seen.unsettled = None;
+            return if seen.refused.take().is_some() { Look::Restored } else { Look::Same };
+        }
+        let was_told = matches!(&seen.refused, Some((refused, _)) if *refused == found);
+        if was_told && matches!(seen.refused, Some((_, true))) {
             seen.unsettled = None;
             return Look::Same;
         }
-        let outcome = match (&contents, unread) {
-            (Some(contents), _) => self.take(contents, now_s),
-            (None, Some(error)) => Err(error),
-            (None, None) => return Look::Same,
+        let error = match read.and_then(|contents| Ok((self.take(&contents, now_s)?, contents))) {
+            Ok((is_new, contents)) => {
+                let was_refused = seen.refused.is_some();
+                *seen = Seen::new(contents);
+                return match (is_new, was_refused) {
+                    (true, _) => Look::Renewed,
+                    (false, true) => Look::Restored,
+                    (false, false) => Look::Same,
+                };
+            }
+            Err(error) => error,
         };
-        match outcome {
-            Ok(()) => {
-                *seen = Seen { judged: contents, unsettled: None };
-                Look::Renewed
-            }
-            Err(error) if seen.unsettled.as_ref() == Some(&contents) => {
-                *seen = Seen { judged: contents, unsettled: None };
-                Look::Refused(error)
-            }
-            Err(_) => {
-                seen.unsettled = Some(contents);
-                Look::Unsettled
-            }
+        let for_good = !error.is_of_time();
+        if was_told && !for_good {
+            seen.unsettled = None;
+            return Look::Same;
         }
+        if !was_told && seen.unsettled.as_ref() != Some(&found) {
+            seen.unsettled = Some(found);
+            return Look::Unsettled;
+        }
+        (seen.unsettled, seen.refused) = (None, Some((found, for_good)));
+        Look::Refused(error)
     }
 
-    fn take(&self, contents: &Contents, now_s: i64) -> Result<(), TlsError> {
+    /// Whether it is another identity than the one in use, whose place it took then.
+    fn take(&self, contents: &Contents, now_s: i64) -> Result<bool, TlsError> {
         let identity = Identity::new(&self.paths, contents, self.broker_id, now_s, &self.provider)?;
-        identity.check_renewal(&self.current.load(), &self.paths, now_s, &self.provider)?;
-        self.current.store(Arc::new(identity));
-        Ok(())
+        let current = self.current.load();
+        identity.check_renewal(&current, &self.paths, now_s, &self.provider)?;
+        let is_new = !identity.is_same(&current);
+        if is_new {
+            self.current.store(Arc::new(identity));
+        }
+        Ok(is_new)
     }
 
     /// Looks at the files again and again until shutdown.
@@ -177,8 +203,16 @@ impl Live {
                     self.measure(&metrics);
                 }
                 Look::Refused(error) => {
-                    tracing::error!(%error, "the new certificates cannot be used; those from before stay in use");
+                    if error.is_of_time() {
+                        tracing::error!(%error, "the new certificates cannot be used now and are tried again; those from before stay in use");
+                    } else {
+                        tracing::error!(%error, "the new certificates cannot be used; those from before stay in use");
+                    }
                     metrics.tls_renewals_refused.increment(1);
+                }
+                Look::Restored => {
+                    let certificate = self.paths.certificate.display();
+                    tracing::info!(%certificate, "the certificates in use can be read again");
                 }
             }
             let expired = self.is_expired();
@@ -352,19 +386,41 @@ mod tests {
         assert!(matches!(live.look(&mut seen, NOW_S), Look::Refused(TlsError::Io { .. })));
         assert!(matches!(live.look(&mut seen, NOW_S), Look::Same));
         files.write("key", &key);
+        assert!(matches!(live.look(&mut seen, NOW_S), Look::Restored), "nothing is new");
+        assert!(matches!(live.look(&mut seen, NOW_S), Look::Same));
+        let next = files.issue();
+        files.write("key", &next.key_pem);
+        files.write("certificate", &next.certificate_pem);
         assert!(matches!(live.look(&mut seen, NOW_S), Look::Renewed));
     }
 
-    /// By the clock alone a certificate is not renewed: a new one that is over, or not yet begun, changes nothing.
+    /// By the clock alone a certificate is not renewed: a new one that is over, or not yet begun, changes nothing. One that was
+    /// put there too early was looked at once, refused, and never again: the one in use expired beside it.
     #[test]
-    fn a_renewal_is_valid_when_it_comes() {
+    fn a_renewal_is_taken_once_it_is_valid() {
         let files = Files::new();
         let (live, mut seen) = files.open();
+        let before = live.current().certified.cert.clone();
         let next = files.issue();
         files.write("key", &next.key_pem);
         files.write("certificate", &next.certificate_pem);
         assert!(matches!(live.look(&mut seen, 3 * NOW_S), Look::Unsettled));
         let Look::Refused(error) = live.look(&mut seen, 3 * NOW_S) else { panic!("taken") };
         assert!(error.to_string().contains("expired"), "{error}");
+
+        let validity = Validity { not_before_s: NOW_S + 100, not_after_s: 2 * NOW_S };
+        let early = files.authority.broker(1, &[], validity).unwrap();
+        files.write("key", &early.key_pem);
+        files.write("certificate", &early.certificate_pem);
+        assert!(matches!(live.look(&mut seen, NOW_S), Look::Unsettled));
+        let Look::Refused(error) = live.look(&mut seen, NOW_S + 1) else { panic!("taken") };
+        assert!(error.to_string().contains("becomes valid in 99 s"), "{error}");
+        for later in [2, 50, 99] {
+            assert!(matches!(live.look(&mut seen, NOW_S + later), Look::Same), "told once");
+            assert_eq!(live.current().certified.cert, before);
+        }
+        assert!(matches!(live.look(&mut seen, NOW_S + 100), Look::Renewed));
+        assert_ne!(live.current().certified.cert, before);
+        assert!(matches!(live.look(&mut seen, NOW_S + 101), Look::Same));
     }
 }

@@ -90,7 +90,7 @@ pub enum TlsError {
         /// What is wrong.
         why: String,
     },
-    /// A certificate that is whole, and not for this broker, or not now.
+    /// A certificate that is whole, and not for this broker.
     #[error("{path}: {why}", path = path.display())]
     Unusable {
         /// The file.
@@ -98,6 +98,21 @@ pub enum TlsError {
         /// What is wrong with it.
         why: String,
     },
+    /// A certificate that is not valid now, or its authority's is not.
+    #[error("{path}: {why}", path = path.display())]
+    Untimely {
+        /// The file.
+        path: PathBuf,
+        /// From when on, or until when it was.
+        why: String,
+    },
+}
+
+impl TlsError {
+    /// Whether the same files may be good at another time.
+    pub(crate) fn is_of_time(&self) -> bool {
+        matches!(self, TlsError::Untimely { .. })
+    }
 }
 
 /// What a configuration says of certificates.
