@@ -24,7 +24,7 @@ mod segment;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
-use crate::active::{Active, Place};
+use crate::active::{Active, Place, SYNC_FAILED};
 use crate::checkpoint::{self, CheckpointError, parse_segment_file_name, segment_file_name};
 use crate::compaction::swap;
 use crate::config::OpenHints;
@@ -128,9 +128,6 @@ pub(crate) fn recover(
     let bases = opening.base_offsets()?;
     opening.read_epochs()?;
     opening.failed_syncs = renewal::failed_syncs(place)?;
-    // Whoever says that all is well does not know.
-    opening.hints.clean_shutdown &= opening.failed_syncs.is_empty();
-    opening.report.clean = opening.hints.clean_shutdown;
     let recovered = if bases.is_empty() { opening.create()? } else { opening.segments(&bases)? };
     renewal::forget(place, &opening.failed_syncs)?;
     Ok((recovered, std::mem::take(&mut opening.report)))
@@ -184,9 +181,9 @@ impl Opening<'_> {
             }
         }
         bases.sort_unstable();
-        // An index whose segment was deleted before it was.
+        // An index whose segment was deleted before it was, or the word of a sync that failed.
         for (base_offset, extension) in entries.iter().filter_map(|entry| parse_segment_file_name(&entry.name)) {
-            let derived = [".index", ".timeindex", ".crc", ".txnindex"].contains(&extension);
+            let derived = [".index", ".timeindex", ".crc", ".txnindex", SYNC_FAILED].contains(&extension);
             if derived && bases.binary_search(&base_offset).is_err() {
                 let path = self.place.dir.join(segment_file_name(base_offset, extension));
                 self.place.files.remove_file(&path).during("remove", &path)?;
@@ -253,6 +250,10 @@ impl Opening<'_> {
         let (departed, bases) = bases.split_at(departed);
         departed.iter().try_for_each(|base_offset| self.remove_segment(*base_offset))?;
         self.bases = bases.to_vec();
+        self.failed_syncs.retain(|base_offset| bases.contains(base_offset));
+        // Whoever says that all is well does not know.
+        self.hints.clean_shutdown &= self.failed_syncs.is_empty();
+        self.report.clean = self.hints.clean_shutdown;
         // The first segment of which something may not have been flushed.
         let first_scanned = match self.hints.clean_shutdown {
             true => bases.len(),
@@ -405,7 +406,7 @@ impl Opening<'_> {
     }
 
     fn remove_segment(&self, base_offset: i64) -> Result<(), OpenError> {
-        for extension in [".log", ".index", ".timeindex", ".crc", ".txnindex"] {
+        for extension in [".log", ".index", ".timeindex", ".crc", ".txnindex", SYNC_FAILED] {
             let path = self.place.dir.join(segment_file_name(base_offset, extension));
             files::remove_if_exists(&**self.place.files, &path).during("remove", &path)?;
         }

@@ -11,7 +11,7 @@ use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::active::{Active, crc_header};
+use crate::active::{Active, SYNC_FAILED, crc_header};
 use crate::checkpoint::segment_file_name;
 use crate::crcfile::RunningCrc;
 use crate::epochs::{self, LeaderEpochs};
@@ -341,7 +341,7 @@ impl Log {
     }
 
     fn remove_companions(&self, segment: &Segment) -> Result<(), IoFailure> {
-        for extension in DERIVED.iter().chain(&[producers::EXTENSION]) {
+        for extension in DERIVED.iter().chain(&[producers::EXTENSION, SYNC_FAILED]) {
             let path = segment.path(extension);
             files::remove_if_exists(&*self.files, &path).during("remove", &path)?;
         }

@@ -8,7 +8,9 @@ use std::sync::Arc;
 use common::{NOW, batch_of, identity, one, values};
 use headwater_proto::batch::BuildOptions;
 use headwater_storage::sim::{Fault, Operation};
-use headwater_storage::{AppendError, Files, Log, LogConfig, LogReader, OpenHints, RecoveryReport, SimFiles, inspect};
+use headwater_storage::{
+    AppendError, Files, Log, LogConfig, LogReader, OpenHints, OpenMode, RecoveryReport, SimFiles, inspect,
+};
 
 const DIR: &str = "/data/t-0";
 
@@ -514,6 +516,51 @@ fn after_a_failed_sync_on_a_full_disk_nothing_is_acknowledged_from_the_same_file
         assert_eq!(offsets(&log.reader()), (log_start..end).collect::<Vec<_>>(), "{what}");
         let mut left = files.list(Path::new(DIR)).unwrap().into_iter();
         assert!(!left.any(|entry| entry.name.ends_with(".sync-failed")), "{what}");
+    }
+}
+
+/// Nothing removed the word of a failed sync with its segment: once retention had taken that, each start after an end in good order scanned
+/// the whole log.
+#[test]
+fn the_word_of_a_failed_sync_goes_with_its_segment() {
+    let word = |base_offset| Path::new(DIR).join(format!("{base_offset:020}.sync-failed"));
+    let clean = |log_start| OpenHints { clean_shutdown: true, ..hints(5, log_start) };
+    for way in 0..3 {
+        let files = disk(way);
+        let (mut log, _) = open(&files, &small_segments(), hints(0, 0));
+        (0..5).for_each(|n| drop(log.append(&[one(&[n; 700], NOW)], 0, NOW).unwrap()));
+        log.flush().unwrap();
+        let leave_word = || files.open(&word(1), OpenMode::CreateNew).unwrap().sync_all().unwrap();
+        let start = match way {
+            // Retention takes it.
+            0 => {
+                leave_word();
+                let start = log.delete_records(3, 5, NOW).unwrap();
+                assert!(files.metadata(&word(1)).is_err());
+                start
+            }
+            // A crash came between the one and the other.
+            1 => {
+                let start = log.delete_records(3, 5, NOW).unwrap();
+                leave_word();
+                start
+            }
+            // The next start takes it: the log start was moved, and nothing was deleted yet.
+            _ => {
+                leave_word();
+                3
+            }
+        };
+        log.close().unwrap();
+        let (log, report) = open(&files, &small_segments(), clean(start));
+        assert!(report.clean && report.scanned_bytes == 0, "{way}: {report:?}");
+        assert_eq!(offsets(&log.reader()), [3, 4], "{way}");
+        assert!(files.metadata(&word(1)).is_err(), "{way}");
+        drop(log);
+        // That of a segment that is there is heeded.
+        files.open(&word(4), OpenMode::CreateNew).unwrap();
+        let (_, report) = open(&files, &small_segments(), clean(start));
+        assert!(!report.clean && report.scanned_bytes > 0, "{way}: {report:?}");
     }
 }
 
