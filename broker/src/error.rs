@@ -53,7 +53,7 @@ pub enum PartitionError {
         /// The topic's `min.insync.replicas`.
         needed: u32,
     },
-    /// Too many open files or maps for now.
+    /// Too many open files or maps at the moment.
     #[error("the broker is at a limit of its process: {0}")]
     Exhausted(Arc<str>),
     /// The batch does not follow the producer's last one.

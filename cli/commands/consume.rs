@@ -355,19 +355,18 @@ struct Standstill {
 }
 
 impl Standstill {
-    /// Whether it is time to say, once, that nothing moves.
+    /// Whether it is time to [tell](Self::tell), once, that nothing moves.
     fn is_news(&mut self, behind: BTreeMap<TopicPartition, (i64, i64)>, now: Instant) -> bool {
         if behind != self.behind {
             *self = Standstill { behind, ..Standstill::default() };
         }
         let since = *self.since.get_or_insert(now);
-        let news = !self.behind.is_empty() && !self.told && now.saturating_duration_since(since) >= GROUP_PATIENCE;
-        self.told |= news;
-        news
+        !self.behind.is_empty() && !self.told && now.saturating_duration_since(since) >= GROUP_PATIENCE
     }
 
     /// What is waited for, one line a partition.
-    fn tell(&self, members: &[MemberDescription]) -> Vec<String> {
+    fn tell(&mut self, members: &[MemberDescription]) -> Vec<String> {
+        self.told = true;
         let line = |(at, (place, bound)): (&TopicPartition, &(i64, i64))| {
             let holder = members.iter().find(|member| member.assigned.contains(at)).map_or_else(
                 || "nobody holds it yet".to_owned(),
@@ -667,15 +666,17 @@ mod tests {
     fn a_member_that_keeps_the_others_waiting_is_named_once_while_nothing_moves() {
         let began = Instant::now();
         let mut standstill = Standstill::default();
-        let mut news = |place, seconds| {
+        let news = |standstill: &mut Standstill, place, seconds| {
             let behind = BTreeMap::from([(at(1), (place, 10))]);
             standstill.is_news(behind, began + Duration::from_secs(seconds))
         };
-        assert!(!news(4, 0) && !news(4, 9));
-        assert!(!news(5, 10) && !news(5, 19), "it moved");
-        assert!(news(5, 20));
-        assert!(!news(5, 21) && !news(5, 99), "said already");
-        assert!(!news(6, 100) && news(6, 110), "and stands still again");
+        assert!(!news(&mut standstill, 4, 0) && !news(&mut standstill, 4, 9));
+        assert!(!news(&mut standstill, 5, 10) && !news(&mut standstill, 5, 19), "it moved");
+        assert!(news(&mut standstill, 5, 20));
+        assert!(news(&mut standstill, 5, 21), "nobody could say who holds it");
+        standstill.tell(&[]);
+        assert!(!news(&mut standstill, 5, 22) && !news(&mut standstill, 5, 99), "said already");
+        assert!(!news(&mut standstill, 6, 100) && news(&mut standstill, 6, 110), "and stands still again");
         assert!(
             !standstill.is_news(BTreeMap::new(), began)
                 && !standstill.is_news(BTreeMap::new(), began + 2 * GROUP_PATIENCE)

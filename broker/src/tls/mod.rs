@@ -37,6 +37,8 @@ const SECRET_FILE: &str = "quic-secret";
 const SERVER_NAME: &str = "localhost";
 /// How the names of development authorities begin.
 const DEVELOPMENT: &str = "development-";
+/// Hexadecimal digits behind it.
+const UNIQUE_CHARS: usize = 12;
 
 /// Why there is no certificate.
 #[derive(Debug, thiserror::Error)]
@@ -146,13 +148,13 @@ pub(crate) fn open(
     Live::open(paths, broker_id)
 }
 
-/// Which of these files are not there.
+/// Which of these files are not there. A link that leads nowhere (yet) is there, and somebody's.
 fn missing_of(paths: [&PathBuf; 3]) -> Result<Vec<&PathBuf>, TlsError> {
     let mut missing = Vec::new();
     for path in paths {
-        match path.try_exists() {
-            Ok(true) => {}
-            Ok(false) => missing.push(path),
+        match path.symlink_metadata() {
+            Ok(_) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => missing.push(path),
             Err(error) => return Err(TlsError::Io { path: path.clone(), error }),
         }
     }
@@ -163,7 +165,9 @@ fn missing_of(paths: [&PathBuf; 3]) -> Result<Vec<&PathBuf>, TlsError> {
 fn is_development(certificate: &Path) -> bool {
     let read = CertificateDer::from_pem_file(certificate).ok();
     let name = read.and_then(|certificate| Name::of(&certificate).ok().flatten());
-    name.is_some_and(|name| name.cluster.starts_with(DEVELOPMENT))
+    let unique = name.as_ref().and_then(|name| name.cluster.strip_prefix(DEVELOPMENT));
+    // Somebody may have a cluster that is called `development-eu`.
+    unique.is_some_and(|unique| unique.len() == UNIQUE_CHARS && unique.bytes().all(|byte| byte.is_ascii_hexdigit()))
 }
 
 /// The endpoint's secret, made at the first start.
@@ -212,7 +216,7 @@ pub(crate) fn reachable(listen: SocketAddr) -> SocketAddr {
 fn make(root: &Path, broker_id: u32, listen: IpAddr) -> Result<(), TlsError> {
     // As long as anybody keeps a development broker.
     let validity = Validity { not_before_s: 1_704_067_200, not_after_s: 4_859_740_800 };
-    let unique: String = uuid::Uuid::new_v4().simple().to_string().chars().take(12).collect();
+    let unique: String = uuid::Uuid::new_v4().simple().to_string().chars().take(UNIQUE_CHARS).collect();
     let (authority, ca) = Authority::make(&format!("{DEVELOPMENT}{unique}"), validity, None)?;
     let mut hosts = vec![SERVER_NAME.to_owned(), "127.0.0.1".into(), "::1".into()];
     if !listen.is_loopback() && !listen.is_unspecified() {
@@ -275,7 +279,7 @@ mod tests {
         for missing in [CA_FILE, CERTIFICATE_FILE, KEY_FILE] {
             let root = tempfile::tempdir().unwrap();
             let validity = Validity { not_before_s: 1_704_067_200, not_after_s: 4_859_740_800 };
-            let (authority, ca) = Authority::make("shop", validity, None).unwrap();
+            let (authority, ca) = Authority::make("development-eu", validity, None).unwrap();
             let broker = authority.broker(3, &["localhost".into()], validity).unwrap();
             let files = [
                 (CA_FILE, &ca.certificate_pem),
@@ -292,6 +296,17 @@ mod tests {
                 assert_eq!(std::fs::read_to_string(root.path().join(name)).unwrap(), *text);
             }
             assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 2);
+        }
+        #[cfg(unix)]
+        {
+            // Nothing is mounted where they lead to.
+            let root = tempfile::tempdir().unwrap();
+            for name in [CA_FILE, CERTIFICATE_FILE, KEY_FILE] {
+                std::os::unix::fs::symlink(root.path().join("mount").join(name), root.path().join(name)).unwrap();
+            }
+            let refused = development(root.path(), 3).map(|_| ()).unwrap_err().to_string();
+            assert!([CA_FILE, CERTIFICATE_FILE, KEY_FILE].iter().any(|name| refused.contains(name)), "{refused}");
+            assert!(root.path().join(KEY_FILE).is_symlink() && root.path().join(CERTIFICATE_FILE).is_symlink());
         }
         // A start that was killed before it was done.
         for left in [&[CERTIFICATE_FILE][..], &[CERTIFICATE_FILE, CA_FILE]] {

@@ -112,7 +112,7 @@ impl Fetch {
                 }
                 // The group takes it away; unless whoever was asked has not heard yet of what the group assigned.
                 if !std::mem::replace(&mut warned, true) {
-                    tracing::warn!(partition = %self.life.cell.at, %error, "not read for now");
+                    tracing::warn!(partition = %self.life.cell.at, %error, "not read at the moment");
                 }
             }
             if !narrowed {
