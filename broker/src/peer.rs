@@ -25,9 +25,8 @@ use headwater_proto::wire::{
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, IdleTimeout, VarInt};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{ResolvesClientCert, Resumption, verify_server_cert_signed_by_trust_anchor};
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
-use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -273,9 +272,7 @@ impl Expected {
     ) -> Result<(), rustls::Error> {
         let identity = self.live.current();
         let trusted = identity.trusted.as_ref().ok_or(CertificateError::UnknownIssuer)?;
-        let algorithms = self.live.provider().signature_verification_algorithms.all;
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        verify_server_cert_signed_by_trust_anchor(&parsed, &trusted.roots, intermediates, now, algorithms)?;
+        trusted.verify_server(end_entity, intermediates, now)?;
         let other = |error: Arc<dyn std::error::Error + Send + Sync>| CertificateError::Other(OtherError(error));
         let shown = Principal::of(end_entity, identity.cluster()).map_err(|error: Stranger| other(Arc::new(error)))?;
         let is_meant = match (self.broker_id, &shown) {

@@ -221,6 +221,25 @@ async fn a_certificate_that_is_not_good_is_worse_than_none() {
     .await;
 }
 
+/// What checks signatures knows an authority's name and key, and not when it ends: one that had expired was trusted on.
+#[tokio::test]
+async fn whoever_an_expired_authority_signed_is_refused_on_either_side() {
+    let ca = Ca::new("prod");
+    let (_, expired) = Authority::make("prod", yesterday(), None).unwrap();
+    // Its key goes on signing, for longer than it was to.
+    let (authority, _) = Authority::make("prod", ca.authority.validity(), Some(&expired.key_pem)).unwrap();
+    let late = authority.broker(2, &["localhost".into()], a_day()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    put(dir.path(), &ca.broker(1), &(ca.pem.clone() + &expired.certificate_pem));
+    let broker = start(dir.path()).await;
+    let told = alert(&broker, &late).await;
+    assert!(BAD_CERTIFICATE_KINDS.contains(&told), "{told}");
+    let (_endpoint, address) = impostor(&late);
+    let refused = connect(&broker, 2, &address).await.unwrap_err();
+    assert!(matches!(&refused, PeerError::Impostor { why, .. } if why.contains("its authority, ")), "{refused}");
+    assert_eq!(hello_as_peer(&broker, Some(&ca.broker(2))).await, Ok(1));
+}
+
 /// The authority's signature alone is nobody: an authority may sign for two clusters, and for web servers.
 #[tokio::test]
 async fn a_good_certificate_of_nobody_here_is_refused_by_name() {

@@ -85,7 +85,7 @@ impl Live {
         let contents = paths.read()?;
         let now_s = now_ms() / 1_000;
         let identity = Identity::new(&paths, &contents, broker_id, now_s, &provider)?;
-        if let Err(error) = identity.check_time(&paths, now_s, &provider) {
+        if let Err(error) = identity.check_time(&paths, now_s) {
             tracing::error!(%error, "nobody who checks the certificate will connect until it is renewed");
         }
         let live = Live { current: ArcSwap::from_pointee(identity), paths, broker_id, provider };
@@ -166,7 +166,7 @@ impl Live {
     fn take(&self, contents: &Contents, now_s: i64) -> Result<bool, TlsError> {
         let identity = Identity::new(&self.paths, contents, self.broker_id, now_s, &self.provider)?;
         let current = self.current.load();
-        identity.check_renewal(&current, &self.paths, now_s, &self.provider)?;
+        identity.check_renewal(&current, &self.paths, now_s)?;
         let is_new = !identity.is_same(&current);
         if is_new {
             self.current.store(Arc::new(identity));
@@ -185,6 +185,7 @@ impl Live {
     ) {
         self.measure(&metrics);
         let mut told_expired = self.is_expired();
+        let mut told_authorities = self.tell_expired_authorities(Vec::new());
         while timeout(every, shutdown.cancelled()).await.is_err() {
             let live = Arc::clone(&self);
             let (looked, now_seen) = pool
@@ -221,7 +222,22 @@ impl Live {
                 tracing::error!(%certificate, "the certificate has expired: nobody who checks it connects any more; renew it");
             }
             told_expired = expired;
+            told_authorities = self.tell_expired_authorities(told_authorities);
         }
+    }
+
+    /// Says which authorities have expired that `told` does not have; returns all that have.
+    fn tell_expired_authorities(&self, told: Vec<String>) -> Vec<String> {
+        let identity = self.current.load();
+        let expired = identity.trusted.iter().flat_map(|trusted| trusted.expired(now_ms() / 1_000));
+        let expired: Vec<String> = expired.map(str::to_owned).collect();
+        for authority in expired.iter().filter(|authority| !told.contains(authority)) {
+            tracing::error!(
+                authority,
+                "an authority has expired: certificates that it signed are refused; renew it, or leave it out"
+            );
+        }
+        expired
     }
 
     fn is_expired(&self) -> bool {
@@ -281,7 +297,7 @@ impl ClientCertVerifier for Live {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
-        self.incoming(|trusted| trusted.incoming.verify_client_cert(end_entity, intermediates, now))
+        self.incoming(|trusted| trusted.verify_client(end_entity, intermediates, now))
     }
 
     fn verify_tls12_signature(
@@ -290,7 +306,7 @@ impl ClientCertVerifier for Live {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.incoming(|trusted| trusted.incoming.verify_tls12_signature(message, cert, dss))
+        self.incoming(|trusted| trusted.signatures().verify_tls12_signature(message, cert, dss))
     }
 
     fn verify_tls13_signature(
@@ -299,7 +315,7 @@ impl ClientCertVerifier for Live {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        self.incoming(|trusted| trusted.incoming.verify_tls13_signature(message, cert, dss))
+        self.incoming(|trusted| trusted.signatures().verify_tls13_signature(message, cert, dss))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
