@@ -29,6 +29,7 @@ use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::{CertificateError, DigitallySignedStruct, OtherError, SignatureScheme};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -37,6 +38,9 @@ use tokio::time::{Instant, timeout_at};
 const KEEP_ALIVE: Duration = Duration::from_secs(1);
 /// and one that is silent for so long is over.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What is said where nobody says anything.
+const LATE: &str = "no answer in time";
 
 /// What the handshake calls the other side; its certificate is not asked for it.
 const HANDSHAKE_NAME: &str = "broker.headwater.invalid";
@@ -133,7 +137,6 @@ impl Peers {
         deadline: Instant,
     ) -> Result<quinn::Connection, PeerError> {
         let unreachable = |why: String| PeerError::Unreachable { broker_id, address: address.to_owned(), why };
-        let late = |_| unreachable("no answer in time".into());
         let expected = Expected::new(&self.live, Some(broker_id));
         let mut transport = quic::transport(&self.config);
         transport
@@ -142,31 +145,18 @@ impl Peers {
             // Who dials opens the streams.
             .max_concurrent_bidi_streams(VarInt::from_u32(0));
         let client = self.client(&expected, transport)?;
-        let found = timeout_at(deadline, tokio::net::lookup_host(address)).await.map_err(late)?;
-        let addresses: Vec<_> = found.map_err(|error| unreachable(error.to_string()))?.collect();
-        let mut last = unreachable("the name has no address".into());
-        for to in addresses {
-            let connecting = self.endpoint.connect_with(client.clone(), to, HANDSHAKE_NAME);
-            let connecting = connecting.map_err(|error| unreachable(error.to_string()))?;
-            match timeout_at(deadline, connecting).await.map_err(late)? {
-                Ok(connection) => {
-                    let greeted = timeout_at(deadline, self.greet(&connection, broker_id, address)).await;
-                    let greeted = greeted.map_err(late).and_then(|greeted| greeted);
-                    if greeted.is_err() {
-                        // Whoever is there has been told, or is not who was meant.
-                        connection.close(headwater_proto::ResetCode::Done.number().into(), b"");
-                    }
-                    return greeted.map(|()| connection);
-                }
-                Err(error) => {
-                    last = match expected.why_not() {
-                        Some(why) => PeerError::Impostor { broker_id, address: address.to_owned(), why },
-                        None => unreachable(error.to_string()),
-                    };
-                }
-            }
+        let connection = dial(&self.endpoint, &client, HANDSHAKE_NAME, address, deadline).await;
+        let connection = connection.map_err(|error| match expected.why_not() {
+            Some(why) => PeerError::Impostor { broker_id, address: address.to_owned(), why },
+            None => unreachable(error),
+        })?;
+        let greeted = timeout_at(deadline, self.greet(&connection, broker_id, address)).await;
+        let greeted = greeted.map_err(|_| unreachable(LATE.into())).and_then(|greeted| greeted);
+        if greeted.is_err() {
+            // Whoever is there has been told, or is not who was meant.
+            connection.close(headwater_proto::ResetCode::Done.number().into(), b"");
         }
-        Err(last)
+        greeted.map(|()| connection)
     }
 
     /// No session is kept, so every connection shows certificates.
@@ -244,6 +234,47 @@ impl Peers {
             _ => Err(refused("it answers hello with something else".into())),
         }
     }
+}
+
+/// Connects to whoever is behind an address, as `name`, by `deadline`: to the first that answers at the places that it resolves to.
+///
+/// # Errors
+/// What became of the last attempt.
+pub(crate) async fn dial(
+    endpoint: &quinn::Endpoint,
+    client: &quinn::ClientConfig,
+    name: &str,
+    address: &str,
+    deadline: Instant,
+) -> Result<quinn::Connection, String> {
+    let found = timeout_at(deadline, tokio::net::lookup_host(address)).await.map_err(|_| LATE.to_owned())?;
+    let places: Vec<SocketAddr> = found.map_err(|error| error.to_string())?.collect();
+    dial_one_of(endpoint, client, name, &places, deadline).await
+}
+
+/// One after another. What is silent has its share of the time that is left, so that those behind it are tried too; the last has all of it.
+async fn dial_one_of(
+    endpoint: &quinn::Endpoint,
+    client: &quinn::ClientConfig,
+    name: &str,
+    places: &[SocketAddr],
+    deadline: Instant,
+) -> Result<quinn::Connection, String> {
+    let mut last = "the name has no address".to_owned();
+    for (left, place) in (1..=u32::try_from(places.len()).unwrap_or(u32::MAX)).rev().zip(places) {
+        let now = Instant::now();
+        let until = now + deadline.saturating_duration_since(now) / left;
+        last = match endpoint.connect_with(client.clone(), *place, name) {
+            Ok(connecting) => match timeout_at(until, connecting).await {
+                Ok(Ok(connection)) => return Ok(connection),
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => LATE.to_owned(),
+            },
+            // Of a family that the socket does not have.
+            Err(error) => error.to_string(),
+        };
+    }
+    Err(last)
 }
 
 /// Takes the certificate of one broker, or of any.
@@ -337,5 +368,61 @@ impl ServerCertVerifier for Expected {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.live.provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use quinn::crypto::rustls::QuicServerConfig;
+    use rustls_pki_types::PrivatePkcs8KeyDer;
+
+    /// Somebody who answers, and the settings of whoever believes him.
+    fn somebody() -> (quinn::Endpoint, quinn::ClientConfig) {
+        let made = rcgen::generate_simple_self_signed([HANDSHAKE_NAME.to_owned()]).unwrap();
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into();
+        let provider = Arc::new(quic::crypto_provider());
+        let mut tls = rustls::ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        let server = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
+        let endpoint = quinn::Endpoint::server(server, "127.0.0.1:0".parse().unwrap()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(made.cert.der().clone()).unwrap();
+        let mut tls = rustls::ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        tls.alpn_protocols = vec![ALPN.to_vec()];
+        (endpoint, quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap())))
+    }
+
+    /// A name that led to two places was tried at the first of them alone: one that is silent used up the time of the other.
+    #[tokio::test]
+    async fn all_places_of_a_name_are_tried_in_turn() {
+        let (server, client) = somebody();
+        let answers = server.local_addr().unwrap();
+        let serving = tokio::spawn(async move { server.accept().await.unwrap().await.unwrap() });
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        // A socket of one family reaches no place of the other.
+        let unreachable = "[2001:db8::1]:9392".parse().unwrap();
+        let from = quinn::Endpoint::client("127.0.0.1:0".parse().unwrap()).unwrap();
+        let places = [unreachable, silent.local_addr().unwrap(), answers];
+        let deadline = Instant::now() + Duration::from_secs(3);
+        let connection = dial_one_of(&from, &client, HANDSHAKE_NAME, &places, deadline).await.unwrap();
+        assert_eq!(connection.remote_address(), answers);
+        assert!(Instant::now() < deadline, "the silent one has its share alone");
+        serving.await.unwrap();
+
+        let deadline = Instant::now() + Duration::from_millis(200);
+        let late = dial_one_of(&from, &client, HANDSHAKE_NAME, &places[..2], deadline).await.unwrap_err();
+        assert_eq!(late, LATE);
+        let nowhere = dial_one_of(&from, &client, HANDSHAKE_NAME, &[], deadline).await.unwrap_err();
+        assert_eq!(nowhere, "the name has no address");
     }
 }

@@ -14,6 +14,7 @@
 use super::super::command::{RaftRequest, RaftResponse};
 use super::Applied;
 use super::book::AddressBook;
+use crate::peer::dial;
 use crate::stream::{Frames, StreamError, send_within};
 use futures::future::{BoxFuture, FutureExt, Shared, select_ok};
 use headwater_proto::limits::{MAX_OPEN_FRAME_BYTES, MAX_RAFT_FRAME_BYTES};
@@ -21,7 +22,6 @@ use headwater_proto::wire::{self, Open, OpenRaft, RaftOpened, open};
 use headwater_proto::{ErrorCode, ResetCode};
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -307,8 +307,8 @@ impl Link {
         let (link, shared, address) = (Arc::clone(self), Arc::clone(shared), address.to_owned());
         let attempt = link.attempt.fetch_add(1, Ordering::Relaxed) + 1;
         let task = tokio::spawn(async move {
-            let connected = timeout(CONNECT, connect(&shared, &address)).await;
-            let connected = connected.unwrap_or_else(|_| Err("no connection in time".to_owned()));
+            let (config, deadline) = (&shared.config, Instant::now() + CONNECT);
+            let connected = dial(&shared.endpoint, &config.client, &config.server_name, &address, deadline).await;
             let mut state = lock(&link.state);
             if link.attempt.load(Ordering::Relaxed) == attempt {
                 *state = match &connected {
@@ -327,19 +327,6 @@ impl Link {
         *state = LinkState::Connecting(connecting.clone());
         connecting
     }
-}
-
-async fn connect(shared: &SharedLinks, address: &str) -> Result<quinn::Connection, String> {
-    let resolved: SocketAddr = match address.parse() {
-        Ok(resolved) => resolved,
-        Err(_) => {
-            let mut found = tokio::net::lookup_host(address).await.map_err(|error| error.to_string())?;
-            found.next().ok_or_else(|| "the name has no address".to_owned())?
-        }
-    };
-    let config = shared.config.client.clone();
-    let connecting = shared.endpoint.connect_with(config, resolved, &shared.config.server_name);
-    connecting.map_err(|error| error.to_string())?.await.map_err(|error| error.to_string())
 }
 
 /// A stream to a member: questions and answers, one after another. Dropped in between, it is reset.
