@@ -15,7 +15,7 @@
 //!   (`recovery/renewal.rs`).
 //! * Indexes, checksums, snapshots and epochs are made from the log; damaged ones are made anew and reported.
 
-mod history;
+pub(crate) mod history;
 mod owner;
 pub(crate) mod renewal;
 mod report;
@@ -71,6 +71,8 @@ struct Opening<'a> {
     epochs_empty: bool,
     /// As the checkpoint has them.
     epochs_as_read: LeaderEpochs,
+    /// Epochs that begin before this offset were not held against the batches.
+    history_unseen_before: i64,
     /// Segments of which a sync failed when they were last written.
     failed_syncs: Vec<i64>,
     /// Those of them for whose new files there was no room.
@@ -111,6 +113,7 @@ pub(crate) fn recover(
         epochs_known: false,
         epochs_empty: false,
         epochs_as_read: LeaderEpochs::default(),
+        history_unseen_before: i64::MIN,
         failed_syncs: Vec::new(),
         doubtful: Vec::new(),
         bases: Vec::new(),
@@ -321,7 +324,10 @@ impl Opening<'_> {
         }
         self.epochs_changed |= self.epochs.truncate_from(next_offset);
         let history = Arc::new(self.epochs.clone());
-        entries.iter().for_each(|entry| entry.segment.verified.expect_epochs(&history));
+        for entry in &entries {
+            let in_doubt = self.epochs_known && entry.base_offset() <= self.history_unseen_before;
+            entry.segment.verified.expect_epochs(&history, in_doubt);
+        }
         let log_start = self.hints.log_start_offset.max(entries.first().map_or(0, SegmentEntry::base_offset));
         if self.epochs_empty
             && (log_start..self.exact_below().min(next_offset)).contains(&self.first_epoch_from(log_start))

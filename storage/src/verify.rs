@@ -4,7 +4,8 @@
 //! was checked already. Read next: `segment.rs`.
 //!
 //! Blocks of 64 KiB are compared with the `.crc` file; where there is none (Kafka wrote the segment), batches are checked by their own
-//! checksums, and their leader epochs, which those leave out, by the history of the moment when the log was opened. Bytes that differ in a segment which is as long as its `.crc` says were changed in place, and are damage, even where every batch is
+//! checksums, and their leader epochs, which those leave out, by the history of the moment when the log was opened. Where not all of that history
+//! was held against the batches then, it is held against a segment's before the segment is first served: `recovery/history.rs`. Bytes that differ in a segment which is as long as its `.crc` says were changed in place, and are damage, even where every batch is
 //! valid by itself: its checksum leaves out the first 21 bytes. If the length differs too, Kafka appended or compacted here; then valid
 //! batches are good enough, and the disagreement is reported once. So they are for whoever still reads a segment that compaction replaced: the
 //! `.crc` of that name is its successor's.
@@ -18,10 +19,11 @@ use headwater_proto::batch::{self, BatchHeader, HEADER_BYTES};
 
 use crate::active::read_crc_file;
 use crate::crcfile::{CrcFile, RunningCrc, STEP_BYTES};
-use crate::epochs::LeaderEpochs;
+use crate::epochs::{self, LeaderEpochs};
 use crate::error::{Corruption, During, ReadError, bad_batch};
-use crate::files::read_exact_at;
+use crate::files::{self, read_exact_at};
 use crate::index::IndexBuilder;
+use crate::recovery::history;
 use crate::scan::{self, EpochAudit, IndexAudit, ScanRules, ScanStart};
 use crate::segment::{Opened, Segment, lock};
 
@@ -36,6 +38,8 @@ pub(crate) struct Verified {
     ignore_crc: AtomicBool,
     /// Who wrote the bytes that were there before this process.
     epochs: OnceLock<Arc<LeaderEpochs>>,
+    /// Not all of that was held against the batches of this segment.
+    history_in_doubt: AtomicBool,
 }
 
 impl Verified {
@@ -44,8 +48,9 @@ impl Verified {
         self.below.store(below, Ordering::Release);
     }
 
-    /// What the leader epochs of batches before `below` must be.
-    pub(crate) fn expect_epochs(&self, epochs: &Arc<LeaderEpochs>) {
+    /// What the leader epochs of batches before `below` must be; `in_doubt` if the batches have yet to be asked.
+    pub(crate) fn expect_epochs(&self, epochs: &Arc<LeaderEpochs>, in_doubt: bool) {
+        self.history_in_doubt.store(in_doubt, Ordering::Relaxed);
         // Once: they are those of the moment when the log was opened.
         let _ = self.epochs.set(Arc::clone(epochs));
     }
@@ -81,10 +86,41 @@ impl Verified {
 
 /// Checks a range of a segment that is in memory. `boundary` is where a batch begins, at or before the range.
 pub(crate) fn verify(segment: &Arc<Segment>, open: &Opened, range: Range<u64>, boundary: u64) -> Result<(), ReadError> {
-    let verified = &segment.verified;
-    if verified.contains(&range) {
+    if segment.verified.contains(&range) {
         return Ok(());
     }
+    if segment.verified.history_in_doubt.load(Ordering::Relaxed) {
+        verify_history(segment, open)?;
+        segment.verified.history_in_doubt.store(false, Ordering::Relaxed);
+    }
+    verify_bytes(segment, open, range, boundary)
+}
+
+/// Holds the history of leader epochs against a segment's batches.
+fn verify_history(segment: &Arc<Segment>, open: &Opened) -> Result<(), ReadError> {
+    let Some(known) = segment.verified.epochs.get() else { return Ok(()) };
+    let below = segment.verified.below.load(Ordering::Acquire);
+    let Some(((position, header), said)) = history::contradicted_within(segment, below, known)? else { return Ok(()) };
+    // Unless it is the batch that is wrong.
+    verify_bytes(segment, open, position..(position + header.size() as u64).min(below), position)?;
+    let path = segment.path("").with_file_name(epochs::FILE_NAME);
+    let line = format!("{} {}", said.epoch, said.start_offset);
+    let text = files::read(segment.files(), &path, 16 << 20).during("read", &path)?;
+    let before =
+        text.split_inclusive(|byte| *byte == b'\n').take_while(|text| text.trim_ascii_end() != line.as_bytes());
+    let (number, bytes) = before.fold((1, 0), |(number, bytes), line| (number + 1, bytes + line.len() as u64));
+    let detail = format!(
+        "line {number} says that epoch {} began at offset {}, and the batch of leader epoch {} at position {position} of {} says otherwise; it is made anew when the log is opened again",
+        said.epoch,
+        said.start_offset,
+        header.leader_epoch,
+        segment.log_path().display()
+    );
+    Err(Corruption { path, position: bytes, offset: Some(header.base_offset), detail }.into())
+}
+
+fn verify_bytes(segment: &Arc<Segment>, open: &Opened, range: Range<u64>, boundary: u64) -> Result<(), ReadError> {
+    let verified = &segment.verified;
     let below = verified.below.load(Ordering::Acquire);
     if !verified.ignore_crc.load(Ordering::Relaxed)
         && let Some(file) = crc_file(segment)?

@@ -287,3 +287,68 @@ fn epochs_beyond_the_recovery_point_are_learned_from_the_batches() {
     assert_eq!((log.log_end_offset(), report.cut, report.rebuilt), (4, None, Vec::new()));
     assert_eq!(known, [(3, 0), (7, 2), (11, 3)]);
 }
+
+/// A clean start held only the newest entries of the checkpoint against the log, and what the `.crc` agreed with was served without a look at
+/// its epochs: a digit that had changed further up was believed for good, and told whoever asked where an epoch ended.
+#[test]
+fn a_damaged_line_of_a_long_history_is_named_before_its_segment_is_served() {
+    const EPOCHS: i64 = 100;
+    let (root, config) = (tempfile::tempdir().unwrap(), config());
+    let dir = in_root(root.path(), 0);
+    let hints = |clean_shutdown| OpenHints { clean_shutdown, recovery_point: EPOCHS * 3, log_start_offset: 0 };
+    let open = |clean| Log::open(files(), &dir, identity(), config.clone(), hints(clean), NOW).unwrap();
+    let (mut log, _) = Log::open(files(), &dir, identity(), config.clone(), OpenHints::default(), NOW).unwrap();
+    for offset in 0..EPOCHS * 3 {
+        log.append(&[one(&[offset as u8; 100], NOW)], 100 + (offset / 3 * 10) as i32, NOW).unwrap();
+    }
+    log.close().unwrap();
+    let right = std::fs::read_to_string(dir.join(CHECKPOINT)).unwrap();
+    let lines: Vec<&str> = right.lines().collect();
+    assert_eq!(lines.len() as i64, EPOCHS + 2);
+    let read_all = |log: &Log| -> Result<(), ReadError> {
+        let reader = log.reader();
+        let mut cursor = reader.seek(0)?;
+        while let Some(slice) = reader.read(&mut cursor, 1_500, i64::MAX)? {
+            slice.load()?;
+        }
+        Ok(())
+    };
+    let (log, report) = open(true);
+    read_all(&log).unwrap();
+    assert!(report.clean && report.rebuilt.is_empty());
+    drop(log);
+    let (mut at_once, mut later) = (0, 0);
+    for number in (2..lines.len()).step_by(2) {
+        let (epoch, start) = lines[number].split_once(' ').unwrap();
+        let (epoch, start): (i64, i64) = (epoch.parse().unwrap(), start.parse().unwrap());
+        for (epoch, start) in [(epoch + 1, start), (epoch - 9, start), (epoch, start + 1), (epoch, start - 2)] {
+            if start < 0 {
+                continue;
+            }
+            let wrong = format!("{epoch} {start}");
+            let mut spoiled = lines.clone();
+            spoiled[number] = &wrong;
+            std::fs::write(dir.join(CHECKPOINT), spoiled.join("\n") + "\n").unwrap();
+            let (log, report) = open(true);
+            if report.rebuilt.is_empty() {
+                later += 1;
+                let error = read_all(&log).expect_err(&wrong);
+                let ReadError::Corruption(corruption) = error else { panic!("{wrong}: {error}") };
+                assert_eq!(corruption.path, dir.join(CHECKPOINT), "{wrong}: {corruption}");
+                let said: usize = corruption.detail.split(' ').nth(1).unwrap().parse().unwrap();
+                assert!((number..=number + 1).contains(&said), "line {}, {wrong}: {corruption}", number + 1);
+                let before: usize = lines[..said - 1].iter().map(|line| line.len() + 1).sum();
+                assert!(corruption.position.abs_diff(before as u64) < 3, "{wrong}: {corruption}");
+                drop(log);
+                // What was come upon is no end in good order.
+                let (log, report) = open(false);
+                assert_eq!((report.rebuilt, log.leader_epochs().entries().len()), (vec![dir.join(CHECKPOINT)], 100));
+            } else {
+                at_once += 1;
+                read_all(&log).unwrap();
+            }
+            assert_eq!(std::fs::read_to_string(dir.join(CHECKPOINT)).unwrap(), right, "{wrong}");
+        }
+    }
+    assert!(at_once > 50 && later > 50, "{at_once} {later}");
+}

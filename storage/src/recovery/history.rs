@@ -4,7 +4,9 @@
 //!
 //! A batch's checksum leaves its leader epoch out, and the checkpoint has none, so each vouches for the other. The checkpoint is written before
 //! the recovery point passes what it says: below that, it is exact. Where nothing is scanned, each of its entries is held against the two
-//! batches that meet where it begins, which the index leads to. Where they disagree:
+//! batches that meet where it begins, which the index leads to: after a crash when the log is opened; after an end in good order then
+//! only the newest (and the first), and the others of each segment before that is first served, since each start of a broker may add one and a
+//! clean start has to be quick. Where they disagree:
 //!
 //! * Epochs never fall. If those of the batches do, a batch is damaged.
 //! * The `.crc` tells whether the first batch that the checkpoint contradicts is as it was written.
@@ -15,6 +17,7 @@
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use headwater_proto::batch::{BatchHeader, HEADER_BYTES};
 
@@ -26,9 +29,9 @@ use crate::epochs::{self, EpochEntry, LeaderEpochs, NO_EPOCH};
 use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
 use crate::files::{File, OpenMode, read_exact_at};
 use crate::reader::SegmentEntry;
-use crate::segment::READ_AHEAD_BYTES;
+use crate::segment::{READ_AHEAD_BYTES, Segment};
 
-/// Entries of the checkpoint that a clean start holds against the log, besides the first: the newest.
+/// Entries of the checkpoint that a clean start holds against the log at once, besides the first: the newest. Each takes a few small reads.
 const LOOKED_AT: usize = 64;
 
 /// Batches one after another with the same leader epoch.
@@ -67,13 +70,15 @@ impl Opening<'_> {
     }
 
     /// Which entry of the history is contradicted.
-    fn contradicted(&self, entries: &[SegmentEntry], end: i64) -> Result<Option<usize>, OpenError> {
+    fn contradicted(&mut self, entries: &[SegmentEntry], end: i64) -> Result<Option<usize>, OpenError> {
         let Some(first) = entries.first() else { return Ok(None) };
         let mut known = self.epochs.clone();
         known.truncate_from(end);
         let starts = known.entries();
-        // Each start of a broker adds an entry, and a clean start has to be quick: what is served is compared in any case.
         let newest = if self.hints.clean_shutdown { starts.len().saturating_sub(LOOKED_AT) } else { 0 };
+        if newest > 0 {
+            self.history_unseen_before = starts.get(newest).map_or(end, |newest| newest.start_offset);
+        }
         for (number, entry) in starts.iter().enumerate().filter(|(number, _)| *number == 0 || *number >= newest) {
             let begins = entry.start_offset.max(first.base_offset());
             let next = starts.get(number + 1).map_or(end, |next| next.start_offset);
@@ -288,23 +293,58 @@ fn around(entries: &[SegmentEntry], offset: i64) -> Result<(Option<BatchHeader>,
 }
 
 fn around_within(entry: &SegmentEntry, offset: i64) -> Result<(Option<BatchHeader>, Option<BatchHeader>), OpenError> {
-    let found = (|| {
-        let start = entry.segment.position_before(offset.saturating_sub(1))?;
-        let mut headers = entry.segment.headers(start)?.until(entry.size);
-        let mut before = None;
-        while let Some((_, header)) = headers.next()? {
-            if header.last_offset() >= offset {
-                return Ok((before, Some(header)));
-            }
-            before = Some(header);
-        }
-        Ok((before, None))
-    })();
-    match found {
+    match around_in(&entry.segment, entry.size, offset) {
         // Whoever reads it comes upon that.
         Err(ReadError::Corruption(_)) => Ok((None, None)),
-        found => found.map_err(super::from_reading),
+        Err(error) => Err(super::from_reading(error)),
+        Ok((before, at)) => Ok((before.map(|(_, header)| header), at.map(|(_, header)| header))),
     }
+}
+
+/// A batch's position and header.
+type Placed = (u64, BatchHeader);
+
+/// Of the first `end` bytes of a segment, the last batch that ends before an offset, and the first one that does not.
+fn around_in(segment: &Arc<Segment>, end: u64, offset: i64) -> Result<(Option<Placed>, Option<Placed>), ReadError> {
+    let start = segment.position_before(offset.saturating_sub(1))?;
+    let mut headers = segment.headers(start)?.until(end);
+    let mut before = None;
+    while let Some((position, header)) = headers.next()? {
+        if header.last_offset() >= offset {
+            return Ok((before, Some((position, header))));
+        }
+        before = Some((position, header));
+    }
+    Ok((before, None))
+}
+
+/// A batch in the first `end` bytes of a segment that the history contradicts, and the entry that came upon it. Epochs never fall: so what
+/// holds of the first batch and of the last one, and of the two that meet where an epoch begins, holds of all between.
+pub(crate) fn contradicted_within(
+    segment: &Arc<Segment>,
+    end: u64,
+    known: &LeaderEpochs,
+) -> Result<Option<(Placed, EpochEntry)>, ReadError> {
+    let Some((_, first)) = around_in(segment, end, segment.base_offset)?.1 else { return Ok(None) };
+    let starts = known.entries();
+    let later = starts.partition_point(|entry| entry.start_offset <= first.base_offset);
+    let Some(oldest) = starts.get(later.saturating_sub(1)) else { return Ok(None) };
+    let here = (first.base_offset, *oldest);
+    let starts_here = starts.get(later..).unwrap_or_default().iter().map(|entry| (entry.start_offset, *entry));
+    let behind = starts.last().map(|newest| (i64::MAX, *newest));
+    for (offset, entry) in std::iter::once(here).chain(starts_here).chain(behind) {
+        let (before, at) = around_in(segment, end, offset)?;
+        let is_odd = |(_, header): &Placed| known.contradiction(header).is_some();
+        // No epoch begins within a batch.
+        let is_split = |(_, header): &Placed| header.base_offset < offset && header.leader_epoch != NO_EPOCH;
+        if let Some(odd) = before.filter(is_odd).or(at.filter(|at| is_odd(at) || is_split(at))) {
+            return Ok(Some((odd, entry)));
+        }
+        if at.is_none() {
+            break;
+        }
+    }
+    Ok(None)
 }
 
 /// Calls `visit` with the position and header of each batch, up to the first that cannot be read.
