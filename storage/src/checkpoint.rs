@@ -280,9 +280,11 @@ impl MetaProperties {
             let (key, value) = line.split_once('=').ok_or_else(|| fault(number + 1, "expected key=value"))?;
             found.insert(key.trim(), (number + 1, value.trim()));
         }
-        // A last number that lost its digits would still be a number.
+        // A last number that lost its digits would still be a number, so an end without a newline may be none: also where an editor
+        // left it off, who is told.
         if found.contains_key("headwater.format") && !text.ends_with('\n') {
-            return Err(fault(text.lines().count(), "the last line is cut short"));
+            let detail = "the last line has no end and may be cut short; if it is whole, end it with a newline";
+            return Err(fault(text.lines().count(), detail));
         }
         let text_of = |key: &str| found.get(key).map(|(_, value)| (*value).to_owned());
         let broker = found.get("node.id").or_else(|| found.get("broker.id"));

@@ -17,6 +17,7 @@ use crate::checkpoint::{
     LOG_START_OFFSETS, LogStarts, META_PROPERTIES, MetaProperties, PartitionOffsets, RECOVERY_POINTS,
 };
 use crate::config::OpenHints;
+use crate::epochs::TextFault;
 use crate::error::{During, IoFailure, OpenError, UnknownLogStarts};
 use crate::files::{self, Files, Lock, is_exhausted};
 
@@ -409,6 +410,9 @@ impl DataDir {
     }
 }
 
+/// How the names begin of what we keep at the root and Kafka does not.
+const OURS: &str = "headwater";
+
 /// How the folder of a deleted partition ends (Kafka's word).
 const DELETED: &str = "-delete";
 
@@ -445,7 +449,7 @@ fn identify(files: &dyn Files, path: &Path, identity: &NewIdentity) -> Result<Me
     let meta =
         MetaProperties::decode(&bytes).map_err(|fault| CheckpointError::Damaged { path: file.clone(), fault })?;
     match meta.format_version {
-        None => return Err(DataDirError::Kafka(path.into())),
+        None => return Err(without_format(files, path, &bytes)?),
         Some(found) if found > FORMAT_VERSION => return Err(DataDirError::Newer { path: path.into(), found }),
         Some(_) => {}
     }
@@ -454,6 +458,17 @@ fn identify(files: &dyn Files, path: &Path, identity: &NewIdentity) -> Result<Me
         return Err(DataDirError::OtherBroker { path: path.into(), found, expected });
     }
     Ok(meta)
+}
+
+/// A `meta.properties` that makes sense, but for the format that ours ends with: it is Kafka's, or has lost its end.
+fn without_format(files: &dyn Files, path: &Path, bytes: &[u8]) -> Result<DataDirError, IoFailure> {
+    let entries = files.list(path).during("list", path)?;
+    let Some(ours) = entries.iter().find(|entry| !entry.is_dir && entry.name.starts_with(OURS)) else {
+        return Ok(DataDirError::Kafka(path.into()));
+    };
+    let line = bytes.split(|byte| *byte == b'\n').count();
+    let detail = format!("headwater.format is missing, though {} lies beside: the file has lost its end", ours.name);
+    Ok(CheckpointError::Damaged { path: path.join(META_PROPERTIES), fault: TextFault { line, detail } }.into())
 }
 
 /// Creates the folder and those above it. What is acknowledged later rests on their names too, so those are made durable.

@@ -633,7 +633,7 @@ fn a_data_root_says_what_is_wrong_with_it() {
         with(&meta.replace("headwater.format=1", "headwater.format=9")),
         DataDirError::Newer { found: 9, .. }
     ));
-    assert!(matches!(with(&meta.replace("headwater.format=1", "")), DataDirError::Kafka(_)));
+    assert!(matches!(with(&meta.replace("headwater.format=1", "")), DataDirError::Damaged(_)));
     let cut_short = with(meta.trim_end()).to_string();
     assert!(cut_short.contains("meta.properties") && cut_short.contains("line "), "{cut_short}");
     assert!(matches!(with("nonsense"), DataDirError::Damaged(_)));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use headwater_proto::TopicId;
 use headwater_storage::checkpoint::{self, HIGH_WATERMARKS, LOG_START_COPY, LOG_START_OFFSETS, RECOVERY_POINTS};
 use headwater_storage::sim::{Fault, Operation};
-use headwater_storage::{DataDir, Files, NewIdentity, OpenError, OsFiles, SimFiles, files};
+use headwater_storage::{DataDir, DataDirError, Files, NewIdentity, OpenError, OsFiles, SimFiles, files};
 
 const ID: TopicId = TopicId::from_bytes([7; 16]);
 
@@ -103,6 +103,39 @@ fn damage_to_the_others_is_named_and_costs_no_more_than_work() {
         assert!(data_dir.faults()[0].to_string().contains(name), "{}", data_dir.faults()[0]);
         std::fs::remove_file(folder.path().join(name)).unwrap();
     }
+}
+
+/// Cut between `node.id` and its last line, `meta.properties` looks like Kafka's: whoever started the broker was told to import its own folder.
+#[test]
+fn a_root_of_ours_is_never_called_kafkas() {
+    let files: Arc<dyn Files> = Arc::new(OsFiles::default());
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(&files, folder.path()));
+    let meta = folder.path().join(checkpoint::META_PROPERTIES);
+    let sound = std::fs::read_to_string(&meta).unwrap();
+    let with = |text: &str| {
+        std::fs::write(&meta, text).unwrap();
+        let us = NewIdentity { cluster_id: "c".into(), broker_id: 4, directory_id: "d".into() };
+        DataDir::open(Arc::clone(&files), folder.path(), &us).unwrap_err()
+    };
+    let node = sound.find("node.id=4").unwrap() + "node.id=4".len();
+    let format = sound.find("headwater.format").unwrap();
+    for name in ["headwater.metadata", LOG_START_COPY] {
+        std::fs::write(folder.path().join(name), "").unwrap();
+        for length in 0..sound.len() {
+            let error = with(&sound[..length]);
+            assert!(matches!(error, DataDirError::Damaged(_)), "{length}: {error}");
+            let lines = sound[..length].lines().count() + usize::from(sound[..length].ends_with('\n'));
+            let said = error.to_string();
+            assert!(said.contains("meta.properties"), "{length}: {error}");
+            assert!(length < node || said.contains(&format!("line {lines}: ")), "{length}: {error}");
+            assert!(length != format || said.contains(name), "{length}: {error}");
+        }
+        std::fs::remove_file(folder.path().join(name)).unwrap();
+    }
+    // Without anything of ours, it is Kafka's.
+    let error = with(&sound[..format]);
+    assert!(matches!(error, DataDirError::Kafka(_)), "{error}");
 }
 
 /// Whichever of the two was written last, a log begins where it did before or after, never elsewhere.
