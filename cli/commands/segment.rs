@@ -138,6 +138,9 @@ fn repair_text(report: &RepairReport) -> String {
             text += &format!("lost offsets: {} ({} were left out)\n", words.join(", "), bytes(report.dropped_bytes));
         }
     }
+    for segment in &report.foreign {
+        text += &format!("{} was left out, which is no segment of this partition: {}\n", segment.file, segment.detail);
+    }
     for batch in &report.mended {
         text += &format!(
             "mended without a loss: offsets {} to {} at position {} of {}: {}\n",

@@ -16,7 +16,7 @@
 //! * Indexes, checksums, snapshots and epochs are made from the log; damaged ones are made anew and reported.
 
 pub(crate) mod history;
-mod owner;
+pub(crate) mod owner;
 pub(crate) mod renewal;
 mod report;
 mod segment;

@@ -9,8 +9,9 @@ use common::*;
 use headwater_proto::TopicId;
 use headwater_proto::batch::Batches;
 use headwater_storage::config::Cleanup;
+use headwater_storage::inspect::{self, FaultKind, RepairMode, Target};
 use headwater_storage::{
-    Corruption, Log, LogConfig, LogIdentity, OpenError, OpenHints, OsFiles, ReadError, RecoveryReport,
+    Corruption, Files, Log, LogConfig, LogIdentity, OpenError, OpenHints, OsFiles, ReadError, RecoveryReport,
 };
 
 const BATCHES: i64 = 60;
@@ -86,6 +87,20 @@ fn logs(dir: &Path) -> Vec<PathBuf> {
     logs
 }
 
+/// What goes with the `.log`.
+const COMPANIONS: [&[&str]; 4] = [&[], &["crc"], &["index", "timeindex"], &["crc", "index", "timeindex"]];
+
+/// Exchanges two segments' `.log`, and what goes with it.
+fn exchange(ours: &Path, theirs: &Path, moved: &[&str]) {
+    for extension in moved.iter().chain(&["log"]) {
+        let (ours, theirs) = (ours.with_extension(extension), theirs.with_extension(extension));
+        let aside = ours.with_extension("aside");
+        std::fs::rename(&ours, &aside).unwrap();
+        std::fs::rename(&theirs, &ours).unwrap();
+        std::fs::rename(&aside, &theirs).unwrap();
+    }
+}
+
 fn copy(from: &Path, to: &Path) {
     std::fs::create_dir_all(to).unwrap();
     for entry in std::fs::read_dir(from).unwrap() {
@@ -98,7 +113,6 @@ fn copy(from: &Path, to: &Path) {
 /// written, and served.
 #[test]
 fn a_segment_of_another_partition_is_never_served() {
-    let companions: [&[&str]; 4] = [&[], &["crc"], &["index", "timeindex"], &["crc", "index", "timeindex"]];
     let mut named = 0;
     for segment_bytes in [150_000, 40_000] {
         for (other, other_bytes) in [(("t", 1), 6000), (("t", 1), 6040), (("u", 0), 6000), (("u", 3), 6040)] {
@@ -110,7 +124,7 @@ fn a_segment_of_another_partition_is_never_served() {
             let count = all_logs[0].len();
             assert!(count > 2 && count == all_logs[1].len());
             for (number, moved) in
-                [0, 1, count - 1].into_iter().flat_map(|number| companions.map(|moved| (number, moved)))
+                [0, 1, count - 1].into_iter().flat_map(|number| COMPANIONS.map(|moved| (number, moved)))
             {
                 for hints in hints() {
                     let spoiled = tempfile::tempdir().unwrap();
@@ -120,13 +134,7 @@ fn a_segment_of_another_partition_is_never_served() {
                         to
                     });
                     let [ours, theirs] = dirs.clone().map(|dir| logs(&dir)[number].clone());
-                    for extension in moved.iter().chain(&["log"]) {
-                        let (ours, theirs) = (ours.with_extension(extension), theirs.with_extension(extension));
-                        let aside = spoiled.path().join("aside");
-                        std::fs::rename(&ours, &aside).unwrap();
-                        std::fs::rename(&theirs, &ours).unwrap();
-                        std::fs::rename(&aside, &theirs).unwrap();
-                    }
+                    exchange(&ours, &theirs, moved);
                     let what = format!("segment {number} with {moved:?} of {other:?}, {other_bytes} bytes, {hints:?}");
                     for (dir, (identity, _)) in dirs.iter().zip(&pair) {
                         let name = logs(dir)[number].clone();
@@ -147,6 +155,81 @@ fn a_segment_of_another_partition_is_never_served() {
         }
     }
     assert!(named > 400, "{named}");
+}
+
+/// `segment verify` had only notes for a segment that was exchanged together with its `.crc`, and `segment repair`, which the error named, kept every
+/// batch of it under checksums of this partition: what was fenced before was served then.
+#[test]
+fn a_repair_leaves_out_a_segment_of_another_partition() {
+    for (other, other_bytes) in [(("t", 1), 6000), (("u", 0), 6040)] {
+        let root = tempfile::tempdir().unwrap();
+        let config = config(150_000);
+        let pair = [(identity_of("t", 0), 6000), (identity_of(other.0, other.1), other_bytes)];
+        let dirs = pair.clone().map(|(identity, bytes)| build(root.path(), &identity, &config, bytes));
+        let written = [0, 1].map(|n| serve(&dirs[n], &pair[n].0, &config, hints()[0]).unwrap().0);
+        let count = logs(&dirs[0]).len();
+        assert!(count > 2 && count == logs(&dirs[1]).len());
+        for (number, moved) in (0..count).flat_map(|number| COMPANIONS.map(|moved| (number, moved))) {
+            let spoiled = tempfile::tempdir().unwrap();
+            let dirs = dirs.clone().map(|dir| {
+                let to = spoiled.path().join(dir.file_name().unwrap());
+                copy(&dir, &to);
+                to
+            });
+            let both = dirs.clone().map(|dir| logs(&dir)[number].clone());
+            exchange(&both[0], &both[1], moved);
+            for (n, (identity, _)) in pair.iter().enumerate() {
+                let (dir, log) = (&dirs[n], &both[n]);
+                let what = format!("{} with {moved:?}", log.display());
+                let name = log.file_name().unwrap().to_str().unwrap();
+                let files: Arc<dyn Files> = Arc::new(OsFiles::default());
+                let report = inspect::verify(&Target::open(Arc::clone(&files), dir).unwrap(), &|_| ()).unwrap();
+                let named: Vec<_> = report.faults.iter().filter(|fault| fault.kind == FaultKind::Owner).collect();
+                assert!(matches!(named.as_slice(), [fault] if fault.file == name), "{what}: {report:?}");
+                let out = spoiled.path().join("repaired").join(dir.file_name().unwrap());
+                std::fs::create_dir_all(out.parent().unwrap()).unwrap();
+                let report = inspect::repair(&files, dir, &RepairMode::Copy(out.clone()), &|_| ()).unwrap();
+                assert!(matches!(report.foreign.as_slice(), [left] if left.file == name), "{what}: {report:?}");
+                // Exactly what was in the segment is lost, and the rest is served; nothing is given twice.
+                let bases: Vec<i64> =
+                    logs(dir).iter().map(|log| log.file_stem().unwrap().to_str().unwrap().parse().unwrap()).collect();
+                let lost = bases[number]..bases.get(number + 1).copied().unwrap_or(BATCHES);
+                let expected = inspect::OffsetRange { from: lost.start, to: lost.end - 1 };
+                assert_eq!(report.lost, [expected], "{what}: {report:?}");
+                for hints in hints() {
+                    let (rows, report) = serve(&out, identity, &config, hints)
+                        .unwrap_or_else(|corruption| panic!("{what}: {hints:?}: {corruption}"));
+                    let mut kept = written[n].clone();
+                    kept.retain(|(offset, _)| !lost.contains(offset));
+                    assert!(rows == kept, "{what}: {} rows, not {}", rows.len(), kept.len());
+                    assert!(report.crc_disagreements.is_empty(), "{what}: {report:?}");
+                }
+                let report = inspect::verify(&Target::open(files, &out).unwrap(), &|_| ()).unwrap();
+                assert!(report.faults.is_empty(), "{what}: {report:?}");
+            }
+        }
+    }
+}
+
+/// A folder that was copied as a whole is no exchange: it verifies, with notes, and a repair keeps all of it.
+#[test]
+fn a_repair_keeps_a_copied_folder() {
+    let root = tempfile::tempdir().unwrap();
+    let config = config(150_000);
+    let dir = build(root.path(), &identity_of("t", 0), &config, 6000);
+    let files: Arc<dyn Files> = Arc::new(OsFiles::default());
+    for elsewhere in ["t-1", "aside/t-1", "aside/any"] {
+        let copied = root.path().join(elsewhere);
+        copy(&dir, &copied);
+        let report = inspect::verify(&Target::open(Arc::clone(&files), &copied).unwrap(), &|_| ()).unwrap();
+        assert!(report.faults.is_empty(), "{elsewhere}: {report:?}");
+        assert_eq!(report.notes.is_empty(), elsewhere.ends_with("any"), "{elsewhere}: {report:?}");
+        let out = root.path().join("repaired").join(elsewhere).join("t-1");
+        std::fs::create_dir_all(out.parent().unwrap()).unwrap();
+        let report = inspect::repair(&files, &copied, &RepairMode::Copy(out.clone()), &|_| ()).unwrap();
+        assert!(report.lost.is_empty() && report.foreign.is_empty(), "{elsewhere}: {report:?}");
+        assert_eq!(serve(&out, &identity_of("t", 1), &config, hints()[0]).unwrap().0.len(), BATCHES as usize);
+    }
 }
 
 /// What Kafka appends, and what it compacts, is its to write, and neither lies in another partition.

@@ -45,8 +45,8 @@ fn keys(value: &Value, at: &str, found: &mut BTreeSet<String>) {
 }
 
 /// Lists of objects that may be empty.
-const EMPTY: [&str; 9] =
-    ["headers", "faults", "notes", "lost", "mended", "partitions", "members", "offsets", "not_served"];
+const EMPTY: [&str; 10] =
+    ["headers", "faults", "notes", "lost", "mended", "foreign", "partitions", "members", "offsets", "not_served"];
 
 /// Compares answers of one kind with what the page says of it.
 #[track_caller]

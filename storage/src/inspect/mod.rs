@@ -6,6 +6,7 @@
 //! Read next: `scan.rs`, which finds batches and passes over damage; then [`mod@dump`], [`mod@verify`], [`mod@stats`] and [`mod@repair`].
 
 pub mod dump;
+mod foreign;
 pub mod repair;
 pub(crate) mod scan;
 pub mod stats;
@@ -29,7 +30,7 @@ use crate::producers;
 use scan::Scanner;
 
 pub use dump::{Dump, DumpOptions, DumpedBatch, dump};
-pub use repair::{MendedBatch, OffsetRange, RepairMode, RepairReport, repair};
+pub use repair::{ForeignSegment, MendedBatch, OffsetRange, RepairMode, RepairReport, repair};
 pub use stats::{Stats, stats};
 pub use verify::{VerifyReport, verify};
 
@@ -96,6 +97,8 @@ pub enum FaultKind {
     LeaderEpochs,
     /// `partition.metadata`.
     PartitionMetadata,
+    /// A segment that is another partition's.
+    Owner,
 }
 
 impl FaultKind {
@@ -114,6 +117,7 @@ impl FaultKind {
             FaultKind::Snapshot => "snapshot",
             FaultKind::LeaderEpochs => "leader_epochs",
             FaultKind::PartitionMetadata => "partition_metadata",
+            FaultKind::Owner => "owner",
         }
     }
 }

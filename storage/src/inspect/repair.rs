@@ -4,6 +4,7 @@
 //! whose checksummed part is whole and whose other fields can have one value only is mended. Empty batches (as
 //! compaction leaves them) keep the place of what is lost, also at the log's end if it is known how far it went: offsets are never given
 //! twice, and recovery never comes upon a gap that it must refuse.
+//! A segment of another partition (`foreign.rs`) is left out whole.
 //! Refuses: to change the original. Even in place a copy is written, and the original kept under another name.
 //! Read next: `scan.rs` and `../rewrite.rs`.
 //!
@@ -21,10 +22,11 @@ use headwater_proto::batch::control::{self, ControlType};
 use headwater_proto::batch::{self, BatchHeader, Record, Records, rebuild};
 use serde::Serialize;
 
+use super::foreign::Owners;
 use super::scan::{Damage, Item};
 use super::{InspectError, SegmentFile, Target, at, name};
 use crate::checkpoint::{self, parse_partition_dir_name, segment_file_name};
-use crate::crcfile::{self, CrcHeader};
+use crate::crcfile::CrcHeader;
 use crate::epochs::{self, LeaderEpochs};
 use crate::error::IoFailure;
 use crate::files::{self, Files, OpenMode};
@@ -60,8 +62,19 @@ pub struct RepairReport {
     pub lost: Vec<OffsetRange>,
     /// Batches that were mended without a loss.
     pub mended: Vec<MendedBatch>,
+    /// Segments that are no segments of this partition.
+    pub foreign: Vec<ForeignSegment>,
     /// Bytes that were left out.
     pub dropped_bytes: u64,
+}
+
+/// A segment that was left out because it is another partition's.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ForeignSegment {
+    /// The file's name.
+    pub file: String,
+    /// Whose it is, in words.
+    pub detail: String,
 }
 
 /// Offsets from one to another, both included.
@@ -149,6 +162,7 @@ pub fn repair(
 
 struct Repair<'a> {
     target: &'a Target,
+    owners: Owners<'a>,
     to: &'a Path,
     topic_id: Option<TopicId>,
     partition: u32,
@@ -172,12 +186,9 @@ struct Repair<'a> {
 
 impl<'a> Repair<'a> {
     fn new(target: &'a Target, to: &'a Path, out: &Path) -> Result<Repair<'a>, InspectError> {
-        let crc = target.segments.iter().find_map(|segment| {
-            let bytes = target.small_file(&segment.sibling("crc")).ok().flatten()?;
-            crcfile::decode(&bytes).ok().map(|decoded| decoded.header)
-        });
+        let owners = Owners::read(target)?;
         let by_name = parse_partition_dir_name(&name(out)).or_else(|| target.partition());
-        let partition = by_name.map(|(_, partition)| partition).or(crc.map(|header| header.partition)).unwrap_or(0);
+        let partition = by_name.map(|(_, partition)| partition).or(owners.partition).unwrap_or(0);
         let first = target.segments.first().map_or(0, |segment| segment.base_offset);
         let snapshot = target.small_file(&target.dir.join(segment_file_name(first, producers::EXTENSION)))?;
         let producers = snapshot.and_then(|bytes| producers::decode_snapshot(&bytes).ok()).unwrap_or_default();
@@ -188,7 +199,7 @@ impl<'a> Repair<'a> {
         };
         Ok(Repair {
             to,
-            topic_id: target.topic_id().or(crc.map(|header| header.topic_id)),
+            topic_id: target.topic_id().or(owners.topic_id),
             partition,
             report,
             epochs: target.leader_epochs(),
@@ -199,8 +210,9 @@ impl<'a> Repair<'a> {
             previous: None,
             losses: Vec::new(),
             compacted: false,
-            known_end: known_end(target)?,
+            known_end: known_end(target, true)?,
             cleaned_until: target.cleaned_until(),
+            owners,
             target,
         })
     }
@@ -231,6 +243,9 @@ impl<'a> Repair<'a> {
     }
 
     fn segment(&mut self, segment: &SegmentFile, progress: &dyn Fn(u64)) -> Result<(), InspectError> {
+        if let Some(detail) = self.owners.other(segment)? {
+            return self.leave_out(segment, detail, progress);
+        }
         let aborted = self.aborted_in(segment)?;
         let Some(mut scanner) = self.target.scan(segment, self.epochs.clone(), self.previous)? else { return Ok(()) };
         let file = segment.name();
@@ -305,6 +320,36 @@ impl<'a> Repair<'a> {
             self.fill(&mut writer, base_offset, lost_to, next_epoch)?;
             writer.finish(false).map_err(failed)?;
         }
+        Ok(())
+    }
+
+    /// A segment of another partition: whatever lay here is lost, up to where the log goes on or is known to have gone.
+    fn leave_out(&mut self, segment: &SegmentFile, detail: String, progress: &dyn Fn(u64)) -> Result<(), InspectError> {
+        let len = self.target.files.metadata(&segment.path).map_err(at(&segment.path))?.len;
+        progress(len);
+        self.report.dropped_bytes += len;
+        self.report.foreign.push(ForeignSegment { file: segment.name(), detail });
+        let from =
+            self.previous.map_or(segment.base_offset, |previous| previous.next_offset()).max(segment.base_offset);
+        let end = match segment.next_base_offset {
+            Some(next) => next,
+            // Its index may have come along, and counts if nothing else tells.
+            None => match known_end(self.target, false)? {
+                known if known > segment.base_offset => known,
+                _ => self.known_end,
+            },
+        };
+        let lost_to = end - 1;
+        if self.previous.is_some() {
+            self.write_snapshot(segment.base_offset)?;
+        }
+        let mut writer = self.writer(segment.base_offset)?;
+        if from <= lost_to {
+            self.losses.push((OffsetRange { from, to: lost_to }, None));
+            let next_epoch = segment.next_base_offset.and_then(|next| self.first_epoch(next));
+            self.fill(&mut writer, segment.base_offset, Some(lost_to), next_epoch)?;
+        }
+        writer.finish(false).map_err(failed)?;
         Ok(())
     }
 
@@ -444,6 +489,9 @@ impl<'a> Repair<'a> {
     /// The leader epoch with which the segment of this offset begins, if that can be read.
     fn first_epoch(&self, base_offset: i64) -> Option<i32> {
         let segment = self.target.segments.iter().find(|segment| segment.base_offset == base_offset)?;
+        if self.owners.other(segment).ok()?.is_some() {
+            return None;
+        }
         let file = self.target.files.open(&segment.path, OpenMode::Read).ok()?;
         let mut bytes = [0; batch::HEADER_BYTES];
         files::read_exact_at(&*file, &mut bytes, 0).ok()?;
@@ -496,13 +544,13 @@ fn unreadable(position: u64, header: BatchHeader, bytes: &[u8], detail: String) 
     }
 }
 
-/// One after the last offset that a partition must have had, as its snapshots, indexes and the checkpoints beside it tell.
-fn known_end(target: &Target) -> Result<i64, InspectError> {
+/// One after the last offset that a partition must have had, as its snapshots, the checkpoints beside it and, if asked, its last index tell.
+fn known_end(target: &Target, by_index: bool) -> Result<i64, InspectError> {
     if !target.is_partition() {
         return Ok(0);
     }
     let snapshot = target.snapshots.last().copied();
-    let indexed = target.segments.last().and_then(|segment| {
+    let indexed = target.segments.last().filter(|_| by_index).and_then(|segment| {
         let bytes = target.small_file(&segment.sibling("index")).ok().flatten()?;
         let last = decode_entries::<OffsetEntry>(&bytes).ok()?.last().copied()?;
         Some(segment.base_offset + i64::from(last.relative_offset) + 1)

@@ -1,6 +1,6 @@
 //! `segment verify`: whether the files of a partition are whole, and agree with each other.
 //!
-//! Owns: what every file must say. Batches are judged by `scan.rs`, their records here; then the offset index, the time index, the
+//! Owns: what every file must say, and that every segment is this partition's (`foreign.rs`). Batches are judged by `scan.rs`, their records here; then the offset index, the time index, the
 //! transaction index, the `.crc`, the producer snapshots, the leader epoch checkpoint and `partition.metadata` are held against them.
 //! Refuses: to mend anything. What Kafka wrote is never a fault, whatever its version: indexes that older ones wrote for several batches
 //! at once, gaps that compaction left, and a `.crc` that no longer fits because Kafka went on here are notes.
@@ -19,6 +19,7 @@ use headwater_proto::TopicId;
 use headwater_proto::batch::{BatchHeader, Record, Records, control};
 use serde::Serialize;
 
+use super::foreign::Owners;
 use super::scan::{FoundBatch, Item};
 use super::{Fault, FaultKind, InspectError, SegmentFile, Target, at, name};
 use crate::checkpoint::PARTITION_METADATA;
@@ -94,6 +95,7 @@ impl Findings {
 
 struct Verifier<'a> {
     target: &'a Target,
+    owners: Owners<'a>,
     report: VerifyReport,
     findings: Findings,
     epochs: Option<LeaderEpochs>,
@@ -127,6 +129,7 @@ impl<'a> Verifier<'a> {
         let report = VerifyReport { path: target.path().display().to_string(), ..VerifyReport::default() };
         Ok(Verifier {
             target,
+            owners: Owners::read(target)?,
             report,
             findings,
             epochs,
@@ -153,6 +156,9 @@ impl<'a> Verifier<'a> {
             self.topics.get_or_insert_with(|| (topic, sibling_name(segment, "crc")));
         }
         self.log_end = None;
+        if let Some(other) = self.owners.other(segment)? {
+            return self.pass_over(segment, &other, progress);
+        }
         let mut offsets = OffsetIndexCheck::read(self.target, segment, crc.is_some(), &mut self.findings)?;
         let mut times = TimeIndexCheck::read(self.target, segment, &mut self.findings)?;
         let mut transactions = TxnIndexCheck::read(self.target, segment, &mut self.findings)?;
@@ -250,6 +256,19 @@ impl<'a> Verifier<'a> {
             self.epoch_doubt.get_or_insert(doubt.offset);
         }
         self.end_offset = self.end_offset.or(Some(segment.base_offset));
+        Ok(())
+    }
+
+    /// A segment of another partition: what is in it says nothing of this one.
+    fn pass_over(&mut self, segment: &SegmentFile, other: &str, progress: &dyn Fn(u64)) -> Result<(), InspectError> {
+        let len = self.target.files.metadata(&segment.path).map_err(at(&segment.path))?.len;
+        progress(len);
+        let detail = format!("is no segment of this partition: {other}; {len} bytes");
+        self.findings.fault(&segment.name(), 0, Some(segment.base_offset), FaultKind::Owner, detail);
+        self.damaged = true;
+        self.gaps.begin(segment);
+        self.gaps.departed();
+        self.end_offset = Some(segment.next_base_offset.unwrap_or(segment.base_offset));
         Ok(())
     }
 

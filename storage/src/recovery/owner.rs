@@ -1,45 +1,144 @@
 //! Whose a segment is, when its bytes are not those that its checksum file was made of, though every batch is valid.
 //!
-//! Owns: the look at the other partitions of the data root, which lie beside the folder. Refuses: to look without a reason, since that opens a
-//! file of each of them. Read next: `segment.rs`.
+//! Owns: the look at the other partitions of the data root, which lie beside the folder; recovery and the inspection ask the same. Refuses: to
+//! look without a reason, since that opens a file of each of them. Read next: `segment.rs`.
 //!
 //! Kafka may have appended or compacted here, and a person may have copied the folder under another name: then valid batches are good
 //! enough. A file that lies in another partition's folder is not: whoever reads it gets records that were never written there. The checksums
 //! begin with the partition, so the `.crc` of the one that the bytes belong to agrees with them from the first step on. What
 //! Kafka appended has a beginning that agrees here, and what it compacted agrees nowhere.
 
-use std::path::Path;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
 
+use headwater_proto::TopicId;
 use headwater_proto::batch::{self, BatchHeader};
 
-use crate::active::{Place, crc_header};
+use crate::active::Place;
 use crate::checkpoint::{parse_partition_dir_name, read_partition_metadata, segment_file_name};
 use crate::crcfile::{self, CrcFile, CrcHeader, RunningCrc, STEP_BYTES};
 use crate::error::{During, IoFailure};
-use crate::files::{OpenMode, is_exhausted, parent, read_exact_at};
+use crate::files::{Files, OpenMode, is_exhausted, parent, read_exact_at};
 
 /// Of a checksum file, as much as tells whose the log's beginning is.
 const BEGINNING_BYTES: usize = crcfile::HEADER_BYTES + crcfile::ENTRY_BYTES;
 
+/// A partition's folder, and whose it is said to be.
+#[derive(Clone, Copy)]
+pub(crate) struct Folder<'a> {
+    pub(crate) files: &'a dyn Files,
+    pub(crate) dir: &'a Path,
+    /// Where the other partitions lie.
+    pub(crate) root: &'a Path,
+    pub(crate) topic_id: TopicId,
+    pub(crate) partition: u32,
+}
+
+impl<'a> Folder<'a> {
+    pub(super) fn of(place: Place<'a>) -> Folder<'a> {
+        let Place { files, dir, identity, .. } = place;
+        let (topic_id, partition) = (identity.topic_id, identity.partition);
+        Folder { files: &**files, dir, root: parent(dir), topic_id, partition }
+    }
+
+    fn file(&self, base_offset: i64, extension: &str) -> PathBuf {
+        self.dir.join(segment_file_name(base_offset, extension))
+    }
+
+    fn header(&self, base_offset: i64) -> CrcHeader {
+        CrcHeader { topic_id: self.topic_id, partition: self.partition, base_offset }
+    }
+
+    /// The partitions beside this one: name, number and folder of each.
+    fn others(&self) -> Result<Vec<(u32, PathBuf)>, IoFailure> {
+        let own = self.dir.file_name().map(|name| self.root.join(name));
+        let entries = self.files.list(self.root).during("list", self.root)?;
+        let folders = entries.iter().filter_map(|entry| {
+            let (_, number) = parse_partition_dir_name(&entry.name)?;
+            Some((number, self.root.join(&entry.name))).filter(|(_, folder)| own.as_ref() != Some(folder))
+        });
+        Ok(folders.collect())
+    }
+
+    /// The folders beside this one that are said to be of a partition.
+    fn folders_of(&self, header: CrcHeader) -> Result<Vec<PathBuf>, IoFailure> {
+        let mut found = self.others()?;
+        found.retain(|(number, folder)| {
+            *number == header.partition
+                && read_partition_metadata(self.files, folder).is_ok_and(|id| id == Some(header.topic_id))
+        });
+        Ok(found.into_iter().map(|(_, folder)| folder).collect())
+    }
+}
+
+/// Whether the folder as a whole is another partition's under a new name, or a copy of it: the checksum files of all segments, `bases`, were written
+/// for that one and for these bytes, and nothing was put into its folder in exchange.
+pub(crate) fn is_copy(folder: Folder<'_>, bases: &[i64]) -> Result<bool, IoFailure> {
+    let mut all: Vec<CrcFile> = Vec::new();
+    for base_offset in bases.iter().rev() {
+        let Some(file) = beginning(folder.files, &folder.file(*base_offset, ".crc"))? else { continue };
+        let CrcHeader { topic_id, partition, .. } = file.header;
+        let of_another = (topic_id, partition) != (folder.topic_id, folder.partition);
+        let of_the_same =
+            all.first().is_none_or(|first| (first.header.topic_id, first.header.partition) == (topic_id, partition));
+        if !of_another || !of_the_same || file.header.base_offset != *base_offset {
+            return Ok(false);
+        }
+        let bytes = first_bytes(folder.files, &folder.file(*base_offset, ".log"), u64::MAX)?;
+        if !file.entries.is_empty() {
+            if !begins_as(&bytes, &file) {
+                return Ok(false);
+            }
+            all.push(file);
+        }
+    }
+    let Some(first) = all.first() else { return Ok(false) };
+    for other in folder.folders_of(first.header)? {
+        for file in &all {
+            let path = |extension| other.join(segment_file_name(file.header.base_offset, extension));
+            let bytes = first_bytes(folder.files, &path(".log"), u64::MAX)?;
+            let own = beginning(folder.files, &path(".crc"))?.filter(|own| own.header == file.header);
+            let is_whole = own.is_some_and(|own| own.entries.is_empty() || begins_as(&bytes, &own));
+            let is_there = !bytes.is_empty();
+            if is_there && !begins_as(&bytes, file) && !is_whole {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Which other partition a segment is of, in words, if its checksum file was not made of its first bytes, or not for this partition.
+pub(crate) fn foreign(folder: Folder<'_>, base_offset: i64) -> Result<Option<String>, IoFailure> {
+    let path = folder.file(base_offset, ".crc");
+    let file = beginning(folder.files, &path)?;
+    if file.is_none() && !crate::files::exists(folder.files, &path).during("look at", &path)? {
+        return Ok(None);
+    }
+    if let Some(file) = file.as_ref().filter(|file| file.header == folder.header(base_offset)) {
+        let bytes = first_bytes(folder.files, &folder.file(base_offset, ".log"), u64::MAX)?;
+        if file.entries.is_empty() || begins_as(&bytes, file) {
+            return Ok(None);
+        }
+    }
+    other_owner(folder, base_offset, u64::MAX, file.as_ref())
+}
+
 /// Which other partition the batches of a segment are, in words. `found` is the checksum file beside them, if it can be read, and `end` where
 /// they end.
 pub(super) fn other_owner(
-    place: Place<'_>,
+    folder: Folder<'_>,
     base_offset: i64,
     end: u64,
     found: Option<&CrcFile>,
 ) -> Result<Option<String>, IoFailure> {
-    if end == 0 {
+    let bytes = first_bytes(folder.files, &folder.file(base_offset, ".log"), end)?;
+    if bytes.is_empty() {
         return Ok(None);
     }
-    let path = place.dir.join(segment_file_name(base_offset, ".log"));
-    let file = place.files.open(&path, OpenMode::Read).during("open", &path)?;
-    let mut bytes = vec![0; end.min(STEP_BYTES) as usize];
-    read_exact_at(&*file, &mut bytes, 0).during("read", &path)?;
-    let ours = crc_header(place.identity, base_offset);
-    if let Some(file) = found.filter(|file| file.header != ours)
+    if let Some(file) = found.filter(|file| file.header != folder.header(base_offset))
         && (begins_as(&bytes, file) || (file.entries.is_empty() && file.header.base_offset == base_offset))
-        && let Some(words) = brought_along(place, file.header)?
+        && let Some(words) = brought_along(folder, file.header)?
     {
         return Ok(Some(words));
     }
@@ -47,62 +146,63 @@ pub(super) fn other_owner(
     let first = BatchHeader::parse(bytes.get(..batch::HEADER_BYTES).unwrap_or_default());
     let mut bases = vec![base_offset];
     bases.extend(first.ok().map(|first| first.base_offset).filter(|first| *first != base_offset));
-    search(place, &bases, &bytes)
+    search(folder, &bases, &bytes)
 }
 
 /// A segment that lies here with its own checksum file: whether it is one of another partition of this topic, or of this data root.
-fn brought_along(place: Place<'_>, header: CrcHeader) -> Result<Option<String>, IoFailure> {
+fn brought_along(folder: Folder<'_>, header: CrcHeader) -> Result<Option<String>, IoFailure> {
     let CrcHeader { topic_id, partition, base_offset } = header;
-    if (topic_id, partition) == (place.identity.topic_id, place.identity.partition) {
+    if (topic_id, partition) == (folder.topic_id, folder.partition) {
         return Ok(Some(format!("it is the segment of offset {base_offset}, as its .crc says, which lies with it")));
     }
-    if topic_id == place.identity.topic_id {
+    if topic_id == folder.topic_id {
         return Ok(Some(format!("it is of partition {partition} of this topic, as its .crc says, which lies with it")));
     }
-    let root = parent(place.dir);
-    for entry in place.files.list(root).during("list", root)? {
-        let folder = root.join(&entry.name);
-        let is_candidate = parse_partition_dir_name(&entry.name).is_some_and(|(_, number)| number == partition);
-        if is_candidate && read_partition_metadata(&**place.files, &folder).is_ok_and(|id| id == Some(topic_id)) {
-            let folder = folder.display();
-            return Ok(Some(format!("it is of the partition in {folder}, as its .crc says, which lies with it")));
-        }
-    }
-    Ok(None)
+    let found = folder.folders_of(header)?;
+    Ok(found
+        .first()
+        .map(|of| format!("it is of the partition in {}, as its .crc says, which lies with it", of.display())))
 }
 
 /// The partition beside this one of which a checksum file agrees with these bytes, the first ones of a segment of one of these names.
-fn search(place: Place<'_>, bases: &[i64], bytes: &[u8]) -> Result<Option<String>, IoFailure> {
-    let ours = crc_header(place.identity, 0);
-    let root = parent(place.dir);
-    for entry in place.files.list(root).during("list", root)? {
-        let folder = root.join(&entry.name);
-        if parse_partition_dir_name(&entry.name).is_none() || folder == **place.dir {
-            continue;
-        }
+fn search(folder: Folder<'_>, bases: &[i64], bytes: &[u8]) -> Result<Option<String>, IoFailure> {
+    for (_, other) in folder.others()? {
         for base_offset in bases {
-            let path = folder.join(segment_file_name(*base_offset, ".crc"));
-            let agrees = beginning(place, &path)?.is_some_and(|other| {
-                let is_ours = (other.header.topic_id, other.header.partition) == (ours.topic_id, ours.partition);
-                !is_ours && begins_as(bytes, &other)
+            let path = other.join(segment_file_name(*base_offset, ".crc"));
+            let agrees = beginning(folder.files, &path)?.is_some_and(|file| {
+                let is_ours = (file.header.topic_id, file.header.partition) == (folder.topic_id, folder.partition);
+                !is_ours && begins_as(bytes, &file)
             });
             if agrees {
-                return Ok(Some(format!("it is of the partition in {}, as {} says", folder.display(), path.display())));
+                return Ok(Some(format!("it is of the partition in {}, as {} says", other.display(), path.display())));
             }
         }
     }
     Ok(None)
 }
 
-/// The header and first entry of a checksum file. What is wrong with another partition's files is not this one's matter.
-fn beginning(place: Place<'_>, path: &Path) -> Result<Option<CrcFile>, IoFailure> {
-    let mut bytes = [0; BEGINNING_BYTES];
-    let read = place.files.open(path, OpenMode::Read).and_then(|file| read_exact_at(&*file, &mut bytes, 0));
-    match read {
-        Ok(()) => Ok(crcfile::decode(&bytes).ok()),
+/// The header of a checksum file and its first entry, if it has one. What is wrong with another partition's files is not this one's matter.
+fn beginning(files: &dyn Files, path: &Path) -> Result<Option<CrcFile>, IoFailure> {
+    match first_of(files, path, BEGINNING_BYTES as u64) {
+        Ok(bytes) => Ok(crcfile::decode(&bytes).ok()),
         Err(error) if is_exhausted(&error) => Err(IoFailure::new("open", path, error)),
         Err(_) => Ok(None),
     }
+}
+
+/// The first bytes of a log that ends at `end`: as many as its first checksum covers. None if there is no log.
+fn first_bytes(files: &dyn Files, path: &Path, end: u64) -> Result<Vec<u8>, IoFailure> {
+    match first_of(files, path, end.min(STEP_BYTES)) {
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(Vec::new()),
+        result => result.during("read", path),
+    }
+}
+
+fn first_of(files: &dyn Files, path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let file = files.open(path, OpenMode::Read)?;
+    let mut bytes = vec![0; file.len()?.min(most) as usize];
+    read_exact_at(&*file, &mut bytes, 0)?;
+    Ok(bytes)
 }
 
 /// Whether the first entry of a checksum file was made of these bytes.

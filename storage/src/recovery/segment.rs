@@ -8,7 +8,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::{CrcDisagreement, CutTail, Opening, owner, renewal};
+use super::owner::{self, Folder};
+use super::{CrcDisagreement, CutTail, Opening, renewal};
 use crate::active::{Active, crc_header, note_failed_sync, read_crc_file};
 use crate::checkpoint::{parse_segment_file_name, segment_file_name};
 use crate::crcfile::{self, CrcEntry, CrcFile, RunningCrc, STEP_BYTES};
@@ -451,7 +452,8 @@ impl Opening<'_> {
         computed: &RunningCrc,
         found: Option<&CrcFile>,
     ) -> Result<(), OpenError> {
-        let Some(other) = owner::other_owner(self.place, base_offset, computed.position(), found)? else {
+        let folder = Folder::of(self.place);
+        let Some(other) = owner::other_owner(folder, base_offset, computed.position(), found)? else {
             return Ok(());
         };
         let detail = format!("every batch is valid, but this is no file of this partition: {other}");

@@ -3,7 +3,8 @@
 //! Owns: what a disagreement means. The checksum runs, but two neighbouring entries say whether the 64 KiB between them agree by
 //! themselves, so a disagreement is placed, and a damaged entry told from damaged bytes. Bytes that changed in place (what follows
 //! agrees again, or the length is what it was when the segment was closed) are damage, whatever their batches say; a segment that
-//! Kafka compacted or appended to differs to its end, and that is a note.
+//! Kafka compacted or appended to differs to its end, and that is a note. So is a header that names another partition: the folder was copied under
+//! this name, or the `.crc` alone is another's. Refuses: to find out whose a segment is (`../foreign.rs` has, before).
 
 use std::io::ErrorKind;
 
@@ -144,7 +145,7 @@ impl CrcCheck {
                 _ if unchanged_length => findings.fault(&log, *start, None, FaultKind::Crc, detail),
                 _ => {
                     let detail = format!(
-                        "{detail}, and every batch there is whole: something else wrote here, or the directory was copied"
+                        "{detail}, and every batch there is whole: something else wrote here, or its `.crc` is another segment's"
                     );
                     findings.note(&log, *start, None, FaultKind::Crc, detail);
                 }
