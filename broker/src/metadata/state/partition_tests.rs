@@ -197,9 +197,9 @@ fn fewer_replicas_wait_for_those_that_stay() {
     assert_eq!((cluster.replicas(), &cluster.partition().removing[..]), (&[1, 2, 3][..], &[2][..]));
     cluster.unfence(3);
     cluster.say(&[1, 2, 3]);
-    assert_eq!((cluster.replicas(), cluster.seen()), (&[3, 1][..], (1, 0, &[1, 3][..], &[][..])));
+    assert_eq!((cluster.replicas(), cluster.seen()), (&[3, 1][..], (1, 1, &[1, 3][..], &[][..])));
     cluster.reassign(&[1]);
-    assert_eq!((cluster.replicas(), cluster.seen()), (&[1][..], (1, 0, &[1][..], &[][..])), "nothing to wait for");
+    assert_eq!((cluster.replicas(), cluster.seen()), (&[1][..], (1, 2, &[1][..], &[][..])), "nothing to wait for");
 }
 
 #[test]
@@ -225,20 +225,36 @@ fn a_cancelled_reassignment_leaves_everything_where_it_was() {
     cluster.reassign(&[3, 4]);
     cluster.say(&[2, 1, 3]);
     assert_eq!(cluster.run(cluster.cancel()), Outcome::PartitionsChanged(1));
-    assert_eq!((cluster.replicas(), cluster.seen()), (&[2, 1][..], (2, 0, &[2, 1][..], &[][..])));
+    assert_eq!((cluster.replicas(), cluster.seen()), (&[2, 1][..], (2, 1, &[2, 1][..], &[][..])));
     assert_eq!(cluster.refused(cluster.cancel()), nothing);
     // A new one that leads hands over.
     cluster.reassign(&[3, 4]);
     cluster.say(&[2, 1, 3]);
     cluster.fence(2);
     cluster.fence(1);
-    assert_eq!(cluster.seen(), (3, 2, &[3][..], &[1][..]));
+    assert_eq!(cluster.seen(), (3, 3, &[3][..], &[1][..]));
     let refusal = cluster.refused(cluster.cancel());
     assert_eq!(refusal.to_string(), "topic-0 cannot stay where it was: only replicas that it moves to have everything");
     cluster.unfence(1);
     cluster.say(&[3, 1]);
     cluster.run(cluster.cancel());
-    assert_eq!((cluster.replicas(), cluster.seen()), (&[2, 1][..], (1, 3, &[1][..], &[][..])));
+    assert_eq!((cluster.replicas(), cluster.seen()), (&[2, 1][..], (1, 4, &[1][..], &[][..])));
+}
+
+/// It may be given the partition again before it hears that it was taken out. It throws its log away when it does, and what it
+/// had told the leader until then, in the same epoch, brought it into sync with nothing.
+#[test]
+fn taking_a_replica_out_ends_the_leader_epoch() {
+    let mut cluster = Cluster::with_topic(3, &[1, 2], &[]);
+    cluster.reassign(&[1, 2, 3]);
+    assert_eq!(cluster.seen(), (1, 0, &[1, 2][..], &[][..]), "nobody is taken out");
+    cluster.run(cluster.cancel());
+    assert_eq!(cluster.seen(), (1, 1, &[1, 2][..], &[][..]));
+    cluster.reassign(&[1, 2, 3]);
+    cluster.say(&[1, 2, 3]);
+    assert_eq!((cluster.replicas(), cluster.seen()), (&[1, 2, 3][..], (1, 1, &[1, 2, 3][..], &[][..])));
+    cluster.reassign(&[1, 3]);
+    assert_eq!((cluster.replicas(), cluster.seen()), (&[1, 3][..], (1, 2, &[1, 3][..], &[][..])));
 }
 
 #[test]

@@ -22,7 +22,7 @@ pub const NO_LEADER: i32 = -1;
 pub struct Partition {
     /// The broker that leads it, or [`NO_LEADER`].
     pub leader: i32,
-    /// Raised whenever a leadership ends, so that no two leaderships have one epoch.
+    /// Raised whenever a leadership ends, so that no two leaderships have one epoch; and whenever a replica is taken out.
     pub leader_epoch: i32,
     /// Raised by every change of the partition.
     pub partition_epoch: i32,
@@ -116,8 +116,12 @@ impl Partition {
         if self == before {
             return false;
         }
+        // Whoever is taken out may be given the partition again before it hears of either: it throws away then what it has, and what
+        // it told the leader must not count any more.
+        let is_taken_out = before.replicas.iter().any(|broker| !self.replicas.contains(broker));
+        let is_over = self.leader != before.leader || is_taken_out;
         // An epoch that nobody led is the next leader's.
-        if self.leader != before.leader && before.leader != NO_LEADER {
+        if is_over && before.leader != NO_LEADER {
             self.leader_epoch = before.leader_epoch.saturating_add(1);
         }
         self.partition_epoch = before.partition_epoch.saturating_add(1);
