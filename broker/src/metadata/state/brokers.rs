@@ -100,7 +100,8 @@ impl MetadataState {
                 return Ok(Outcome::BrokerRegistered { boots: known.boots });
             }
             // An older disk, or an emptied one. Whoever registered long ago, and comes late, does not name what stands here.
-            let is_older = register.boots < known.boots && register.replaces == known.epoch;
+            // Nor may one that counts as many be told to come again: it would have counted one more by then, and be believed.
+            let is_older = register.boots <= known.boots && register.replaces == known.epoch;
             if register.boots <= known.boots && !is_older {
                 return Err(Refusal::StaleBoots { broker_id, given: register.boots, known: known.boots });
             }
