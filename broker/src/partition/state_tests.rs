@@ -344,7 +344,7 @@ fn replicated_on_two(min_insync_replicas: u32) -> State {
 fn on_two(leader_epoch: i32, partition_epoch: i32, in_sync: bool) -> View {
     let replicas =
         vec![Assigned { member: ME, active: true, in_sync: true }, Assigned { member: OTHER, active: true, in_sync }];
-    View { index: 0, leader: Some(ME), leader_epoch, partition_epoch, replicas }
+    View { index: 0, leader: Some(ME), leader_epoch, partition_epoch, min_insync_replicas: None, replicas }
 }
 
 fn report(state: &mut State, flushed: i64, now_ms: i64) {

@@ -21,7 +21,7 @@ use super::history::{History, Verdict};
 use super::{Hello, Member, Report, Tenure};
 use crate::error::PartitionError;
 use crate::metadata::state::BrokerState;
-use crate::metadata::{MetadataState, Partition};
+use crate::metadata::{MetadataState, Partition, Topic};
 use crate::topic_config::TopicDurability;
 use headwater_proto::wire::Acks;
 use std::collections::{BTreeMap, VecDeque};
@@ -45,6 +45,9 @@ pub struct View {
     pub leader_epoch: i32,
     /// How often anything of this was changed.
     pub partition_epoch: i32,
+    /// The topic's `min.insync.replicas`; `None`: the metadata do not say. Whether those who leave the ISR stay eligible was decided by
+    /// it, so that it counts from this view on, whatever the settings say that come from elsewhere.
+    pub min_insync_replicas: Option<u32>,
     /// The brokers that keep it.
     pub replicas: Vec<Assigned>,
 }
@@ -61,8 +64,8 @@ pub struct Assigned {
 }
 
 impl View {
-    /// What the metadata say of this partition of theirs.
-    pub fn of(metadata: &MetadataState, partition: &Partition) -> View {
+    /// What the metadata say of this partition of a topic of theirs.
+    pub fn of(metadata: &MetadataState, topic: &Topic, partition: &Partition) -> View {
         let replica = |broker: &i32| {
             let registered = metadata.broker(*broker);
             Assigned {
@@ -81,6 +84,7 @@ impl View {
             leader: leader.map(|leader| leader.member),
             leader_epoch: partition.leader_epoch,
             partition_epoch: partition.partition_epoch,
+            min_insync_replicas: Some(topic.min_insync_replicas()),
             replicas,
         }
     }
@@ -88,14 +92,15 @@ impl View {
     /// A partition whose only replica is `me`.
     pub fn alone(me: Member, leader_epoch: i32) -> View {
         let replicas = vec![Assigned { member: me, active: true, in_sync: true }];
-        View { index: 0, leader: Some(me), leader_epoch, partition_epoch: 0, replicas }
+        let min_insync_replicas = None;
+        View { index: 0, leader: Some(me), leader_epoch, partition_epoch: 0, min_insync_replicas, replicas }
     }
 }
 
 /// What a leader goes by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Settings {
-    /// The topic's `min.insync.replicas`.
+    /// The topic's `min.insync.replicas`, where a view does not say it.
     pub min_insync_replicas: u32,
     /// The topic's `durability`: which offset counts.
     pub durability: TopicDurability,
@@ -191,6 +196,8 @@ pub struct LeaderState {
     tenure: Tenure,
     epoch_start: i64,
     settings: Settings,
+    /// The newest view's.
+    min_insync_replicas: Option<u32>,
     /// The command as of which the replicas and the ISR are known.
     index: u64,
     partition_epoch: i32,
@@ -220,6 +227,7 @@ impl LeaderState {
             tenure: Tenure { leader_epoch: view.leader_epoch, generation: log.generation },
             epoch_start: log.log_end,
             settings,
+            min_insync_replicas: view.min_insync_replicas,
             index: view.index,
             partition_epoch: view.partition_epoch,
             isr: Vec::new(),
@@ -262,6 +270,11 @@ impl LeaderState {
         &self.isr
     }
 
+    /// As many in-sync replicas as an acknowledgement needs.
+    pub fn min_insync_replicas(&self) -> u32 {
+        self.min_insync_replicas.unwrap_or(self.settings.min_insync_replicas)
+    }
+
     /// The partition epoch of the committed ISR.
     pub fn partition_epoch(&self) -> i32 {
         self.partition_epoch
@@ -288,7 +301,7 @@ impl LeaderState {
     /// # Errors
     /// [`PartitionError`], retriable.
     pub fn admit(&self, acks: Acks) -> Result<(), PartitionError> {
-        let needed = self.settings.min_insync_replicas;
+        let needed = self.min_insync_replicas();
         let in_sync = u32::try_from(self.isr.len()).unwrap_or(u32::MAX);
         match acks {
             _ if self.ended => Err(PartitionError::NotLeader(self.tenure.leader_epoch)),
@@ -445,6 +458,7 @@ impl LeaderState {
 
     /// Takes who keeps the partition, and who of them is in sync.
     fn assign(&mut self, view: &View) {
+        self.min_insync_replicas = view.min_insync_replicas;
         let known = std::mem::take(&mut self.others);
         for assigned in view.replicas.iter().filter(|assigned| assigned.member.broker != self.me.broker) {
             let kept = known.get(&assigned.member.broker).filter(|known| known.member == assigned.member);
@@ -529,7 +543,7 @@ impl LeaderState {
 
     /// Moves the high watermark, if it may.
     fn advance(&mut self) {
-        let enough = self.settings.min_insync_replicas.min(u32::try_from(self.others.len() + 1).unwrap_or(u32::MAX));
+        let enough = self.min_insync_replicas().min(u32::try_from(self.others.len() + 1).unwrap_or(u32::MAX));
         if self.isr.len() < enough as usize {
             return;
         }

@@ -23,7 +23,8 @@ fn settings(min_insync_replicas: u32, durability: TopicDurability) -> Settings {
 fn view(partition_epoch: i32, isr: &[i32]) -> View {
     let assigned = |broker| Assigned { member: member(broker), active: true, in_sync: isr.contains(&broker) };
     let replicas = [1, 2, 3].map(assigned).to_vec();
-    View { index: partition_epoch as u64, leader: Some(member(1)), leader_epoch: EPOCH, partition_epoch, replicas }
+    let (index, min_insync_replicas) = (partition_epoch as u64, None);
+    View { index, leader: Some(member(1)), leader_epoch: EPOCH, partition_epoch, min_insync_replicas, replicas }
 }
 
 /// A broker in an incarnation that is nobody's.
@@ -118,6 +119,20 @@ fn the_leaders_own_flush_counts_like_any_other() {
     assert_eq!(state.high_watermark(), 10);
     state.flushed(TENURE, 20, 0);
     assert_eq!(state.high_watermark(), 20);
+}
+
+/// The setting was raised before a follower left, which stays eligible by it, and the leader hears of the ISR first.
+#[test]
+fn min_insync_replicas_counts_as_of_the_view_that_says_the_isr() {
+    let mut state = leader_of(&[1, 2], 1, Flushed);
+    let raised = View { min_insync_replicas: Some(2), ..view(8, &[1]) };
+    state.altered(7, Altered::Committed(raised), 0);
+    assert_eq!((state.high_watermark(), state.min_insync_replicas()), (4, 2));
+    assert!(state.admit(Acks::All).is_err());
+    state.configure(settings(1, Flushed), 0);
+    assert_eq!(state.high_watermark(), 4, "settings that come late are not newer");
+    state.view(&View { min_insync_replicas: Some(1), ..view(9, &[1]) }, 0);
+    assert_eq!(state.high_watermark(), 10);
 }
 
 #[test]

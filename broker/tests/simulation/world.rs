@@ -431,7 +431,8 @@ impl World {
             self.apply_later(id);
         }
         if let Some((epoch, true)) = alter {
-            let view = self.partition().map(|partition| View::of(&self.truth, partition));
+            let topic = self.truth.topic_by_id(&TOPIC);
+            let view = topic.map(|topic| View::of(&self.truth, topic, &topic.partitions[0]));
             let answer = match (result, view) {
                 (Ok(_), Some(view)) => Answer::Committed(view),
                 _ => Answer::Refused,

@@ -180,10 +180,9 @@ impl World {
     pub(super) fn learned(&mut self, id: i32) {
         let local = self.local(id);
         let Some(process) = &mut self.node(id).process else { return };
-        let Some(partition) = process.metadata.topic_by_id(&TOPIC).and_then(|topic| topic.partitions.first()) else {
-            return;
-        };
-        let view = View::of(&process.metadata, partition);
+        let Some(topic) = process.metadata.topic_by_id(&TOPIC) else { return };
+        let Some(partition) = topic.partitions.first() else { return };
+        let view = View::of(&process.metadata, topic, partition);
         let is_over = process.role_of != (partition.leader, partition.leader_epoch);
         match &mut process.role {
             Role::Idle => {}
@@ -237,7 +236,7 @@ impl World {
                 flushed: process.log.flushed_offset(),
             };
             let limits = Limits { group_bytes: 500, unflushed_bytes: 2_000, replica_lag_time_max_ms: LAG_MS };
-            let view = View::of(&process.metadata, &partition);
+            let view = View::of(&process.metadata, topic, &partition);
             let state = PartitionState::new(me, &view, true, &settings, limits, offsets, local);
             process.high_watermark = state.offsets().high_watermark;
             process.role = Role::Leader { state: Box::new(state), streams: BTreeMap::new() };
