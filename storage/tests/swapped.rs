@@ -287,6 +287,67 @@ fn what_kafka_appended_or_compacted_is_served() {
     }
 }
 
+/// A partition that was closed before anything was written, as a crash leaves it later: its checksum file has no entry.
+fn build_unclosed(root: &Path, identity: &LogIdentity, batches: i64) -> PathBuf {
+    let dir = root.join(format!("{}-{}", identity.topic, identity.partition));
+    let open = || Log::open(files(), &dir, identity.clone(), config(150_000), OpenHints::default(), NOW).unwrap().0;
+    open().close().unwrap();
+    let mut log = open();
+    for n in 0..batches {
+        log.append(&[one(&[identity.partition as u8; 500], NOW + n)], 1, NOW).unwrap();
+    }
+    drop(log);
+    let crc = dir.join("00000000000000000000.crc");
+    assert_eq!(std::fs::metadata(crc).unwrap().len() as usize, headwater_storage::crcfile::HEADER_BYTES);
+    dir
+}
+
+/// The `.crc` of a partition that was never written, put in another's place, fenced a good log, of which it knows no byte. Only where both partitions have
+/// the other's may the logs have been exchanged, too.
+#[test]
+fn a_checksum_file_without_entries_says_nothing_alone() {
+    let crc = |dir: &Path| dir.join("00000000000000000000.crc");
+    let log = |dir: &Path| dir.join("00000000000000000000.log");
+    let identities = [0, 1].map(|partition| identity_of("t", partition));
+    let unclean = OpenHints::default();
+    for (case, batches) in [("copied", [20, 0]), ("copied", [20, 20]), ("exchanged", [20, 0]), ("swapped", [20, 20])] {
+        for is_closed in [false, true] {
+            let root = tempfile::tempdir().unwrap();
+            let [dir, other] = [0, 1].map(|n| build_unclosed(root.path(), &identities[n], batches[n]));
+            if is_closed {
+                let opened = Log::open(files(), &dir, identities[0].clone(), config(150_000), unclean, NOW).unwrap();
+                opened.0.close().unwrap();
+            }
+            let hints = OpenHints { clean_shutdown: is_closed, ..unclean };
+            match case {
+                "copied" => drop(std::fs::copy(crc(&other), crc(&dir)).unwrap()),
+                "exchanged" => {
+                    std::fs::rename(crc(&dir), root.path().join("aside")).unwrap();
+                    std::fs::rename(crc(&other), crc(&dir)).unwrap();
+                    std::fs::rename(root.path().join("aside"), crc(&other)).unwrap();
+                }
+                _ => exchange(&log(&dir), &log(&other), &["crc"]),
+            }
+            let what = format!("{case} {batches:?}, closed: {is_closed}");
+            for (dir, identity, count) in [(&dir, &identities[0], batches[0]), (&other, &identities[1], batches[1])] {
+                match serve(dir, identity, &config(150_000), hints) {
+                    Ok((rows, report)) => {
+                        assert!(case != "swapped", "{what}: {} rows: {report:?}", rows.len());
+                        assert_eq!(rows.len() as i64, count, "{what}");
+                        assert!(rows.iter().all(|(_, value)| value[0] == identity.partition as u8), "{what}");
+                    }
+                    Err(corruption) => {
+                        assert!(case == "swapped" && corruption.path == log(dir), "{what}: {corruption}");
+                        let target = Target::open(files(), dir).unwrap();
+                        let report = inspect::verify(&target, &|_| ()).unwrap();
+                        assert!(report.faults.iter().any(|fault| fault.kind == FaultKind::Owner), "{what}: {report:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
 /// A `.crc` alone that is another partition's says nothing against the log beside it.
 #[test]
 fn a_foreign_checksum_file_beside_the_right_log_is_reported_and_made_anew() {

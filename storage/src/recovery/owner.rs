@@ -137,7 +137,7 @@ pub(super) fn other_owner(
         return Ok(None);
     }
     if let Some(file) = found.filter(|file| file.header != folder.header(base_offset))
-        && (begins_as(&bytes, file) || (file.entries.is_empty() && file.header.base_offset == base_offset))
+        && (begins_as(&bytes, file) || (file.entries.is_empty() && is_exchanged(folder, base_offset, file, &bytes)?))
         && let Some(words) = brought_along(folder, file.header)?
     {
         return Ok(Some(words));
@@ -147,6 +147,23 @@ pub(super) fn other_owner(
     let mut bases = vec![base_offset];
     bases.extend(first.ok().map(|first| first.base_offset).filter(|first| *first != base_offset));
     search(folder, &bases, &bytes)
+}
+
+/// Whether a segment was exchanged whose checksum file, another partition's, has no entry, as a crash leaves it: the other partition has ours in
+/// return, and a log that may be ours. (Alone, such a file says nothing of the log beside it.)
+fn is_exchanged(folder: Folder<'_>, base_offset: i64, found: &CrcFile, bytes: &[u8]) -> Result<bool, IoFailure> {
+    for other in folder.folders_of(found.header)? {
+        let path = |extension| other.join(segment_file_name(base_offset, extension));
+        let ours = beginning(folder.files, &path(".crc"))?.filter(|ours| ours.header == folder.header(base_offset));
+        let Some(ours) = ours.filter(|ours| !begins_as(bytes, ours)) else { continue };
+        let theirs = first_of(folder.files, &path(".log"), STEP_BYTES).unwrap_or_default();
+        let has_batch = BatchHeader::parse(theirs.get(..batch::HEADER_BYTES).unwrap_or_default())
+            .is_ok_and(|first| first.magic == 2 && first.base_offset >= base_offset);
+        if begins_as(&theirs, &ours) || (ours.entries.is_empty() && has_batch) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// A segment that lies here with its own checksum file: whether it is one of another partition of this topic, or of this data root.
