@@ -422,6 +422,10 @@ impl Opening<'_> {
     fn rebuild_epochs(&mut self, entries: &[SegmentEntry]) -> Result<(), OpenError> {
         self.epochs = LeaderEpochs::default();
         for entry in entries {
+            // Epochs never fall: where the newest batch has none, no batch has. Otherwise a log without any would be walked at every start.
+            if history::newest(entry)?.is_some_and(|newest| newest.leader_epoch == epochs::NO_EPOCH) {
+                continue;
+            }
             let mut headers = entry.segment.headers(0).map_err(from_reading)?.until(entry.size);
             while let Some((_, header)) = headers.next().map_err(from_reading)? {
                 self.epochs_changed |= self.epochs.assign(header.leader_epoch, header.base_offset);

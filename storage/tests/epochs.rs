@@ -3,13 +3,16 @@
 
 mod common;
 
+use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::*;
 use headwater_proto::batch::{Batches, NO_PRODUCER_EPOCH};
+use headwater_storage::sim::{Fault, Operation};
 use headwater_storage::{
-    Corruption, Log, LogConfig, OpenError, OpenHints, ReadError, RecoveryReport, SimFiles, checkpoint, inspect,
+    Corruption, Files as _, Log, LogConfig, OpenError, OpenHints, OpenMode, ReadError, RecoveryReport, SimFiles,
+    checkpoint, inspect,
 };
 
 const CHECKPOINT: &str = "leader-epoch-checkpoint";
@@ -351,4 +354,33 @@ fn a_damaged_line_of_a_long_history_is_named_before_its_segment_is_served() {
         }
     }
     assert!(at_once > 50 && later > 50, "{at_once} {later}");
+}
+
+/// Of batches without a leader epoch no checkpoint can be made, so each start in good order read all their headers.
+#[test]
+fn a_log_without_leader_epochs_is_not_walked_at_each_start() {
+    const BATCHES: i64 = 1_000;
+    for checkpoint in [None, Some("0\n0\n")] {
+        let disk = SimFiles::new(1);
+        let dir = Path::new("/t-0");
+        let config = LogConfig { segment_bytes: 400_000, ..LogConfig::default() };
+        let open = |disk: &Arc<SimFiles>, hints| {
+            Log::open(Arc::clone(disk) as Arc<_>, dir, identity(), config.clone(), hints, NOW)
+        };
+        let (mut log, _) = open(&disk, OpenHints::default()).unwrap();
+        for offset in 0..BATCHES {
+            log.append(&[one(&[0; 1_000], NOW + offset)], -1, NOW).unwrap();
+        }
+        log.close().unwrap();
+        if let Some(text) = checkpoint {
+            let file = disk.open(&dir.join(CHECKPOINT), OpenMode::Create).unwrap();
+            file.write_at(0, &[IoSlice::new(text.as_bytes())]).unwrap();
+        }
+        // A walk reads each batch's header, and these lie in pages of their own.
+        disk.fail(Fault::new(Operation::Read).on(".log").after(BATCHES as u64 / 10));
+        let hints = OpenHints { clean_shutdown: true, recovery_point: BATCHES, log_start_offset: 0 };
+        let (log, report) = open(&disk, hints).unwrap();
+        assert!(report.clean && report.rebuilt.is_empty(), "{report:?}");
+        assert_eq!((log.log_end_offset(), log.leader_epochs().entries().len()), (BATCHES, 0));
+    }
 }

@@ -292,6 +292,11 @@ fn around(entries: &[SegmentEntry], offset: i64) -> Result<(Option<BatchHeader>,
     Ok((before, at))
 }
 
+/// The newest batch of a segment, to which its index leads.
+pub(super) fn newest(entry: &SegmentEntry) -> Result<Option<BatchHeader>, OpenError> {
+    Ok(around_within(entry, i64::MAX)?.0)
+}
+
 fn around_within(entry: &SegmentEntry, offset: i64) -> Result<(Option<BatchHeader>, Option<BatchHeader>), OpenError> {
     match around_in(&entry.segment, entry.size, offset) {
         // Whoever reads it comes upon that.
