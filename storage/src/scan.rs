@@ -425,8 +425,8 @@ pub(crate) enum Checked {
     Suspect(&'static str),
     /// But for an index or the checksums, of which the end is missing. The segment has to be read whole.
     CutIndex(CutIndex),
-    /// They do, but for the leader epoch of a batch, or what is known of leader epochs.
-    WrongEpoch,
+    /// They do, but for the leader epoch of this batch, or what is known of leader epochs.
+    WrongEpoch(Corruption),
 }
 
 /// An index or a checksum file that ends before an entry that must be there.
@@ -547,8 +547,8 @@ pub(crate) fn check_segment(
     let mut largest =
         LargestTimestamp { timestamp: time.timestamp, offset: base_offset + i64::from(time.relative_offset) };
     loop {
-        let header = match walk.next() {
-            Ok(Some((_, header))) => header,
+        let (position, header) = match walk.next() {
+            Ok(Some((position, header))) => (position, header),
             Ok(None) => break,
             Err(ReadError::Corruption(_)) => return Ok(Checked::Suspect("its end is no batch")),
             Err(error) => return Err(open_error(error)),
@@ -560,8 +560,9 @@ pub(crate) fn check_segment(
         if header.base_offset < next_offset {
             return Ok(Checked::Suspect("its offsets do not rise"));
         }
-        if epochs.is_some_and(|epochs| epochs.contradiction(&header).is_some()) {
-            return Ok(Checked::WrongEpoch);
+        if let Some(detail) = epochs.and_then(|epochs| epochs.contradiction(&header)) {
+            let (path, offset) = (segment.log_path(), Some(header.base_offset));
+            return Ok(Checked::WrongEpoch(Corruption { path, position, offset, detail }));
         }
         if bytes_since_entry > interval * (missing + 1) {
             missing += 1;

@@ -6,6 +6,7 @@ mod common;
 use std::io::IoSlice;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::*;
 use headwater_proto::batch::{Batches, NO_PRODUCER_EPOCH};
@@ -387,4 +388,54 @@ fn a_log_without_leader_epochs_is_not_walked_at_each_start() {
         assert!(report.clean && report.rebuilt.is_empty(), "{report:?}");
         assert_eq!((log.log_end_offset(), log.leader_epochs().entries().len()), (BATCHES, 0));
     }
+}
+
+/// A disk that reads a header in one way and then in another left nothing to blame, and the log was refused without a file's name.
+#[test]
+fn a_leader_epoch_that_is_right_when_it_is_read_again_is_named_with_its_place() {
+    const SPOILED: usize = 20;
+    let dir = Path::new("/t-0");
+    let mut named = 0;
+    for reads in 0..8 {
+        let disk = SimFiles::new(1);
+        let open = |disk: &Arc<SimFiles>| {
+            let hints = OpenHints::default();
+            Log::open(Arc::clone(disk) as Arc<_>, dir, identity(), LogConfig::default(), hints, NOW)
+        };
+        let (mut log, _) = open(&disk).unwrap();
+        let mut position = 0;
+        for offset in 0..END {
+            let batch = one(&[offset as u8; 1_000], NOW + offset);
+            position += if (offset as usize) < SPOILED { batch.bytes.len() as u64 } else { 0 };
+            log.append(&[batch], epoch_of(offset), NOW).unwrap();
+        }
+        log.flush().unwrap();
+        drop(log);
+        disk.remove_file(&dir.join(CHECKPOINT)).unwrap();
+        let file = disk.open(&dir.join("00000000000000000000.log"), OpenMode::Write).unwrap();
+        let write = |epoch: i32| file.write_at(position + 12, &[IoSlice::new(&epoch.to_be_bytes())]).unwrap();
+        write(2);
+        let held = disk.hold(Fault::new(Operation::Read).on(".log").after(reads));
+        let opening = std::thread::scope(|scope| {
+            let opening = scope.spawn(|| open(&disk).map(|_| ()));
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while held.waiting() == 0 && !opening.is_finished() {
+                assert!(Instant::now() < deadline, "it neither waits nor ends");
+                std::thread::yield_now();
+            }
+            write(epoch_of(SPOILED as i64));
+            drop(held);
+            opening.join().unwrap()
+        });
+        match opening {
+            Ok(()) => {}
+            Err(OpenError::Corruption(corruption)) => {
+                assert!(corruption.path.ends_with("00000000000000000000.log"), "{corruption}");
+                assert_eq!((corruption.position, corruption.offset), (position, Some(SPOILED as i64)));
+                named += u32::from(corruption.detail.ends_with("not so when its header was read again"));
+            }
+            Err(error) => panic!("{reads}: {error}"),
+        }
+    }
+    assert!(named > 0);
 }

@@ -43,6 +43,24 @@ struct Run {
     batches: u64,
 }
 
+/// What was found to contradict the other.
+pub(super) enum Upon {
+    /// This entry of the checkpoint.
+    Entry(usize),
+    /// This batch, as it was read.
+    Batch(Corruption),
+}
+
+impl Upon {
+    /// The line of the checkpoint, where one is known to be the one.
+    fn line(&self) -> Option<usize> {
+        match self {
+            Upon::Entry(number) => Some(epochs::FIRST_LINE + number),
+            Upon::Batch(_) => None,
+        }
+    }
+}
+
 /// What a walk over all batches found.
 #[derive(Default)]
 struct Walked {
@@ -65,7 +83,7 @@ impl Opening<'_> {
                 (self.epochs, self.epochs_known, self.epochs_changed) = (LeaderEpochs::default(), false, true);
                 Ok(())
             }
-            Some(number) => self.settle_epochs(Some(number)),
+            Some(number) => self.settle_epochs(Upon::Entry(number)),
         }
     }
 
@@ -111,21 +129,23 @@ impl Opening<'_> {
     }
 
     /// The checkpoint and the batches contradict each other: the checkpoint counts for nothing any more, if it is the one that is wrong.
-    /// `number`: of the entry that is contradicted.
     ///
     /// # Errors
     /// [`Corruption`] of a batch, or of either.
-    pub(super) fn settle_epochs(&mut self, number: Option<usize>) -> Result<(), OpenError> {
+    pub(super) fn settle_epochs(&mut self, upon: Upon) -> Result<(), OpenError> {
         let walked = self.walk()?;
         if let Some(falling) = walked.runs.windows(2).position(|pair| pair[0].epoch > pair[1].epoch) {
             return Err(self.odd_one(&walked.runs, falling).into());
         }
         let (line, detail) = match &walked.first {
-            None if !self.epochs_known => return Err(OpenError::Misuse("leader epochs that rise and fall".into())),
-            None => (
-                number.map(|number| epochs::FIRST_LINE + number),
-                "an epoch begins within a batch, or where another one still led".to_owned(),
-            ),
+            None => match upon {
+                // What was come upon is not there any more: the disk reads one thing now and another one then.
+                Upon::Batch(upon) if !self.epochs_known => {
+                    let detail = format!("{}, and not so when its header was read again", upon.detail);
+                    return Err(Corruption { detail, ..upon }.into());
+                }
+                upon => (upon.line(), "an epoch begins within a batch, or where another one still led".to_owned()),
+            },
             Some((base_offset, position, header)) => {
                 let log = self.log_path(*base_offset);
                 let detail = self.epochs_as_read.contradiction(header).unwrap_or_default();

@@ -8,6 +8,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::history::Upon;
 use super::owner::{self, Folder};
 use super::{CrcDisagreement, CutTail, Opening, renewal};
 use crate::active::{Active, crc_header, note_failed_sync, read_crc_file};
@@ -42,8 +43,8 @@ impl Opening<'_> {
             [".index", ".timeindex", ".crc"].iter().try_for_each(|extension| self.sync_file(base_offset, extension))?;
         }
         let mut checked = self.check_ends(base_offset, metadata, next_base);
-        if let Ok(Checked::WrongEpoch) = checked {
-            self.settle_epochs(None)?;
+        if let Ok(Checked::WrongEpoch(batch)) = checked {
+            self.settle_epochs(Upon::Batch(batch))?;
             checked = self.check_ends(base_offset, metadata, next_base);
         }
         let complete = matches!(checked, Ok(Checked::Complete(_)));
@@ -70,7 +71,7 @@ impl Opening<'_> {
                 Ok((OpenedSegment { active, next_offset: complete.next_offset }, false))
             }
             // Nothing was known of epochs any more.
-            Checked::WrongEpoch => Err(OpenError::Misuse(format!("{}: its leader epochs", path.display()))),
+            Checked::WrongEpoch(batch) => Err(batch.into()),
             checked => {
                 let cut = match &checked {
                     Checked::CutIndex(cut) => Some(cut),
@@ -316,9 +317,10 @@ impl Opening<'_> {
         let scanned =
             scan::scan_segment(&*file, &path, rules, start, &mut epochs, |header| behind(header.size() as u64))?;
         self.epochs_changed |= epochs.changed;
-        if scanned.fault.as_ref().is_some_and(|fault| fault.only_epoch) {
+        if let Some(fault) = scanned.fault.as_ref().filter(|fault| fault.only_epoch) {
             // Either it is the batch, which ends the matter, or the checkpoint, which counts for nothing then.
-            self.settle_epochs(None)?;
+            let (position, offset, detail) = (fault.position, Some(fault.expected_offset), fault.detail.clone());
+            self.settle_epochs(Upon::Batch(Corruption { path: path.clone(), position, offset, detail }))?;
             return self.scan_segment(base_offset, recovery_point, next_base, None);
         }
         behind(scanned.len - scanned.end);
