@@ -49,6 +49,7 @@ pub struct BrokerConfig {
     pub cleaner_backoff_ms: u64,
     pub cleaner_memory_bytes: u64,
     pub producer_id_expiration_ms: u64,
+    pub replica_lag_time_max_ms: u64,
     pub groups: GroupSettings,
     pub logging_level: String,
     pub logging_format: String,
@@ -256,6 +257,8 @@ keys! {
         "Memory for the keys of a compaction, in bytes. What does not fit is left for the next one.";
     "producer.id.expiration.ms" => producer_id_expiration_ms [(1_000..=u64::MAX >> 1)], "a whole number that is 1000 or more",
         "How long a partition remembers the sequence of a producer that no longer writes, in milliseconds.";
+    "replica.lag.time.max.ms" => replica_lag_time_max_ms [(100..=3_600_000)], "a whole number from 100 to 3600000",
+        "A follower that has not reported a batch for so long leaves the in-sync replicas, in milliseconds. More keeps slow followers in sync, and acknowledgements waiting for dead ones.";
     "group.consumer.session.timeout.ms" => groups.session_timeout_ms [(100..=3_600_000)], "a whole number from 100 to 3600000",
         "A member that sends no heartbeat for so long is out of its group, in milliseconds, where it asks for nothing else.";
     "group.consumer.min.session.timeout.ms" => groups.min_session_timeout_ms [(100..=3_600_000)], "a whole number from 100 to 3600000",
@@ -317,6 +320,7 @@ impl Default for BrokerConfig {
             cleaner_backoff_ms: 15_000,
             cleaner_memory_bytes: 128 << 20,
             producer_id_expiration_ms: 86_400_000,
+            replica_lag_time_max_ms: 30_000,
             groups: GroupSettings {
                 session_timeout_ms: 10_000,
                 min_session_timeout_ms: 1_000,

@@ -18,6 +18,9 @@ use crate::error::PartitionError;
 use crate::metrics::Counted;
 use crate::partition::state::Offsets;
 use crate::partition::{PartitionHandle, Watermarks};
+use crate::sending::{
+    Account, COLD_FRAME_BYTES, FAR_BYTES, FRAME_BYTES, HANDED_BYTES, OnItsWay, Precedence, prioritise, write_all,
+};
 use crate::session::Session;
 use crate::stream::{Frames, StreamError, send_within};
 use bytes::Bytes;
@@ -26,111 +29,14 @@ use headwater_proto::wire::{FetchCredit, FetchData, FetchOpened, OpenFetch};
 use headwater_proto::{ErrorCode, ResetCode, wire};
 use headwater_storage::{Cursor, LogReader, ReadError, Slice};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::sync::{Notify, watch};
-use tokio::time::timeout;
+use tokio::sync::watch;
 
 /// Largest header of a credit frame, in bytes.
 const MAX_HEADER_BYTES: usize = 1 << 10;
 
-/// Payload of one frame from memory: large enough that headers cost nothing, small enough that readers take turns.
-const FRAME_BYTES: usize = 256 << 10;
-
-/// What is read at once where the range is not in memory: a hop to the I/O pool and a disk's seek are worth more.
-const COLD_FRAME_BYTES: usize = 1 << 20;
-
-/// Bytes handed to QUIC and not yet sent.
-const HANDED_BYTES: u64 = 1 << 20;
-
-/// A reader that has more of the log before it catches up.
-const FAR_BYTES: u64 = 4 << 20;
-
-/// Who goes first on a connection.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Precedence {
-    /// A reader at the tail.
-    Tail,
-    /// A reader that has to catch up: whatever reads at the tail, and every acknowledgement, goes before it.
-    CatchUp,
-    /// A reader that wants no more than that, wherever it is.
-    Background,
-}
-
-impl Precedence {
-    const fn priority(self) -> i32 {
-        match self {
-            Precedence::Tail => 0,
-            Precedence::CatchUp | Precedence::Background => -1,
-        }
-    }
-
-    /// After a read that left much, or little, to the end of the log.
-    fn after_read(self, is_far: impl FnOnce() -> bool) -> Precedence {
-        if self == Precedence::Tail && is_far() { Precedence::CatchUp } else { self }
-    }
-
-    /// After a look that found nothing more.
-    fn at_the_end(self) -> Precedence {
-        if self == Precedence::CatchUp { Precedence::Tail } else { self }
-    }
-}
-
 /// What a reader is told first.
 const OPENING: &str = "the answer to the opening";
-
-/// A number of bytes that goes up and down, and somebody who waits for it.
-#[derive(Default)]
-struct Account {
-    bytes: AtomicU64,
-    changed: Notify,
-}
-
-impl Account {
-    fn get(&self) -> u64 {
-        self.bytes.load(Ordering::Acquire)
-    }
-
-    fn add(&self, bytes: u64) {
-        self.change(|have| have.saturating_add(bytes));
-    }
-
-    fn take(&self, bytes: u64) {
-        self.change(|have| have.saturating_sub(bytes));
-    }
-
-    fn change(&self, to: impl Fn(u64) -> u64) {
-        let mut have = self.get();
-        while let Err(now) = self.bytes.compare_exchange_weak(have, to(have), Ordering::AcqRel, Ordering::Acquire) {
-            have = now;
-        }
-        self.changed.notify_one();
-    }
-
-    async fn until(&self, enough: impl Fn(u64) -> bool) {
-        while !enough(self.get()) {
-            self.changed.notified().await;
-        }
-    }
-}
-
-/// Bytes on their way: counted until QUIC lets go of them, which it does when they are acknowledged.
-struct OnItsWay {
-    bytes: Bytes,
-    account: Arc<Account>,
-}
-
-impl AsRef<[u8]> for OnItsWay {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl Drop for OnItsWay {
-    fn drop(&mut self) {
-        self.account.take(self.bytes.len() as u64);
-    }
-}
 
 /// Why a fetch stream ends with an error frame, or without.
 enum End {
@@ -267,26 +173,6 @@ fn check_position(reader: &LogReader, partition: &PartitionHandle, open: &OpenFe
     Ok(())
 }
 
-/// Writes data that the reader granted credit for. Whoever grants it has the memory, and takes the bytes in whatever else it does: one
-/// that takes none of them for as long as `patience` is not waited for.
-async fn write_all(
-    send: &mut quinn::SendStream,
-    mut frame: &mut [Bytes],
-    patience: Duration,
-) -> Result<(), StreamError> {
-    while !frame.is_empty() {
-        let written = timeout(patience, send.write_chunks(frame)).await;
-        let written = written.map_err(|_| StreamError::Unread("data within the credit"))??;
-        frame = frame.get_mut(written.chunks..).unwrap_or_default();
-    }
-    Ok(())
-}
-
-fn prioritise(send: &quinn::SendStream, precedence: Precedence) {
-    // An error means that the stream is gone, which the next write says.
-    drop(send.set_priority(precedence.priority()));
-}
-
 struct Sending<'a> {
     session: &'a Session,
     partition: PartitionHandle,
@@ -420,20 +306,5 @@ impl Sending<'_> {
 
     fn read_error(&self, error: ReadError) -> End {
         End::Partition(self.partition.read_failed(&error))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Precedence::{Background, CatchUp, Tail};
-
-    #[test]
-    fn a_reader_lets_others_go_first_from_far_behind_until_it_has_caught_up() {
-        assert_eq!(Tail.after_read(|| false), Tail);
-        assert_eq!(Tail.after_read(|| true), CatchUp);
-        assert_eq!(CatchUp.after_read(|| false), CatchUp, "near the end is not at it");
-        assert_eq!(CatchUp.at_the_end(), Tail);
-        assert_eq!((Background.at_the_end(), Background.after_read(|| false)), (Background, Background));
-        assert!(CatchUp.priority() < Tail.priority() && Background.priority() == CatchUp.priority());
     }
 }

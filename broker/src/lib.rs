@@ -16,6 +16,7 @@
 //! ```
 
 mod admin;
+mod assignments;
 mod call;
 mod cleaner;
 mod clock;
@@ -39,6 +40,7 @@ pub mod quic;
 pub mod replica;
 mod rounds;
 pub mod runtime;
+mod sending;
 mod server;
 mod session;
 mod shared;

@@ -41,6 +41,10 @@ pub(crate) struct Metrics {
     pub(crate) produce_streams: Gauge,
     pub(crate) fetch_streams: Gauge,
     pub(crate) member_streams: Gauge,
+    pub(crate) replica_streams: Gauge,
+    pub(crate) follower_streams: Gauge,
+    pub(crate) pushed_bytes: Counter,
+    pub(crate) replicated_bytes: Counter,
     pub(crate) partitions_recovering: Gauge,
     pub(crate) partitions_fenced: Gauge,
     pub(crate) tls_renewals: Counter,
@@ -117,6 +121,22 @@ impl Metrics {
             produce_streams: labelled_gauge(r, "headwater_streams", "produce", "Streams that are open."),
             fetch_streams: labelled_gauge(r, "headwater_streams", "fetch", "Streams that are open."),
             member_streams: labelled_gauge(r, "headwater_streams", "member", "Streams that are open."),
+            replica_streams: labelled_gauge(r, "headwater_streams", "replica", "Streams that are open."),
+            follower_streams: gauge(
+                r,
+                "headwater_following_streams",
+                "Partitions of which this broker takes what their leaders push.",
+            ),
+            pushed_bytes: counter(
+                r,
+                "headwater_replica_pushed_bytes_total",
+                "Bytes of record batches pushed to followers.",
+            ),
+            replicated_bytes: counter(
+                r,
+                "headwater_replica_received_bytes_total",
+                "Bytes of record batches that leaders pushed to this broker.",
+            ),
             partitions_recovering: gauge(
                 r,
                 "headwater_partitions_recovering",

@@ -8,10 +8,14 @@
 use crate::clock::now_ms;
 use crate::config::BrokerConfig;
 use crate::error::PartitionError;
+use crate::metadata::MetadataHandle;
 use crate::metrics::{Counted, Metrics};
 use crate::partition::state::{Offsets, fenced};
 use crate::partition::{AssignedPartition, PartitionContext, PartitionHandle, log_config};
+use crate::peer::Peers;
 use crate::pool::Pool;
+use crate::replica::leader::View;
+use crate::replica::links::Replication;
 use crate::rounds::{Key, Pulse, Rounds};
 use futures::{FutureExt, StreamExt, stream};
 use headwater_proto::TopicId;
@@ -24,10 +28,26 @@ use tokio_util::sync::CancellationToken;
 /// How often opening that takes long says how far it is.
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The partitions that this broker leads.
+/// The data folder, until it is closed.
+#[derive(Clone)]
+pub(crate) struct DataRoot(Arc<Mutex<Option<Arc<DataDir>>>>);
+
+impl DataRoot {
+    pub(crate) fn new(data_dir: Arc<DataDir>) -> DataRoot {
+        DataRoot(Arc::new(Mutex::new(Some(data_dir))))
+    }
+
+    pub(crate) fn get(&self) -> Option<Arc<DataDir>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn take(&self) -> Option<Arc<DataDir>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// The partitions that this broker keeps.
 pub(crate) struct Partitions {
-    /// `None` once it was closed.
-    data_dir: Mutex<Option<Arc<DataDir>>>,
     context: PartitionContext,
     /// Threads of the pool: so many partitions are opened or closed at once.
     parallel: usize,
@@ -54,9 +74,11 @@ impl Partitions {
             append_queue_bytes: config.append_queue_bytes,
             group_bytes: config.group_commit_bytes as usize,
             producer_id_expiration_ms: config.producer_id_expiration_ms,
+            replica_lag_time_max_ms: config.replica_lag_time_max_ms,
+            root: DataRoot::new(data_dir),
+            replication: Arc::default(),
         };
         Partitions {
-            data_dir: Mutex::new(Some(data_dir)),
             context,
             parallel: threads,
             open: Mutex::default(),
@@ -66,12 +88,32 @@ impl Partitions {
         }
     }
 
+    /// Joins the cluster: from here on partitions that others lead are followed. To be called before the first
+    /// [`apply`](Self::apply).
+    pub(crate) fn join(&self, peers: Peers, config: &BrokerConfig) {
+        let replication = Replication::new(peers, config, Arc::clone(&self.context.metrics));
+        // There is one cluster.
+        drop(self.context.replication.set(replication));
+    }
+
+    /// Tells of the metadata: where brokers are, and who takes what leaders propose.
+    pub(crate) fn learn_from(&self, metadata: &MetadataHandle) {
+        if let Some(replication) = self.context.replication.get() {
+            replication.learn_from(metadata.clone());
+        }
+    }
+
     /// A partition, if this broker leads it.
     pub(crate) fn get(&self, topic_id: &TopicId, partition: u32) -> Option<PartitionHandle> {
+        self.replica(topic_id, partition).filter(PartitionHandle::is_leader)
+    }
+
+    /// A partition, if this broker keeps it.
+    pub(crate) fn replica(&self, topic_id: &TopicId, partition: u32) -> Option<PartitionHandle> {
         self.open().get(&(*topic_id, partition)).cloned()
     }
 
-    /// Every partition that this broker leads.
+    /// Every partition that this broker keeps.
     pub(crate) fn all(&self) -> Vec<PartitionHandle> {
         self.open().values().cloned().collect()
     }
@@ -81,7 +123,7 @@ impl Partitions {
         &self.recovery
     }
 
-    /// Brings what is open in line with `assigned`, which is everything that this broker leads: lets go of and deletes what
+    /// Brings what is open in line with `assigned`, which is everything that this broker keeps: lets go of and deletes what
     /// is gone, opens or creates what is new, configures what changed. Returns once that is done.
     pub(crate) async fn apply(&self, assigned: Vec<AssignedPartition>) {
         let mut applied_before = self.applying.lock().await;
@@ -101,10 +143,9 @@ impl Partitions {
                 match open.get(&key) {
                     None => new.push(assigned),
                     Some(handle) => {
-                        let changed =
-                            assigned.leader_epoch > handle.leader_epoch() || assigned.config != handle.config();
-                        if changed {
-                            handle.configure(assigned.leader_epoch, assigned.config);
+                        let is_same = |view: &Arc<View>| Arc::ptr_eq(view, &assigned.view) || *view == assigned.view;
+                        if !is_same(&handle.view()) || assigned.config != handle.config() {
+                            handle.configure(assigned);
                         }
                     }
                 }
@@ -202,7 +243,7 @@ impl Partitions {
                 if !report.clean && report.scanned_bytes > 0 {
                     tracing::info!(topic = %assigned.topic, partition = assigned.partition, ?report, "partition recovered");
                 }
-                Ok(log)
+                Ok((log, data_dir.high_watermark(&assigned.topic, assigned.partition)))
             }
             Err(error) => {
                 let (topic, partition) = (&assigned.topic, assigned.partition);
@@ -211,7 +252,7 @@ impl Partitions {
                         %topic, partition, %error, "partition cannot be opened and is fenced; every other is served"
                     ),
                     // It is tried again each second, and told once.
-                    true if self.get(&assigned.topic_id, partition).is_some() => {}
+                    true if self.replica(&assigned.topic_id, partition).is_some() => {}
                     true => tracing::error!(
                         %topic, partition, %error, "partition cannot be opened yet and is tried again; every other is served"
                     ),
@@ -264,16 +305,23 @@ impl Partitions {
                 return Ok(());
             }
             seen.retain(|key, _| open.contains_key(key));
-            // Under the lock of what is open, so that nothing which was let go of meanwhile is named again.
+            let mut noted = Vec::with_capacity(changed.len());
+            // Under the lock of what is open, so that nothing which was let go of meanwhile is named again; and each anew under that of
+            // the checkpoints, where whoever cuts a log says so first.
             data_dir.update_checkpoints(|checkpoints| {
-                for (_, handle, offsets) in &changed {
+                for (key, handle, _) in &changed {
+                    if handle.is_cutting() {
+                        continue;
+                    }
+                    let offsets = handle.offsets();
+                    noted.push((**key, offsets));
                     let key = (handle.topic().to_string(), handle.partition());
                     checkpoints.recovery_points.insert(key.clone(), offsets.flushed);
                     checkpoints.log_start_offsets.insert(key.clone(), offsets.log_start);
                     checkpoints.high_watermarks.insert(key, offsets.high_watermark);
                 }
             });
-            changed.into_iter().map(|(key, _, offsets)| (*key, offsets)).collect()
+            noted
         };
         self.context.pool.run(move || data_dir.write_checkpoints()).await?;
         seen.extend(changed);
@@ -375,8 +423,7 @@ impl Partitions {
     /// Lets the data folder go, and with it its lock; `clean`: with the marker that makes the next start skip recovery.
     /// False: there is no marker.
     pub(crate) async fn close_data_dir(&self, clean: bool) -> bool {
-        let data_dir = self.data_dir.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(data_dir) = data_dir.and_then(Arc::into_inner).filter(|_| clean) else { return false };
+        let Some(data_dir) = self.context.root.take().and_then(Arc::into_inner).filter(|_| clean) else { return false };
         let closed = self.context.pool.run(move || data_dir.close_clean()).await;
         closed.inspect_err(|error| tracing::error!(%error, "the clean-shutdown marker cannot be written")).is_ok()
     }
@@ -390,7 +437,7 @@ impl Partitions {
 
     /// The data folder, until it is closed.
     pub(crate) fn data_dir(&self) -> Option<Arc<DataDir>> {
-        self.data_dir.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.context.root.get()
     }
 
     fn open(&self) -> MutexGuard<'_, HashMap<Key, PartitionHandle>> {
@@ -424,9 +471,14 @@ pub(crate) fn set_strays_aside(data_dir: &DataDir, assigned: &[AssignedPartition
 
 async fn enforce_retention_of(handle: PartitionHandle) {
     let high_watermark = handle.offsets().high_watermark;
+    let leads = handle.is_leader();
     let done = handle.with_log(move |log| {
         let now = now_ms();
         log.expire_producers(now);
+        // The leader decides what goes, and followers learn of it.
+        if !leads {
+            return Ok(None);
+        }
         log.roll_if_due(now)?;
         log.enforce_retention(now, high_watermark)
     });

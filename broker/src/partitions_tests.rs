@@ -27,7 +27,7 @@ fn assigned(partition: u32) -> AssignedPartition {
 
 fn assigned_with(partition: u32, config: TopicConfig) -> AssignedPartition {
     let (topic_id, config) = (TopicId::from_bytes([1; 16]), Arc::new(config));
-    AssignedPartition { topic: "t".into(), topic_id, partition, leader_epoch: 1, config }
+    AssignedPartition::alone("t".into(), topic_id, partition, 1, config)
 }
 
 fn batch(bytes: usize) -> NewBatch {
@@ -226,7 +226,7 @@ async fn what_waits_for_a_partition_that_hangs_is_bounded() {
         let count = move |_: &mut Log| Ok(done.fetch_add(1, Ordering::Relaxed));
         assert!(hung.with_log(count).now_or_never().is_none());
         appends.extend(hung.enqueue(Vec::new(), None, Acks::All).now_or_never());
-        hung.configure(1, Arc::default());
+        hung.configure(assigned(0));
         tokio::task::yield_now().await;
     }
     let most = QUEUE_BYTES as usize / 256;

@@ -130,7 +130,7 @@ pub(crate) async fn serve(
                 gave_up = stopped(send) => return Err(gave_up.into()),
             };
             let last = match last {
-                Ok(last) => last.map_err(|error| error.to_wire()),
+                Ok(last) => last.map_err(|error| session.shared.refusal(&partition, &error)),
                 Err(_) => Err(hangs(&partition, patience)),
             };
             match last {
@@ -417,7 +417,7 @@ impl Stream<'_> {
                 biased;
                 handed = self.hand_over(std::mem::take(&mut frame.payload).freeze()) => match handed {
                     Ok(waiting) => Outcome::Waiting(waiting),
-                    Err(error) => Outcome::Refused(error.to_wire()),
+                    Err(error) => Outcome::Refused(self.session.shared.refusal(&self.partition, &error)),
                 },
                 gave_up = gave_up => return Err(gave_up.into()),
             },
@@ -468,7 +468,7 @@ impl Stream<'_> {
             let credited = self.credited.notified();
             let done = tokio::select! {
                 biased;
-                done = first_outcome(&mut next, &mut pending, &self.partition) => done,
+                done = self.first_outcome(&mut next, &mut pending) => done,
                 () = credited, if self.account().grant == 0 => continue,
                 () = std::future::ready(()), if self.account().grant > 0 => {
                     self.grant(&mut out);
@@ -479,7 +479,7 @@ impl Stream<'_> {
             let Some((request, result)) = done else { break };
             self.acknowledge(&mut out, request, result, &mut failed);
             // Whatever else is ready goes into the same write.
-            while let Some((request, result)) = ready_outcome(&mut next, &mut pending) {
+            while let Some((request, result)) = self.ready_outcome(&mut next, &mut pending) {
                 self.acknowledge(&mut out, request, result, &mut failed);
             }
             self.grant(&mut out);
@@ -547,6 +547,46 @@ impl Stream<'_> {
             BatchOutcome::Refused(_) => BatchAck { base_offset: -1, log_append_time_ms: -1, duplicate: false },
         }
     }
+
+    /// The outcome of the first request that has none yet; `None` once the reader ended and everything is answered.
+    async fn first_outcome(
+        &self,
+        next: &mut Option<Pending>,
+        pending: &mut mpsc::Receiver<Pending>,
+    ) -> Option<(Pending, Result<AppendDone, wire::Error>)> {
+        if next.is_none() {
+            *next = Some(pending.recv().await?);
+        }
+        let request = next.as_mut()?;
+        let result = match &mut request.outcome {
+            Outcome::Waiting(waiting) => match waiting.await {
+                Ok(result) => self.told(result),
+                Err(_) => Err(self.partition.ended().unwrap_or(PartitionError::ShuttingDown).to_wire()),
+            },
+            Outcome::Refused(error) => Err(error.clone()),
+        };
+        Some((next.take()?, result))
+    }
+
+    /// As [`first_outcome`](Self::first_outcome), if it is there already.
+    fn ready_outcome(
+        &self,
+        next: &mut Option<Pending>,
+        pending: &mut mpsc::Receiver<Pending>,
+    ) -> Option<(Pending, Result<AppendDone, wire::Error>)> {
+        if next.is_none() {
+            *next = pending.try_recv().ok();
+        }
+        let result = match &mut next.as_mut()?.outcome {
+            Outcome::Waiting(waiting) => self.told(waiting.try_recv().ok()?),
+            Outcome::Refused(error) => Err(error.clone()),
+        };
+        Some((next.take()?, result))
+    }
+
+    fn told(&self, result: AppendResult) -> Result<AppendDone, wire::Error> {
+        result.map_err(|error| self.session.shared.refusal(&self.partition, &error))
+    }
 }
 
 impl Drop for Stream<'_> {
@@ -554,41 +594,6 @@ impl Drop for Stream<'_> {
         let account = self.account.get_mut().unwrap_or_else(PoisonError::into_inner);
         self.session.credit().close(&account.credit);
     }
-}
-
-/// The outcome of the first request that has none yet; `None` once the reader ended and everything is answered.
-async fn first_outcome(
-    next: &mut Option<Pending>,
-    pending: &mut mpsc::Receiver<Pending>,
-    partition: &PartitionHandle,
-) -> Option<(Pending, Result<AppendDone, wire::Error>)> {
-    if next.is_none() {
-        *next = Some(pending.recv().await?);
-    }
-    let request = next.as_mut()?;
-    let result = match &mut request.outcome {
-        Outcome::Waiting(waiting) => match waiting.await {
-            Ok(result) => result.map_err(|error| error.to_wire()),
-            Err(_) => Err(partition.ended().unwrap_or(PartitionError::ShuttingDown).to_wire()),
-        },
-        Outcome::Refused(error) => Err(error.clone()),
-    };
-    Some((next.take()?, result))
-}
-
-/// As [`first_outcome`], if it is there already.
-fn ready_outcome(
-    next: &mut Option<Pending>,
-    pending: &mut mpsc::Receiver<Pending>,
-) -> Option<(Pending, Result<AppendDone, wire::Error>)> {
-    if next.is_none() {
-        *next = pending.try_recv().ok();
-    }
-    let result = match &mut next.as_mut()?.outcome {
-        Outcome::Waiting(waiting) => waiting.try_recv().ok()?.map_err(|error| error.to_wire()),
-        Outcome::Refused(error) => Err(error.clone()),
-    };
-    Some((next.take()?, result))
 }
 
 fn earlier_failed() -> wire::Error {

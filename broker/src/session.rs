@@ -7,6 +7,7 @@
 
 use crate::credit::ConnectionCredit;
 use crate::quic::{FETCH_CREDIT_BYTES, PRODUCE_CREDIT};
+use crate::replica::serve;
 use crate::shared::Shared;
 use crate::stream::{Frames, StreamError, send_within, write_within};
 use crate::tls::principal::Principal;
@@ -18,7 +19,7 @@ use headwater_proto::limits::{
 };
 use headwater_proto::wire::{
     self, CallResponse, ConnectionRole, FetchData, Hello, HelloResponse, MemberUpdate, Open, ProduceResponse,
-    RaftOpened, call as call_message, call_response::Response, open,
+    RaftOpened, ReplicaOpened, call as call_message, call_response::Response, open,
 };
 use headwater_proto::{ErrorCode, ResetCode};
 use std::net::SocketAddr;
@@ -326,6 +327,12 @@ async fn serve_stream(session: Arc<Session>, mut send: quinn::SendStream, recv: 
                 let last = |error| MemberUpdate { error: Some(error), ..MemberUpdate::default() };
                 let last = |error| frame::encode(&last(error), 0);
                 refuse(&session, &mut send, error, last).await;
+            }
+        }
+        open::Stream::Replica(open) => {
+            if let Err(error) = serve::serve(&session, open, &mut send, frames).await {
+                let last = |error| ReplicaOpened { error: Some(error), ..ReplicaOpened::default() };
+                refuse(&session, &mut send, error, |error| frame::encode(&last(error), 0)).await;
             }
         }
         open::Stream::Raft(_) => {

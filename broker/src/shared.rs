@@ -4,8 +4,9 @@
 //! any of the parts' state. Read next: [`crate::server`].
 
 use crate::config::BrokerConfig;
+use crate::error::PartitionError;
 use crate::group::Groups;
-use crate::metadata::MetadataHandle;
+use crate::metadata::{MetadataHandle, MetadataState};
 use crate::metrics::Metrics;
 use crate::partition::PartitionHandle;
 use crate::partitions::Partitions;
@@ -81,8 +82,30 @@ impl Shared {
                 format!("topic {} has {} partitions, and no number {partition}", topic.name, topic.partitions.len()),
             ),
             Some(topic) => {
-                wire::Error::new(ErrorCode::NotLeader, format!("this broker does not lead {}-{partition}", topic.name))
+                let why = format!("this broker does not lead {}-{partition}", topic.name);
+                let leader = self.leader_of(&state, &id, partition);
+                wire::Error { leader, ..wire::Error::new(ErrorCode::NotLeader, why) }
             }
         })
+    }
+
+    /// What a peer is told of a partition that refused something: where this broker does not lead it any more, who does.
+    pub(crate) fn refusal(&self, partition: &PartitionHandle, error: &PartitionError) -> wire::Error {
+        let mut told = error.to_wire();
+        if matches!(error, PartitionError::NotLeader(_)) {
+            told.leader = self.leader_of(&self.metadata.state(), &partition.topic_id(), partition.partition());
+        }
+        told
+    }
+
+    /// Who leads a partition, as the metadata have it.
+    fn leader_of(&self, state: &MetadataState, topic_id: &TopicId, partition: u32) -> Option<wire::LeaderHint> {
+        let partition = state.topic_by_id(topic_id)?.partitions.get(partition as usize)?;
+        let leader_epoch = partition.leader_epoch;
+        if partition.leader == self.broker_id() {
+            return Some(self.leader_hint(leader_epoch));
+        }
+        let leader = state.broker(partition.leader)?;
+        Some(wire::LeaderHint { broker_id: leader.id, address: leader.address.clone(), leader_epoch })
     }
 }

@@ -6,28 +6,28 @@
 //! partition is fenced. Refuses: signals and logging, which are the command's. Read next: [`crate::server`].
 
 use crate::admin::{self, Shown};
+use crate::assignments::{self, Assignments};
 use crate::cleaner::Cleaner;
 use crate::clock::now_ms;
 use crate::config::BrokerConfig;
 use crate::error::StartError;
 use crate::group::Groups;
 use crate::metadata::command::{Command, RegisterBroker};
+use crate::metadata::handle::common::Common;
 use crate::metadata::raft::office::Effect;
 use crate::metadata::raft::{Founding, NoNetwork, Office, RaftNode, Store, new_node_id, node};
-use crate::metadata::{MetadataError, MetadataHandle, MetadataState, Topic, alone};
+use crate::metadata::{MetadataError, MetadataHandle, MetadataState, alone};
 use crate::metrics::Metrics;
-use crate::partition::AssignedPartition;
 use crate::partitions::{Partitions, set_strays_aside};
 use crate::peer::Peers;
 use crate::pool::Pool;
 use crate::server::Connections;
 use crate::shared::Shared;
-use crate::topic_config::{TopicConfig, TopicDefaults};
 use crate::{import, os, quic, runtime, server, tls};
 use headwater_proto::{ResetCode, TopicId};
 use headwater_storage::import::{self as storage_import, Manifest};
 use headwater_storage::{DataDir, Files, NewIdentity, OsFiles};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -73,12 +73,32 @@ impl Broker {
     /// # Errors
     /// [`StartError`]: nothing was started.
     pub async fn start_on(config: BrokerConfig, files: Arc<dyn Files>) -> Result<Broker, StartError> {
+        Broker::start_by(config, files, None).await
+    }
+
+    /// As [`start_on`](Broker::start_on), by metadata that others go by too.
+    ///
+    /// # Errors
+    /// [`StartError`]: nothing was started.
+    pub async fn start_among(
+        config: BrokerConfig,
+        files: Arc<dyn Files>,
+        common: Common,
+    ) -> Result<Broker, StartError> {
+        Broker::start_by(config, files, Some(common)).await
+    }
+
+    async fn start_by(
+        config: BrokerConfig,
+        files: Arc<dyn Files>,
+        common: Option<Common>,
+    ) -> Result<Broker, StartError> {
         config.check()?;
         let pool = Pool::start(runtime::io_threads(&config)).map_err(StartError::Threads)?;
         let run = Run::default();
         // Whatever was begun ends again if the rest fails, or nobody waits for it.
         let begun = (run.shutdown.clone().drop_guard(), run.closed.clone().drop_guard());
-        match start(config, files, pool.clone(), &run).await {
+        match start(config, files, common, pool.clone(), &run).await {
             Ok(broker) => {
                 begun.0.disarm();
                 begun.1.disarm();
@@ -189,6 +209,7 @@ struct Run {
 async fn start(
     config: BrokerConfig,
     files: Arc<dyn Files>,
+    common: Option<Common>,
     pool: Pool,
     Run { tasks, shutdown, closed }: &Run,
 ) -> Result<Broker, StartError> {
@@ -244,32 +265,18 @@ async fn start(
         .await?
     };
     let endpoint = quic::endpoint_of(&config, socket, &live, &secret)?;
+    partitions.join(Peers::new(endpoint.clone(), Arc::clone(&live), &config, &cluster_id), &config);
     let every = Duration::from_millis(config.tls_reload_interval_ms);
     tasks.spawn(Arc::clone(&live).keep(seen, every, pool.clone(), Arc::clone(&metrics), shutdown.clone()));
 
     let advertised = config.advertised_listener.clone().unwrap_or_else(|| tls::reachable(listen).to_string());
-    let (manifest, store) = open_store(&data_dir, &pool, &cluster_id).await?;
-    let deadline = Instant::now() + METADATA_START;
-    let node = RaftNode::start(store, NoNetwork, deadline).await.map_err(refused)?;
-    {
-        let (node, closed) = (node.clone(), closed.clone());
-        tasks.spawn(async move {
-            closed.cancelled().await;
-            node.stop().await;
-        });
-    }
-    let imported = match &manifest {
-        None => None,
-        Some(manifest) => {
-            let broker_id = i32::try_from(config.broker_id).unwrap_or(i32::MAX);
-            Some(import::topics_command(manifest, broker_id, now_ms(), &config.topic_defaults)?)
-        }
+    let By { manifest, registration, state, source } = match common {
+        Some(common) => by_common(common, registration(&config, advertised, 0))?,
+        None => by_quorum(&config, advertised, &data_dir, &pool, &cluster_id, (tasks, closed)).await?,
     };
-    let registration = registration(&config, advertised, node.node_id());
-    let office = take_part(&node, &registration, imported, deadline).await.map_err(refused)?;
-    let state = Arc::clone(&node.applied().borrow().state);
 
-    let mut assignments = Assignments::new(&config);
+    let me = assignments::member(registration.broker_id, &registration.incarnation);
+    let mut assignments = Assignments::new(&config, me);
     let assigned = assignments.of(&state);
     {
         let assigned = assigned.clone();
@@ -288,9 +295,20 @@ async fn start(
             Box::pin(async move { partitions.apply(assigned).await }) as futures::future::BoxFuture<'static, ()>
         })
     };
-    let (metadata, metadata_task) =
-        MetadataHandle::new(node, state, (office, registration), carry_out, shutdown.clone());
-    tasks.spawn(metadata_task);
+    let metadata = match source {
+        Source::Quorum(node, office) => {
+            let (metadata, task) =
+                MetadataHandle::new(node, state, (office, registration), carry_out, shutdown.clone());
+            tasks.spawn(task);
+            metadata
+        }
+        Source::Common(common) => {
+            let (metadata, task) = common.handle(state, carry_out, shutdown.clone());
+            tasks.spawn(task);
+            metadata
+        }
+    };
+    partitions.learn_from(&metadata);
     let groups = Groups::start(&config, metadata.clone(), Arc::clone(&partitions), pool.clone()).await?;
     if let Some(manifest) = manifest {
         import::take_over_offsets(&manifest, &metadata.state(), &groups).await?;
@@ -357,6 +375,57 @@ async fn start(
     drop(shown.groups.set(shared.groups.clone()));
     tracing::info!(%listen, %admin, cluster_id = shared.cluster_id, data = %root.display(), "serving");
     Ok(Broker { shared, endpoint, tasks: tasks.clone(), profile })
+}
+
+/// What a start knows of the metadata.
+struct By {
+    manifest: Option<Manifest>,
+    registration: RegisterBroker,
+    state: Arc<MetadataState>,
+    source: Source,
+}
+
+/// Who decides.
+enum Source {
+    /// The quorum, of which this is this broker's member, and the office that it has.
+    Quorum(RaftNode, Office),
+    Common(Common),
+}
+
+fn by_common(common: Common, registration: RegisterBroker) -> Result<By, StartError> {
+    common.register(&registration).map_err(refused)?;
+    Ok(By { manifest: None, registration, state: common.state(), source: Source::Common(common) })
+}
+
+async fn by_quorum(
+    config: &BrokerConfig,
+    advertised: String,
+    data_dir: &Arc<DataDir>,
+    pool: &Pool,
+    cluster_id: &str,
+    (tasks, closed): (&TaskTracker, &CancellationToken),
+) -> Result<By, StartError> {
+    let (manifest, store) = open_store(data_dir, pool, cluster_id).await?;
+    let deadline = Instant::now() + METADATA_START;
+    let node = RaftNode::start(store, NoNetwork, deadline).await.map_err(refused)?;
+    {
+        let (node, closed) = (node.clone(), closed.clone());
+        tasks.spawn(async move {
+            closed.cancelled().await;
+            node.stop().await;
+        });
+    }
+    let imported = match &manifest {
+        None => None,
+        Some(manifest) => {
+            let broker_id = i32::try_from(config.broker_id).unwrap_or(i32::MAX);
+            Some(import::topics_command(manifest, broker_id, now_ms(), &config.topic_defaults)?)
+        }
+    };
+    let registration = registration(config, advertised, node.node_id());
+    let office = take_part(&node, &registration, imported, deadline).await.map_err(refused)?;
+    let state = Arc::clone(&node.applied().borrow().state);
+    Ok(By { manifest, registration, state, source: Source::Quorum(node, office) })
 }
 
 /// A new identity, in the form that Kafka gives it.
@@ -433,58 +502,5 @@ fn registration(config: &BrokerConfig, address: String, node_id: u64) -> Registe
         registered_ms: now_ms(),
         node_id,
         ..RegisterBroker::default()
-    }
-}
-
-/// What a state of the metadata assigns to this broker. Settings are resolved once for each state of a topic.
-struct Assignments {
-    broker_id: i32,
-    defaults: TopicDefaults,
-    resolved: HashMap<TopicId, (Arc<Topic>, Arc<TopicConfig>)>,
-}
-
-impl Assignments {
-    fn new(config: &BrokerConfig) -> Assignments {
-        Assignments {
-            broker_id: i32::try_from(config.broker_id).unwrap_or(i32::MAX),
-            defaults: config.topic_defaults.clone(),
-            resolved: HashMap::new(),
-        }
-    }
-
-    /// A topic's settings. They were legal when they were made; where the broker's are not what they were then, and the two
-    /// contradict each other, the topic's own count alone, and nothing is deleted that they do not say.
-    fn resolve(&self, topic: &Topic) -> TopicConfig {
-        TopicConfig::resolve(&topic.config, &self.defaults).unwrap_or_else(|error| {
-            tracing::error!(topic = topic.name, %error, "the topic's settings contradict the broker's, which do not count for it");
-            let alone = TopicConfig::resolve(&topic.config, &TopicDefaults::new());
-            let unlimited = || TopicConfig { retention_ms: None, retention_bytes: None, ..TopicConfig::default() };
-            alone.unwrap_or_else(|_| unlimited())
-        })
-    }
-
-    fn of(&mut self, state: &MetadataState) -> Vec<AssignedPartition> {
-        let before = std::mem::take(&mut self.resolved);
-        let mut assigned = Vec::new();
-        for topic in state.topics() {
-            let config = match before.get(&topic.id) {
-                Some((same, config)) if same.config == topic.config => Arc::clone(config),
-                _ => Arc::new(self.resolve(topic)),
-            };
-            let name: Arc<str> = topic.name.as_str().into();
-            for (number, partition) in topic.partitions.iter().enumerate() {
-                if partition.leader == self.broker_id {
-                    assigned.push(AssignedPartition {
-                        topic: Arc::clone(&name),
-                        topic_id: topic.id,
-                        partition: u32::try_from(number).unwrap_or(u32::MAX),
-                        leader_epoch: partition.leader_epoch,
-                        config: Arc::clone(&config),
-                    });
-                }
-            }
-            self.resolved.insert(topic.id, (Arc::clone(topic), config));
-        }
-        assigned
     }
 }

@@ -143,6 +143,11 @@ codes! {
     AuthenticationFailed = 70, "authentication_failed", retry false;
     /// What only a broker of the cluster may do, or only a certain one.
     ClusterAuthorizationFailed = 71, "cluster_authorization_failed", retry false;
+
+    /// The broker keeps no replica of the partition in this incarnation, as far as is known here.
+    UnknownReplica = 80, "unknown_replica", retry true;
+    /// The follower has said a newer hello.
+    StaleReplica = 81, "stale_replica", retry true;
 }
 
 impl std::fmt::Display for ErrorCode {

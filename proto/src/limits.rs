@@ -20,6 +20,14 @@ pub const MAX_FRAME_PAYLOAD_BYTES: usize = 64 << 20;
 pub const MAX_RAFT_FRAME_BYTES: usize = 64 << 20;
 /// Largest metadata command that is sent to another member, in bytes.
 pub const MAX_COMMAND_BYTES: usize = 32 << 20;
+/// Largest header of a frame on a replica stream after the first, in bytes.
+pub const MAX_REPLICA_HEADER_BYTES: usize = 16 << 10;
+/// Largest payload of a frame on a replica stream, in bytes: a part of the log, in which a batch need not be whole.
+pub const MAX_REPLICA_PAYLOAD_BYTES: usize = 1 << 20;
+/// Most leader epochs that a follower tells of its log: the newest. What is older counts as unknown to it.
+pub const MAX_REPLICA_EPOCHS: usize = 32 << 10;
+/// Most bytes of one of them on the wire.
+const REPLICA_EPOCH_BYTES: usize = 2 + 11 + 11;
 /// Largest record batch anywhere, in bytes: the ceiling of `max.message.bytes`.
 pub const MAX_BATCH_BYTES: usize = 64 << 20;
 /// Largest size that one batch may have once decompressed, in bytes.
@@ -41,6 +49,8 @@ pub const MAX_OFFSET_METADATA_BYTES: usize = 4096;
 pub const MAX_IN_FLIGHT_BATCHES: usize = 5;
 
 const _: () = assert!(MAX_BATCH_BYTES <= MAX_FRAME_PAYLOAD_BYTES);
+const _: () = assert!(MAX_REPLICA_EPOCHS * REPLICA_EPOCH_BYTES + 1024 < MAX_OPEN_FRAME_BYTES);
+const _: () = assert!(MAX_REPLICA_PAYLOAD_BYTES <= MAX_FRAME_PAYLOAD_BYTES);
 const _: () = assert!(MAX_COMMAND_BYTES < MAX_RAFT_FRAME_BYTES);
 const _: () = assert!(MAX_OPEN_FRAME_BYTES <= MAX_FRAME_HEADER_BYTES);
 const _: () = assert!(MAX_DECOMPRESSED_BATCH_BYTES >= MAX_BATCH_BYTES);

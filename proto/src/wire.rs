@@ -24,6 +24,9 @@ mod produce;
 #[path = "gen/headwater.v1.raft.rs"]
 mod raft;
 #[rustfmt::skip]
+#[path = "gen/headwater.v1.replica.rs"]
+mod replica;
+#[rustfmt::skip]
 #[path = "gen/headwater.v1.stream.rs"]
 mod stream;
 #[rustfmt::skip]
@@ -36,5 +39,6 @@ pub use fetch::*;
 pub use groups::*;
 pub use produce::*;
 pub use raft::*;
+pub use replica::*;
 pub use stream::*;
 pub use topics::*;

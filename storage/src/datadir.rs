@@ -265,6 +265,11 @@ impl DataDir {
         self.checkpoints().now.cleaner_offsets.get(&(topic.to_owned(), partition)).copied()
     }
 
+    /// The high watermark of a log as it was known last; 0 if it never was.
+    pub fn high_watermark(&self, topic: &str, partition: u32) -> i64 {
+        self.checkpoints().now.high_watermarks.get(&(topic.to_owned(), partition)).copied().unwrap_or(0)
+    }
+
     /// The recovery point of a log as it stands on the disk.
     pub fn written_recovery_point(&self, topic: &str, partition: u32) -> Option<i64> {
         self.checkpoints().written.recovery_points.get(&(topic.to_owned(), partition)).copied()

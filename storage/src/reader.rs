@@ -205,6 +205,24 @@ impl LogReader {
         Arc::clone(&self.view.load().epochs)
     }
 
+    /// Where the log begins and ends, and the history of its leader epochs, all of one moment.
+    pub fn extent(&self) -> (Range<i64>, Arc<LeaderEpochs>) {
+        let view = self.view.load();
+        (view.log_start..view.log_end, Arc::clone(&view.epochs))
+    }
+
+    /// Where the batch begins that holds this offset, or the first one after it; the end of the log if there is none. Records may have
+    /// been deleted up to within a batch. May block.
+    pub fn batch_at(&self, offset: i64) -> Result<i64, ReadError> {
+        self.with_view(|view| {
+            let cursor = self.seek_in(view, offset)?;
+            if cursor.offset >= view.log_end {
+                return Ok(view.log_end);
+            }
+            Ok(header_in(&cursor.segment.open()?.map, &cursor.segment, cursor.position)?.base_offset)
+        })
+    }
+
     /// A cursor at the batch that holds this offset, or at the first one after it. May block.
     pub fn seek(&self, offset: i64) -> Result<Cursor, ReadError> {
         self.with_view(|view| self.seek_in(view, offset))

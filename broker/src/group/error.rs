@@ -64,6 +64,9 @@ pub enum GroupError {
         /// The epoch it has.
         current: i32,
     },
+    /// Another broker has the group.
+    #[error("another broker coordinates group {0}")]
+    NotCoordinator(String),
     /// The member's epoch is behind.
     #[error("member {member} names epoch {named} and has {current} by now: take the newest assignment first")]
     StaleEpoch {
@@ -158,6 +161,7 @@ impl GroupError {
             GroupError::Full { .. } => ErrorCode::GroupFull,
             GroupError::Loading(_) => ErrorCode::CoordinatorLoading,
             GroupError::NotKept { code, .. } => *code,
+            GroupError::NotCoordinator(_) => ErrorCode::NotCoordinator,
             GroupError::ShuttingDown => ErrorCode::ShuttingDown,
         }
     }

@@ -38,7 +38,8 @@ const SAMPLES_TIMEOUT: Duration = Duration::from_secs(1);
 /// All groups of this broker.
 #[derive(Clone)]
 pub(crate) struct Groups {
-    shards: Arc<[mpsc::Sender<Request>]>,
+    /// `None` where another broker leads the partition of the offsets topic.
+    shards: Arc<[Option<mpsc::Sender<Request>>]>,
     metadata: MetadataHandle,
     partitions: Arc<Partitions>,
     stop: CancellationToken,
@@ -59,11 +60,11 @@ pub(crate) struct MemberStream {
 }
 
 impl Groups {
-    /// Makes the offsets topic if there is none, and starts a task for each of its partitions. Requests wait until the
-    /// groups of their partition were read.
+    /// Makes the offsets topic if there is none, and starts a task for each of its partitions that this broker leads. Requests wait
+    /// until the groups of their partition were read.
     ///
     /// # Errors
-    /// [`StartError`] if the topic cannot be made, or this broker does not have its partitions.
+    /// [`StartError`] if the topic cannot be made.
     pub(crate) async fn start(
         config: &BrokerConfig,
         metadata: MetadataHandle,
@@ -82,11 +83,12 @@ impl Groups {
         let mut shards = Vec::with_capacity(topic.partitions.len());
         for (number, _) in (0u32..).zip(&topic.partitions) {
             let Some(partition) = partitions.get(&topic.id, number) else {
-                return Err(StartError::Groups(format!("this broker does not lead {OFFSETS_TOPIC}-{number}")));
+                shards.push(None);
+                continue;
             };
             let (shard, requests) = mpsc::channel(WAITING_REQUESTS);
             tasks.spawn(Shard::new(context.clone(), partition).run(requests));
-            shards.push(shard);
+            shards.push(Some(shard));
         }
         tasks.close();
         Ok(Groups { shards: shards.into(), metadata, partitions, stop, tasks })
@@ -202,7 +204,7 @@ impl Groups {
     /// # Errors
     /// [`GroupError`] if it could not be kept; the groups take note again when they are read anew.
     pub(crate) async fn topics_changed(&self) -> Result<(), GroupError> {
-        for shard in self.shards.iter() {
+        for shard in self.shards.iter().flatten() {
             ask(shard, |tell| Request::TopicsChanged { tell }).await?;
         }
         Ok(())
@@ -211,7 +213,7 @@ impl Groups {
     /// The lag of every group, as metrics.
     pub(crate) async fn samples(&self, samples: &mut Samples) {
         // Of a shard that is being read, or cannot be, there is nothing to show; the others are shown without it.
-        let asked = self.shards.iter().map(|shard| {
+        let asked = self.shards.iter().flatten().map(|shard| {
             let committed = ask(shard, |tell| Request::Committed { tell });
             async { timeout(SAMPLES_TIMEOUT, committed).await.ok()?.ok() }
         });
@@ -235,12 +237,13 @@ impl Groups {
     fn shard(&self, group: &str) -> Result<&mpsc::Sender<Request>, GroupError> {
         check_name(group)?;
         let count = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
-        self.shards.get(partition_of_group(group, count) as usize).ok_or(GroupError::ShuttingDown)
+        let shard = self.shards.get(partition_of_group(group, count) as usize);
+        shard.and_then(Option::as_ref).ok_or_else(|| GroupError::NotCoordinator(group.to_owned()))
     }
 
     async fn ask_all<T>(&self, request: impl Fn(Tell<Vec<T>>) -> Request) -> Result<Vec<T>, GroupError> {
         let mut all = Vec::new();
-        for shard in self.shards.iter() {
+        for shard in self.shards.iter().flatten() {
             all.append(&mut ask(shard, &request).await?);
         }
         Ok(all)

@@ -14,6 +14,8 @@
 //! Owns: that order. Refuses: what a command means ([`super::state`]) and how it is kept ([`super::raft`]).
 //! Read next: [`super::state`].
 
+pub mod common;
+
 use super::alone;
 use super::command::{Command, NextProducerEpoch, RegisterBroker, command::Command as Kind};
 use super::journal::JournalError;
@@ -117,6 +119,7 @@ impl MetadataError {
                 Refusal::UnknownPartition { .. } => ErrorCode::UnknownPartition,
                 Refusal::NotLeader { .. } => ErrorCode::NotLeader,
                 Refusal::LeaderEpoch { .. } => ErrorCode::FencedLeaderEpoch,
+                Refusal::IneligibleReplica { .. } => ErrorCode::UnknownReplica,
                 Refusal::InvalidPartitions { .. } => ErrorCode::InvalidPartitions,
                 Refusal::InvalidReplicas { .. } => ErrorCode::InvalidReplicationFactor,
                 Refusal::UnknownProducerId(_) => ErrorCode::InvalidRequest,

@@ -3,6 +3,9 @@
 //! Owns: [`PartitionHandle`] (append, read, status) and the messages to the partition's task. Refuses: to decide
 //! ([`state`] does) and to drive ([`task`] does). Read next: [`state`], then [`task`].
 
+mod following;
+#[cfg(test)]
+mod following_tests;
 pub mod state;
 #[cfg(test)]
 mod state_tests;
@@ -10,26 +13,26 @@ mod task;
 
 use crate::clock::now_ms;
 use crate::error::PartitionError;
+use crate::loan::Loan;
 use crate::metrics::Metrics;
+use crate::partitions::DataRoot;
 use crate::pool::Pool;
-use crate::replica::Member;
-use crate::replica::leader::View;
+use crate::replica::follower::Push;
+use crate::replica::history::Verdict;
+use crate::replica::leader::{Altered, HelloRefusal, View};
+use crate::replica::links::Replication;
+use crate::replica::{Hello, Member, Report, Tenure};
 use crate::topic_config::{TimestampSource, TopicConfig};
 use arc_swap::ArcSwap;
 use headwater_proto::TopicId;
 use headwater_proto::batch::TimestampType;
 use headwater_proto::wire::Acks;
 use headwater_storage::{Cleanup, LastSequence, Log, LogConfig, LogError, LogReader, NewBatch, ReadError};
-use state::{Append, AppendDone, AppendResult, Check, Limits, Offsets, PartitionState, fenced};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use state::{Append, AppendDone, AppendResult, Check, Limits, Offsets, fenced};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
-
-/// This broker's replica, where nothing but the broker keeps the partition.
-const ONLY_REPLICA: Member = Member { broker: 0, incarnation: uuid::Uuid::nil() };
-
-/// Kafka's `replica.lag.time.max.ms`.
-const REPLICA_LAG_TIME_MAX_MS: u64 = 30_000;
+use tokio_util::sync::CancellationToken;
 
 /// What an append counts for in the mailbox beside its bytes: empty ones take memory too.
 const APPEND_OVERHEAD_BYTES: usize = 256;
@@ -47,6 +50,22 @@ pub(crate) struct PartitionContext {
     /// Most bytes of a group commit.
     pub(crate) group_bytes: usize,
     pub(crate) producer_id_expiration_ms: u64,
+    pub(crate) replica_lag_time_max_ms: u64,
+    /// The data folder, for what is written down before a log is cut.
+    pub(crate) root: DataRoot,
+    /// What reaches other brokers and the metadata, once the broker has come so far.
+    pub(crate) replication: Arc<OnceLock<Replication>>,
+}
+
+impl PartitionContext {
+    fn limits(&self) -> Limits {
+        Limits {
+            group_bytes: self.group_bytes,
+            // Half of what recovery reckons with, so that a group which is under way fits too.
+            unflushed_bytes: usize::try_from(LogConfig::default().unflushed_limit_bytes / 2).unwrap_or(usize::MAX),
+            replica_lag_time_max_ms: self.replica_lag_time_max_ms,
+        }
+    }
 }
 
 /// What readers of a partition follow.
@@ -61,7 +80,7 @@ pub struct Watermarks {
 /// A partition as it is shown.
 #[derive(Debug, Clone)]
 pub struct PartitionStatus {
-    /// The epoch in which this broker leads it.
+    /// The epoch in which this broker keeps it.
     pub leader_epoch: i32,
     /// First offset of the log.
     pub log_start_offset: i64,
@@ -89,7 +108,8 @@ struct PartitionShared {
     topic: Arc<str>,
     topic_id: TopicId,
     partition: u32,
-    leader_epoch: AtomicI32,
+    me: Member,
+    role: ArcSwap<AssignedRole>,
     config: ArcSwap<TopicConfig>,
     watermarks: watch::Sender<Watermarks>,
     /// `None` where the log could not be opened.
@@ -101,8 +121,24 @@ struct PartitionShared {
     work_admission: Arc<Semaphore>,
     /// New settings wait for the write half.
     configuring: AtomicBool,
+    /// The end of the log moves back: what its offsets were is not to be written down any more.
+    cutting: AtomicBool,
     /// Held while the log's segments are compacted.
     compacting: tokio::sync::Mutex<()>,
+}
+
+/// Who the metadata say leads.
+#[derive(Debug)]
+struct AssignedRole {
+    view: Arc<View>,
+    unclean_recoveries: u32,
+}
+
+/// What a follower's hello came to.
+pub(crate) struct Admitted {
+    pub(crate) verdict: Verdict,
+    /// Cancelled when the stream has no business any more: the epoch is over, or the follower has opened another.
+    pub(crate) over: CancellationToken,
 }
 
 /// How an append is answered; the bytes it took of the budget are free again when this is dropped.
@@ -117,12 +153,61 @@ type Work = Box<dyn FnOnce(Result<&mut Log, PartitionError>) + Send>;
 enum Message {
     Append(Append<Reply>),
     Work(Work),
+    /// New settings, or another role.
     Configure,
+    /// A follower of this leader opens its stream; the log is told from this offset on, where a batch begins.
+    Hello(Box<Hello>, Option<i64>, oneshot::Sender<Result<Admitted, HelloRefusal>>),
+    /// How far it is.
+    Reported(Report),
+    /// What became of a proposal of this partition epoch.
+    Altered(i32, Altered),
+    /// The leader answered the hello on this stream.
+    Verdict(u64, Tenure, Verdict),
+    /// The leader pushed something on this stream.
+    Pushed(u64, Push, Pushed),
+    /// The stream ended.
+    Lost(u64),
     Fence(String),
     /// Everything taken is written and flushed, then the log is closed.
     Close(oneshot::Sender<Result<(), PartitionError>>),
     /// The log is let go as it is.
     Delete(oneshot::Sender<()>),
+}
+
+/// How what a partition waits for reaches it; does not keep its task alive.
+#[derive(Clone)]
+pub(crate) struct Inbox(mpsc::WeakUnboundedSender<Message>);
+
+impl Inbox {
+    fn send(&self, message: Message) {
+        if let Some(mailbox) = self.0.upgrade() {
+            // The task may have ended.
+            drop(mailbox.send(message));
+        }
+    }
+
+    /// The leader answered the hello on this stream.
+    pub(crate) fn verdict(&self, stream: u64, tenure: Tenure, verdict: Verdict) {
+        self.send(Message::Verdict(stream, tenure, verdict));
+    }
+
+    /// The leader pushed something on this stream.
+    pub(crate) fn pushed(&self, stream: u64, push: Push, pushed: Pushed) {
+        self.send(Message::Pushed(stream, push, pushed));
+    }
+
+    /// The stream ended; it is time for another.
+    pub(crate) fn lost(&self, stream: u64) {
+        self.send(Message::Lost(stream));
+    }
+}
+
+/// Batches that a leader pushed, and the memory that they take.
+pub(crate) struct Pushed {
+    pub(crate) batches: Vec<NewBatch>,
+    pub(crate) bytes: u64,
+    /// What they were lent beyond their stream's share.
+    pub(crate) loan: Option<Loan>,
 }
 
 /// What a partition is.
@@ -134,45 +219,59 @@ pub struct AssignedPartition {
     pub topic_id: TopicId,
     /// The partition's number.
     pub partition: u32,
-    /// The epoch in which this broker leads it.
-    pub leader_epoch: i32,
+    /// This broker.
+    pub me: Member,
+    /// Who keeps it, who of them is in sync, and who leads, in which epoch.
+    pub view: Arc<View>,
+    /// How often a leader was elected that may have missed acknowledged records.
+    pub unclean_recoveries: u32,
     /// The topic's settings.
     pub config: Arc<TopicConfig>,
 }
 
+impl AssignedPartition {
+    /// A partition that nobody but this broker keeps.
+    #[cfg(test)]
+    pub(crate) fn alone(
+        topic: Arc<str>,
+        topic_id: TopicId,
+        partition: u32,
+        leader_epoch: i32,
+        config: Arc<TopicConfig>,
+    ) -> AssignedPartition {
+        let me = Member { broker: 0, incarnation: uuid::Uuid::nil() };
+        let view = Arc::new(View::alone(me, leader_epoch));
+        AssignedPartition { topic, topic_id, partition, me, view, unclean_recoveries: 0, config }
+    }
+}
+
 impl PartitionHandle {
-    /// Starts the task of a partition whose log was opened, or could not be (`Err`: why; it is then fenced).
+    /// Starts the task of a partition whose log was opened (with the high watermark that was known last), or could not be (`Err`:
+    /// why; it is then fenced).
     pub(crate) fn start(
         assigned: &AssignedPartition,
-        log: Result<Log, (PartitionError, Offsets)>,
+        log: Result<(Log, i64), (PartitionError, Offsets)>,
         context: &PartitionContext,
     ) -> PartitionHandle {
         let (mailbox, messages) = mpsc::unbounded_channel();
         let (log, reader, offsets, ended) = match log {
-            Ok(log) => {
+            Ok((log, high_watermark)) => {
                 let reader = log.reader();
-                let end = reader.log_end_offset();
-                let log_start = reader.log_start_offset();
+                let (held, _) = reader.extent();
                 let flushed = reader.flushed_offset();
-                let offsets = Offsets { log_start, high_watermark: log_start, log_end: end, flushed };
+                let high_watermark = high_watermark.clamp(held.start, held.end);
+                let offsets = Offsets { log_start: held.start, high_watermark, log_end: held.end, flushed };
                 (Some(log), Some(reader), offsets, None)
             }
             Err((why, offsets)) => (None, None, offsets, Some(why)),
         };
-        let limits = Limits {
-            group_bytes: context.group_bytes,
-            // Half of what recovery reckons with, so that a group which is under way fits too.
-            unflushed_bytes: usize::try_from(LogConfig::default().unflushed_limit_bytes / 2).unwrap_or(usize::MAX),
-            replica_lag_time_max_ms: REPLICA_LAG_TIME_MAX_MS,
-        };
-        let view = alone(assigned.leader_epoch);
-        let state = PartitionState::new(ONLY_REPLICA, &view, true, &assigned.config, limits, offsets, now_ms());
-        let offsets = state.offsets();
+        let role = AssignedRole { view: Arc::clone(&assigned.view), unclean_recoveries: assigned.unclean_recoveries };
         let shared = Arc::new(PartitionShared {
             topic: Arc::clone(&assigned.topic),
             topic_id: assigned.topic_id,
             partition: assigned.partition,
-            leader_epoch: AtomicI32::new(assigned.leader_epoch),
+            me: assigned.me,
+            role: ArcSwap::from_pointee(role),
             config: ArcSwap::new(Arc::clone(&assigned.config)),
             watermarks: watch::Sender::new(Watermarks { offsets, ended: ended.clone() }),
             reader,
@@ -180,9 +279,10 @@ impl PartitionHandle {
             admission_bytes: context.append_queue_bytes,
             work_admission: Arc::new(Semaphore::new(MAX_WAITING_WORK)),
             configuring: AtomicBool::new(false),
+            cutting: AtomicBool::new(false),
             compacting: tokio::sync::Mutex::default(),
         });
-        task::spawn(Arc::clone(&shared), state, log, ended, messages, context);
+        task::spawn(Arc::clone(&shared), log, ended, Inbox(mailbox.downgrade()), messages, context);
         PartitionHandle { shared, mailbox }
     }
 
@@ -207,14 +307,31 @@ impl PartitionHandle {
             topic: Arc::clone(self.topic()),
             topic_id: self.topic_id(),
             partition: self.partition(),
-            leader_epoch: self.leader_epoch(),
+            me: self.shared.me,
+            view: self.view(),
+            unclean_recoveries: self.shared.role.load().unclean_recoveries,
             config: self.config(),
         }
     }
 
-    /// The epoch in which this broker leads the partition.
+    /// The epoch in which this broker keeps the partition.
     pub fn leader_epoch(&self) -> i32 {
-        self.shared.leader_epoch.load(Ordering::Acquire)
+        self.shared.role.load().view.leader_epoch
+    }
+
+    /// Whether this broker leads the partition, as far as it knows.
+    pub fn is_leader(&self) -> bool {
+        self.shared.leads()
+    }
+
+    /// Who keeps the partition, as far as this broker knows.
+    pub(crate) fn view(&self) -> Arc<View> {
+        Arc::clone(&self.shared.role.load().view)
+    }
+
+    /// Whether the end of its log moves back now.
+    pub(crate) fn is_cutting(&self) -> bool {
+        self.shared.cutting.load(Ordering::Acquire)
     }
 
     /// The topic's settings.
@@ -385,12 +502,35 @@ impl PartitionHandle {
         told.await.unwrap_or_else(|_| Err(self.why_ended()))
     }
 
-    /// Takes new settings and a new leader epoch.
-    pub(crate) fn configure(&self, leader_epoch: i32, config: Arc<TopicConfig>) {
-        self.shared.leader_epoch.fetch_max(leader_epoch, Ordering::AcqRel);
+    /// Takes new settings and another role.
+    pub(crate) fn configure(&self, assigned: AssignedPartition) {
+        let AssignedPartition { view, unclean_recoveries, config, .. } = assigned;
+        self.shared.role.store(Arc::new(AssignedRole { view, unclean_recoveries }));
         self.shared.config.store(config);
         // A partition that ended has no use for settings.
         drop(self.send(Message::Configure));
+    }
+
+    /// A follower says where it is, and asks what to cut. `from`: where the log begins, if that is within a batch: at the batch.
+    ///
+    /// # Errors
+    /// [`HelloRefusal`], or [`PartitionError`] where the partition is not served.
+    pub(crate) async fn hello(
+        &self,
+        hello: Hello,
+        from: Option<i64>,
+    ) -> Result<Result<Admitted, HelloRefusal>, PartitionError> {
+        let (tell, told) = oneshot::channel();
+        self.send(Message::Hello(Box::new(hello), from, tell))?;
+        told.await.map_err(|_| self.why_ended())
+    }
+
+    /// A follower says how far it is.
+    ///
+    /// # Errors
+    /// [`PartitionError`] where the partition is not served.
+    pub(crate) fn reported(&self, report: Report) -> Result<(), PartitionError> {
+        self.send(Message::Reported(report))
     }
 
     /// Writes, flushes and answers what was taken, then closes the log.
@@ -425,15 +565,25 @@ impl PartitionHandle {
     }
 }
 
+impl std::fmt::Debug for Pushed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pushed")
+            .field("batches", &self.batches.len())
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
+
 impl std::fmt::Debug for PartitionHandle {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "PartitionHandle({}-{})", self.shared.topic, self.shared.partition)
     }
 }
 
-/// A partition whose only replica is here.
-fn alone(leader_epoch: i32) -> View {
-    View::alone(ONLY_REPLICA, leader_epoch)
+impl PartitionShared {
+    fn leads(&self) -> bool {
+        self.role.load().view.leader == Some(self.me)
+    }
 }
 
 /// A topic's settings as its logs take them.

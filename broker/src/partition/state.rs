@@ -114,6 +114,14 @@ impl Check {
     }
 }
 
+impl<R> Append<R> {
+    /// It is not taken, and nothing that follows on its stream is.
+    pub fn refuse(self) -> R {
+        self.check.iter().for_each(Check::fail);
+        self.reply
+    }
+}
+
 impl fmt::Debug for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Check").field("failed", &self.failed).finish_non_exhaustive()
@@ -293,7 +301,8 @@ impl<R, W> PartitionState<R, W> {
             busy: false,
             parked: VecDeque::new(),
             unflushed_bytes: 0,
-            unflushed_since_ms: None,
+            // What a follower had not flushed yet when it was elected is flushed at once: its own offset counts.
+            unflushed_since_ms: (offsets.flushed < offsets.log_end).then_some(i64::MIN / 2),
             retry_flush_ms: None,
             ended: None,
             effects: Vec::new(),
@@ -376,7 +385,8 @@ impl<R, W> PartitionState<R, W> {
         }
         let mut requests = Vec::new();
         let mut bytes = 0;
-        let mut tell_written = false;
+        // Followers are pushed what is written while the leader flushes it.
+        let mut tell_written = self.leader.has_followers();
         while let Some(next) = self.waiting.pop_front() {
             if bytes > 0 && bytes + next.bytes > self.limits.group_bytes {
                 self.waiting.push_front(next);
@@ -485,11 +495,16 @@ impl<R, W> PartitionState<R, W> {
     /// Nothing more is taken, and everything that waits is refused: the partition is fenced, deleted, or led elsewhere.
     /// What is parked rests on writes that will never be confirmed, so it is refused too.
     pub fn end(&mut self, why: PartitionError) {
+        // Whatever follows on their streams may come to a later leadership of this broker: it overtakes none of these.
+        let mark = |failed: Option<&AtomicBool>| failed.into_iter().for_each(|it| it.store(true, Ordering::Release));
+        self.writing.iter().for_each(|request| mark(request.failed.as_deref()));
         self.refused(&why);
         for parked in std::mem::take(&mut self.parked) {
+            mark(parked.failed.as_deref());
             self.effects.push(Effect::Answer(parked.reply, Err(why.clone())));
         }
         for request in std::mem::take(&mut self.waiting) {
+            request.check.iter().for_each(Check::fail);
             self.effects.push(Effect::Answer(request.reply, Err(why.clone())));
         }
         self.unflushed_since_ms = None;
@@ -508,9 +523,9 @@ impl<R, W> PartitionState<R, W> {
         self.busy
     }
 
-    /// Whether nothing waits, is being written, or is parked (but for a flush for which there is no room).
+    /// Whether nothing waits, is being written, or is parked (but for a flush for which there is no room, or for other replicas).
     pub fn is_idle(&self) -> bool {
-        let parked = !self.parked.is_empty() && self.retry_flush_ms.is_none();
+        let parked = !self.parked.is_empty() && self.retry_flush_ms.is_none() && !self.leader.has_followers();
         !self.busy && self.waiting.is_empty() && self.work.is_empty() && !parked
     }
 

@@ -1,20 +1,33 @@
-//! What one partition does: the task that owns the log's write half and drives [`PartitionState`].
+//! What one partition does: the task that owns the log's write half and drives [`PartitionState`] where this broker leads, and
+//! [`Following`] where it does not.
 //!
-//! The write half is either here or on the I/O pool with one job; meanwhile appends gather into the next group. A commit checks
-//! the batches that nobody has checked, and reports its write before it flushes, where somebody waits for the write alone.
-//! Owns: the write half, the clock, the answers. Refuses: decisions. Read next: `storage/src/log.rs`.
+//! The write half is either here or on the I/O pool with one job; meanwhile appends, or what a leader pushes, gather into the next group. A
+//! commit checks the batches that nobody has checked, and reports its write before it flushes, where somebody waits for the write alone.
+//! A role ends the moment the metadata say so, and the next begins once the write half is here: never two at once.
+//!
+//! Owns: the write half, the clock, the answers. Refuses: decisions. Read next: `storage/src/log.rs`; for what goes between
+//! replicas, [`crate::replica::follow`] and [`crate::replica::serve`].
 
+use super::following::{self, Cut, Following};
 use super::state::{Effect, Job, PartitionState, Request, fenced};
-use super::{Message, PartitionContext, PartitionShared, Reply, Work, alone, log_config};
+use super::{Admitted, AssignedRole, Inbox, Message, PartitionContext, PartitionShared, Reply, Work, log_config};
 use crate::clock::now_ms;
 use crate::error::PartitionError;
 use crate::metrics::{Counted, Metrics};
-use headwater_storage::{AppendError, BatchOutcome, Log};
+use crate::replica::Hello;
+use crate::replica::follow::FollowStream;
+use crate::replica::follower::Replica;
+use crate::replica::history::History;
+use crate::replica::leader::{AlterPartition, HelloRefusal, View};
+use headwater_proto::batch;
+use headwater_storage::{AppendError, BatchOutcome, Log, LogError, NewBatch};
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// What comes back from the I/O pool.
 enum Report {
@@ -23,6 +36,12 @@ enum Report {
         log: Box<Log>,
         written: Option<Written>,
         refused: Option<PartitionError>,
+        flushed: Flushed,
+        failed: Option<String>,
+    },
+    Followed {
+        log: Box<Log>,
+        came: Followed,
         flushed: Flushed,
         failed: Option<String>,
     },
@@ -46,35 +65,89 @@ struct Written {
     bytes: usize,
 }
 
+/// What came of a follower's job.
+enum Followed {
+    Done,
+    Appended {
+        log_end: i64,
+        bytes: usize,
+    },
+    /// The end of the log was moved back.
+    Cut,
+    /// What was pushed is not sound; nothing of it was written.
+    Unsound(String),
+    /// No room, or too many open files.
+    Postponed(String),
+}
+
 enum Ending {
     Close(Vec<oneshot::Sender<Result<(), PartitionError>>>),
     Delete(Vec<oneshot::Sender<()>>),
 }
 
+/// What this broker is to the partition.
+enum Role {
+    Leader(Box<PartitionState<Reply, Work>>),
+    /// It follows, or waits for somebody to lead.
+    Follower(Box<Following<Work>>),
+}
+
 struct Task {
     shared: Arc<PartitionShared>,
-    state: PartitionState<Reply, Work>,
+    role: Role,
+    /// What the role was taken by.
+    taken: Option<Arc<AssignedRole>>,
+    /// How often this start of the broker has cut the log.
+    generation: u64,
+    /// How many unclean elections of the partition this replica has taken in.
+    unclean_taken: u32,
+    /// The streams of this leader's followers.
+    streams: BTreeMap<i32, DropGuard>,
+    /// The stream to the leader, and the number of the last one that there was in any role.
+    follows: Option<FollowStream>,
+    last_stream: u64,
     log: Option<Box<Log>>,
     ending: Option<Ending>,
     fenced: Option<Counted>,
     reports: mpsc::UnboundedSender<Report>,
+    inbox: Inbox,
     context: PartitionContext,
 }
 
 pub(super) fn spawn(
     shared: Arc<PartitionShared>,
-    mut state: PartitionState<Reply, Work>,
     log: Option<Log>,
     ended: Option<PartitionError>,
+    inbox: Inbox,
     messages: mpsc::UnboundedReceiver<Message>,
     context: &PartitionContext,
 ) {
     let fenced = ended.is_some().then(|| Counted::new(&context.metrics.partitions_fenced));
-    if let Some(why) = ended {
-        state.end(why);
-    }
     let (reports, reported) = mpsc::unbounded_channel();
-    let task = Task { shared, state, log: log.map(Box::new), ending: None, fenced, reports, context: context.clone() };
+    let offsets = shared.watermarks.borrow().offsets;
+    let mut waiting = Following::new(None, 0, &shared.config.load(), context.limits(), offsets);
+    if ended.is_some() {
+        waiting.end(ended);
+    }
+    let mut task = Task {
+        shared,
+        role: Role::Follower(Box::new(waiting)),
+        taken: None,
+        generation: 0,
+        unclean_taken: 0,
+        streams: BTreeMap::new(),
+        follows: None,
+        last_stream: 0,
+        log: log.map(Box::new),
+        ending: None,
+        fenced,
+        reports,
+        inbox,
+        context: context.clone(),
+    };
+    // Whoever opened it sees it in its role.
+    task.take_role();
+    task.perform();
     tokio::spawn(task.run(messages, reported));
 }
 
@@ -85,18 +158,16 @@ impl Task {
         mut reported: mpsc::UnboundedReceiver<Report>,
     ) {
         loop {
+            self.take_role();
             self.perform();
             if self.finish_if_idle().await {
                 return;
             }
             self.begin_job();
-            let flush_at = match self.state.flush_deadline_ms() {
-                Some(deadline) if self.log.is_some() => {
-                    let wait = u64::try_from(deadline - now_ms()).unwrap_or(0);
-                    Some(tokio::time::sleep(Duration::from_millis(wait)))
-                }
-                _ => None,
-            };
+            let due = self.deadline_ms().map(|deadline| {
+                let wait = u64::try_from(deadline.saturating_sub(now_ms())).unwrap_or(0);
+                tokio::time::sleep(Duration::from_millis(wait))
+            });
             tokio::select! {
                 biased;
                 Some(report) = reported.recv() => self.report(report),
@@ -110,33 +181,78 @@ impl Task {
                     // Every handle is gone: nobody can ask for anything any more, and nobody closed the log.
                     None => return self.log.take().map_or((), |log| self.let_go(log)),
                 },
-                () = async { match flush_at { Some(sleep) => sleep.await, None => std::future::pending().await } } => {}
+                () = async { match due { Some(sleep) => sleep.await, None => std::future::pending().await } } => {
+                    self.tick();
+                }
             }
+        }
+    }
+
+    /// When something is due, if nothing happens before.
+    fn deadline_ms(&self) -> Option<i64> {
+        let is_here = self.log.is_some();
+        match &self.role {
+            Role::Leader(state) => {
+                let flush = state.flush_deadline_ms().filter(|_| is_here);
+                flush.into_iter().chain(state.leader().deadline_ms()).min()
+            }
+            Role::Follower(following) => following.deadline_ms().filter(|_| is_here),
+        }
+    }
+
+    fn tick(&mut self) {
+        if let Role::Leader(state) = &mut self.role
+            && state.leader().deadline_ms().is_some()
+        {
+            let now = now_ms();
+            state.replicas(|leader| leader.tick(now));
         }
     }
 
     fn message(&mut self, message: Message) {
         match message {
-            Message::Append(append) => self.state.append(append),
+            Message::Append(append) => match &mut self.role {
+                Role::Leader(state) => state.append(append),
+                Role::Follower(_) => {
+                    let why = self.ended().unwrap_or(PartitionError::NotLeader(self.leader_epoch()));
+                    // Whoever asked may have gone.
+                    drop(append.refuse().tell.send(Err(why)));
+                }
+            },
             Message::Work(work) => match self.ended() {
                 Some(why) => work(Err(why)),
-                None => self.state.work(work),
+                None => self.work(work),
             },
-            Message::Configure => {
-                let config = self.shared.config.load_full();
-                let leader_epoch = self.shared.leader_epoch.load(Ordering::Acquire);
-                let now = now_ms();
-                self.state.configure(&config, now);
-                self.state.lead(alone(leader_epoch), now);
-                // The newest count when their turn has come: one turn is enough, however often they change until then.
-                if !self.shared.configuring.swap(true, Ordering::AcqRel) {
-                    let (shared, expiration_ms) = (Arc::clone(&self.shared), self.context.producer_id_expiration_ms);
-                    self.state.work(Box::new(move |write_half| {
-                        shared.configuring.store(false, Ordering::Release);
-                        if let Ok(write_half) = write_half {
-                            write_half.set_config(log_config(&shared.config.load(), expiration_ms));
-                        }
-                    }));
+            Message::Configure => self.configure(),
+            Message::Hello(hello, from, tell) => {
+                // Whoever asked may have gone.
+                drop(tell.send(self.hello(&hello, from)));
+            }
+            Message::Reported(report) => {
+                if let Role::Leader(state) = &mut self.role {
+                    let now = now_ms();
+                    state.replicas(|leader| leader.report(report, now));
+                }
+            }
+            Message::Altered(partition_epoch, altered) => {
+                if let Role::Leader(state) = &mut self.role {
+                    let now = now_ms();
+                    state.replicas(|leader| leader.altered(partition_epoch, altered, now));
+                }
+            }
+            Message::Verdict(stream, tenure, verdict) => {
+                if let Role::Follower(following) = &mut self.role {
+                    following.verdict(stream, tenure, verdict);
+                }
+            }
+            Message::Pushed(stream, push, pushed) => {
+                if let Role::Follower(following) = &mut self.role {
+                    following.pushed(stream, &push, pushed);
+                }
+            }
+            Message::Lost(stream) => {
+                if let Role::Follower(following) = &mut self.role {
+                    following.lost(stream);
                 }
             }
             Message::Fence(reason) => {
@@ -145,7 +261,11 @@ impl Task {
                 }
             }
             Message::Close(tell) => {
-                self.state.drain(PartitionError::ShuttingDown);
+                match &mut self.role {
+                    Role::Leader(state) => state.drain(PartitionError::ShuttingDown),
+                    Role::Follower(following) => following.end(Some(PartitionError::ShuttingDown)),
+                }
+                self.follows = None;
                 match &mut self.ending {
                     Some(Ending::Close(waiting)) => waiting.push(tell),
                     Some(Ending::Delete(_)) => drop(tell.send(Err(PartitionError::Deleted))),
@@ -153,7 +273,7 @@ impl Task {
                 }
             }
             Message::Delete(tell) => {
-                self.state.end(PartitionError::Deleted);
+                self.end(&PartitionError::Deleted);
                 self.publish_end(PartitionError::Deleted);
                 match &mut self.ending {
                     Some(Ending::Delete(waiting)) => waiting.push(tell),
@@ -163,42 +283,267 @@ impl Task {
         }
     }
 
+    /// New settings, or another role.
+    fn configure(&mut self) {
+        let (config, assigned, now) = (self.shared.config.load_full(), self.shared.role.load_full(), now_ms());
+        let view = &assigned.view;
+        let is_mine = view.leader == Some(self.shared.me);
+        match &mut self.role {
+            Role::Leader(state) => {
+                state.configure(&config, now);
+                if is_mine && view.leader_epoch > state.leader().tenure().leader_epoch {
+                    // The followers of the epoch that ends say hello again.
+                    self.streams.clear();
+                    state.lead(View::clone(view), now);
+                    self.taken = Some(Arc::clone(&assigned));
+                } else {
+                    state.replicas(|leader| leader.view(view, now));
+                }
+            }
+            Role::Follower(following) => following.configure(&config),
+        }
+        if !self.is_in_role(&assigned) && self.ended().is_none() {
+            self.leave_role();
+        }
+        // The newest count when their turn has come: one turn is enough, however often they change until then.
+        if self.ended().is_none() && !self.shared.configuring.swap(true, Ordering::AcqRel) {
+            let (shared, expiration_ms) = (Arc::clone(&self.shared), self.context.producer_id_expiration_ms);
+            self.work(Box::new(move |write_half| {
+                shared.configuring.store(false, Ordering::Release);
+                if let Ok(write_half) = write_half {
+                    write_half.set_config(log_config(&shared.config.load(), expiration_ms));
+                }
+            }));
+        }
+    }
+
+    /// Whether the role is the one that this asks for.
+    fn is_in_role(&self, assigned: &AssignedRole) -> bool {
+        let is_kept = |role: &AssignedRole| role.view.replicas.iter().any(|it| it.member == self.shared.me);
+        self.taken.as_ref().is_some_and(|taken| {
+            let (taken_view, view) = (&taken.view, &assigned.view);
+            let is_same = (taken_view.leader, taken_view.leader_epoch) == (view.leader, view.leader_epoch);
+            is_same && is_kept(taken) == is_kept(assigned)
+        })
+    }
+
+    /// The role is over: whatever waits for what only a leader can confirm is refused.
+    fn leave_role(&mut self) {
+        self.streams.clear();
+        self.follows = None;
+        match &mut self.role {
+            Role::Leader(state) => {
+                let epoch = state.leader().tenure().leader_epoch;
+                // It has ended itself, if the metadata say what it went by.
+                state.end(PartitionError::NotLeader(epoch));
+            }
+            Role::Follower(following) => following.end(None),
+        }
+    }
+
+    /// Takes the role that the metadata give, once the write half is here.
+    fn take_role(&mut self) {
+        if self.log.is_none() || self.ending.is_some() || self.fenced.is_some() {
+            return;
+        }
+        let assigned = self.shared.role.load_full();
+        if self.is_in_role(&assigned) {
+            return;
+        }
+        self.leave_role();
+        self.perform();
+        let Some(log) = &mut self.log else { return };
+        let (me, view, config) = (self.shared.me, &assigned.view, self.shared.config.load_full());
+        let (limits, now) = (self.context.limits(), now_ms());
+        let known = self.shared.watermarks.borrow().offsets.high_watermark;
+        let (log_start, log_end) = (log.log_start_offset(), log.log_end_offset());
+        let high_watermark = known.clamp(log_start, log_end);
+        let offsets = super::Offsets { log_start, high_watermark, log_end, flushed: log.flushed_offset() };
+        let work = match &mut self.role {
+            Role::Leader(state) => state.take_work(),
+            Role::Follower(following) => {
+                if let Some((unclean_taken, generation)) = following.history() {
+                    (self.unclean_taken, self.generation) = (unclean_taken, generation);
+                }
+                self.last_stream = following.stream();
+                following.take_work()
+            }
+        };
+        let is_kept = view.replicas.iter().any(|replica| replica.member == me);
+        if view.leader == Some(me) {
+            if view.replicas.len() > 1 {
+                log.assign_leader_epoch(view.leader_epoch);
+            }
+            self.unclean_taken = assigned.unclean_recoveries;
+            let mut state = PartitionState::new(me, view, true, &config, limits, offsets, now);
+            // Shows where it stands, and proposes what is called for.
+            state.replicas(|_| ());
+            work.into_iter().for_each(|work| state.work(work));
+            self.role = Role::Leader(Box::new(state));
+        } else {
+            let leader = view.leader.filter(|_| is_kept);
+            let replica = leader.map(|_| {
+                let replica = Replica {
+                    member: me,
+                    history: History::of_log(log.leader_epochs(), log_start, log_end),
+                    flushed: offsets.flushed,
+                    high_watermark,
+                    generation: self.generation,
+                    unclean_taken: self.unclean_taken,
+                };
+                (view.leader_epoch, replica, assigned.unclean_recoveries)
+            });
+            // Streams are numbered on through the roles: what belongs to an earlier one is told by it.
+            let mut following = Following::new(replica, self.last_stream, &config, limits, offsets);
+            work.into_iter().for_each(|work| following.work(work));
+            self.role = Role::Follower(Box::new(following));
+            self.follows = leader.zip(self.context.replication.get()).map(|(leader, replication)| {
+                let (topic_id, partition) = (self.shared.topic_id, self.shared.partition);
+                FollowStream::start(replication.clone(), leader.broker, (topic_id, partition), self.inbox.clone())
+            });
+        }
+        if view.replicas.len() > 1 {
+            let (topic, partition, epoch) = (&self.shared.topic, self.shared.partition, view.leader_epoch);
+            let leader = view.leader.map_or(-1, |leader| leader.broker);
+            tracing::debug!(%topic, partition, epoch, leader, log_end, high_watermark, "replica takes its role");
+        }
+        self.taken = Some(assigned);
+    }
+
+    /// A follower opens its stream: the one that it had is over.
+    fn hello(&mut self, hello: &Hello, from: Option<i64>) -> Result<Admitted, HelloRefusal> {
+        let not_leader = HelloRefusal::NotLeader(hello.tenure.leader_epoch);
+        let (Role::Leader(state), Some(reader)) = (&mut self.role, &self.shared.reader) else {
+            return Err(not_leader);
+        };
+        let (held, epochs) = reader.extent();
+        let log = History::of_log(&epochs, from.map_or(held.start, |from| from.min(held.start)), held.end);
+        let now = now_ms();
+        let verdict = state.replicas(|leader| leader.hello(hello, &log, now))?;
+        let over = CancellationToken::new();
+        self.streams.insert(hello.member.broker, over.clone().drop_guard());
+        Ok(Admitted { verdict, over })
+    }
+
+    fn leader_epoch(&self) -> i32 {
+        self.shared.role.load().view.leader_epoch
+    }
+
+    fn work(&mut self, work: Work) {
+        match &mut self.role {
+            Role::Leader(state) => state.work(work),
+            Role::Follower(following) => following.work(work),
+        }
+    }
+
+    fn take_work(&mut self) -> impl Iterator<Item = Work> + use<> {
+        match &mut self.role {
+            Role::Leader(state) => state.take_work().into_iter(),
+            Role::Follower(following) => following.take_work().into_iter(),
+        }
+    }
+
+    fn is_busy(&self) -> bool {
+        match &self.role {
+            Role::Leader(state) => state.is_busy(),
+            Role::Follower(following) => following.is_busy(),
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        match &self.role {
+            Role::Leader(state) => state.is_idle(),
+            Role::Follower(following) => following.is_idle(),
+        }
+    }
+
+    /// Nothing more is taken, and what waits is refused.
+    fn end(&mut self, why: &PartitionError) {
+        self.streams.clear();
+        self.follows = None;
+        match &mut self.role {
+            Role::Leader(state) => state.end(why.clone()),
+            Role::Follower(following) => following.end(Some(why.clone())),
+        }
+    }
+
     fn report(&mut self, report: Report) {
         let now = now_ms();
-        match report {
-            Report::Written(written) => self.state.written(written.requests, written.log_end, written.bytes, now),
-            Report::Done { log, written, refused, flushed, failed } => {
+        let (log, failed) = match (report, &mut self.role) {
+            (Report::Written(written), Role::Leader(state)) => {
+                return state.written(written.requests, written.log_end, written.bytes, now);
+            }
+            (Report::Done { log, written, refused, flushed, failed }, Role::Leader(state)) => {
                 if let Some(written) = written {
-                    self.state.written(written.requests, written.log_end, written.bytes, now);
+                    state.written(written.requests, written.log_end, written.bytes, now);
                 }
                 if let Some(why) = refused {
-                    self.state.refused(&why);
+                    state.refused(&why);
                 }
                 match flushed {
                     Flushed::Not => {}
-                    Flushed::To(offset) => self.state.flushed(offset, now),
+                    Flushed::To(offset) => state.flushed(offset, now),
                     Flushed::Postponed(why) => {
-                        if self.state.flush_postponed(now) {
+                        if state.flush_postponed(now) {
                             let (topic, partition) = (&self.shared.topic, self.shared.partition);
                             tracing::warn!(%topic, partition, why, "a flush waits, and its acknowledgements with it");
                         }
                     }
                 }
-                self.state.returned(log.log_start_offset(), now);
-                match failed {
-                    Some(reason) => {
-                        self.let_go(log);
-                        self.fence(&reason);
+                state.returned(log.log_start_offset(), now);
+                (log, failed)
+            }
+            (Report::Followed { log, came, flushed, failed }, Role::Follower(following)) => {
+                let (topic, partition) = (&self.shared.topic, self.shared.partition);
+                match came {
+                    Followed::Done => {}
+                    Followed::Appended { log_end, bytes } => following.appended(log_end, bytes, now),
+                    Followed::Cut => {
+                        let (start, end) = (log.log_start_offset(), log.log_end_offset());
+                        following.was_cut(History::of_log(log.leader_epochs(), start, end));
+                        tracing::warn!(%topic, partition, end, "the log was cut to follow its leader");
                     }
-                    // A reader may have found it damaged meanwhile.
-                    None if self.fenced.is_some() => self.let_go(log),
-                    None => self.log = Some(log),
+                    Followed::Unsound(why) => {
+                        tracing::error!(%topic, partition, why, "what the leader pushed is not taken; it is asked for again");
+                        following.refused();
+                    }
+                    Followed::Postponed(why) => {
+                        tracing::warn!(%topic, partition, why, "the replica waits for room");
+                        following.postponed(now);
+                    }
                 }
+                match flushed {
+                    Flushed::Not => {}
+                    Flushed::To(offset) => following.flushed(offset),
+                    Flushed::Postponed(why) => {
+                        tracing::warn!(%topic, partition, why, "a flush of the replica waits");
+                        following.postponed(now);
+                    }
+                }
+                following.returned(log.log_start_offset());
+                (log, failed)
             }
-            Report::Lost => {
-                self.state.returned(self.state.offsets().log_start, now);
-                self.fence("a job on its log panicked");
+            (Report::Lost, role) => {
+                let log_start = self.shared.watermarks.borrow().offsets.log_start;
+                match role {
+                    Role::Leader(state) => state.returned(log_start, now),
+                    Role::Follower(following) => following.returned(log_start),
+                }
+                return self.fence("a job on its log panicked");
             }
+            // A role changes only while the write half is here.
+            (Report::Written(_), Role::Follower(_)) => return,
+            (Report::Done { log, failed, .. }, Role::Follower(_))
+            | (Report::Followed { log, failed, .. }, Role::Leader(_)) => (log, failed),
+        };
+        match failed {
+            Some(reason) => {
+                self.let_go(log);
+                self.fence(&reason);
+            }
+            // A reader may have found it damaged meanwhile.
+            None if self.fenced.is_some() => self.let_go(log),
+            None => self.log = Some(log),
         }
     }
 
@@ -217,7 +562,7 @@ impl Task {
             self.let_go(log);
         }
         let why = fenced(reason);
-        self.state.end(why.clone());
+        self.end(&why);
         self.publish_end(why);
         self.fenced.get_or_insert_with(|| Counted::new(&self.context.metrics.partitions_fenced));
     }
@@ -234,13 +579,43 @@ impl Task {
 
     fn perform(&mut self) {
         let mut publish = None;
-        for effect in self.state.take_effects() {
-            match effect {
-                Effect::Publish(offsets) => publish = Some(offsets),
-                // A partition whose only replica is here has nothing to propose.
-                Effect::Propose(_) => {}
-                // Whoever asked may have gone.
-                Effect::Answer(reply, result) => drop(reply.tell.send(result)),
+        match &mut self.role {
+            Role::Leader(state) => {
+                let effects = state.take_effects();
+                let is_over = state.leader().is_ended();
+                for effect in effects {
+                    match effect {
+                        Effect::Publish(offsets) => publish = Some(offsets),
+                        Effect::Propose(alter) => self.propose(alter),
+                        // Whoever asked may have gone.
+                        Effect::Answer(reply, result) => drop(reply.tell.send(result)),
+                    }
+                }
+                if is_over {
+                    self.streams.clear();
+                }
+            }
+            Role::Follower(following) => {
+                if let Some(log) = self.log.as_deref() {
+                    let (start, end) = (log.log_start_offset(), log.log_end_offset());
+                    following.reopen(|| History::of_log(log.leader_epochs(), start, end));
+                }
+                for effect in following.take_effects() {
+                    match effect {
+                        following::Effect::Publish(offsets) => publish = Some(offsets),
+                        following::Effect::Fence(why) => return self.fence(&why),
+                        effect => {
+                            let Some(follows) = &self.follows else { continue };
+                            match effect {
+                                following::Effect::Open(stream, hello) => follows.open(stream, hello),
+                                following::Effect::Report(report) => follows.report(report),
+                                following::Effect::Released(bytes) => follows.released(bytes),
+                                following::Effect::Close(stream) => follows.close(stream),
+                                following::Effect::Publish(_) | following::Effect::Fence(_) => {}
+                            }
+                        }
+                    }
+                }
             }
         }
         if let Some(offsets) = publish {
@@ -249,25 +624,59 @@ impl Task {
                 watermarks.offsets = offsets;
                 changed
             });
+            // Whatever is written down from here on is what the log holds.
+            if self.log.is_some() {
+                self.shared.cutting.store(false, Ordering::Release);
+            }
         }
+    }
+
+    /// Proposes another ISR to the metadata; what is committed comes back as this partition's new view.
+    fn propose(&self, alter: AlterPartition) {
+        // A broker that never came so far has no partition with other replicas.
+        let Some(replication) = self.context.replication.get().cloned() else { return };
+        let (topic_id, partition, inbox) = (self.shared.topic_id, self.shared.partition, self.inbox.clone());
+        tokio::spawn(async move {
+            let partition_epoch = alter.partition_epoch;
+            if let Some(altered) = replication.propose(topic_id, partition, &alter).await {
+                inbox.send(Message::Altered(partition_epoch, altered));
+            }
+        });
     }
 
     fn begin_job(&mut self) {
         let Some(log) = self.log.take() else {
             // Without a write half no work is ever done: fenced, or the job under way brings it back.
-            if let Some(why) = self.ended().filter(|_| !self.state.is_busy()) {
-                self.state.take_work().into_iter().for_each(|work| work(Err(why.clone())));
+            if let Some(why) = self.ended().filter(|_| !self.is_busy()) {
+                self.take_work().for_each(|work| work(Err(why.clone())));
             }
             return;
         };
-        let Some(job) = self.state.next_job(now_ms()) else {
-            self.log = Some(log);
-            return;
+        let (reports, metrics) = (self.reports.clone(), Arc::clone(&self.context.metrics));
+        let run: Box<dyn FnOnce() -> Report + Send> = match &mut self.role {
+            Role::Leader(state) => match state.next_job(now_ms()) {
+                Some(job) => {
+                    let reports = reports.clone();
+                    Box::new(move || run(job, log, &reports, &metrics))
+                }
+                None => return self.log = Some(log),
+            },
+            Role::Follower(following) => match following.next_job(now_ms()) {
+                Some(job) => {
+                    let (shared, root) = (Arc::clone(&self.shared), self.context.root.clone());
+                    Box::new(move || {
+                        let mut log = log;
+                        let (mut flushed, mut failed) = (Flushed::Not, None);
+                        let cut = |log: &mut Log, cut| cut_back(log, cut, &shared, &root);
+                        let came = follow(job, &mut log, cut, &metrics, &mut flushed, &mut failed);
+                        Report::Followed { log, came, flushed, failed }
+                    })
+                }
+                None => return self.log = Some(log),
+            },
         };
-        let reports = self.reports.clone();
-        let metrics = Arc::clone(&self.context.metrics);
         self.context.pool.spawn(move || {
-            let done = catch_unwind(AssertUnwindSafe(|| run(job, log, &reports, &metrics)));
+            let done = catch_unwind(AssertUnwindSafe(run));
             // The task may have ended with its runtime.
             drop(reports.send(done.unwrap_or(Report::Lost)));
         });
@@ -276,7 +685,7 @@ impl Task {
     /// Closes the log once everything is answered, or lets it go. True: the task is over.
     async fn finish_if_idle(&mut self) -> bool {
         let Some(ending) = &self.ending else { return false };
-        if self.state.is_busy() || (matches!(ending, Ending::Close(_)) && self.log.is_some() && !self.state.is_idle()) {
+        if self.is_busy() || (matches!(ending, Ending::Close(_)) && self.log.is_some() && !self.is_idle()) {
             return false;
         }
         let log = self.log.take();
@@ -290,7 +699,13 @@ impl Task {
                 };
                 if result.is_ok() {
                     // What was written is flushed now.
-                    self.state.flushed(self.state.offsets().log_end, now_ms());
+                    match &mut self.role {
+                        Role::Leader(state) => state.flushed(state.offsets().log_end, now_ms()),
+                        Role::Follower(following) => {
+                            following.flushed(following.offsets().log_end);
+                            following.returned(following.offsets().log_start);
+                        }
+                    }
                 }
                 self.perform();
                 if self.ended().is_none() {
@@ -310,10 +725,114 @@ impl Task {
             }
             None => {}
         }
-        for work in self.state.take_work() {
+        for work in self.take_work() {
             work(Err(PartitionError::ShuttingDown));
         }
         true
+    }
+}
+
+/// A follower's job on the I/O pool.
+fn follow(
+    job: following::Job<Work>,
+    log: &mut Log,
+    cut: impl FnOnce(&mut Log, Cut) -> Result<(), LogError>,
+    metrics: &Metrics,
+    flushed: &mut Flushed,
+    failed: &mut Option<String>,
+) -> Followed {
+    let mut settle = |log: &Log, result: Result<Followed, LogError>| match result {
+        Ok(came) => came,
+        Err(error) if error.retryable() && !log.is_poisoned() => Followed::Postponed(error.to_string()),
+        Err(error) => {
+            *failed = Some(error.to_string());
+            Followed::Done
+        }
+    };
+    match job {
+        following::Job::Append { batches, bytes, flush } => {
+            let began = Instant::now();
+            let came = match append_pushed(log, &batches) {
+                Ok(()) => Followed::Appended { log_end: log.log_end_offset(), bytes },
+                Err(Refused::Log(error)) if log.is_poisoned() => {
+                    *failed = Some(error.to_string());
+                    return Followed::Done;
+                }
+                Err(Refused::Log(error)) if error.retryable() => return Followed::Postponed(error.to_string()),
+                Err(error) => return Followed::Unsound(error.to_string()),
+            };
+            metrics.append_seconds.record(began.elapsed());
+            metrics.commit_bytes.record(bytes as f64);
+            if flush {
+                self::flush(log, metrics, flushed, failed);
+            }
+            came
+        }
+        following::Job::Flush => {
+            self::flush(log, metrics, flushed, failed);
+            Followed::Done
+        }
+        following::Job::Cut(at) => {
+            let result = cut(log, at).map(|()| Followed::Cut);
+            settle(log, result)
+        }
+        following::Job::Trim { before, high_watermark } => {
+            let result = log.delete_records(before, high_watermark, now_ms()).map(|_| Followed::Done);
+            let came = settle(log, result);
+            *flushed = Flushed::To(log.flushed_offset());
+            came
+        }
+        following::Job::Work(work) => {
+            work(Ok(log));
+            if log.is_poisoned() {
+                *failed = Some("writing to the log failed; the reason was given where it was asked for".to_owned());
+            } else {
+                *flushed = Flushed::To(log.flushed_offset());
+            }
+            Followed::Done
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("a batch at offset {0}: {1}")]
+    Batch(i64, batch::BatchError),
+    #[error(transparent)]
+    Log(#[from] AppendError),
+}
+
+/// Checks what a leader pushed to the last byte, and writes it as it is.
+fn append_pushed(log: &mut Log, batches: &[NewBatch]) -> Result<(), Refused> {
+    for pushed in batches {
+        batch::check(&pushed.bytes).map_err(|error| Refused::Batch(pushed.header.base_offset, error))?;
+    }
+    Ok(log.append_as_follower(batches, now_ms())?)
+}
+
+/// Moves the end of the log back. First the checkpoints say so: a log that ends before its recovery point counts as damaged.
+fn cut_back(log: &mut Log, cut: Cut, shared: &PartitionShared, root: &super::DataRoot) -> Result<(), LogError> {
+    // Until it is published where the log ends now, nobody else writes down where it ended.
+    shared.cutting.store(true, Ordering::Release);
+    let to = match cut {
+        Cut::To(to) | Cut::RestartAt(to) => to,
+    };
+    if let Some(root) = root.get() {
+        let key = (shared.topic.to_string(), shared.partition);
+        root.update_checkpoints(|checkpoints| {
+            for offsets in [&mut checkpoints.recovery_points, &mut checkpoints.high_watermarks] {
+                offsets.entry(key.clone()).and_modify(|offset| *offset = to.min(*offset));
+            }
+            checkpoints.cleaner_offsets.entry(key.clone()).and_modify(|offset| *offset = to.min(*offset));
+            if matches!(cut, Cut::RestartAt(_)) {
+                checkpoints.log_start_offsets.insert(key, to);
+            }
+        });
+        root.write_checkpoints()?;
+    }
+    match cut {
+        Cut::To(to) => log.truncate(to, now_ms()),
+        Cut::RestartAt(at) => log.truncate_and_restart_at(at, now_ms()),
     }
 }
 

@@ -286,6 +286,11 @@ impl LeaderState {
         self.high_watermark >= self.epoch_start
     }
 
+    /// Whether others keep the partition too.
+    pub fn has_followers(&self) -> bool {
+        !self.others.is_empty()
+    }
+
     /// Whether the broker has its lease, as far as is known here.
     pub fn has_lease(&self) -> bool {
         self.lease

@@ -2,9 +2,11 @@
 //! about what it cuts and takes.
 //!
 //! Owns: [`leader`], [`follower`] and the comparison of their [`history`], all pure: the time, offsets and what others said
-//! come in as arguments, decisions go out as effects. Refuses: logs, streams, tasks, the metadata (a [`leader::View`] is what
-//! they say of one partition). Read next: [`leader`].
+//! come in as arguments, decisions go out as effects. Beside them the streams on which they speak to each other (the leader's end in
+//! `serve`, the follower's in `follow`, the connections in `links`), which decide nothing. Refuses: logs and roles (the partition's task has them),
+//! the metadata (a [`leader::View`] is what they say of one partition). Read next: [`leader`].
 
+pub(crate) mod follow;
 pub mod follower;
 #[cfg(test)]
 mod follower_tests;
@@ -12,6 +14,9 @@ pub mod history;
 pub mod leader;
 #[cfg(test)]
 mod leader_tests;
+pub(crate) mod links;
+pub mod message;
+pub(crate) mod serve;
 
 use history::History;
 use uuid::Uuid;

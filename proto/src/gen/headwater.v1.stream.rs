@@ -2,7 +2,7 @@
 /// The first frame of every stream.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Open {
-    #[prost(oneof = "open::Stream", tags = "1, 2, 3, 4, 6")]
+    #[prost(oneof = "open::Stream", tags = "1, 2, 3, 4, 5, 6")]
     pub stream: ::core::option::Option<open::Stream>,
 }
 /// Nested message and enum types in `Open`.
@@ -17,6 +17,8 @@ pub mod open {
         Fetch(super::super::fetch::OpenFetch),
         #[prost(message, tag = "4")]
         Member(super::super::groups::OpenMember),
+        #[prost(message, tag = "5")]
+        Replica(super::super::replica::OpenReplica),
         #[prost(message, tag = "6")]
         Raft(super::super::raft::OpenRaft),
     }

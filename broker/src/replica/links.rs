@@ -1,0 +1,303 @@
+//! How replicas reach other brokers, and the metadata.
+//!
+//! All partitions that follow the same broker share its connections: one, and another for each so many streams. Their credits sum to less
+//! than QUIC's windows, as on a client's connection ([`crate::credit`]): a partition that is idle holds [`REPLICA_CREDIT`]'s least, and a busy one
+//! what the idle ones leave. Whoever dials dials for all; while a broker does not answer, nobody dials it more often than the pause
+//! between two attempts.
+//!
+//! Owns: [`Replication`], the connections. Refuses: what goes over the streams. Read next: [`super::follow`].
+
+use super::leader::{AlterPartition, Altered};
+use crate::config::BrokerConfig;
+use crate::credit::{ConnectionCredit, CreditLimits, StreamCredit};
+use crate::metadata::command::{self, command::Command as Kind};
+use crate::metadata::{MetadataError, MetadataHandle, Refusal};
+use crate::metrics::Metrics;
+use crate::peer::{PeerError, Peers};
+use crate::quic::FETCH_CREDIT_BYTES;
+use headwater_proto::{ErrorCode, TopicId};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+/// Credit on one connection between brokers.
+pub(crate) const REPLICA_CREDIT: CreditLimits = CreditLimits {
+    connection_bytes: 40 << 20,
+    stream_max_bytes: 4 << 20,
+    stream_min_bytes: 2 << 10,
+    stream_initial_bytes: 8 << 10,
+};
+
+/// Most replica streams of one connection.
+const STREAMS_PER_CONNECTION: usize = 8 << 10;
+
+// The leader may send all of it, and its window takes more. A loan is at most what one stream may hold.
+const _: () = assert!(
+    REPLICA_CREDIT.connection_bytes
+        + STREAMS_PER_CONNECTION as u64 * REPLICA_CREDIT.stream_min_bytes
+        + REPLICA_CREDIT.stream_max_bytes
+        < FETCH_CREDIT_BYTES
+);
+
+/// Streams of a connection that are not for replicas: its hello, and calls.
+const RESERVED_STREAMS: usize = 8;
+
+/// How long a connection may take to be made.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Pauses between two attempts to reach a broker.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Why a broker is not reached.
+#[derive(Debug, Clone, thiserror::Error)]
+pub(crate) enum LinkError {
+    #[error(transparent)]
+    Peer(#[from] PeerError),
+    #[error("the metadata know no address of broker {0}")]
+    Unknown(i32),
+}
+
+/// What replication goes through. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Replication {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    peers: Peers,
+    metadata: watch::Sender<Option<MetadataHandle>>,
+    links: Mutex<HashMap<i32, Arc<tokio::sync::Mutex<Link>>>>,
+    streams_per_connection: usize,
+    /// Memory for batches that are larger than their stream's share of the credit.
+    loans: Arc<Semaphore>,
+    loan_bytes: u32,
+    patience: Duration,
+    metrics: Arc<Metrics>,
+}
+
+/// The connections to one broker.
+#[derive(Default)]
+struct Link {
+    channels: Vec<Arc<Channel>>,
+    failed: Option<Failed>,
+}
+
+struct Failed {
+    address: String,
+    at: Instant,
+    pause: Duration,
+    why: PeerError,
+}
+
+struct Channel {
+    connection: quinn::Connection,
+    address: String,
+    credit: Mutex<Credit>,
+    loan_turn: Arc<Semaphore>,
+}
+
+struct Credit {
+    connection: ConnectionCredit,
+    streams: usize,
+}
+
+/// A stream's place on a connection; given back when this is dropped.
+pub(crate) struct Place {
+    channel: Arc<Channel>,
+    credit: StreamCredit,
+}
+
+impl Replication {
+    pub(crate) fn new(peers: Peers, config: &BrokerConfig, metrics: Arc<Metrics>) -> Replication {
+        let allowed = (config.max_streams_per_connection as usize).saturating_sub(RESERVED_STREAMS);
+        let shared = Shared {
+            peers,
+            metadata: watch::Sender::new(None),
+            links: Mutex::default(),
+            streams_per_connection: STREAMS_PER_CONNECTION.min(allowed).max(1),
+            loans: Arc::new(Semaphore::new(config.loan_bytes as usize)),
+            loan_bytes: config.loan_bytes,
+            patience: Duration::from_millis(config.frame_timeout_ms),
+            metrics,
+        };
+        Replication { shared: Arc::new(shared) }
+    }
+
+    /// Takes the metadata, which whoever needs them waits for.
+    pub(crate) fn learn_from(&self, metadata: MetadataHandle) {
+        self.shared.metadata.send_replace(Some(metadata));
+    }
+
+    /// How long the other side may leave unread what is written to it, and a large batch waits for memory.
+    pub(crate) fn patience(&self) -> Duration {
+        self.shared.patience
+    }
+
+    pub(crate) fn metrics(&self) -> &Arc<Metrics> {
+        &self.shared.metrics
+    }
+
+    /// Memory for batches that are larger than their share, and how much of it one may have.
+    pub(crate) fn loans(&self) -> (&Arc<Semaphore>, u32) {
+        (&self.shared.loans, self.shared.loan_bytes)
+    }
+
+    /// Proposes another ISR. `None`: it is committed, and this broker's metadata say so.
+    pub(crate) async fn propose(&self, topic_id: TopicId, partition: u32, alter: &AlterPartition) -> Option<Altered> {
+        let metadata = self.metadata().await?;
+        match metadata.propose(alter_command(topic_id, partition, alter)).await {
+            Ok(_) => None,
+            Err(error) => {
+                tracing::info!(%topic_id, partition, %error, "the in-sync replicas stay as they are");
+                Some(what_became(&error))
+            }
+        }
+    }
+
+    /// A place on a connection to a broker.
+    ///
+    /// # Errors
+    /// [`LinkError`]; whoever tries again soon is told the same without an attempt.
+    pub(crate) async fn place(&self, broker_id: i32) -> Result<Place, LinkError> {
+        let metadata = self.metadata().await.ok_or(LinkError::Unknown(broker_id))?;
+        let address = metadata.state().broker(broker_id).map(|broker| broker.address.clone());
+        let address = address.filter(|address| !address.is_empty()).ok_or(LinkError::Unknown(broker_id))?;
+        let link = Arc::clone(lock(&self.shared.links).entry(broker_id).or_default());
+        let mut link = link.lock().await;
+        link.channels.retain(|channel| channel.connection.close_reason().is_none());
+        let most = self.shared.streams_per_connection;
+        let with_room =
+            link.channels.iter().find(|channel| channel.address == address && lock(&channel.credit).streams < most);
+        if let Some(channel) = with_room {
+            return Ok(Place::take(channel));
+        }
+        let before = link.failed.take().filter(|failed| failed.address == address);
+        if let Some(failed) = before.as_ref().filter(|failed| failed.at.elapsed() < failed.pause) {
+            let why = failed.why.clone();
+            link.failed = before;
+            return Err(why.into());
+        }
+        match self.shared.peers.connect(broker_id, &address, Instant::now() + DIAL_TIMEOUT).await {
+            Ok(connection) => {
+                tracing::debug!(broker_id, address, "connected to follow its partitions");
+                let credit = Credit { connection: ConnectionCredit::new(REPLICA_CREDIT), streams: 0 };
+                let channel = Arc::new(Channel {
+                    connection,
+                    address,
+                    credit: Mutex::new(credit),
+                    loan_turn: Arc::new(Semaphore::new(1)),
+                });
+                link.channels.push(Arc::clone(&channel));
+                Ok(Place::take(&channel))
+            }
+            Err(why) => {
+                match &before {
+                    None => tracing::warn!(%why, "a broker whose partitions are followed is not reached"),
+                    Some(_) => tracing::debug!(%why, "a broker is not reached yet"),
+                }
+                let pause = before.map_or(FIRST_PAUSE, |failed| (failed.pause * 2).min(LONGEST_PAUSE));
+                link.failed = Some(Failed { address, at: Instant::now(), pause, why: why.clone() });
+                Err(why.into())
+            }
+        }
+    }
+
+    /// The metadata, once they are there.
+    async fn metadata(&self) -> Option<MetadataHandle> {
+        let mut known = self.shared.metadata.subscribe();
+        let known = known.wait_for(Option::is_some).await.ok()?;
+        known.clone()
+    }
+}
+
+impl Place {
+    fn take(channel: &Arc<Channel>) -> Place {
+        let mut all = lock(&channel.credit);
+        all.streams += 1;
+        let credit = all.connection.open();
+        Place { channel: Arc::clone(channel), credit }
+    }
+
+    pub(crate) fn connection(&self) -> &quinn::Connection {
+        &self.channel.connection
+    }
+
+    /// The turn of the connection's streams to be lent something.
+    pub(crate) fn loan_turn(&self) -> &Arc<Semaphore> {
+        &self.channel.loan_turn
+    }
+
+    /// The stream's account.
+    pub(crate) fn credit(&mut self) -> &mut StreamCredit {
+        &mut self.credit
+    }
+
+    /// Bytes that the stream brought are not in memory any more. Returns how many more it may bring.
+    pub(crate) fn release(&mut self, bytes: u64) -> u64 {
+        lock(&self.channel.credit).connection.release(&mut self.credit, bytes)
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut all = lock(&self.channel.credit);
+        all.streams -= 1;
+        all.connection.close(&self.credit);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn alter_command(topic_id: TopicId, partition: u32, alter: &AlterPartition) -> command::Command {
+    let member = |member: &super::Member| command::Member {
+        broker_id: member.broker,
+        incarnation: member.incarnation.as_bytes().to_vec().into(),
+    };
+    Kind::AlterPartition(command::AlterPartition {
+        topic_id: topic_id.to_wire(),
+        partition,
+        leader: Some(member(&alter.leader)),
+        leader_epoch: alter.leader_epoch,
+        partition_epoch: alter.partition_epoch,
+        isr: alter.isr.iter().map(member).collect(),
+    })
+    .into()
+}
+
+/// What became of a proposal that was not answered with its success. Only what is known never to be committed counts as refused: a refusal
+/// for its epochs may be that of a second attempt, after the first was committed.
+fn what_became(error: &MetadataError) -> Altered {
+    match error {
+        MetadataError::Behind | MetadataError::NoLeader | MetadataError::Ended(_) => Altered::Refused,
+        MetadataError::Refused(Refusal::IneligibleReplica { .. } | Refusal::StaleIncarnation { .. }) => {
+            Altered::Refused
+        }
+        MetadataError::Elsewhere { code: ErrorCode::UnknownReplica, .. } => Altered::Refused,
+        _ => Altered::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_never_committed_counts_as_refused() {
+        let ineligible = Refusal::IneligibleReplica { broker_id: 3, why: "is not active" };
+        assert_eq!(what_became(&ineligible.clone().into()), Altered::Refused);
+        let elsewhere =
+            |code| MetadataError::Elsewhere { code, message: String::new(), is_out_of_producer_epochs: false };
+        assert_eq!(what_became(&elsewhere(MetadataError::from(ineligible).code())), Altered::Refused);
+        assert_eq!(what_became(&MetadataError::NoLeader), Altered::Refused);
+        let stale = Refusal::PartitionEpoch { given: 3, current: 4 };
+        assert_eq!(what_became(&elsewhere(MetadataError::from(stale.clone()).code())), Altered::Unknown);
+        for unknown in [MetadataError::TimedOut, MetadataError::ShuttingDown, stale.into()] {
+            assert_eq!(what_became(&unknown), Altered::Unknown, "{unknown}");
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Partitions that several brokers keep: real endpoints over QUIC, real logs, and metadata that the tests decide.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod cluster;
+mod idle;
+mod refused;
+
+use cluster::*;
+use harness::*;
+use headwater_broker::metadata::command::{Reassign, command::Command as Kind};
+use headwater_proto::ErrorCode;
+use headwater_proto::wire::{self, Acks, Durability};
+use headwater_storage::sim::{Fault, Operation, SimFiles};
+
+#[tokio::test]
+async fn acks_all_waits_for_the_followers_flush() {
+    let mut cluster = Cluster::start(&[1], &[]).await;
+    let files = SimFiles::new(1);
+    cluster.up_on(2, files.clone(), &[]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2], &[("min.insync.replicas", "2")]);
+    cluster.until_in_sync("t", &[1, 2]).await;
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    send_all(&mut produce, &texts("a", 1)).await;
+
+    let held = files.hold(Fault::new(Operation::Sync).on("t-0/00000000000000000000.log"));
+    produce.request(&batch(&[b"b"])).await;
+    within("a flush that hangs", async {
+        while held.waiting() == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // The leader has written and flushed it, and nobody is told.
+    cluster.until_sample(1, &log_end("t"), 2.0).await;
+    let early = tokio::time::timeout(std::time::Duration::from_millis(200), produce.answer()).await;
+    assert!(early.is_err(), "{early:?}");
+    cluster.until_sample(1, "headwater_partition_high_watermark{topic=\"t\",partition=\"0\"}", 1.0).await;
+    drop(held);
+    let answer = within("the acknowledgement", produce.answer()).await;
+    assert_eq!((answer.error, answer.durability), (None, Durability::Flushed.into()));
+    assert_eq!(cluster.read(1, &topic_id, 2).await, ["a0", "b"]);
+}
+
+#[tokio::test]
+async fn a_follower_that_dies_leaves_the_isr_and_the_rest_goes_on() {
+    let mut cluster = Cluster::start(&[1, 2, 3], &["replica.lag.time.max.ms=500"]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2, 3], &[("min.insync.replicas", "2")]);
+    cluster.until_in_sync("t", &[1, 2, 3]).await;
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    send_all(&mut produce, &texts("a", 10)).await;
+    cluster.kill(3);
+    send_all(&mut produce, &texts("b", 10)).await;
+    cluster.until_in_sync("t", &[1, 2]).await;
+    // It comes back, and catches up.
+    cluster.up(3).await;
+    cluster.until_in_sync("t", &[1, 2, 3]).await;
+    cluster.until_sample(3, &log_end("t"), 20.0).await;
+    send_all(&mut produce, &texts("c", 1)).await;
+    assert_eq!(cluster.read(1, &topic_id, 21).await.len(), 21);
+}
+
+#[tokio::test]
+async fn below_min_insync_replicas_acks_all_is_refused_by_name() {
+    let mut cluster = Cluster::start(&[1, 2], &["replica.lag.time.max.ms=500"]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2], &[("min.insync.replicas", "2")]);
+    cluster.until_in_sync("t", &[1, 2]).await;
+    cluster.kill(2);
+    cluster.fence(2);
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    let refused = send(&mut produce, &texts("a", 1)).await.remove(0).error.expect("a refusal");
+    assert_eq!(ErrorCode::from_number(refused.code), ErrorCode::NotEnoughReplicas, "{}", refused.message);
+    assert!(refused.message.contains("1 of 2"), "{}", refused.message);
+}
+
+#[tokio::test]
+async fn a_follower_that_is_elected_has_every_acknowledged_record() {
+    let mut cluster = Cluster::start(&[1, 2, 3], &[]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2, 3], &[("min.insync.replicas", "2")]);
+    cluster.until_in_sync("t", &[1, 2, 3]).await;
+    let before = cluster.partition("t");
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    send_all(&mut produce, &texts("a", 300)).await;
+    cluster.kill(1);
+    cluster.fence(1);
+    let after = cluster.partition("t");
+    assert_eq!((after.leader, after.leader_epoch), (2, before.leader_epoch + 1));
+    assert_eq!(cluster.read(2, &topic_id, 300).await, texts("a", 300));
+    let mut produce = cluster.produce(2, &topic_id, Acks::All).await;
+    send_all(&mut produce, &texts("b", 10)).await;
+    // The one that died follows now.
+    cluster.up(1).await;
+    cluster.until_in_sync("t", &[1, 2, 3]).await;
+    cluster.until_sample(1, &log_end("t"), 310.0).await;
+}
+
+/// Records that only the old leader had: an unclean election gives their offsets to others, and it has to let go of them.
+#[tokio::test]
+async fn a_follower_whose_log_parts_from_the_leaders_cuts_its_own() {
+    let mut cluster = Cluster::start(&[1, 2], &[]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2], &unclean_topic());
+    cluster.until_in_sync("t", &[1, 2]).await;
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    send_all(&mut produce, &texts("both", 5)).await;
+    cluster.kill(2);
+    cluster.fence(2);
+    send_all(&mut produce, &texts("lost", 7)).await;
+    cluster.kill(1);
+    cluster.fence(1);
+    cluster.up(2).await;
+    assert_eq!((cluster.partition("t").leader, cluster.partition("t").unclean_recoveries), (2, 1));
+    let mut produce = cluster.produce(2, &topic_id, Acks::All).await;
+    send_all(&mut produce, &texts("kept", 3)).await;
+    cluster.up(1).await;
+    cluster.until_in_sync("t", &[1, 2]).await;
+    cluster.until_sample(1, &log_end("t"), 8.0).await;
+    // It leads again, and serves what the other wrote.
+    cluster.kill(2);
+    cluster.fence(2);
+    let all = [texts("both", 5), texts("kept", 3)].concat();
+    assert_eq!(cluster.read(1, &topic_id, 8).await, all);
+    let log = std::fs::read(cluster.dir(1).join("t-0/00000000000000000000.log")).unwrap();
+    let other = std::fs::read(cluster.dir(2).join("t-0/00000000000000000000.log")).unwrap();
+    let used = log.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    assert_eq!(log[..used], other[..used], "byte for byte");
+}
+
+#[tokio::test]
+async fn what_is_parked_fails_when_the_epoch_ends_and_says_who_leads() {
+    let mut cluster = Cluster::start(&[1, 2], &[]).await;
+    let files = SimFiles::new(2);
+    cluster.up_on(3, files.clone(), &[]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2, 3], &[("min.insync.replicas", "2")]);
+    cluster.until_in_sync("t", &[1, 2, 3]).await;
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    let held = files.hold(Fault::new(Operation::Sync).on("t-0/00000000000000000000.log"));
+    produce.request(&batch(&[b"a"])).await;
+    cluster.until_sample(1, &log_end("t"), 1.0).await;
+    // The controller takes the leadership from a broker that is well.
+    cluster.fence(1);
+    let refused = within("an answer", produce.answer()).await.error.expect("a refusal");
+    assert_eq!(ErrorCode::from_number(refused.code), ErrorCode::NotLeader, "{}", refused.message);
+    let partition = cluster.partition("t");
+    let hint = refused.leader.expect("a hint");
+    assert_eq!((hint.broker_id, hint.leader_epoch), (2, partition.leader_epoch));
+    assert_eq!(hint.address, cluster.broker(2).listen_addr().to_string());
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_follower_serves_nobody_and_says_who_does() {
+    let cluster = Cluster::start(&[1, 2], &[]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2], &[]);
+    cluster.until_sample(2, "headwater_following_streams", 1.0).await;
+    let client = Client::connect(cluster.broker(2)).await;
+    let (_, produced) = client.produce(open_produce(&topic_id, 0)).await;
+    let (_, fetched) = client.fetch(open_fetch(&topic_id, 0, 0)).await;
+    for error in [produced.error, fetched.error] {
+        let error: wire::Error = error.expect("a refusal");
+        assert_eq!(ErrorCode::from_number(error.code), ErrorCode::NotLeader, "{}", error.message);
+        let hint = error.leader.expect("a hint");
+        assert_eq!((hint.broker_id, hint.address), (1, cluster.broker(1).listen_addr().to_string()));
+    }
+}
+
+/// A batch larger than the credit of its stream comes in parts.
+#[tokio::test]
+async fn large_batches_reach_a_follower_that_comes_late() {
+    let mut cluster = Cluster::start(&[1], &[]).await;
+    let topic_id = cluster.create("t", 1, &[1], &[("max.message.bytes", "30000000")]);
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    for size in [20 << 20, 100, 1 << 20, 9 << 20, 10] {
+        produce.request(&batch(&[&vec![b'x'; size]])).await;
+        assert_eq!(within("an acknowledgement", produce.answer()).await.error, None);
+    }
+    cluster.up(2).await;
+    let reassign = Reassign { topic_id: topic_id.clone(), partition: 0, replicas: vec![1, 2] };
+    cluster.common.apply(Kind::Reassign(reassign)).unwrap();
+    cluster.until_in_sync("t", &[1, 2]).await;
+    cluster.until_sample(2, &log_end("t"), 5.0).await;
+}
