@@ -181,13 +181,18 @@ impl Log {
             poisoned: None,
             recycled: Vec::new(),
             doubtful: recovered.doubtful,
-            incomplete: Vec::new(),
+            incomplete: recovered.incomplete,
             stray_snapshot: None,
             segments: Arc::new([]),
             view: Arc::new(ArcSwap::from_pointee(view)),
         };
-        // Recovery reads them from the batches beyond the recovery point, which may move on now.
-        log.write_epochs()?;
+        // Recovery reads them from the batches beyond the recovery point, which may move on only then.
+        match log.write_epochs() {
+            Err(failure) if files::is_full(&failure.error) => {
+                log.flushed = hints.recovery_point.clamp(log.log_start, log.flushed);
+            }
+            written => written?,
+        }
         log.relist();
         Ok((log, report))
     }

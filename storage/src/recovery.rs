@@ -39,7 +39,7 @@ use crate::verify;
 
 use renewal::Doubtful;
 pub use report::{CrcDisagreement, CutTail, RecoveryProgress, RecoveryReport};
-use segment::from_reading;
+use segment::{OpenedSegment, from_reading};
 
 /// The state that a log begins with.
 #[derive(Debug)]
@@ -55,6 +55,8 @@ pub(crate) struct Recovered {
     pub(crate) flushed: i64,
     /// Segments of which a sync failed, and for whose new files there was no room.
     pub(crate) doubtful: Vec<Doubtful>,
+    /// Sealed segments whose indexes and checksums found no room.
+    pub(crate) incomplete: Vec<Active>,
 }
 
 /// What all steps of opening a log need.
@@ -243,6 +245,7 @@ impl Opening<'_> {
             next_offset: start,
             flushed: start,
             doubtful: Vec::new(),
+            incomplete: Vec::new(),
         })
     }
 
@@ -274,7 +277,7 @@ impl Opening<'_> {
             self.announce(self.place.files.metadata(&path).during("look at", &path)?.len);
         }
         let mut entries: Vec<SegmentEntry> = Vec::with_capacity(bases.len());
-        let mut active = None;
+        let (mut active, mut incomplete): (Option<OpenedSegment>, Vec<Active>) = (None, Vec::new());
         let mut next_offset = bases.first().copied().unwrap_or(0);
         let mut number = 0;
         while let Some(base_offset) = bases.get(number).copied() {
@@ -294,11 +297,10 @@ impl Opening<'_> {
             }
             next_offset = opened.next_offset;
             number += 1;
-            let opened = opened.active;
-            entries.push(opened.entry());
-            active = Some(opened);
+            entries.push(opened.active.entry());
+            incomplete.extend(active.replace(opened).filter(|sealed| !sealed.complete).map(|sealed| sealed.active));
         }
-        let Some(mut active) = active else {
+        let Some(OpenedSegment { mut active, .. }) = active else {
             return Err(OpenError::Misuse("a log without a segment".into()));
         };
         if next_offset < self.hints.recovery_point && self.hints.log_start_offset < self.hints.recovery_point {
@@ -354,6 +356,7 @@ impl Opening<'_> {
             next_offset,
             flushed: self.flushed(next_offset).max(log_start),
             doubtful: std::mem::take(&mut self.doubtful),
+            incomplete,
         };
         if log_start > next_offset {
             self.restart_at(&mut recovered, log_start)?;
@@ -400,6 +403,7 @@ impl Opening<'_> {
         let old = std::mem::replace(&mut recovered.active, active);
         (recovered.next_offset, recovered.flushed) = (log_start, log_start);
         recovered.doubtful.clear();
+        recovered.incomplete.clear();
         self.place.files.sync_dir(self.place.dir).during("sync", self.place.dir)?;
         for entry in recovered.sealed.drain(..).chain([old.entry()]) {
             self.remove_segment(entry.base_offset())?;

@@ -103,7 +103,7 @@ impl Log {
         if count > 0 {
             self.delete_first(count, self.log_start.max(self.end_of_sealed(count - 1)), now_ms)?;
         }
-        self.renew_if_there_is_room()?;
+        self.settle_if_there_is_room()?;
         Ok(Some(self.log_start).filter(|start| *start != before))
     }
 
@@ -118,7 +118,7 @@ impl Log {
         if before <= self.log_start {
             return Ok(self.log_start);
         }
-        if self.doubtful.is_empty() || before > self.flushed {
+        if before > self.flushed {
             self.flush_active()?;
         }
         self.publish();
@@ -127,7 +127,7 @@ impl Log {
         }
         let count = (0..self.sealed.len()).take_while(|n| self.end_of_sealed(*n) <= before).count();
         self.delete_first(count, before, now_ms)?;
-        self.renew_if_there_is_room()?;
+        self.settle_if_there_is_room()?;
         Ok(self.log_start)
     }
 

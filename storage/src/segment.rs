@@ -17,7 +17,7 @@ use headwater_proto::batch::{BatchHeader, HEADER_BYTES};
 use crate::checkpoint::segment_file_name;
 use crate::compaction::swap::SWAP;
 use crate::error::{Corruption, During, IoFailure, ReadError, bad_batch};
-use crate::files::{File, Files, OpenMode, read_exact_at};
+use crate::files::{File, Files, OpenMode, is_full, read_exact_at, remove_if_exists};
 use crate::index::{IndexBytes, IndexEntry, OffsetEntry, TimeEntry};
 use crate::map::Map;
 use crate::verify::Verified;
@@ -300,7 +300,8 @@ impl Segment {
         Ok(())
     }
 
-    /// Replaces both indexes by these entries, durably once the directory is synced.
+    /// Replaces both indexes by these entries, durably once the directory is synced. Without room for it no index is left on the disk: the
+    /// entries wait in memory for [`Segment::spill`].
     pub(crate) fn rewrite_indexes(&self, entries: IndexBytes) -> Result<(), IoFailure> {
         self.rewrite_one::<OffsetEntry>(&self.offsets, &entries.offsets)?;
         self.rewrite_one::<TimeEntry>(&self.times, &entries.times)
@@ -315,9 +316,24 @@ impl Segment {
             file.sync_all()?;
             self.files.rename(&aside, &path)
         };
-        write().during("write", &path)?;
-        *lock(tail) = IndexTail { in_file: bytes.len() as u64, bytes: Vec::new() };
-        Ok(())
+        let mut written = write();
+        if written.as_ref().is_err_and(is_full) {
+            // What the old one takes may be room enough.
+            for stale in [&aside, &path] {
+                remove_if_exists(self.files(), stale).during("remove", stale)?;
+            }
+            written = write();
+        }
+        let tail = &mut *lock(tail);
+        *tail = IndexTail { in_file: bytes.len() as u64, bytes: Vec::new() };
+        match written {
+            Err(error) if is_full(&error) => {
+                remove_if_exists(self.files(), &aside).during("remove", &aside)?;
+                *tail = IndexTail { in_file: 0, bytes: bytes.into() };
+                Ok(())
+            }
+            written => written.during("write", &path),
+        }
     }
 
     /// Where to begin to look for an offset: the position of a batch that begins at or before it.

@@ -421,33 +421,96 @@ fn after_a_failed_sync_nothing_is_acknowledged_that_was_not_written_anew() {
     );
 }
 
-/// Recovery wrote what was not flushed again into the file whose sync had failed. Where that file's blocks are bad, a second sync that
-/// says nothing is worth nothing: what recovery called flushed was gone after the next power failure.
-/// What is durable is read, and retention may make room. The next start tries again.
+/// A full disk has no room for the new file that a failed sync asks for: what is there is read all the same, and retention may make room. The
+/// next start tries again.
 #[test]
 fn after_a_failed_sync_a_log_opens_on_a_full_disk_too() {
-    let files = disk(3);
-    let (mut log, _) = open(&files, &LogConfig::default(), hints(0, 0));
-    (0..3).for_each(|n| drop(log.append(&[one(&[n; 60_000], NOW)], 0, NOW).unwrap()));
-    let flushed = log.flush().unwrap();
-    files.fail(Fault::new(Operation::Sync).on(".log").times(1));
-    log.append(&[one(&[3; 60_000], NOW)], 0, NOW).unwrap();
-    log.flush().unwrap_err();
-    drop(log);
-    let files = files.restart();
-    let word = || files.list(Path::new(DIR)).unwrap().iter().any(|entry| entry.name.ends_with(".sync-failed"));
-    assert!(word());
-    // Less than the segment.
-    files.set_capacity(Some(files.used_bytes() + (100 << 10)));
-    let (log, _) = open(&files, &LogConfig::default(), hints(flushed, 0));
-    assert_eq!(offsets(&log.reader()), (0..flushed + 1).collect::<Vec<_>>());
-    drop(log);
-    assert!(word(), "nothing was done of what it asks for");
-    files.set_capacity(None);
-    let files = files.crash();
-    let (log, _) = open(&files, &LogConfig::default(), hints(flushed, 0));
-    assert_eq!(offsets(&log.reader()), (0..flushed + 1).collect::<Vec<_>>());
-    assert!(!files.list(Path::new(DIR)).unwrap().iter().any(|entry| entry.name.ends_with(".sync-failed")));
+    // Nothing is reserved behind the end that could be given back.
+    let config = LogConfig { segment_bytes: 241_000, ..LogConfig::default() };
+    for pages in 0..6 {
+        let files = disk(pages);
+        let (mut log, _) = open(&files, &config, hints(0, 0));
+        (0..3).for_each(|n| drop(log.append(&[one(&[n; 60_000], NOW)], 0, NOW).unwrap()));
+        let flushed = log.flush().unwrap();
+        files.fail(Fault::new(Operation::Sync).on(".log").times(1));
+        log.append(&[one(&[3; 60_000], NOW)], 0, NOW).unwrap();
+        log.flush().unwrap_err();
+        drop(log);
+        let files = files.restart();
+        let word = || files.list(Path::new(DIR)).unwrap().iter().any(|entry| entry.name.ends_with(".sync-failed"));
+        assert!(word());
+        files.set_capacity(Some(files.used_bytes() + pages * 4_096));
+        let (log, _) = open(&files, &config, hints(flushed, 0));
+        assert_eq!(offsets(&log.reader()), (0..flushed + 1).collect::<Vec<_>>(), "{pages} pages");
+        assert_eq!(log.flushed_offset(), flushed, "{pages} pages");
+        drop(log);
+        assert!(word(), "nothing was done of what it asks for");
+        files.set_capacity(None);
+        let files = files.crash();
+        let (log, _) = open(&files, &config, hints(flushed, 0));
+        let end = log.log_end_offset();
+        assert!(end >= flushed, "{pages} pages");
+        assert_eq!(offsets(&log.reader()), (0..end).collect::<Vec<_>>(), "{pages} pages");
+        assert!(!files.list(Path::new(DIR)).unwrap().iter().any(|entry| entry.name.ends_with(".sync-failed")));
+    }
+}
+
+/// After a crash indexes, checksums and leader epochs are written anew. On a full disk there was no room for them, and the log was not opened:
+/// it could not be read, and retention could not make room.
+#[test]
+fn a_log_opens_on_a_full_disk_after_a_crash() {
+    let config = LogConfig { index_interval_bytes: 100, ..small_segments() };
+    for (pages, kept) in (0..12).flat_map(|pages| [(pages, false), (pages, true)]) {
+        let what = format!("{pages} pages, {kept}");
+        let files = disk(pages);
+        let (mut log, _) = open(&files, &config, hints(0, 0));
+        (0..7).for_each(|n| drop(log.append(&[one(&[n; 300], NOW)], 3, NOW).unwrap()));
+        let flushed = log.flush().unwrap();
+        log.append(&[one(&[7; 300], NOW)], 5, NOW).unwrap();
+        drop(log);
+        let files = files.restart();
+        if !kept {
+            for name in files.list(Path::new(DIR)).unwrap().into_iter().map(|entry| entry.name) {
+                if [".index", ".timeindex", ".crc"].iter().any(|end| name.ends_with(end)) {
+                    files.remove_file(&Path::new(DIR).join(name)).unwrap();
+                }
+            }
+        }
+        files.set_capacity(Some(files.used_bytes() + pages * 4_096));
+        let (mut log, _) = open(&files, &config, hints(0, 0));
+        let reader = log.reader();
+        assert_eq!(offsets(&reader), (0..8).collect::<Vec<_>>(), "{what}");
+        assert_eq!((reader.epoch_at(6), reader.epoch_at(7)), (Some(3), Some(5)), "{what}");
+        // What says who wrote it is not on the disk.
+        let knows =
+            files.metadata(&Path::new(DIR).join("leader-epoch-checkpoint")).unwrap().len > b"0\n1\n3 0\n".len() as u64;
+        assert_eq!(log.flushed_offset() == 8, knows, "{what}");
+        if pages % 2 == 1 {
+            // The power fails while it is so.
+            let flushed = log.flushed_offset();
+            let files = files.crash();
+            files.set_capacity(None);
+            let (log, _) = open(&files, &config, hints(flushed, 0));
+            assert_eq!(offsets(&log.reader()), (0..log.log_end_offset()).collect::<Vec<_>>(), "{what}");
+            assert!(log.log_end_offset() >= flushed, "{what}");
+            continue;
+        }
+        log.delete_records(2, flushed.min(log.flushed_offset()), NOW).unwrap_or_default();
+        files.set_capacity(None);
+        log.enforce_retention(NOW, 0).unwrap();
+        assert_eq!(log.flushed_offset(), 8, "{what}: it tries again by itself");
+        let start = log.log_start_offset();
+        log.append(&[one(b"last", NOW)], 5, NOW).unwrap();
+        assert_eq!(log.flush().unwrap(), 9, "{what}");
+        log.close().unwrap();
+        let (log, report) = open(&files, &config, OpenHints { clean_shutdown: true, ..hints(9, start) });
+        assert!(report.clean && report.rebuilt.is_empty() && report.scanned_bytes == 0, "{what}: {report:?}");
+        assert_eq!(offsets(&log.reader()), (start..9).collect::<Vec<_>>(), "{what}");
+        assert_eq!((log.reader().epoch_at(6), log.reader().epoch_at(7)), (Some(3), Some(5)), "{what}");
+        let target = inspect::Target::open(files, Path::new(DIR)).unwrap();
+        let verified = inspect::verify(&target, &|_| {}).unwrap();
+        assert!(verified.faults.is_empty() && verified.notes.is_empty(), "{what}: {verified:#?}");
+    }
 }
 
 /// The log that was opened on a full disk went on in the very file whose sync had failed: once there was room again it took appends there, and
@@ -473,8 +536,7 @@ fn after_a_failed_sync_on_a_full_disk_nothing_is_acknowledged_from_the_same_file
         }
         drop(log);
         let files = files.restart();
-        // Enough for indexes.
-        files.set_capacity(Some(files.used_bytes() + 16_384));
+        files.set_capacity(Some(files.used_bytes()));
         let (mut log, _) = open(&files, &config, hints(flushed, 0));
         files.set_capacity(Some(files.used_bytes()));
         let end = log.log_end_offset();
@@ -564,6 +626,8 @@ fn the_word_of_a_failed_sync_goes_with_its_segment() {
     }
 }
 
+/// Recovery wrote what was not flushed again into the file whose sync had failed. Where that file's blocks are bad, a second sync that
+/// says nothing is worth nothing: what recovery called flushed was gone after the next power failure.
 #[test]
 fn after_a_failed_sync_the_log_goes_on_in_a_new_file() {
     for (seed, operations, rolls) in (0..8).flat_map(|seed| (0..40).map(move |n| (seed, n, seed % 2 == 1))) {

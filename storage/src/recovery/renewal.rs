@@ -190,9 +190,10 @@ impl Log {
         Ok(())
     }
 
-    /// What was freed may be the room that a new file waits for.
-    pub(crate) fn renew_if_there_is_room(&mut self) -> Result<(), LogError> {
-        if self.doubtful.is_empty() {
+    /// What was freed may be the room that what was found by opening waits for, to count as flushed: a new file, or the leader epochs.
+    pub(crate) fn settle_if_there_is_room(&mut self) -> Result<(), LogError> {
+        let waits = !self.doubtful.is_empty() || self.flushed < self.next_offset;
+        if !waits || self.unflushed_bytes > 0 {
             return Ok(());
         }
         match self.renew_doubtful().and_then(|()| self.flush_active()) {

@@ -14,7 +14,7 @@ use super::{CrcDisagreement, CutTail, Opening, renewal};
 use crate::active::{Active, crc_header, note_failed_sync, read_crc_file};
 use crate::checkpoint::{parse_segment_file_name, segment_file_name};
 use crate::crcfile::{self, CrcEntry, CrcFile, RunningCrc, STEP_BYTES};
-use crate::error::{Corruption, During, IoFailure, OpenError, ReadError};
+use crate::error::{Corruption, During, IoFailure, LogError, OpenError, ReadError};
 use crate::files::{self, Metadata, OpenMode};
 use crate::index::{IndexBuilder, IndexEntry, OffsetEntry};
 use crate::metrics as names;
@@ -68,7 +68,7 @@ impl Opening<'_> {
                     unflushed: None,
                     checkpointed: complete.size,
                 };
-                Ok((OpenedSegment { active, next_offset: complete.next_offset }, false))
+                Ok((OpenedSegment { active, next_offset: complete.next_offset, complete: true }, false))
             }
             // Nothing was known of epochs any more.
             Checked::WrongEpoch(batch) => Err(batch.into()),
@@ -385,8 +385,14 @@ impl Opening<'_> {
             unflushed: None,
             checkpointed: scanned.began,
         };
-        active.seal(&**self.place.files, self.place.identity)?;
-        Ok(OpenedSegment { active, next_offset: scanned.next_offset })
+        let complete = match active.seal(&**self.place.files, self.place.identity) {
+            Err(LogError::FullDisk(full)) => {
+                tracing::warn!(%full, "a segment is opened without it; it is written once there is room");
+                false
+            }
+            sealed => sealed.map(|()| true)?,
+        };
+        Ok(OpenedSegment { active, next_offset: scanned.next_offset, complete })
     }
 
     /// Whether a checksum file may be what a crash left of a write: short, or with zeros where an entry should be.
@@ -507,6 +513,8 @@ impl Opening<'_> {
 pub(super) struct OpenedSegment {
     pub(super) active: Active,
     pub(super) next_offset: i64,
+    /// Its indexes and checksums are on the disk.
+    pub(super) complete: bool,
 }
 
 pub(super) fn from_reading(error: ReadError) -> OpenError {
