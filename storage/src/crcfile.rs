@@ -57,6 +57,21 @@ pub struct CrcFile {
     pub entries: Vec<CrcEntry>,
 }
 
+impl CrcFile {
+    /// The bytes of this file, had it been written for another segment with the same bytes. The log need not be read for that: every checksum begins with
+    /// the header, and what the header adds can be taken out.
+    pub fn renamed(&self, header: CrcHeader) -> Vec<u8> {
+        let difference = crc32fast::hash(&self.header.encode()) ^ crc32fast::hash(&header.encode());
+        let mut bytes = header.encode().to_vec();
+        for entry in &self.entries {
+            let mut behind = crc32fast::Hasher::new_with_initial(difference);
+            behind.combine(&crc32fast::Hasher::new_with_initial_len(0, u64::from(entry.position)));
+            put(CrcEntry { position: entry.position, crc: entry.crc ^ behind.finalize() }, &mut bytes);
+        }
+        bytes
+    }
+}
+
 /// A file of checksums that is not one.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("position {position}: {detail}")]
@@ -246,8 +261,12 @@ mod tests {
     const HEADER: CrcHeader = CrcHeader { topic_id: TopicId::from_bytes([7; 16]), partition: 3, base_offset: 4711 };
 
     fn file_of(log: &[u8], pieces: usize) -> Vec<u8> {
-        let mut running = RunningCrc::new(&HEADER);
-        let mut file = HEADER.encode().to_vec();
+        file_for(HEADER, log, pieces)
+    }
+
+    fn file_for(header: CrcHeader, log: &[u8], pieces: usize) -> Vec<u8> {
+        let mut running = RunningCrc::new(&header);
+        let mut file = header.encode().to_vec();
         for piece in log.chunks(log.len().div_ceil(pieces).max(1)) {
             running.update(piece);
             let (at, bytes) = running.take();
@@ -274,6 +293,17 @@ mod tests {
         whole.update(&HEADER.encode());
         whole.update(&log);
         assert_eq!(decoded.entries[4].crc, whole.finalize());
+    }
+
+    #[test]
+    fn a_renamed_file_is_as_if_it_had_always_been_that() {
+        let header = CrcHeader { partition: 4, base_offset: 0, ..HEADER };
+        for len in [0, 1, 50_000, 65_536, 300_000] {
+            let log: Vec<u8> = (0..len).map(|n: u32| ((n * 7919) >> 3) as u8).collect();
+            let file = decode(&file_of(&log, 1)).unwrap();
+            assert_eq!(file.renamed(header), file_for(header, &log, 1), "{len}");
+            assert_eq!(file.renamed(HEADER), file_of(&log, 1), "{len}");
+        }
     }
 
     #[test]

@@ -131,6 +131,7 @@ pub(crate) fn recover(
     opening.tidy()?;
     opening.claim()?;
     let bases = opening.base_offsets()?;
+    opening.report.crc_disagreements.extend(owner::take_over(place, &bases)?);
     opening.read_epochs()?;
     opening.failed_syncs = renewal::failed_syncs(place)?;
     let recovered = if bases.is_empty() { opening.create()? } else { opening.segments(&bases)? };

@@ -287,6 +287,104 @@ fn what_kafka_appended_or_compacted_is_served() {
     }
 }
 
+/// A folder that was copied under another name was fenced as if its segments had been exchanged, and so was one that another name was given.
+#[test]
+fn a_copied_folder_is_served_and_reported() {
+    for segment_bytes in [150_000, 1_000_000] {
+        for is_renamed in [false, true] {
+            for hints in hints() {
+                let root = tempfile::tempdir().unwrap();
+                let config = config(segment_bytes);
+                let identities = [0, 1].map(|partition| identity_of("t", partition));
+                let dir = build(root.path(), &identities[0], &config, 6000);
+                let (written, _) = serve(&dir, &identities[0], &config, hints).unwrap();
+                let copied = root.path().join("t-1");
+                match is_renamed {
+                    true => std::fs::rename(&dir, &copied).unwrap(),
+                    false => copy(&dir, &copied),
+                }
+                let what = format!("{segment_bytes}, renamed: {is_renamed}, {hints:?}");
+                let target = Target::open(files(), &copied).unwrap();
+                assert!(inspect::verify(&target, &|_| ()).unwrap().faults.is_empty(), "{what}");
+                for reported in [logs(&copied).len(), 0] {
+                    let (rows, report) = serve(&copied, &identities[1], &config, hints)
+                        .unwrap_or_else(|corruption| panic!("{what}: {corruption}"));
+                    assert!(rows == written, "{what}: {} rows", rows.len());
+                    assert_eq!(report.crc_disagreements.len(), reported, "{what}: {report:?}");
+                }
+                // The original stays what it is, also where nothing but the copy could say whose it was.
+                for bit in (0..if is_renamed { 0 } else { 8 * 60 }).step_by(37) {
+                    let damaged = tempfile::tempdir().unwrap();
+                    ["t-0", "t-1"]
+                        .into_iter()
+                        .for_each(|name| copy(&root.path().join(name), &damaged.path().join(name)));
+                    let dir = damaged.path().join("t-0");
+                    let crc = logs(&dir)[0].with_extension("crc");
+                    let mut bytes = std::fs::read(&crc).unwrap();
+                    bytes[bit / 8] ^= 1 << (bit % 8);
+                    std::fs::write(&crc, bytes).unwrap();
+                    let (rows, report) = serve(&dir, &identities[0], &config, hints)
+                        .unwrap_or_else(|corruption| panic!("{what}, bit {bit}: {corruption}"));
+                    assert!(rows == written, "{what}, bit {bit}: {} rows", rows.len());
+                    assert_eq!(report.crc_disagreements.len(), 1, "{what}, bit {bit}: {report:?}");
+                }
+            }
+        }
+    }
+}
+
+/// What looks like a copy and is none: all that two partitions have was exchanged, or all that they have is one segment.
+#[test]
+fn exchanged_folders_are_never_served() {
+    for (segment_bytes, what) in
+        [(150_000, "folders"), (1_000_000, "folders"), (1_000_000, "crc"), (1_000_000, "damaged")]
+    {
+        for hints in hints() {
+            let root = tempfile::tempdir().unwrap();
+            let config = config(segment_bytes);
+            let identities = [0, 1].map(|partition| identity_of("t", partition));
+            let dirs = identities.clone().map(|identity| build(root.path(), &identity, &config, 6000));
+            let both = dirs.clone().map(|dir| logs(&dir)[0].clone());
+            match what {
+                "folders" => {
+                    std::fs::rename(&dirs[0], root.path().join("aside")).unwrap();
+                    std::fs::rename(&dirs[1], &dirs[0]).unwrap();
+                    std::fs::rename(root.path().join("aside"), &dirs[1]).unwrap();
+                }
+                "crc" => exchange(&both[0], &both[1], &["crc"]),
+                _ => {
+                    exchange(&both[0], &both[1], &[]);
+                    let crc = both[0].with_extension("crc");
+                    let mut bytes = std::fs::read(&crc).unwrap();
+                    bytes[50] ^= 1;
+                    std::fs::write(&crc, bytes).unwrap();
+                }
+            }
+            for (dir, identity) in dirs.iter().zip(&identities) {
+                let what = format!("{what}, {segment_bytes}, {hints:?}, {}", dir.display());
+                match serve(dir, identity, &config, hints) {
+                    Err(corruption) => assert_eq!(corruption.path, logs(dir)[0], "{what}: {corruption}"),
+                    Ok((rows, report)) => panic!("{what}: {} rows: {report:?}", rows.len()),
+                }
+                let report = inspect::verify(&Target::open(files(), dir).unwrap(), &|_| ()).unwrap();
+                assert!(!report.faults.is_empty(), "{what}: {report:?}");
+                if what.starts_with("damaged") && identity.partition == 1 {
+                    // Nothing says any more whose these bytes are, only that they are not its own.
+                    continue;
+                }
+                assert!(report.faults.iter().any(|fault| fault.kind == FaultKind::Owner), "{what}: {report:?}");
+                let out = root.path().join("repaired").join(dir.file_name().unwrap());
+                std::fs::create_dir_all(out.parent().unwrap()).unwrap();
+                let report = inspect::repair(&files(), dir, &RepairMode::Copy(out.clone()), &|_| ()).unwrap();
+                assert!(!report.foreign.is_empty(), "{what}: {report:?}");
+                let (rows, _) = serve(&out, identity, &config, hints).unwrap();
+                assert!(rows.is_empty(), "{what}: {} rows", rows.len());
+                std::fs::remove_dir_all(out).unwrap();
+            }
+        }
+    }
+}
+
 /// A partition that was closed before anything was written, as a crash leaves it later: its checksum file has no entry.
 fn build_unclosed(root: &Path, identity: &LogIdentity, batches: i64) -> PathBuf {
     let dir = root.join(format!("{}-{}", identity.topic, identity.partition));

@@ -61,7 +61,7 @@ impl<'a> Owners<'a> {
     pub(super) fn other(&self, segment: &SegmentFile) -> Result<Option<String>, InspectError> {
         let is_named = segment.name() == segment_file_name(segment.base_offset, ".log");
         match self.folder().filter(|_| is_named && !self.is_copy) {
-            Some(folder) => owner::foreign(folder, segment.base_offset).map_err(failed),
+            Some(folder) => owner::other_owner(folder, segment.base_offset, u64::MAX).map_err(failed),
             None => Ok(None),
         }
     }

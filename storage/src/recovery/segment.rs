@@ -400,7 +400,10 @@ impl Opening<'_> {
         let bytes = files::read(&**self.place.files, path, 1 << 20).during("read", path)?;
         let entry_bytes = crcfile::ENTRY_BYTES;
         let is_short = bytes.len() < crcfile::HEADER_BYTES || !bytes.len().is_multiple_of(entry_bytes);
-        Ok(is_short || bytes.chunks(entry_bytes).any(|entry| entry.iter().all(|byte| *byte == 0)))
+        // The header of a first partition's first segment has as many zeros.
+        let (header, entries) = bytes.split_at(crcfile::HEADER_BYTES.min(bytes.len()));
+        let mut parts = entries.chunks(entry_bytes).chain([header]);
+        Ok(is_short || parts.any(|part| part.iter().all(|byte| *byte == 0)))
     }
 
     /// Reports where a checksum file disagrees with a log of valid batches. `flushed`: bytes that lie below the recovery point.
@@ -424,7 +427,7 @@ impl Opening<'_> {
             Some(Ok(file)) => match self.first_wrong(file, computed, &log)? {
                 // It may have been made of bytes that are lost; it may also never have been of these.
                 None if file.entries.first().is_some_and(|first| u64::from(first.position) > computed.position()) => {
-                    return self.check_owner(&log, base_offset, computed, Some(file));
+                    return self.check_owner(&log, base_offset, computed);
                 }
                 None => return Ok(()),
                 Some(entry) => (entry.position, "the bytes up to here are others".to_owned()),
@@ -433,7 +436,7 @@ impl Opening<'_> {
         let file = found.as_ref().and_then(|found| found.as_ref().ok());
         let from_the_first = file.and_then(|file| file.entries.first()).is_none_or(|first| position <= first.position);
         if from_the_first {
-            self.check_owner(&log, base_offset, computed, file)?;
+            self.check_owner(&log, base_offset, computed)?;
         }
         let position = u64::from(position);
         if let Some(last) = file.filter(|file| file.header == ours).and_then(|file| file.entries.last()) {
@@ -453,15 +456,9 @@ impl Opening<'_> {
     }
 
     /// Valid batches that do not begin as they should may be another partition's.
-    fn check_owner(
-        &self,
-        log: &Path,
-        base_offset: i64,
-        computed: &RunningCrc,
-        found: Option<&CrcFile>,
-    ) -> Result<(), OpenError> {
+    fn check_owner(&self, log: &Path, base_offset: i64, computed: &RunningCrc) -> Result<(), OpenError> {
         let folder = Folder::of(self.place);
-        let Some(other) = owner::other_owner(folder, base_offset, computed.position(), found)? else {
+        let Some(other) = owner::other_owner(folder, base_offset, computed.position())? else {
             return Ok(());
         };
         let detail = format!("every batch is valid, but this is no file of this partition: {other}");
