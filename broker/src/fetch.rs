@@ -89,7 +89,8 @@ pub(crate) async fn serve(
         session,
         reader,
         watermarks: partition.watermarks(),
-        partition,
+        partition: partition.clone(),
+        leader_epoch: opened.leader_epoch,
         credit: &credit,
         handed: Arc::default(),
         min_bytes: u64::from(open.min_bytes),
@@ -115,7 +116,7 @@ pub(crate) async fn serve(
                 next_offset: -1,
                 high_watermark: offsets.high_watermark,
                 log_start_offset: offsets.log_start,
-                error: Some(error.to_wire()),
+                error: Some(session.shared.refusal(&partition, &error)),
             };
             send_within(send, &last, session.patience(), "why the stream ends").await
         }
@@ -176,6 +177,8 @@ fn check_position(reader: &LogReader, partition: &PartitionHandle, open: &OpenFe
 struct Sending<'a> {
     session: &'a Session,
     partition: PartitionHandle,
+    /// The epoch in which the reader came.
+    leader_epoch: i32,
     reader: LogReader,
     watermarks: watch::Receiver<Watermarks>,
     credit: &'a Account,
@@ -254,6 +257,9 @@ impl Sending<'_> {
             let watermarks = self.watermarks.borrow_and_update();
             if let Some(why) = &watermarks.ended {
                 return Err(End::Partition(why.clone()));
+            }
+            if !watermarks.leads {
+                return Err(End::Partition(PartitionError::NotLeader(self.leader_epoch)));
             }
             watermarks.offsets.high_watermark
         };

@@ -6,6 +6,8 @@
 mod following;
 #[cfg(test)]
 mod following_tests;
+#[cfg(test)]
+mod role_tests;
 pub mod state;
 #[cfg(test)]
 mod state_tests;
@@ -73,6 +75,8 @@ impl PartitionContext {
 pub struct Watermarks {
     /// Where the log begins and ends, and what may be read.
     pub offsets: Offsets,
+    /// Whether this broker leads the partition: readers go elsewhere once it does not.
+    pub leads: bool,
     /// Why the partition is no longer served, if it is not.
     pub ended: Option<PartitionError>,
 }
@@ -273,7 +277,7 @@ impl PartitionHandle {
             me: assigned.me,
             role: ArcSwap::from_pointee(role),
             config: ArcSwap::new(Arc::clone(&assigned.config)),
-            watermarks: watch::Sender::new(Watermarks { offsets, ended: ended.clone() }),
+            watermarks: watch::Sender::new(Watermarks { offsets, leads: false, ended: ended.clone() }),
             reader,
             admission: Arc::new(Semaphore::new(context.append_queue_bytes as usize)),
             admission_bytes: context.append_queue_bytes,
@@ -388,7 +392,7 @@ impl PartitionHandle {
 
     /// Offsets, size, and whether it is served.
     pub fn status(&self) -> PartitionStatus {
-        let Watermarks { offsets, ended } = self.shared.watermarks.borrow().clone();
+        let Watermarks { offsets, ended, .. } = self.shared.watermarks.borrow().clone();
         PartitionStatus {
             leader_epoch: self.leader_epoch(),
             log_start_offset: offsets.log_start,

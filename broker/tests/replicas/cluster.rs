@@ -105,6 +105,11 @@ impl Cluster {
         drop(self.brokers.remove(&id).expect("it runs"));
     }
 
+    /// Ends a broker as it should be. Whether everything was in good order.
+    pub(crate) async fn stop(&mut self, id: i32) -> bool {
+        self.brokers.remove(&id).expect("it runs").shutdown().await
+    }
+
     /// The controller hears nothing of a broker any more.
     pub(crate) fn fence(&self, id: i32) {
         let incarnation = self.incarnation(id).as_bytes().to_vec().into();

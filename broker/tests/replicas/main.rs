@@ -180,3 +180,42 @@ async fn large_batches_reach_a_follower_that_comes_late() {
     cluster.until_in_sync("t", &[1, 2]).await;
     cluster.until_sample(2, &log_end("t"), 5.0).await;
 }
+
+#[tokio::test]
+async fn readers_are_sent_to_the_new_leader_when_the_old_one_lives_on() {
+    let cluster = Cluster::start(&[1, 2], &[]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2], &[]);
+    cluster.until_in_sync("t", &[1, 2]).await;
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    send_all(&mut produce, &texts("a", 2)).await;
+    let client = Client::connect(cluster.broker(1)).await;
+    let (mut fetch, _) = client.fetch(open_fetch(&topic_id, 0, 0)).await;
+    assert_eq!(fetch.read_to(2).await.len(), 2);
+    cluster.fence(1);
+    let error = loop {
+        if let Some(error) = fetch.data().await.0.error {
+            break error;
+        }
+    };
+    assert_eq!(ErrorCode::from_number(error.code), ErrorCode::NotLeader, "{}", error.message);
+    assert_eq!(error.leader.expect("a hint").broker_id, 2);
+    assert_eq!(cluster.read(2, &topic_id, 2).await, texts("a", 2));
+}
+
+#[tokio::test]
+async fn a_broker_that_stops_closes_its_logs_in_good_order_whatever_it_is_to_them() {
+    let mut cluster = Cluster::start(&[1, 2], &[]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2], &[("min.insync.replicas", "2")]);
+    let other = cluster.create("u", 1, &[2, 1], &[("min.insync.replicas", "2")]);
+    for (leader, topic_id) in [(1, &topic_id), (2, &other)] {
+        let mut produce = cluster.produce(leader, topic_id, Acks::All).await;
+        send_all(&mut produce, &texts("a", 5)).await;
+    }
+    assert!(within("a stop", cluster.stop(1)).await, "in good order");
+    cluster.fence(1);
+    cluster.up(1).await;
+    cluster.until_in_sync("t", &[1, 2]).await;
+    let mut produce = cluster.produce(2, &topic_id, Acks::All).await;
+    send_all(&mut produce, &texts("b", 5)).await;
+    cluster.until_sample(1, &log_end("t"), 10.0).await;
+}
