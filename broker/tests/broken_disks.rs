@@ -879,3 +879,55 @@ fn a_shutdown_ends_though_the_journal_hangs_and_the_folder_is_locked_until_it_do
         std::thread::yield_now();
     }
 }
+
+/// The groups' log was opened on a full disk after a failed sync, and its end did not count as flushed yet. The groups were read up to there; what
+/// lay behind came to count later, and nobody who was asked knew of it until the next start.
+#[tokio::test]
+async fn groups_are_read_to_the_end_of_their_log_or_not_served() {
+    use headwater_storage::offsets_schema::partition_of_group;
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(12);
+    let log = format!("__consumer_offsets-{}/00000000000000000000.log", partition_of_group("g", 16));
+    let commit = async |client: &Client, offset: i64| {
+        let entry = wire::OffsetEntry { topic: "t".into(), partition: 0, offset, ..Default::default() };
+        let commit = wire::CommitOffsets { group: "g".into(), offsets: vec![entry], ..Default::default() };
+        matches!(client.call(Request::CommitOffsets(commit)).await, Response::CommitOffsets(_))
+    };
+    let broker = start_on(dir.path(), &files, &[]).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[]).await;
+    for _ in 0..3 {
+        assert_eq!(produced(&client, &topic, b"x").await.error, None);
+    }
+    assert!(commit(&client, 1).await);
+    files.fail(Fault::new(Operation::Sync).on(&*log).times(1));
+    assert!(!commit(&client, 2).await, "nobody was told that it is kept");
+    assert!(!broker.shutdown().await);
+
+    let files = files.restart();
+    // The new file that the failed sync asks for has no room.
+    files.fail(Fault::new(Operation::Reserve).on(log.replace(".log", ".log.cleaned")).full());
+    let broker = start_on(dir.path(), &files, &["log.retention.check.interval.ms=20"]).await;
+    let client = Client::connect(&broker).await;
+    let fetched = async || {
+        let fetch = wire::FetchOffsets { group: "g".into(), ..Default::default() };
+        match client.call(Request::FetchOffsets(fetch)).await {
+            Response::FetchOffsets(found) => Ok(found.offsets.first().map(|entry| entry.offset)),
+            Response::Error(error) => Err(error),
+            other => panic!("{other:?}"),
+        }
+    };
+    let refused = fetched().await.expect_err("the end of the log may be lost yet");
+    assert!(refused.retryable, "{refused:?}");
+    files.heal();
+    let known = within("the groups", async {
+        loop {
+            match fetched().await {
+                Ok(known) => break known,
+                Err(error) => assert!(error.retryable, "{error:?}"),
+            }
+        }
+    });
+    assert_eq!(known.await, Some(2));
+    assert!(broker.shutdown().await);
+}

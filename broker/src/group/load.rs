@@ -10,18 +10,34 @@ use bytes::{Bytes, BytesMut};
 use headwater_proto::batch::{BatchError, BatchHeader, LENGTH_PREFIX_BYTES, Records};
 use headwater_storage::{LogReader, ReadError, offsets_schema};
 use std::time::Duration;
+use tokio::time::timeout;
 
 /// Bytes that are read at once.
 const READ_BYTES: usize = 1 << 20;
 
-/// Waits, then reads everything up to the high watermark.
+/// How long the high watermark may take to reach the end of the log.
+const COUNTED_WITHIN: Duration = Duration::from_secs(1);
+
+/// Waits, then reads everything that is there. Records beyond the high watermark may be lost yet, or count later without anybody saying so:
+/// the groups are not read before it is known which.
 ///
 /// # Errors
-/// When the partition is fenced, cannot be read, or holds bytes that are no batches.
+/// When the partition is fenced, cannot be read, holds bytes that are no batches, or does not know its high watermark in time.
 pub(super) async fn read(partition: PartitionHandle, pool: Pool, after: Duration) -> Result<Replay, PartitionError> {
     tokio::time::sleep(after).await;
     let reader = partition.reader()?;
-    let end = partition.offsets().high_watermark;
+    let end = partition.offsets().log_end;
+    let mut watermarks = partition.watermarks();
+    let counted = watermarks.wait_for(|now| now.ended.is_some() || now.offsets.high_watermark >= end);
+    if timeout(COUNTED_WITHIN, counted).await.is_err() {
+        let counted = partition.offsets().high_watermark;
+        let why = format!(
+            "the log of the groups ends at offset {end}, and only what lies before {counted} is certain to stay"
+        );
+        return Err(PartitionError::Internal(why.into()));
+    }
+    // Not where the partition ended meanwhile.
+    partition.reader()?;
     pool.run_long(move || replay(&partition, &reader, end)).await
 }
 
