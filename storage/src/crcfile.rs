@@ -63,13 +63,25 @@ impl CrcFile {
     pub fn renamed(&self, header: CrcHeader) -> Vec<u8> {
         let difference = crc32fast::hash(&self.header.encode()) ^ crc32fast::hash(&header.encode());
         let mut bytes = header.encode().to_vec();
-        for entry in &self.entries {
-            let mut behind = crc32fast::Hasher::new_with_initial(difference);
-            behind.combine(&crc32fast::Hasher::new_with_initial_len(0, u64::from(entry.position)));
-            put(CrcEntry { position: entry.position, crc: entry.crc ^ behind.finalize() }, &mut bytes);
+        for CrcEntry { position, crc } in &self.entries {
+            put(CrcEntry { position: *position, crc: crc ^ carried(difference, *position) }, &mut bytes);
         }
         bytes
     }
+
+    /// The first checksum, of the log's bytes alone: that of the same bytes is the same in every segment.
+    pub fn first_of_bytes(&self) -> Option<CrcEntry> {
+        let CrcEntry { position, crc } = *self.entries.first()?;
+        let header = crc32fast::hash(&self.header.encode());
+        Some(CrcEntry { position, crc: crc ^ carried(header, position) })
+    }
+}
+
+/// What a checksum adds to that of so many bytes behind it.
+fn carried(crc: u32, bytes: u32) -> u32 {
+    let mut behind = crc32fast::Hasher::new_with_initial(crc);
+    behind.combine(&crc32fast::Hasher::new_with_initial_len(0, u64::from(bytes)));
+    behind.finalize()
 }
 
 /// A file of checksums that is not one.
@@ -303,6 +315,9 @@ mod tests {
             let file = decode(&file_of(&log, 1)).unwrap();
             assert_eq!(file.renamed(header), file_for(header, &log, 1), "{len}");
             assert_eq!(file.renamed(HEADER), file_of(&log, 1), "{len}");
+            let first =
+                log.chunks(STEP_BYTES as usize).next().map(|bytes| (bytes.len() as u32, crc32fast::hash(bytes)));
+            assert_eq!(file.first_of_bytes().map(|entry| (entry.position, entry.crc)), first, "{len}");
         }
     }
 

@@ -16,6 +16,7 @@
 //! * Indexes, checksums, snapshots and epochs are made from the log; damaged ones are made anew and reported.
 
 pub(crate) mod history;
+pub(crate) mod neighbours;
 pub(crate) mod owner;
 pub(crate) mod renewal;
 mod report;
@@ -37,6 +38,7 @@ use crate::replay::{self, remove_snapshots, snapshot_offsets};
 use crate::segment::Segment;
 use crate::verify;
 
+use owner::Folder;
 use renewal::Doubtful;
 pub use report::{CrcDisagreement, CutTail, RecoveryProgress, RecoveryReport};
 use segment::{OpenedSegment, from_reading};
@@ -131,7 +133,7 @@ pub(crate) fn recover(
     opening.tidy()?;
     opening.claim()?;
     let bases = opening.base_offsets()?;
-    opening.report.crc_disagreements.extend(owner::take_over(place, &bases)?);
+    opening.report.crc_disagreements.extend(owner::take_over(Folder::of(place, &progress.neighbours, now_ms), &bases)?);
     opening.read_epochs()?;
     opening.failed_syncs = renewal::failed_syncs(place)?;
     let recovered = if bases.is_empty() { opening.create()? } else { opening.segments(&bases)? };

@@ -2,16 +2,20 @@
 
 mod common;
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use common::*;
 use headwater_proto::TopicId;
 use headwater_proto::batch::Batches;
 use headwater_storage::config::Cleanup;
+use headwater_storage::files::{DirEntry, Directory, File, Files, Lock, Metadata, OpenMode};
 use headwater_storage::inspect::{self, FaultKind, RepairMode, Target};
 use headwater_storage::{
-    Corruption, Files, Log, LogConfig, LogIdentity, OpenError, OpenHints, OsFiles, ReadError, RecoveryReport,
+    Corruption, Log, LogConfig, LogIdentity, OpenError, OpenHints, OpenLimit, OsFiles, ReadError, RecoveryProgress,
+    RecoveryReport,
 };
 
 const BATCHES: i64 = 60;
@@ -383,6 +387,90 @@ fn exchanged_folders_are_never_served() {
             }
         }
     }
+}
+
+/// Files that count what is opened and listed.
+#[derive(Debug, Default)]
+struct Counted {
+    files: OsFiles,
+    looks: AtomicU64,
+}
+
+impl Files for Counted {
+    fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        self.files.open(path, mode)
+    }
+
+    fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
+        self.looks.fetch_add(1, Ordering::Relaxed);
+        self.files.list(dir)
+    }
+
+    fn metadata(&self, path: &Path) -> io::Result<Metadata> {
+        self.files.metadata(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.files.rename(from, to)
+    }
+
+    fn remove_file(&self, path: &Path) -> io::Result<()> {
+        self.files.remove_file(path)
+    }
+
+    fn create_dir_all(&self, path: &Path) -> io::Result<()> {
+        self.files.create_dir_all(path)
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        self.files.remove_dir(path)
+    }
+
+    fn open_dir(&self, path: &Path) -> io::Result<Box<dyn Directory>> {
+        self.files.open_dir(path)
+    }
+
+    fn free_bytes(&self, path: &Path) -> io::Result<u64> {
+        self.files.free_bytes(path)
+    }
+
+    fn lock(&self, path: &Path) -> io::Result<Box<dyn Lock>> {
+        self.files.lock(path)
+    }
+
+    fn open_limit(&self) -> &OpenLimit {
+        self.files.open_limit()
+    }
+}
+
+/// Each partition that Kafka compacted looked into the folder of each other one, for each segment: ten thousand of them opened a hundred million
+/// files. What they see of each other is learned once.
+#[test]
+fn many_partitions_that_kafka_compacted_look_at_each_file_once() {
+    let looks = [8_u32, 32].map(|partitions| {
+        let root = tempfile::tempdir().unwrap();
+        let config = LogConfig { cleanup: Cleanup { delete: false, compact: true }, ..config(80_000) };
+        for partition in 0..partitions {
+            let dir = build(root.path(), &identity_of("t", partition), &config, 3000);
+            let name = logs(&dir)[0].clone();
+            let bytes = bytes::Bytes::from(std::fs::read(&name).unwrap());
+            let batches: Vec<_> = Batches::new(&bytes).map(|item| item.unwrap().0).collect();
+            std::fs::write(&name, [&bytes[..batches[1]], &bytes[batches[2]..]].concat()).unwrap();
+        }
+        let counted = Arc::new(Counted::default());
+        let progress = RecoveryProgress::default();
+        for partition in 0..partitions {
+            let files: Arc<dyn Files> = counted.clone();
+            let dir = root.path().join(format!("t-{partition}"));
+            let identity = identity_of("t", partition);
+            let (_, report) =
+                Log::open_watched(files, &dir, identity, config.clone(), hints()[0], NOW, &progress).unwrap();
+            assert_eq!(report.crc_disagreements.len(), 1, "{report:?}");
+        }
+        counted.looks.load(Ordering::Relaxed) as f64 / f64::from(partitions)
+    });
+    assert!(looks[1] < looks[0] * 1.1, "looks for each partition of 8, and of 32: {looks:?}");
 }
 
 /// A partition that was closed before anything was written, as a crash leaves it later: its checksum file has no entry.

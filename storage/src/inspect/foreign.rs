@@ -13,6 +13,7 @@ use super::{InspectError, SegmentFile, Target, offsets_of};
 use crate::checkpoint::segment_file_name;
 use crate::crcfile::{self, CrcHeader};
 use crate::error::IoFailure;
+use crate::recovery::neighbours::Neighbours;
 use crate::recovery::owner::{self, Folder};
 
 /// Whose a folder's segments are.
@@ -22,6 +23,7 @@ pub(super) struct Owners<'a> {
     /// Whose the folder is said to be.
     pub(super) topic_id: Option<TopicId>,
     pub(super) partition: Option<u32>,
+    neighbours: Neighbours,
     /// All of it is another's.
     is_copy: bool,
 }
@@ -44,7 +46,8 @@ impl<'a> Owners<'a> {
         let topic_id = all_say.or(target.topic_id()).or(said);
         let by_name = target.partition().map(|(_, partition)| partition);
         let partition = by_name.or_else(|| most(headers.iter().map(|header| header.partition)));
-        let mut owners = Owners { target, root: target.root(), topic_id, partition, is_copy: false };
+        let neighbours = Neighbours::default();
+        let mut owners = Owners { target, root: target.root(), topic_id, partition, neighbours, is_copy: false };
         if let Some(folder) = owners.folder() {
             owners.is_copy = owner::is_copy(folder, &bases).map_err(failed)?;
         }
@@ -54,7 +57,7 @@ impl<'a> Owners<'a> {
     fn folder(&self) -> Option<Folder<'_>> {
         let (topic_id, partition) = self.topic_id.zip(self.partition)?;
         let (files, dir) = (&*self.target.files, self.target.dir.as_path());
-        Some(Folder { files, dir, root: &self.root, topic_id, partition })
+        Some(Folder { files, dir, root: &self.root, topic_id, partition, neighbours: &self.neighbours, now_ms: 0 })
     }
 
     /// Whose this segment is, in words, if it is another partition's.

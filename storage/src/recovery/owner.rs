@@ -1,7 +1,7 @@
 //! Whose a segment is, when its bytes are not those that its checksum file was made of, though every batch is valid.
 //!
 //! Owns: the look at the other partitions of the data root, which lie beside the folder; recovery and the inspection ask the same. Refuses: to
-//! look without a reason, since that opens a file of each of them. Read next: `segment.rs`.
+//! look without a reason, since that opens files of each of them (once for all that are opened at a time: `neighbours.rs`). Read next: `segment.rs`.
 //!
 //! Kafka may have appended or compacted here: then valid batches are good enough. A file that was exchanged with another partition's is not:
 //! whoever reads it gets records that were never written there. The checksums begin with the partition, so the `.crc` of the one that the bytes
@@ -20,13 +20,15 @@
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use headwater_proto::TopicId;
 use headwater_proto::batch::{self, BatchHeader};
 
+use super::neighbours::Neighbours;
 use super::report::CrcDisagreement;
 use crate::active::{Place, read_crc_file};
-use crate::checkpoint::{parse_partition_dir_name, read_partition_metadata, segment_file_name};
+use crate::checkpoint::segment_file_name;
 use crate::crcfile::{self, CrcFile, CrcHeader, RunningCrc, STEP_BYTES};
 use crate::error::{During, IoFailure};
 use crate::files::{self, Files, OpenMode, is_exhausted, parent, read_exact_at};
@@ -43,13 +45,16 @@ pub(crate) struct Folder<'a> {
     pub(crate) root: &'a Path,
     pub(crate) topic_id: TopicId,
     pub(crate) partition: u32,
+    /// What is known of the others.
+    pub(crate) neighbours: &'a Neighbours,
+    pub(crate) now_ms: i64,
 }
 
 impl<'a> Folder<'a> {
-    pub(super) fn of(place: Place<'a>) -> Folder<'a> {
+    pub(super) fn of(place: Place<'a>, neighbours: &'a Neighbours, now_ms: i64) -> Folder<'a> {
         let Place { files, dir, identity, .. } = place;
         let (topic_id, partition) = (identity.topic_id, identity.partition);
-        Folder { files: &**files, dir, root: parent(dir), topic_id, partition }
+        Folder { files: &**files, dir, root: parent(dir), topic_id, partition, neighbours, now_ms }
     }
 
     fn file(&self, base_offset: i64, extension: &str) -> PathBuf {
@@ -60,31 +65,27 @@ impl<'a> Folder<'a> {
         CrcHeader { topic_id: self.topic_id, partition: self.partition, base_offset }
     }
 
-    /// The partitions beside this one: name, number and folder of each.
-    fn others(&self) -> Result<Vec<(u32, PathBuf)>, IoFailure> {
+    /// Without this one.
+    fn others(&self, mut found: Vec<Arc<Path>>) -> Vec<Arc<Path>> {
         let own = self.dir.file_name().map(|name| self.root.join(name));
-        let entries = self.files.list(self.root).during("list", self.root)?;
-        let folders = entries.iter().filter_map(|entry| {
-            let (_, number) = parse_partition_dir_name(&entry.name)?;
-            Some((number, self.root.join(&entry.name))).filter(|(_, folder)| own.as_ref() != Some(folder))
-        });
-        Ok(folders.collect())
+        found.retain(|folder| own.as_deref() != Some(&**folder));
+        found
     }
 
     /// The folders beside this one that are said to be of a partition.
-    fn folders_of(&self, header: CrcHeader) -> Result<Vec<PathBuf>, IoFailure> {
-        let mut found = self.others()?;
-        found.retain(|(number, folder)| {
-            *number == header.partition
-                && read_partition_metadata(self.files, folder).is_ok_and(|id| id == Some(header.topic_id))
-        });
-        Ok(found.into_iter().map(|(_, folder)| folder).collect())
+    fn folders_of(&self, header: CrcHeader) -> Result<Vec<Arc<Path>>, IoFailure> {
+        let at = (self.files, self.root);
+        Ok(self.others(self.neighbours.of_partition(at, self.now_ms, header.topic_id, header.partition)?))
+    }
+
+    /// The folders beside this one where a segment of this base offset is said to begin with these bytes.
+    fn folders_with(&self, base_offset: i64, bytes: &[u8]) -> Result<Vec<Arc<Path>>, IoFailure> {
+        Ok(self.others(self.neighbours.beginning_as((self.files, self.root), self.now_ms, base_offset, bytes)?))
     }
 }
 
 /// Makes the checksum files of a folder that was copied or renamed this partition's, where they are whole. Says which.
-pub(super) fn take_over(place: Place<'_>, bases: &[i64]) -> Result<Vec<CrcDisagreement>, IoFailure> {
-    let folder = Folder::of(place);
+pub(super) fn take_over(folder: Folder<'_>, bases: &[i64]) -> Result<Vec<CrcDisagreement>, IoFailure> {
     let mut changed = Vec::new();
     if !is_copy(folder, bases)? {
         return Ok(changed);
@@ -200,12 +201,11 @@ fn brought_along(folder: Folder<'_>, header: CrcHeader) -> Result<Option<String>
 /// are not this partition's.
 fn search(folder: Folder<'_>, bases: &[i64], bytes: &[u8], is_certain: bool) -> Result<Option<String>, IoFailure> {
     let mut found = None;
-    for (_, other) in folder.others()? {
-        for base_offset in bases {
+    for base_offset in bases {
+        for other in folder.folders_with(*base_offset, bytes)? {
             let path = |extension| other.join(segment_file_name(*base_offset, extension));
-            let Some(file) = beginning(folder.files, &path(".crc"))?.filter(|file| begins_as(bytes, file)) else {
-                continue;
-            };
+            let file = beginning(folder.files, &path(".crc"))?;
+            let Some(file) = file.filter(|file| begins_as(bytes, file)) else { continue };
             if file.header == folder.header(*base_offset) {
                 // Our checksum file lies there: it, not the log, was exchanged.
                 return Ok(None);
@@ -222,7 +222,7 @@ fn search(folder: Folder<'_>, bases: &[i64], bytes: &[u8], is_certain: bool) -> 
 }
 
 /// The header of a checksum file and its first entry, if it has one. What is wrong with another partition's files is not this one's matter.
-fn beginning(files: &dyn Files, path: &Path) -> Result<Option<CrcFile>, IoFailure> {
+pub(super) fn beginning(files: &dyn Files, path: &Path) -> Result<Option<CrcFile>, IoFailure> {
     match first_of(files, path, BEGINNING_BYTES as u64) {
         Ok(bytes) => Ok(crcfile::decode(&bytes).ok()),
         Err(error) if is_exhausted(&error) => Err(IoFailure::new("open", path, error)),

@@ -3,9 +3,14 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How far recoveries are, of all logs that were given it. A log that was closed in good order adds nothing.
+use super::neighbours::Neighbours;
+
+/// How far recoveries are, of all logs that were given it, and what they need not all find out for themselves. A log that was closed in good order
+/// adds nothing.
 #[derive(Debug, Default)]
 pub struct RecoveryProgress {
+    /// What they know of each other's folders.
+    pub(super) neighbours: Neighbours,
     to_scan_bytes: AtomicU64,
     scanned_bytes: AtomicU64,
 }

@@ -457,7 +457,7 @@ impl Opening<'_> {
 
     /// Valid batches that do not begin as they should may be another partition's.
     fn check_owner(&self, log: &Path, base_offset: i64, computed: &RunningCrc) -> Result<(), OpenError> {
-        let folder = Folder::of(self.place);
+        let folder = Folder::of(self.place, &self.progress.neighbours, self.now_ms);
         let Some(other) = owner::other_owner(folder, base_offset, computed.position())? else {
             return Ok(());
         };
