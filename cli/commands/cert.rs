@@ -1,12 +1,14 @@
 //! `headwater cert`: an authority for a cluster, and what it signs for brokers and clients.
 //!
 //! Owns: the files. Nothing that is there is overwritten: a renewal says so, and replaces only a certificate of the same holder. A
-//! file takes the place of another one whole. Refuses: what stands in a certificate ([`headwater_broker::tls::make`]).
+//! file takes the place of another one whole, with its owner and its mode. A renewal that ends in the middle leaves a pair that can be used:
+//! the key's file holds the old key and the new one while the certificate is replaced, and brokers and clients take the one that fits;
+//! a second `--renew` leaves the rest out. Refuses: what stands in a certificate ([`headwater_broker::tls::make`]).
 
 use anyhow::{Context, Result, bail};
 use headwater_broker::tls::make::{Authority, Issued, MakeError, Validity, hosts_of};
 use headwater_broker::tls::principal::{Holder, Name};
-use headwater_broker::tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, PROFILE_FILE, write_aside};
+use headwater_broker::tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE, PROFILE_FILE, replace, write_aside};
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use serde::Serialize;
@@ -77,7 +79,7 @@ fn ca(global: &Global, args: CaArgs) -> Result<()> {
         Some((old, _)) => trusted += old,
         None => write_aside(&target.key, issued.key_pem.as_bytes(), true)?,
     }
-    write_aside(&target.certificate, trusted.as_bytes(), false)?;
+    put(&target.certificate, &trusted, false)?;
     tell(global, &target.made("ca", &issued, vec![], before.is_some())?)?;
     note(global, format_args!("keep {} off the brokers: whoever has it can be any of them", target.key.display()));
     Ok(())
@@ -191,10 +193,16 @@ impl Target {
         }
         if missing {
             trusted += &authority;
-            write_aside(&self.ca, trusted.as_bytes(), false)?;
+            put(&self.ca, &trusted, false)?;
         }
-        write_aside(&self.key, issued.key_pem.as_bytes(), true)?;
-        Ok(write_aside(&self.certificate, issued.certificate_pem.as_bytes(), false)?)
+        if !self.key.exists() || !self.certificate.exists() {
+            put(&self.key, &issued.key_pem, true)?;
+            return put(&self.certificate, &issued.certificate_pem, false);
+        }
+        // At each moment one of the keys is the certificate's. Whoever takes the first key takes the old one for the old certificate.
+        put(&self.key, &(read(&self.key)? + &issued.key_pem), true)?;
+        put(&self.certificate, &issued.certificate_pem, false)?;
+        put(&self.key, &issued.key_pem, true)
     }
 
     fn made(&self, kind: &'static str, issued: &Issued, hosts: Vec<String>, renewed: bool) -> Result<Made> {
@@ -256,6 +264,11 @@ fn validity(length: Duration) -> Validity {
 /// A cluster's name that nobody else has.
 fn unique() -> String {
     format!("cluster-{:012x}", rand::random::<u64>() >> 16)
+}
+
+/// Writes a file whole. What it takes the place of hands its owner and its mode on; else it is for its owner alone where it is `private`.
+fn put(path: &Path, text: &str, private: bool) -> Result<()> {
+    Ok(if path.exists() { replace(path, text.as_bytes()) } else { write_aside(path, text.as_bytes(), private) }?)
 }
 
 fn make_folder(folder: &Path) -> Result<()> {

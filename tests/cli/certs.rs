@@ -135,6 +135,51 @@ fn a_renewal_keeps_the_holder_its_hosts_and_whom_it_trusts() {
     assert!(trusted.contains(cluster.read("CA/ca.pem").trim()) && trusted.contains(cluster.read("CA2/ca.pem").trim()));
 }
 
+/// A renewal replaced the key and was killed before the certificate: the pair did not fit any more, and no start took it.
+#[test]
+fn a_renewal_that_ends_in_the_middle_leaves_what_a_broker_takes() {
+    let cluster = Cluster::new();
+    cluster.cert("broker --ca CA --id 1 --host a.example --out DATA").ok();
+    let before = cluster.read("DATA/broker.pem");
+    // What is written aside finds its place taken.
+    std::fs::create_dir(cluster.path("DATA/broker.tmp")).expect("a folder");
+    cluster.cert("broker --ca CA --id 1 --out DATA --renew").fails(1);
+    assert_eq!(cluster.read("DATA/broker.pem"), before);
+    let (mut broker, _) = serve(&cluster, "DATA", &[]);
+    assert!(broker.terminate().success());
+    std::fs::remove_dir(cluster.path("DATA/broker.tmp")).expect("a folder");
+    cluster.cert("broker --ca CA --id 1 --out DATA --renew").ok();
+    assert_ne!(cluster.read("DATA/broker.pem"), before);
+    assert_eq!(cluster.read("DATA/broker-key.pem").matches("BEGIN").count(), 1, "the old key is left out");
+    let (mut broker, _) = serve(&cluster, "DATA", &[]);
+    assert!(broker.terminate().success());
+}
+
+/// Whoever renews is often somebody else than the broker, which could not read its new key.
+#[cfg(unix)]
+#[test]
+fn a_renewal_keeps_owners_and_modes() {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+    let cluster = Cluster::new();
+    cluster.cert("broker --ca CA --id 1 --host a.example --out B").ok();
+    let modes = [("B/broker.pem", 0o664), ("B/broker-key.pem", 0o640), ("CA/ca.pem", 0o600)];
+    // Only root gives files away.
+    let root = rustix::process::geteuid().is_root();
+    for (name, mode) in modes {
+        std::fs::set_permissions(cluster.path(name), std::fs::Permissions::from_mode(mode)).expect(name);
+        if root {
+            chown(cluster.path(name), Some(4711), Some(4712)).expect(name);
+        }
+    }
+    cluster.cert("ca --out CA --renew").ok();
+    cluster.cert("broker --ca CA --id 1 --out B --renew").ok();
+    for (name, mode) in modes {
+        assert_eq!(self::mode(&cluster.path(name)), mode, "{name}");
+        let file = std::fs::metadata(cluster.path(name)).expect(name);
+        assert!(!root || (file.uid(), file.gid()) == (4711, 4712), "{name}: {} {}", file.uid(), file.gid());
+    }
+}
+
 /// A broker on a folder, with a line of log for everything.
 fn serve(cluster: &Cluster, folder: &str, more: &[&str]) -> (Running, Value) {
     let mut command = headwater();

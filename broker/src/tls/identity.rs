@@ -20,6 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+/// How often the files are read anew because they were renewed meanwhile.
+const RENEWALS_WHILE_READING: usize = 3;
+
 /// Where an identity is read from. Certificate and key may stand in one file.
 #[derive(Debug, Clone)]
 pub(crate) struct Paths {
@@ -38,14 +41,19 @@ pub(crate) struct Contents {
 }
 
 impl Paths {
-    /// Reads the files; blocks.
+    /// Reads the files; blocks. Whoever renews them puts the new key beside the old one, then the new certificate in the place of the old,
+    /// then the new key alone in the place of both: so a key fits that was read while the certificate stayed the same.
     pub(crate) fn read(&self) -> Result<Contents, TlsError> {
         let read = |path: &Path| std::fs::read(path).map_err(|error| TlsError::Io { path: path.to_owned(), error });
-        Ok(Contents {
-            certificate: read(&self.certificate)?,
-            key: read(&self.key)?,
-            ca: self.ca.as_deref().map(read).transpose()?,
-        })
+        let (mut certificate, mut key) = (read(&self.certificate)?, read(&self.key)?);
+        for _ in 0..RENEWALS_WHILE_READING {
+            let again = read(&self.certificate)?;
+            if again == certificate {
+                break;
+            }
+            (certificate, key) = (again, read(&self.key)?);
+        }
+        Ok(Contents { certificate, key, ca: self.ca.as_deref().map(read).transpose()? })
     }
 }
 
@@ -223,14 +231,10 @@ impl Identity {
                 "it is the certificate of {name}, and this is broker {broker_id} (broker.id)"
             )));
         }
-        let key = PrivateKeyDer::from_pem_slice(&contents.key);
-        let key = key.map_err(|error| TlsError::Pem { path: paths.key.clone(), error })?;
-        let certified = CertifiedKey::from_der(certificates, key, provider).map_err(|error| match error {
-            rustls::Error::InconsistentKeys(_) => {
-                TlsError::Mismatch { certificate: paths.certificate.clone(), key: paths.key.clone() }
-            }
-            error => unusable(error.to_string()),
-        })?;
+        let certified = certified(&certificates, &keys(&paths.key, &contents.key)?, provider);
+        let certified = certified.map_err(|error| unusable(error.to_string()))?;
+        let mismatch = || TlsError::Mismatch { certificate: paths.certificate.clone(), key: paths.key.clone() };
+        let certified = certified.ok_or_else(mismatch)?;
         let trusted = match (&paths.ca, &contents.ca) {
             (Some(path), Some(pem)) => Some(Trusted::new(path, pem, provider)?),
             _ => None,
@@ -329,6 +333,30 @@ fn subject_of(certificate: &CertificateDer<'_>) -> Result<String, NameError> {
     Ok(parsed.subject().to_string())
 }
 
+/// The certificate with that of the keys which is its own, if there is one: while it is renewed, there are the old one and the new one.
+fn certified(
+    certificates: &[CertificateDer<'static>],
+    keys: &[PrivateKeyDer<'static>],
+    provider: &CryptoProvider,
+) -> Result<Option<CertifiedKey>, rustls::Error> {
+    for key in keys {
+        match CertifiedKey::from_der(certificates.to_vec(), key.clone_key(), provider) {
+            Err(rustls::Error::InconsistentKeys(_)) => {}
+            certified => return certified.map(Some),
+        }
+    }
+    Ok(None)
+}
+
+fn keys(path: &Path, pem: &[u8]) -> Result<Vec<PrivateKeyDer<'static>>, TlsError> {
+    let broken = |error| TlsError::Pem { path: path.to_owned(), error };
+    let found: Vec<_> = PrivateKeyDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(broken)?;
+    if found.is_empty() {
+        return Err(broken(rustls_pki_types::pem::Error::NoItemsFound));
+    }
+    Ok(found)
+}
+
 fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let broken = |error| TlsError::Pem { path: path.to_owned(), error };
     let found: Vec<_> = CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(broken)?;
@@ -352,6 +380,28 @@ mod tests {
 
     fn at(seconds: i64) -> UnixTime {
         UnixTime::since_unix_epoch(Duration::from_secs(seconds as u64))
+    }
+
+    /// A certificate that was read before a renewal and a key that was read after it were a pair that does not fit, and a start was refused.
+    #[cfg(unix)]
+    #[test]
+    fn a_pair_that_is_renewed_while_it_is_read_fits() {
+        let dir = tempfile::tempdir().unwrap();
+        let [certificate, key] = ["certificate", "key"].map(|name| dir.path().join(name));
+        std::fs::write(&certificate, "old").unwrap();
+        // Who opens a pipe to read waits for who opens it to write.
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mknodat(rustix::fs::CWD, &key, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let paths = Paths { certificate: certificate.clone(), key: key.clone(), ca: None };
+        std::thread::spawn(move || {
+            for _ in 0..2 {
+                let mut pipe = std::fs::OpenOptions::new().write(true).open(&key).unwrap();
+                std::fs::write(&certificate, "new").unwrap();
+                std::io::Write::write_all(&mut pipe, b"new key").unwrap();
+            }
+        });
+        let Contents { certificate, key, .. } = paths.read().unwrap();
+        assert_eq!((&certificate[..], &key[..]), (&b"new"[..], &b"new key"[..]));
     }
 
     /// Certificates are checked with an authority's name and key, which never end: one that had expired was trusted on.

@@ -384,6 +384,26 @@ mod tests {
         assert!(matches!(live.look(&mut seen, NOW_S), Look::Same));
     }
 
+    /// `headwater cert --renew` replaces three files, one after another, and may end after each of them.
+    #[test]
+    fn whatever_is_left_of_a_renewal_can_be_used() {
+        let files = Files::new();
+        let (live, mut seen) = files.open();
+        let before = live.current().certified.cert.clone();
+        let (old_key, next) = (std::fs::read_to_string(files.path("key")).unwrap(), files.issue());
+        files.write("key", &(old_key + &next.key_pem));
+        assert!(matches!(live.look(&mut seen, NOW_S), Look::Same), "nothing is new yet");
+        assert_eq!(files.open().0.current().certified.cert, before);
+        files.write("certificate", &next.certificate_pem);
+        assert!(matches!(live.look(&mut seen, NOW_S), Look::Renewed));
+        let renewed = live.current().certified.cert.clone();
+        assert_ne!(renewed, before);
+        assert_eq!(files.open().0.current().certified.cert, renewed);
+        files.write("key", &next.key_pem);
+        assert!(matches!(live.look(&mut seen, NOW_S), Look::Same), "told once");
+        assert_eq!(files.open().0.current().certified.cert, renewed);
+    }
+
     #[test]
     fn what_stays_broken_is_told_once() {
         let files = Files::new();

@@ -18,6 +18,7 @@ use make::{Authority, MakeError, Validity};
 use principal::Name;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use std::fs::File;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
@@ -234,6 +235,34 @@ fn make(root: &Path, broker_id: u32, listen: IpAddr) -> Result<(), TlsError> {
 /// # Errors
 /// [`TlsError::Io`].
 pub fn write_aside(path: &Path, bytes: &[u8], private: bool) -> Result<(), TlsError> {
+    place(path, bytes, private, |_| Ok(()))
+}
+
+/// As [`write_aside`], over a file that is there. Its owner and its mode stay: whoever was to read the old one reads the new one.
+///
+/// # Errors
+/// [`TlsError::Io`]; the file is as it was then.
+pub fn replace(path: &Path, bytes: &[u8]) -> Result<(), TlsError> {
+    place(path, bytes, true, |file| {
+        let before = std::fs::metadata(path)?;
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::{MetadataExt, fchown};
+            let now = file.metadata()?;
+            if (now.uid(), now.gid()) != (before.uid(), before.gid()) {
+                fchown(file, Some(before.uid()), Some(before.gid()))?;
+            }
+        }
+        file.set_permissions(before.permissions())
+    })
+}
+
+fn place(
+    path: &Path,
+    bytes: &[u8],
+    private: bool,
+    prepare: impl FnOnce(&File) -> std::io::Result<()>,
+) -> Result<(), TlsError> {
     let aside = path.with_extension("tmp");
     let write = || -> std::io::Result<()> {
         // One that a crash left may have been made for everybody.
@@ -249,9 +278,15 @@ pub fn write_aside(path: &Path, bytes: &[u8], private: bool) -> Result<(), TlsEr
             options.mode(0o600);
         }
         let mut file = options.open(&aside)?;
+        prepare(&file)?;
         std::io::Write::write_all(&mut file, bytes)?;
         file.sync_all()?;
-        std::fs::rename(&aside, path)
+        std::fs::rename(&aside, path)?;
+        // Else the old name may be back after a power loss.
+        #[cfg(unix)]
+        File::open(path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")))?
+            .sync_all()?;
+        Ok(())
     };
     write().map_err(|error| TlsError::Io { path: path.to_owned(), error })
 }
