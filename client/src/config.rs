@@ -8,6 +8,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+/// How often a certificate and its key are read anew because they were renewed meanwhile.
+const RENEWALS_WHILE_READING: usize = 3;
+
 /// How to reach a cluster. `ClientConfig::default()` needs `bootstrap` and `ca_pem` filled in;
 /// [`ClientConfig::from_profile`] reads both from a file.
 ///
@@ -69,8 +72,39 @@ impl Default for ClientConfig {
 pub struct ClientIdentity {
     /// The certificate and its chain (PEM).
     pub certificate_pem: Vec<u8>,
-    /// The certificate's key (PEM).
+    /// The certificate's key (PEM). Of several, that one counts which is the certificate's.
     pub key_pem: Vec<u8>,
+    /// Where both are from. They are read again for each connection, so that a renewed certificate is shown from the next one on.
+    /// `None`: what stands here is shown for good.
+    pub files: Option<IdentityFiles>,
+}
+
+/// The files of a client's certificate and its key.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IdentityFiles {
+    /// The certificate and its chain (PEM).
+    pub certificate: PathBuf,
+    /// The certificate's key (PEM).
+    pub key: PathBuf,
+}
+
+impl IdentityFiles {
+    /// Reads both; blocks.
+    ///
+    /// # Errors
+    /// [`ConfigError::Unreadable`].
+    pub fn read(self) -> Result<ClientIdentity, ConfigError> {
+        let (mut certificate_pem, mut key_pem) = (read(&self.certificate)?, read(&self.key)?);
+        // `headwater cert client --renew` leaves the old key beside the new one until the certificate is replaced.
+        for _ in 0..RENEWALS_WHILE_READING {
+            let again = read(&self.certificate)?;
+            if again == certificate_pem {
+                break;
+            }
+            (certificate_pem, key_pem) = (again, read(&self.key)?);
+        }
+        Ok(ClientIdentity { certificate_pem, key_pem, files: Some(self) })
+    }
 }
 
 /// The key stays out of logs.
@@ -150,11 +184,11 @@ impl ClientConfig {
             .map_err(|e| ConfigError::Profile { path: path.into(), reason: e.to_string() })?;
         let profile: Profile =
             toml::from_str(&text).map_err(|e| ConfigError::Profile { path: path.into(), reason: e.to_string() })?;
-        let beside = |file: &Path| read(&path.parent().unwrap_or(Path::new("")).join(file));
+        let beside = |file: &Path| path.parent().unwrap_or(Path::new("")).join(file);
         let identity = match (&profile.certificate, &profile.key) {
             (None, None) => None,
             (Some(certificate), Some(key)) => {
-                Some(ClientIdentity { certificate_pem: beside(certificate)?, key_pem: beside(key)? })
+                Some(IdentityFiles { certificate: beside(certificate), key: beside(key) }.read()?)
             }
             _ => {
                 let reason = "certificate and key go together: one is set and the other is not".into();
@@ -165,7 +199,7 @@ impl ClientConfig {
         let config = ClientConfig {
             bootstrap: profile.bootstrap,
             server_name: profile.server_name,
-            ca_pem: beside(&profile.ca)?,
+            ca_pem: read(&beside(&profile.ca))?,
             identity,
             client_id: profile.client_id.unwrap_or(defaults.client_id),
             mtu: profile.mtu,

@@ -19,7 +19,7 @@ use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout_at;
 
-use crate::config::{ClientConfig, host_of};
+use crate::config::{ClientConfig, ClientIdentity, ConfigError, host_of};
 use crate::error::Error;
 use crate::quic;
 use crate::reach::{Tried, reach, sum_up, tls_failed};
@@ -216,11 +216,19 @@ impl Slot {
     }
 }
 
+/// What connections are made with.
+struct Shown {
+    tls: quinn::ClientConfig,
+    identity: Option<ClientIdentity>,
+    /// Why the files were of no use when they were read last.
+    told: Option<String>,
+}
+
 /// All connections of a client.
 pub(crate) struct Connections {
     pub(crate) config: ClientConfig,
     endpoint: quinn::Endpoint,
-    tls: quinn::ClientConfig,
+    shown: Mutex<Shown>,
     control: Arc<Slot>,
     data: Mutex<HashMap<i32, Vec<Arc<Slot>>>>,
     known: Mutex<Known>,
@@ -249,7 +257,43 @@ impl Connections {
         })?;
         let control = Slot::new(wire::ConnectionRole::Control, &config);
         let (data, known) = (Mutex::default(), Mutex::default());
-        Ok(Arc::new(Connections { config, endpoint, tls, control, data, known }))
+        let shown = Mutex::new(Shown { tls, identity: config.identity.clone(), told: None });
+        Ok(Arc::new(Connections { config, endpoint, shown, control, data, known }))
+    }
+
+    /// What the next connection is made with. Where the client's certificate comes from files, what stands in them now; what was in use
+    /// stays so while they are of no use.
+    async fn tls(&self) -> quinn::ClientConfig {
+        if let Some(files) = self.config.identity.as_ref().and_then(|identity| identity.files.clone()) {
+            let certificate = files.certificate.clone();
+            let read = tokio::task::spawn_blocking(move || files.read()).await;
+            // An error means that the runtime ends.
+            if let Ok(read) = read
+                && let Err(error) = read.and_then(|identity| self.show(identity))
+            {
+                let why = error.to_string();
+                let told = lock(&self.shown).told.replace(why.clone());
+                if told.is_none_or(|told| told != why) {
+                    let certificate = certificate.display();
+                    tracing::warn!(%certificate, why, "the client's certificate is not renewed; that from before is shown");
+                }
+            }
+        }
+        lock(&self.shown).tls.clone()
+    }
+
+    /// Shows this from the next connection on, unless it is what is shown.
+    fn show(&self, identity: ClientIdentity) -> Result<(), ConfigError> {
+        let is_shown = |shown: &ClientIdentity| {
+            (&shown.certificate_pem, &shown.key_pem) == (&identity.certificate_pem, &identity.key_pem)
+        };
+        let mut shown = lock(&self.shown);
+        if !shown.identity.as_ref().is_some_and(is_shown) {
+            shown.tls = quic::client_config(&self.config.ca_pem, Some(&identity), self.config.mtu)?;
+            shown.identity = Some(identity);
+        }
+        shown.told = None;
+        Ok(())
     }
 
     /// The connection for calls and membership.
@@ -432,7 +476,7 @@ impl Connections {
             Some(name) => name,
             None => host_of(address)?,
         };
-        let connection = reach(&self.endpoint, &self.tls, name, address, deadline).await?;
+        let connection = reach(&self.endpoint, &self.tls().await, name, address, deadline).await?;
         self.hello(connection, role, address, deadline).await
     }
 

@@ -37,7 +37,7 @@ pub use admin::{
     GroupListing, GroupOffset, MemberDescription, NewTopic, OffsetAnswer, OffsetAt, OffsetQuery, PartitionDescription,
     TopicDescription, TopicListing,
 };
-pub use config::{ClientConfig, ClientIdentity, ConfigError};
+pub use config::{ClientConfig, ClientIdentity, ConfigError, IdentityFiles};
 pub use consumer::{
     Committer, ConsumedBatch, ConsumedRecord, ConsumedRecords, Consumer, ConsumerBuilder, OutOfRange, Position,
     Rebalance, StartFrom,

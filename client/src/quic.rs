@@ -120,12 +120,20 @@ pub fn client_config(
         .with_root_certificates(roots);
     let mut tls = match identity {
         None => tls.with_no_client_auth(),
-        Some(ClientIdentity { certificate_pem, key_pem }) => {
+        Some(ClientIdentity { certificate_pem, key_pem, .. }) => {
             let unusable = |e: &dyn std::fmt::Display| ConfigError::Identity(e.to_string());
             let chain = CertificateDer::pem_slice_iter(certificate_pem).collect::<Result<Vec<_>, _>>();
-            let key = PrivateKeyDer::from_pem_slice(key_pem).map_err(|e| unusable(&format!("the key: {e}")))?;
             let chain = chain.map_err(|e| unusable(&e))?;
-            tls.with_client_auth_cert(chain, key).map_err(|e| unusable(&e))?
+            let mut made = Err(unusable(&"no key in it"));
+            // While a certificate is renewed, there are its old key and its new one.
+            for key in PrivateKeyDer::pem_slice_iter(key_pem) {
+                let key = key.map_err(|e| unusable(&format!("the key: {e}")))?;
+                made = tls.clone().with_client_auth_cert(chain.clone(), key).map_err(|e| unusable(&e));
+                if made.is_ok() {
+                    break;
+                }
+            }
+            made?
         }
     };
     tls.alpn_protocols = vec![ALPN.to_vec()];
