@@ -751,6 +751,57 @@ async fn data_that_was_asked_for_and_is_not_read_is_given_up() {
     broker.shutdown().await;
 }
 
+/// A reader pauses by granting nothing. What it was sent stays within what it had granted, for longer than any frame may take.
+#[tokio::test]
+async fn a_reader_that_grants_nothing_is_sent_nothing_and_goes_on_where_it_stopped() {
+    const CREDIT: usize = 10_000;
+    let dir = tempfile::tempdir().unwrap();
+    let broker = start_with(dir.path(), &["frame.timeout.ms=300"]).await;
+    let client = Client::connect(&broker).await;
+    let topic = client.create_topic("t", 1, &[("durability", "replicated")]).await;
+    let (mut produce, _) = client.produce(open_produce(&topic, 0)).await;
+    let open = wire::OpenFetch { credit_bytes: CREDIT as u64, ..open_fetch(&topic, 0, 0) };
+    let (mut paused, _) = client.fetch(open).await;
+    // The credit ends within a batch.
+    let (one, mut appended) = (batch(&[&[b'x'; 3_000]]), 0);
+    let mut append = async || {
+        produce.request(&one).await;
+        assert_eq!(produce.answer().await.error, None);
+        appended += 1;
+        appended
+    };
+    while append().await < 4 {}
+    let mut got = Vec::new();
+    while got.len() < CREDIT {
+        let (header, payload) = paused.data().await;
+        assert_eq!(header.error, None);
+        got.extend_from_slice(&payload);
+    }
+    assert_eq!(got.len(), CREDIT);
+    let began = std::time::Instant::now();
+    let mut end = append().await;
+    while began.elapsed() < std::time::Duration::from_millis(900) {
+        end = append().await;
+    }
+    let all = client.fetch(open_fetch(&topic, 0, 0)).await.0.read_to(end).await;
+    // What the other reader read, and what this one granted. A frame counts once it is written.
+    let granted = (CREDIT + end as usize * one.len()) as f64;
+    within("the count", async {
+        let sent = async || sample(&broker, "headwater_fetch_bytes_total").await;
+        while sent().await < granted {}
+        assert_eq!(sent().await, granted);
+    })
+    .await;
+    paused.grant(64 << 20).await;
+    while got.len() < end as usize * one.len() {
+        let (header, payload) = paused.data().await;
+        assert_eq!(header.error, None);
+        got.extend_from_slice(&payload);
+    }
+    assert_eq!(values(&got.into()), all);
+    broker.shutdown().await;
+}
+
 #[tokio::test]
 async fn a_second_broker_is_kept_out_of_the_folder() {
     let dir = tempfile::tempdir().unwrap();
