@@ -5,6 +5,7 @@
 //! Read next: [`crate::metadata`], [`crate::group`].
 
 use crate::clock::now_ms;
+use crate::cluster_calls;
 use crate::error::PartitionError;
 use crate::group::{CommitEntry, EntryError, Group, GroupError, OwnedSpeaker};
 use crate::member::to_topic_partitions;
@@ -39,9 +40,9 @@ pub(crate) async fn answer(shared: &Arc<Shared>, lookups: &Arc<Semaphore>, call:
             Err(wire::Error::new(ErrorCode::InvalidRequest, "a call that this broker does not know"))
         }
         Some(Request::DescribeBroker(_)) => Ok(describe_broker(shared)),
-        Some(Request::Metadata(request)) => metadata(shared, &request),
+        Some(Request::Metadata(request)) => metadata(shared, &request).await,
         Some(Request::CreateTopic(request)) => create_topic(shared, request).await,
-        Some(Request::DescribeTopic(request)) => describe_topic(shared, &request),
+        Some(Request::DescribeTopic(request)) => describe_topic(shared, &request).await,
         Some(Request::AlterTopic(request)) => alter_topic(shared, request).await,
         Some(Request::AddPartitions(request)) => add_partitions(shared, request).await,
         Some(Request::DeleteTopic(request)) => delete_topic(shared, request).await,
@@ -54,6 +55,9 @@ pub(crate) async fn answer(shared: &Arc<Shared>, lookups: &Arc<Semaphore>, call:
         Some(Request::DescribeGroup(request)) => describe_group(shared, &request.group).await,
         Some(Request::DeleteGroup(request)) => done(shared.groups.delete(&request.group).await),
         Some(Request::DeleteOffsets(request)) => delete_offsets(shared, request).await,
+        Some(Request::DescribeCluster(request)) => cluster_calls::describe(shared, &request).await,
+        Some(Request::ChangeVoters(request)) => cluster_calls::change_voters(shared, &request).await,
+        Some(Request::RemoveBroker(request)) => cluster_calls::remove_broker(shared, &request).await,
     };
     CallResponse { response: Some(answer.unwrap_or_else(Response::Error)) }
 }
@@ -75,7 +79,8 @@ fn describe_broker(shared: &Shared) -> Response {
 
 // ---------------------------------------------------------------- topics
 
-fn metadata(shared: &Shared, request: &wire::Metadata) -> Answer {
+async fn metadata(shared: &Shared, request: &wire::Metadata) -> Answer {
+    cluster_calls::see(shared, !request.confirmed).await?;
     let state = shared.metadata.state();
     let mut topics = Vec::new();
     if request.topics.is_empty() && request.topic_ids.is_empty() {
@@ -201,7 +206,8 @@ async fn change_metadata(
     outcome.map(drop).map_err(|error| wire::Error::from(&error))
 }
 
-fn describe_topic(shared: &Shared, request: &wire::DescribeTopic) -> Answer {
+async fn describe_topic(shared: &Shared, request: &wire::DescribeTopic) -> Answer {
+    cluster_calls::see(shared, request.stale).await?;
     let state = shared.metadata.state();
     let topic = state.topic(&request.name).ok_or_else(|| unknown_topic(&request.name))?;
     let partitions = topic.partitions.iter().zip(0u32..).map(|(partition, number)| {

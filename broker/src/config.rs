@@ -43,6 +43,10 @@ pub struct BrokerConfig {
     pub open_segments: u32,
     pub default_partitions: u32,
     pub default_replication_factor: u32,
+    pub broker_rack: String,
+    pub quorum_bootstrap_servers: String,
+    pub broker_heartbeat_interval_ms: u64,
+    pub broker_session_timeout_ms: u64,
     pub retention_check_interval_ms: u64,
     pub checkpoint_interval_ms: u64,
     pub cleaner_enabled: bool,
@@ -245,6 +249,14 @@ keys! {
         "Partitions of a topic that is created without saying how many.";
     "default.replication.factor" => default_replication_factor [(1..=1)], "1",
         "Replicas of a topic that is created without saying how many. One broker holds one.";
+    "broker.rack" => broker_rack, "a name, or nothing",
+        "Where this broker stands. Replicas of a partition are spread over racks.";
+    "controller.quorum.bootstrap.servers" => quorum_bootstrap_servers, "host:port, several with commas, or nothing",
+        "Where brokers of its cluster are found, as they are advertised: any of them will do, and this one may be among them. With it the broker is one of several, that is, it takes others in and is reached by them; its folder has to be made by `headwater cluster init` or `headwater cluster join`, or be that of a broker which was alone. Nothing: the broker is the whole cluster.";
+    "broker.heartbeat.interval.ms" => broker_heartbeat_interval_ms [(10..=60_000)], "a whole number from 10 to 60000",
+        "How often a broker that is one of several says to every voter of the metadata quorum that it is there, in milliseconds.";
+    "broker.session.timeout.ms" => broker_session_timeout_ms [(100..=600_000)], "a whole number from 100 to 600000",
+        "A broker that is not heard of for so long is fenced, in milliseconds: others lead what it led. The controller's own setting counts.";
     "log.retention.check.interval.ms" => retention_check_interval_ms [(1..=86_400_000)], "a whole number from 1 to 86400000",
         "How often segments are looked through for what retention deletes and age rolls, in milliseconds.";
     "log.flush.offset.checkpoint.interval.ms" => checkpoint_interval_ms [(1..=60_000)], "a whole number from 1 to 60000",
@@ -314,6 +326,10 @@ impl Default for BrokerConfig {
             open_segments: 16_384,
             default_partitions: 1,
             default_replication_factor: 1,
+            broker_rack: String::new(),
+            quorum_bootstrap_servers: String::new(),
+            broker_heartbeat_interval_ms: 100,
+            broker_session_timeout_ms: 600,
             retention_check_interval_ms: 300_000,
             checkpoint_interval_ms: 1_000,
             cleaner_enabled: true,
@@ -337,6 +353,12 @@ impl Default for BrokerConfig {
             topic_defaults: TopicDefaults::new(),
         }
     }
+}
+
+fn is_reachable(server: &str) -> bool {
+    server
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0))
 }
 
 /// Prefix of environment variables that hold settings.
@@ -433,6 +455,12 @@ impl BrokerConfig {
         Ok(())
     }
 
+    /// Where brokers of the cluster are found; empty: this broker is alone.
+    pub fn quorum_servers(&self) -> Vec<String> {
+        let servers = self.quorum_bootstrap_servers.split(',').map(str::trim);
+        servers.filter(|server| !server.is_empty()).map(str::to_owned).collect()
+    }
+
     /// What must hold between settings.
     ///
     /// # Errors
@@ -454,6 +482,16 @@ impl BrokerConfig {
             let why = "tls.ca is set and tls.certificate is not: the broker would show a development certificate that this \
                        authority did not sign";
             return refuse(why.into());
+        }
+        if let Some(wrong) = self.quorum_servers().iter().find(|server| !is_reachable(server)) {
+            return refuse(format!("controller.quorum.bootstrap.servers: {wrong:?} is no host:port"));
+        }
+        if self.broker_heartbeat_interval_ms.saturating_mul(2) > self.broker_session_timeout_ms {
+            return refuse(format!(
+                "broker.heartbeat.interval.ms = {} must be at most half of broker.session.timeout.ms = {}: a single lost packet \
+                 would fence the broker",
+                self.broker_heartbeat_interval_ms, self.broker_session_timeout_ms
+            ));
         }
         let groups = &self.groups;
         if !(groups.min_session_timeout_ms..=groups.max_session_timeout_ms).contains(&groups.session_timeout_ms) {

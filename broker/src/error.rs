@@ -219,6 +219,23 @@ pub enum StartError {
     /// The metadata log does not come up.
     #[error("the metadata cannot be led: {0}")]
     Quorum(String),
+    /// A broker that is to be one of several, on a folder that is in no cluster.
+    #[error(
+        "{} belongs to no cluster, and controller.quorum.bootstrap.servers is set: `headwater cluster init --config FILE` makes a new \
+         cluster, `headwater cluster join --config FILE` joins one", .0.display()
+    )]
+    NoCluster(std::path::PathBuf),
+    /// A folder that is in a cluster already.
+    #[error("{} belongs to a cluster already: start the broker", .0.display())]
+    InCluster(std::path::PathBuf),
+    /// How often the disk was started.
+    #[error("{}, the number of this disk's starts: {error}", path.display())]
+    Boots {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong.
+        error: std::io::Error,
+    },
     /// The metadata do not take this broker.
     #[error(transparent)]
     Metadata(Refusal),

@@ -20,6 +20,8 @@ mod assignments;
 mod call;
 mod cleaner;
 mod clock;
+pub mod cluster;
+mod cluster_calls;
 pub mod config;
 mod credit;
 pub mod error;

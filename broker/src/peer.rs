@@ -15,7 +15,7 @@
 
 use crate::config::BrokerConfig;
 use crate::quic;
-use crate::stream::{Frames, send_within};
+use crate::stream::{Frames, StreamError, send_within};
 use crate::tls::live::Live;
 use crate::tls::principal::{Holder, Principal, Stranger};
 use headwater_proto::limits::{ALPN, MAX_OPEN_FRAME_BYTES, PROTOCOL_VERSION};
@@ -43,7 +43,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(5);
 const LATE: &str = "no answer in time";
 
 /// What the handshake calls the other side; its certificate is not asked for it.
-const HANDSHAKE_NAME: &str = "broker.headwater.invalid";
+pub(crate) const HANDSHAKE_NAME: &str = "broker.headwater.invalid";
 
 /// Dials other brokers as this one.
 #[derive(Clone)]
@@ -191,6 +191,45 @@ impl Peers {
         Ok(client)
     }
 
+    /// Which cluster the broker at an address belongs to, by its own word; its certificate is one of ours.
+    pub(crate) async fn cluster_at(&self, address: &str, deadline: Instant) -> Result<String, String> {
+        let client = self.client_config(None, quic::transport(&self.config)).map_err(|error| error.to_string())?;
+        let asking = async {
+            let connection = dial(&self.endpoint, &client, HANDSHAKE_NAME, address, deadline).await?;
+            let answer = self.say_hello(&connection).await;
+            connection.close(headwater_proto::ResetCode::Done.number().into(), b"");
+            match answer.map_err(|error| error.to_string())? {
+                Some(Response::Hello(hello)) => Ok(hello.cluster_id),
+                Some(Response::Error(error)) => Err(error.message),
+                _ => Err("it answers hello with something else".to_owned()),
+            }
+        };
+        let asked = timeout_at(deadline, asking).await.unwrap_or_else(|_| Err("no answer in time".to_owned()));
+        asked.map_err(|why| format!("{address}: {why}"))
+    }
+
+    async fn say_hello(&self, connection: &quinn::Connection) -> Result<Option<Response>, StreamError> {
+        let patience = Duration::from_millis(self.config.frame_timeout_ms);
+        let closed = |reason| StreamError::Read(quinn::ReadError::ConnectionLost(reason));
+        let (mut send, recv) = connection.open_bi().await.map_err(closed)?;
+        let hello = Hello {
+            min_version: PROTOCOL_VERSION,
+            max_version: PROTOCOL_VERSION,
+            client_id: format!("broker-{}", self.config.broker_id),
+            client_software: crate::SOFTWARE.to_owned(),
+            role: ConnectionRole::Peer.into(),
+            cluster_id: self.cluster_id.clone(),
+            features: Vec::new(),
+        };
+        let call = wire::Call { timeout_ms: 0, request: Some(call::Request::Hello(hello)) };
+        let open = Open { stream: Some(open::Stream::Call(call)) };
+        send_within(&mut send, &open, patience, "hello").await?;
+        // An error means that it was stopped, which reading tells.
+        drop(send.finish());
+        let mut frames = Frames::<CallResponse>::new(recv, MAX_OPEN_FRAME_BYTES, 0, patience);
+        Ok(frames.message().await?.and_then(|answer| answer.response))
+    }
+
     async fn greet(&self, connection: &quinn::Connection, broker_id: i32, address: &str) -> Result<(), PeerError> {
         let unreachable = |why: &dyn std::fmt::Display| PeerError::Unreachable {
             broker_id,
@@ -205,25 +244,8 @@ impl Peers {
             }
             _ => unreachable(error),
         };
-        let patience = Duration::from_millis(self.config.frame_timeout_ms);
-        let (mut send, recv) = connection.open_bi().await.map_err(|error| lost(&error))?;
-        let hello = Hello {
-            min_version: PROTOCOL_VERSION,
-            max_version: PROTOCOL_VERSION,
-            client_id: format!("broker-{}", self.config.broker_id),
-            client_software: crate::SOFTWARE.to_owned(),
-            role: ConnectionRole::Peer.into(),
-            cluster_id: self.cluster_id.clone(),
-            features: Vec::new(),
-        };
-        let call = wire::Call { timeout_ms: 0, request: Some(call::Request::Hello(hello)) };
-        let open = Open { stream: Some(open::Stream::Call(call)) };
-        send_within(&mut send, &open, patience, "hello").await.map_err(|error| lost(&error))?;
-        // An error means that it was stopped, which reading tells.
-        drop(send.finish());
-        let mut frames = Frames::<CallResponse>::new(recv, MAX_OPEN_FRAME_BYTES, 0, patience);
-        let answer = frames.message().await.map_err(|error| lost(&error))?;
-        match answer.and_then(|answer| answer.response) {
+        let answer = self.say_hello(connection).await.map_err(|error| lost(&error))?;
+        match answer {
             Some(Response::Hello(HelloResponse { broker_id: id, .. })) if id == broker_id => Ok(()),
             Some(Response::Hello(HelloResponse { broker_id: id, .. })) => Err(PeerError::Impostor {
                 broker_id,

@@ -5,11 +5,15 @@
 //! connection and nobody else's. Refuses: to serve anything before hello, and to know what a stream does.
 //! Read next: [`crate::produce`], [`crate::fetch`].
 
+use crate::config::BrokerConfig;
 use crate::credit::ConnectionCredit;
+use crate::metadata::raft::server::FirstStream;
 use crate::quic::{FETCH_CREDIT_BYTES, PRODUCE_CREDIT};
 use crate::replica::serve;
+use crate::server::Door;
 use crate::shared::Shared;
 use crate::stream::{Frames, StreamError, send_within, write_within};
+use crate::tls::live::Live;
 use crate::tls::principal::Principal;
 use crate::{call, fetch, member, produce};
 use bytes::Bytes;
@@ -40,6 +44,9 @@ const ANSWER: &str = "an answer";
 
 /// What members of a metadata quorum are told.
 const IN_NO_QUORUM: &str = "this broker is alone: it takes part in no metadata quorum with others";
+
+/// What they are told on a connection that said hello.
+const APART: &str = "raft streams have a connection of their own, which says no hello";
 
 /// Longest texts that hello may carry, in bytes.
 const MAX_CLIENT_TEXT_BYTES: usize = 256;
@@ -75,23 +82,23 @@ impl Session {
 
     /// How long the client may leave unread what is written to it.
     pub(crate) fn patience(&self) -> Duration {
-        patience(&self.shared)
+        patience(&self.shared.config)
     }
 }
 
-fn patience(shared: &Shared) -> Duration {
-    Duration::from_millis(shared.config.frame_timeout_ms)
+fn patience(config: &BrokerConfig) -> Duration {
+    Duration::from_millis(config.frame_timeout_ms)
 }
 
 /// Serves a connection from its handshake to its end.
-pub(crate) async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming) {
-    let handshake = Duration::from_millis(shared.config.handshake_timeout_ms);
+pub(crate) async fn serve(door: Arc<Door>, incoming: quinn::Incoming) {
+    let handshake = Duration::from_millis(door.config.handshake_timeout_ms);
     let remote = incoming.remote_address();
     let connecting = match incoming.accept() {
         Ok(connecting) => connecting,
         Err(error) => return tracing::debug!(%remote, %error, "handshake refused"),
     };
-    let connected = shared.shutdown.run_until_cancelled(timeout(handshake, connecting));
+    let connected = door.shutdown.run_until_cancelled(timeout(handshake, connecting));
     let connection = match connected.await {
         Some(Ok(Ok(connection))) => connection,
         Some(Ok(Err(error))) => {
@@ -99,22 +106,25 @@ pub(crate) async fn serve(shared: Arc<Shared>, incoming: quinn::Incoming) {
             if let quinn::ConnectionError::TransportError(error) = &error
                 && (0x100..0x200).contains(&u64::from(error.code))
             {
-                shared.metrics.rejected(ErrorCode::AuthenticationFailed);
+                door.metrics.rejected(ErrorCode::AuthenticationFailed);
             }
             return tracing::debug!(%remote, %error, "handshake failed");
         }
         Some(Err(_)) => return tracing::debug!(%remote, "handshake took too long"),
         None => return,
     };
-    let id = shared.next_connection.fetch_add(1, Ordering::Relaxed);
+    let id = door.next_connection.fetch_add(1, Ordering::Relaxed);
     let span = tracing::debug_span!("session", peer = %remote, id);
-    serve_connection(shared, connection, handshake).instrument(span).await;
+    serve_connection(&door, connection, handshake).instrument(span).await;
 }
 
-async fn serve_connection(shared: Arc<Shared>, connection: quinn::Connection, handshake: Duration) {
-    let greeted = shared.shutdown.run_until_cancelled(timeout(handshake, hello(&shared, &connection)));
-    let peer = match greeted.await {
-        Some(Ok(Ok(peer))) => peer,
+async fn serve_connection(door: &Door, connection: quinn::Connection, handshake: Duration) {
+    let greeted = door.shutdown.run_until_cancelled(timeout(handshake, hello(door, &connection)));
+    let (shared, peer) = match greeted.await {
+        Some(Ok(Ok(Greeted::Peer(shared, peer)))) => (shared, peer),
+        Some(Ok(Ok(Greeted::Member { broker_id, first }))) => {
+            return serve_member(door, connection, broker_id, first).await;
+        }
         Some(Ok(Err(error))) => {
             match &error {
                 StreamError::Refused(ErrorCode::AuthenticationFailed | ErrorCode::ClusterAuthorizationFailed, _) => {
@@ -123,13 +133,13 @@ async fn serve_connection(shared: Arc<Shared>, connection: quinn::Connection, ha
                 error => tracing::debug!(%error, "connection ends before hello"),
             }
             if let Some(error) = error.to_wire() {
-                shared.metrics.rejected(ErrorCode::from_number(error.code));
+                door.metrics.rejected(ErrorCode::from_number(error.code));
             }
             return linger(&connection, error.reset_code()).await;
         }
         Some(Err(_)) => {
             tracing::debug!("no hello in time");
-            shared.metrics.rejected(ErrorCode::TimedOut);
+            door.metrics.rejected(ErrorCode::TimedOut);
             return connection.close(ResetCode::Deadline.number().into(), b"no hello in time");
         }
         None => return connection.close(ResetCode::ShuttingDown.number().into(), b""),
@@ -183,25 +193,73 @@ async fn linger(connection: &quinn::Connection, code: ResetCode) {
     connection.close(code.number().into(), b"");
 }
 
-fn frames(shared: &Shared, recv: quinn::RecvStream) -> Frames<Open> {
-    let frame_timeout = Duration::from_millis(shared.config.frame_timeout_ms);
+fn frames(config: &BrokerConfig, recv: quinn::RecvStream) -> Frames<Open> {
+    let frame_timeout = Duration::from_millis(config.frame_timeout_ms);
     Frames::new(recv, MAX_OPEN_FRAME_BYTES, 0, frame_timeout)
 }
 
-/// The first stream of a connection is the hello call.
-async fn hello(shared: &Shared, connection: &quinn::Connection) -> Result<Peer, StreamError> {
+/// What the first stream of a connection told.
+enum Greeted {
+    /// Whoever is to be served said hello.
+    Peer(Arc<Shared>, Peer),
+    /// A member of the metadata quorum, which is this broker by its certificate.
+    Member { broker_id: i32, first: FirstStream },
+}
+
+/// The streams of another member of the metadata quorum, on the quorum's thread.
+async fn serve_member(door: &Door, connection: quinn::Connection, broker_id: i32, first: FirstStream) {
+    let Some((server, thread)) = &door.quorum else { return };
+    let (server, served) = (server.clone(), connection.clone());
+    let serving = thread.spawn(async move { server.serve_from(served, Some(broker_id), Some(first)).await });
+    if door.shutdown.run_until_cancelled(connection.closed()).await.is_none() {
+        // Others may need it until this broker is gone; then its endpoint closes.
+        return;
+    }
+    // It ends with the connection; where it panics, that is said there.
+    drop(serving.await);
+}
+
+/// Whether whoever opens a raft stream may: only a broker of this cluster, and only where there is a quorum of several.
+fn admit_member(door: &Door, connection: &quinn::Connection) -> Result<i32, wire::Error> {
+    match door.quorum {
+        Some(_) => Ok(principal(&door.tls, connection)?.broker("raft streams")?),
+        None => Err(wire::Error::new(ErrorCode::InvalidRequest, IN_NO_QUORUM)),
+    }
+}
+
+fn principal(tls: &Live, connection: &quinn::Connection) -> Result<Principal, wire::Error> {
+    let principal = tls.principal(connection);
+    principal.map_err(|error| wire::Error::new(ErrorCode::AuthenticationFailed, error.to_string()))
+}
+
+/// The first stream of a connection is the hello call, or that of a member of the quorum.
+async fn hello(door: &Door, connection: &quinn::Connection) -> Result<Greeted, StreamError> {
     let closed = |reason| StreamError::Read(quinn::ReadError::ConnectionLost(reason));
     let (mut send, recv) = connection.accept_bi().await.map_err(closed)?;
-    let mut frames = frames(shared, recv);
+    let mut frames = frames(&door.config, recv);
     let result = match frames.message().await {
         Ok(Some(Open { stream: Some(open::Stream::Call(wire::Call { request, .. })) })) => match request {
-            Some(call_message::Request::Hello(hello)) => greet(shared, connection, hello),
+            Some(call_message::Request::Hello(hello)) => {
+                let mut served = door.shared.clone();
+                let ended = |_| StreamError::Refused(ErrorCode::ShuttingDown, "the broker did not start".to_owned());
+                let shared = served.wait_for(Option::is_some).await.map_err(ended)?.clone();
+                let shared = shared.ok_or_else(|| StreamError::Deadline("the broker's start"))?;
+                greet(&shared, connection, hello).map(|(peer, answer)| (shared, peer, answer))
+            }
             _ => Err(wire::Error::new(ErrorCode::InvalidRequest, "the first call of a connection is hello")),
         },
-        // Its answer begins as that to a call does.
-        Ok(Some(Open { stream: Some(open::Stream::Raft(_)) })) => {
-            Err(wire::Error::new(ErrorCode::InvalidRequest, IN_NO_QUORUM))
-        }
+        Ok(Some(Open { stream: Some(open::Stream::Raft(hello)) })) => match admit_member(door, connection) {
+            Ok(broker_id) => {
+                return Ok(Greeted::Member { broker_id, first: FirstStream { hello, send, frames } });
+            }
+            Err(error) => {
+                let refused = StreamError::Refused(ErrorCode::from_number(error.code), error.message.clone());
+                let opened = RaftOpened { error: Some(error), ..RaftOpened::default() };
+                send_within(&mut send, &opened, patience(&door.config), ANSWER).await?;
+                finish(&mut send);
+                return Err(refused);
+            }
+        },
         Ok(_) => Err(wire::Error::new(ErrorCode::InvalidRequest, "the first stream of a connection is the hello call")),
         Err(error) => match error.to_wire() {
             Some(told) => Err(told),
@@ -209,13 +267,13 @@ async fn hello(shared: &Shared, connection: &quinn::Connection) -> Result<Peer, 
         },
     };
     let (response, outcome) = match result {
-        Ok((peer, answer)) => (Response::Hello(answer), Ok(peer)),
+        Ok((shared, peer, answer)) => (Response::Hello(answer), Ok(Greeted::Peer(shared, peer))),
         Err(error) => {
             let refused = StreamError::Refused(ErrorCode::from_number(error.code), error.message.clone());
             (Response::Error(error), Err(refused))
         }
     };
-    send_within(&mut send, &CallResponse { response: Some(response) }, patience(shared), ANSWER).await?;
+    send_within(&mut send, &CallResponse { response: Some(response) }, patience(&door.config), ANSWER).await?;
     finish(&mut send);
     outcome
 }
@@ -242,8 +300,7 @@ fn greet(shared: &Shared, connection: &quinn::Connection, hello: Hello) -> Resul
     }
     let role = ConnectionRole::try_from(hello.role)
         .map_err(|_| wire::Error::new(ErrorCode::InvalidRequest, format!("a connection has no role {}", hello.role)))?;
-    let principal = shared.tls.principal(connection);
-    let principal = principal.map_err(|error| wire::Error::new(ErrorCode::AuthenticationFailed, error.to_string()))?;
+    let principal = principal(&shared.tls, connection)?;
     if role == ConnectionRole::Peer {
         principal.broker("connections between brokers")?;
     }
@@ -272,7 +329,7 @@ fn greet(shared: &Shared, connection: &quinn::Connection, hello: Hello) -> Resul
 /// One stream, from its first frame to its end.
 async fn serve_stream(session: Arc<Session>, mut send: quinn::SendStream, recv: quinn::RecvStream) {
     let shared = &session.shared;
-    let mut frames = frames(shared, recv);
+    let mut frames = frames(&shared.config, recv);
     let first = Duration::from_millis(shared.config.first_frame_timeout_ms);
     let opened = tokio::select! {
         biased;
@@ -338,7 +395,10 @@ async fn serve_stream(session: Arc<Session>, mut send: quinn::SendStream, recv: 
         open::Stream::Raft(_) => {
             let error = match session.peer.principal.broker("raft streams") {
                 Err(error) => error.into(),
-                Ok(_) => StreamError::Refused(ErrorCode::InvalidRequest, IN_NO_QUORUM.to_owned()),
+                Ok(_) => {
+                    let why = if shared.ready.is_some() { APART } else { IN_NO_QUORUM };
+                    StreamError::Refused(ErrorCode::InvalidRequest, why.to_owned())
+                }
             };
             let last = |error| RaftOpened { error: Some(error), ..RaftOpened::default() };
             refuse(&session, &mut send, error, |error| frame::encode(&last(error), 0)).await;
@@ -400,6 +460,9 @@ fn call_name(request: Option<&call_message::Request>) -> &'static str {
         Some(Request::DescribeGroup(_)) => "describe_group",
         Some(Request::DeleteGroup(_)) => "delete_group",
         Some(Request::DeleteOffsets(_)) => "delete_offsets",
+        Some(Request::DescribeCluster(_)) => "describe_cluster",
+        Some(Request::ChangeVoters(_)) => "change_voters",
+        Some(Request::RemoveBroker(_)) => "remove_broker",
     }
 }
 

@@ -6,6 +6,8 @@
 use crate::config::BrokerConfig;
 use crate::error::PartitionError;
 use crate::group::Groups;
+use crate::metadata::raft::RaftNode;
+use crate::metadata::several::Ready;
 use crate::metadata::{MetadataHandle, MetadataState};
 use crate::metrics::Metrics;
 use crate::partition::PartitionHandle;
@@ -17,7 +19,6 @@ use crate::tls::live::Live;
 use headwater_proto::{ErrorCode, TopicId, wire};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -38,8 +39,11 @@ pub(crate) struct Shared {
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) metadata: MetadataHandle,
     pub(crate) groups: Groups,
-    pub(crate) connections: Connections,
-    pub(crate) next_connection: AtomicU64,
+    pub(crate) connections: Arc<Connections>,
+    /// This broker's member of the metadata quorum.
+    pub(crate) node: Option<RaftNode>,
+    /// Of a broker that is one of several.
+    pub(crate) ready: Option<Ready>,
     /// Memory for frames larger than their stream's share of credit.
     pub(crate) loans: Arc<Semaphore>,
     pub(crate) sessions: TaskTracker,

@@ -13,15 +13,19 @@ use crate::config::BrokerConfig;
 use crate::error::StartError;
 use crate::group::Groups;
 use crate::metadata::command::{Command, RegisterBroker};
+use crate::metadata::handle::CarryOut;
 use crate::metadata::handle::common::Common;
+use crate::metadata::journal::JOURNAL_FILE;
 use crate::metadata::raft::office::Effect;
 use crate::metadata::raft::{Founding, NoNetwork, Office, RaftNode, Store, new_node_id, node};
+use crate::metadata::several::{Member, Place};
 use crate::metadata::{MetadataError, MetadataHandle, MetadataState, alone};
 use crate::metrics::Metrics;
+use crate::partition::AssignedPartition;
 use crate::partitions::{Partitions, set_strays_aside};
 use crate::peer::Peers;
 use crate::pool::Pool;
-use crate::server::Connections;
+use crate::server::Door;
 use crate::shared::Shared;
 use crate::{import, os, quic, runtime, server, tls};
 use headwater_proto::{ResetCode, TopicId};
@@ -34,7 +38,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -150,6 +154,9 @@ impl Broker {
     pub async fn shutdown(self) -> bool {
         let shared = Arc::clone(&self.shared);
         tracing::info!("shutting down");
+        if let Some(ready) = &shared.ready {
+            ready.drain().await;
+        }
         shared.shutdown.cancel();
         let drain = Duration::from_millis(shared.config.shutdown_timeout_ms);
         if timeout(drain, shared.sessions.wait()).await.is_err() {
@@ -215,6 +222,7 @@ async fn start(
 ) -> Result<Broker, StartError> {
     let (root, started_ms) = (config.data_dir.clone(), now_ms());
     let metrics = Arc::new(Metrics::new());
+    check_folder(&config, &files, &pool).await?;
     // The folder is locked before anything in it is touched.
     let identity = NewIdentity { cluster_id: new_id(), broker_id: config.broker_id, directory_id: new_id() };
     let data_dir = {
@@ -251,9 +259,7 @@ async fn start(
     tasks.spawn(admin::serve(Arc::clone(&shown), listener));
     tracing::info!(%admin, data = %root.display(), "starting");
 
-    let configured = config.tls_certificate.clone().zip(config.tls_key.clone());
-    let configured =
-        configured.map(|(certificate, key)| tls::Configured { certificate, key, ca: config.tls_ca.clone() });
+    let configured = configured(&config);
     // Clients find a broker by its profile where nobody configured what they have to trust.
     let with_profile = configured.is_none();
     let (live, seen, secret) = {
@@ -265,14 +271,31 @@ async fn start(
         .await?
     };
     let endpoint = quic::endpoint_of(&config, socket, &live, &secret)?;
-    partitions.join(Peers::new(endpoint.clone(), Arc::clone(&live), &config, &cluster_id), &config);
+    let peers = Peers::new(endpoint.clone(), Arc::clone(&live), &config, &cluster_id);
+    partitions.join(peers.clone(), &config);
     let every = Duration::from_millis(config.tls_reload_interval_ms);
     tasks.spawn(Arc::clone(&live).keep(seen, every, pool.clone(), Arc::clone(&metrics), shutdown.clone()));
 
     let advertised = config.advertised_listener.clone().unwrap_or_else(|| tls::reachable(listen).to_string());
-    let By { manifest, registration, state, source } = match common {
-        Some(common) => by_common(common, registration(&config, advertised, 0))?,
-        None => by_quorum(&config, advertised, &data_dir, &pool, &cluster_id, (tasks, closed)).await?,
+    let (serves, served) = watch::channel(None);
+    let door = Door {
+        config: config.clone(),
+        tls: Arc::clone(&live),
+        metrics: Arc::clone(&metrics),
+        connections: Arc::default(),
+        next_connection: AtomicU64::new(1),
+        sessions: TaskTracker::new(),
+        shutdown: shutdown.clone(),
+        quorum: None,
+        shared: served,
+    };
+    let (connections, sessions) = (Arc::clone(&door.connections), door.sessions.clone());
+    let By { manifest, registration, state, source, door } = match common {
+        Some(common) => by_common(common, registration(&config, advertised, 0), door)?,
+        None => {
+            let place = Place { listen, advertised, peers };
+            by_quorum(&config, place, &data_dir, &pool, (tasks, closed), (door, &endpoint)).await?
+        }
     };
 
     let me = assignments::member(registration.broker_id, &registration.incarnation);
@@ -284,32 +307,56 @@ async fn start(
         pool.run(move || set_strays_aside(&data_dir, &assigned)).await?;
     }
     drop(data_dir);
-    let (total, began) = (assigned.len(), std::time::Instant::now());
-    partitions.apply(assigned).await;
-    tracing::info!(partitions = total, milliseconds = began.elapsed().as_millis(), "partitions opened");
-
-    let carry_out = {
-        let partitions = Arc::clone(&partitions);
-        Box::new(move |state: Arc<MetadataState>| {
-            let (partitions, assigned) = (Arc::clone(&partitions), assignments.of(&state));
-            Box::pin(async move { partitions.apply(assigned).await }) as futures::future::BoxFuture<'static, ()>
-        })
+    let node = match &source {
+        Source::Quorum(node, _) => Some(node.clone()),
+        Source::Several(member, _) => Some(member.node.clone()),
+        Source::Common(_) => None,
     };
-    let metadata = match source {
+    let (metadata, ready) = match source {
+        Source::Several(member, office) => {
+            // Whoever votes and controls waits for no partition.
+            let (newest, mut news) = watch::channel(Arc::clone(&state));
+            let tell = Box::new(move |state: Arc<MetadataState>| {
+                newest.send_replace(state);
+                Box::pin(std::future::ready(())) as futures::future::BoxFuture<'static, ()>
+            });
+            let office = (office, registration.clone());
+            let (metadata, task) = MetadataHandle::new(member.node.clone(), state, office, tell, shutdown.clone());
+            tasks.spawn_on(task, member.thread.runtime());
+            let interval = Duration::from_millis(config.broker_heartbeat_interval_ms);
+            let ready = member.live(&registration, interval, metadata.controller_epoch(), closed);
+            partitions.learn_from(&metadata);
+            open_partitions(&partitions, assigned).await;
+            let (partitions, stop) = (Arc::clone(&partitions), shutdown.clone());
+            tasks.spawn(async move {
+                while let Some(Ok(())) = stop.run_until_cancelled(news.changed()).await {
+                    let state = Arc::clone(&news.borrow_and_update());
+                    partitions.apply(assignments.of(&state)).await;
+                }
+            });
+            (metadata, Some(ready))
+        }
         Source::Quorum(node, office) => {
-            let (metadata, task) =
-                MetadataHandle::new(node, state, (office, registration), carry_out, shutdown.clone());
+            open_partitions(&partitions, assigned).await;
+            let (office, carry_out) = ((office, registration), carry_out(&partitions, assignments));
+            let (metadata, task) = MetadataHandle::new(node, state, office, carry_out, shutdown.clone());
             tasks.spawn(task);
-            metadata
+            partitions.learn_from(&metadata);
+            (metadata, None)
         }
         Source::Common(common) => {
+            open_partitions(&partitions, assigned).await;
+            let carry_out = carry_out(&partitions, assignments);
             let (metadata, task) = common.handle(state, carry_out, shutdown.clone());
             tasks.spawn(task);
-            metadata
+            partitions.learn_from(&metadata);
+            (metadata, None)
         }
     };
-    partitions.learn_from(&metadata);
-    let groups = Groups::start(&config, metadata.clone(), Arc::clone(&partitions), pool.clone()).await?;
+    let groups = match &ready {
+        None => Groups::start(&config, metadata.clone(), Arc::clone(&partitions), pool.clone()).await?,
+        Some(_) => Groups::none(metadata.clone(), Arc::clone(&partitions)),
+    };
     if let Some(manifest) = manifest {
         import::take_over_offsets(&manifest, &metadata.state(), &groups).await?;
         let root = root.clone();
@@ -340,10 +387,11 @@ async fn start(
         partitions,
         metadata,
         groups,
-        connections: Connections::default(),
-        next_connection: AtomicU64::new(1),
+        connections,
+        node,
+        ready,
         loans: Arc::new(Semaphore::new(config.loan_bytes as usize)),
-        sessions: TaskTracker::new(),
+        sessions,
         shutdown: shutdown.clone(),
         closed: closed.clone(),
         config,
@@ -370,9 +418,21 @@ async fn start(
             metrics.upkeep();
         }
     });
-    tasks.spawn(server::accept(Arc::clone(&shared), endpoint.clone()));
+    serves.send_replace(Some(Arc::clone(&shared)));
+    if let Some(door) = door {
+        tasks.spawn(server::accept(Arc::new(door), endpoint.clone()));
+    }
+    let ended = closed.clone();
+    tasks.spawn(async move {
+        ended.cancelled().await;
+        // Whoever waits for it waits no more.
+        drop(serves);
+    });
     // Nobody else sets it.
     drop(shown.groups.set(shared.groups.clone()));
+    if let Some(ready) = &shared.ready {
+        ready.say().await;
+    }
     tracing::info!(%listen, %admin, cluster_id = shared.cluster_id, data = %root.display(), "serving");
     Ok(Broker { shared, endpoint, tasks: tasks.clone(), profile })
 }
@@ -383,38 +443,68 @@ struct By {
     registration: RegisterBroker,
     state: Arc<MetadataState>,
     source: Source,
+    /// Of a broker that receives nobody yet.
+    door: Option<Door>,
 }
 
 /// Who decides.
 enum Source {
     /// The quorum, of which this is this broker's member, and the office that it has.
     Quorum(RaftNode, Office),
+    /// As that, where there may be others.
+    Several(Arc<Member>, Office),
     Common(Common),
 }
 
-fn by_common(common: Common, registration: RegisterBroker) -> Result<By, StartError> {
+fn by_common(common: Common, registration: RegisterBroker, door: Door) -> Result<By, StartError> {
     common.register(&registration).map_err(refused)?;
-    Ok(By { manifest: None, registration, state: common.state(), source: Source::Common(common) })
+    let (state, source) = (common.state(), Source::Common(common));
+    Ok(By { manifest: None, registration, state, source, door: Some(door) })
+}
+
+/// A broker of several: it comes in, and receives the others meanwhile.
+async fn by_several(
+    store: Store,
+    config: &BrokerConfig,
+    place: Place,
+    data_dir: &Arc<DataDir>,
+    pool: &Pool,
+    (tasks, closed): (&TaskTracker, &CancellationToken),
+    (door, endpoint): (Door, &quinn::Endpoint),
+) -> Result<By, StartError> {
+    let registration = registration(config, place.advertised.clone(), store.node_id());
+    let registration = RegisterBroker { directory_id: data_dir.meta().directory_id.clone(), ..registration };
+    let member = Member::start(store, config, place, Instant::now() + METADATA_START).await?;
+    let member = Arc::new(member);
+    stop_at_last(tasks, &member.node, closed, Some(Arc::clone(&member)));
+    let quorum = Some((member.server.clone(), member.thread.runtime().clone()));
+    tasks.spawn(server::accept(Arc::new(Door { quorum, ..door }), endpoint.clone()));
+    let registration = member.register(registration, data_dir.path(), data_dir.files(), pool).await?;
+    let state = Arc::clone(&member.node.applied().borrow().state);
+    let source = Source::Several(member, Office::new(node::ELECTION_TIMEOUT_MS));
+    Ok(By { manifest: None, registration, state, source, door: None })
 }
 
 async fn by_quorum(
     config: &BrokerConfig,
-    advertised: String,
+    place: Place,
     data_dir: &Arc<DataDir>,
     pool: &Pool,
-    cluster_id: &str,
     (tasks, closed): (&TaskTracker, &CancellationToken),
+    (door, endpoint): (Door, &quinn::Endpoint),
 ) -> Result<By, StartError> {
-    let (manifest, store) = open_store(data_dir, pool, cluster_id).await?;
+    let cluster_id = data_dir.meta().cluster_id.clone();
+    let (manifest, store) = open_store(data_dir, pool, &cluster_id).await?;
+    if !config.quorum_servers().is_empty() || !store.is_only_member() {
+        if manifest.is_some() {
+            let why = "a broker of several takes no import over: import into a broker that is alone".to_owned();
+            return Err(StartError::Import(why));
+        }
+        return by_several(store, config, place, data_dir, pool, (tasks, closed), (door, endpoint)).await;
+    }
     let deadline = Instant::now() + METADATA_START;
     let node = RaftNode::start(store, NoNetwork, deadline).await.map_err(refused)?;
-    {
-        let (node, closed) = (node.clone(), closed.clone());
-        tasks.spawn(async move {
-            closed.cancelled().await;
-            node.stop().await;
-        });
-    }
+    stop_at_last(tasks, &node, closed, None);
     let imported = match &manifest {
         None => None,
         Some(manifest) => {
@@ -422,14 +512,61 @@ async fn by_quorum(
             Some(import::topics_command(manifest, broker_id, now_ms(), &config.topic_defaults)?)
         }
     };
-    let registration = registration(config, advertised, node.node_id());
+    let registration = registration(config, place.advertised, node.node_id());
     let office = take_part(&node, &registration, imported, deadline).await.map_err(refused)?;
     let state = Arc::clone(&node.applied().borrow().state);
-    Ok(By { manifest, registration, state, source: Source::Quorum(node, office) })
+    Ok(By { manifest, registration, state, source: Source::Quorum(node, office), door: Some(door) })
+}
+
+/// What the settings say of certificates.
+pub(crate) fn configured(config: &BrokerConfig) -> Option<tls::Configured> {
+    let configured = config.tls_certificate.clone().zip(config.tls_key.clone());
+    configured.map(|(certificate, key)| tls::Configured { certificate, key, ca: config.tls_ca.clone() })
+}
+
+/// Ends the member once everything else has ended.
+fn stop_at_last(tasks: &TaskTracker, node: &RaftNode, closed: &CancellationToken, member: Option<Arc<Member>>) {
+    let (node, closed) = (node.clone(), closed.clone());
+    tasks.spawn(async move {
+        closed.cancelled().await;
+        node.stop().await;
+        // Its thread ends after it.
+        drop(member);
+    });
+}
+
+/// A broker that is to be one of several does not begin as a cluster by itself.
+async fn check_folder(config: &BrokerConfig, files: &Arc<dyn Files>, pool: &Pool) -> Result<(), StartError> {
+    if config.quorum_servers().is_empty() {
+        return Ok(());
+    }
+    let (files, path) = (Arc::clone(files), config.data_dir.join(JOURNAL_FILE));
+    let looked =
+        pool.run(move || headwater_storage::files::exists(&*files, &path).map_err(|error| (path, error))).await;
+    match looked {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(StartError::NoCluster(config.data_dir.clone())),
+        Err((path, error)) => Err(StartError::Boots { path, error }),
+    }
+}
+
+/// Has the partitions follow each state before it is published.
+fn carry_out(partitions: &Arc<Partitions>, mut assignments: Assignments) -> CarryOut {
+    let partitions = Arc::clone(partitions);
+    Box::new(move |state: Arc<MetadataState>| {
+        let (partitions, assigned) = (Arc::clone(&partitions), assignments.of(&state));
+        Box::pin(async move { partitions.apply(assigned).await })
+    })
+}
+
+async fn open_partitions(partitions: &Partitions, assigned: Vec<AssignedPartition>) {
+    let (total, began) = (assigned.len(), std::time::Instant::now());
+    partitions.apply(assigned).await;
+    tracing::info!(partitions = total, milliseconds = began.elapsed().as_millis(), "partitions opened");
 }
 
 /// A new identity, in the form that Kafka gives it.
-fn new_id() -> String {
+pub(crate) fn new_id() -> String {
     TopicId::from_bytes(*uuid::Uuid::new_v4().as_bytes()).to_string()
 }
 
@@ -499,6 +636,7 @@ fn registration(config: &BrokerConfig, address: String, node_id: u64) -> Registe
         broker_id: i32::try_from(config.broker_id).unwrap_or(i32::MAX),
         incarnation: uuid::Uuid::new_v4().as_bytes().to_vec().into(),
         address,
+        rack: config.broker_rack.clone(),
         registered_ms: now_ms(),
         node_id,
         ..RegisterBroker::default()

@@ -139,7 +139,7 @@ async fn describe_group(client: &Client, group: &str) -> Result<wire::DescribeGr
 }
 
 async fn describe(client: &Client, topic: &str) -> wire::DescribeTopicResponse {
-    match client.call(Request::DescribeTopic(wire::DescribeTopic { name: topic.into() })).await {
+    match client.call(Request::DescribeTopic(wire::DescribeTopic { name: topic.into(), stale: false })).await {
         Response::DescribeTopic(described) => described,
         other => panic!("{other:?}"),
     }
@@ -242,7 +242,7 @@ async fn topics_are_made_described_changed_grown_and_deleted() {
     produce(&client, &id, 0, &[(1, "old")]).await;
     accepted(&client, Request::DeleteTopic(wire::DeleteTopic { name: "orders".into() })).await;
     assert_eq!(
-        refusal(&client, Request::DescribeTopic(wire::DescribeTopic { name: "orders".into() })).await.0,
+        refusal(&client, Request::DescribeTopic(wire::DescribeTopic { name: "orders".into(), stale: false })).await.0,
         ErrorCode::UnknownTopic
     );
     let again = client.create_topic("orders", 1, &[]).await;

@@ -17,7 +17,7 @@ const OFTEN: [&str; 3] =
     ["log.retention.check.interval.ms=20", "log.cleaner.backoff.ms=20", "offsets.retention.check.interval.ms=20"];
 
 async fn describe(client: &Client, topic: &str) -> wire::PartitionDescription {
-    match client.call(Request::DescribeTopic(wire::DescribeTopic { name: topic.into() })).await {
+    match client.call(Request::DescribeTopic(wire::DescribeTopic { name: topic.into(), stale: false })).await {
         Response::DescribeTopic(described) => described.partitions[0].clone(),
         other => panic!("{other:?}"),
     }

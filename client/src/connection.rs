@@ -569,7 +569,12 @@ impl Connections {
 fn repeatable(request: &call::Request) -> bool {
     use call::Request as R;
     match request {
-        R::CreateTopic(_) | R::AddPartitions(_) | R::DeleteTopic(_) | R::DeleteGroup(_) | R::DeleteOffsets(_) => false,
+        R::CreateTopic(_)
+        | R::AddPartitions(_)
+        | R::DeleteTopic(_)
+        | R::DeleteGroup(_)
+        | R::DeleteOffsets(_)
+        | R::RemoveBroker(_) => false,
         R::Hello(_)
         | R::DescribeBroker(_)
         | R::Metadata(_)
@@ -581,7 +586,9 @@ fn repeatable(request: &call::Request) -> bool {
         | R::CommitOffsets(_)
         | R::FetchOffsets(_)
         | R::ListGroups(_)
-        | R::DescribeGroup(_) => true,
+        | R::DescribeGroup(_)
+        | R::DescribeCluster(_)
+        | R::ChangeVoters(_) => true,
     }
 }
 

@@ -33,9 +33,9 @@ mod retry;
 mod stream;
 
 pub use admin::{
-    Admin, BrokerDescription, ClusterMetadata, CommittedOffset, ConfigEntry, CreatedTopic, GroupDescription,
-    GroupListing, GroupOffset, MemberDescription, NewTopic, OffsetAnswer, OffsetAt, OffsetQuery, PartitionDescription,
-    TopicDescription, TopicListing,
+    Admin, BrokerDescription, ClusterBroker, ClusterDescription, ClusterMetadata, CommittedOffset, ConfigEntry,
+    CreatedTopic, GroupDescription, GroupListing, GroupOffset, MemberDescription, NewTopic, OffsetAnswer, OffsetAt,
+    OffsetQuery, PartitionDescription, TopicDescription, TopicListing,
 };
 pub use config::{ClientConfig, ClientIdentity, ConfigError, IdentityFiles};
 pub use consumer::{

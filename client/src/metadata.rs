@@ -121,7 +121,7 @@ async fn ask(
     name: Arc<str>,
 ) -> Result<Arc<TopicInfo>, Error> {
     let at = Instant::now();
-    let request = wire::Metadata { topics: vec![name.to_string()], topic_ids: Vec::new() };
+    let request = wire::Metadata { topics: vec![name.to_string()], ..wire::Metadata::default() };
     let answer = match connections.call("metadata", call::Request::Metadata(request)).await? {
         Response::Metadata(answer) => answer,
         _ => return Err(Error::Protocol("no answer to metadata".into())),

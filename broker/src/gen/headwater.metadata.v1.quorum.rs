@@ -4,7 +4,7 @@ pub struct RaftRequest {
     /// How long the asker waits. 0: the answerer's own limit.
     #[prost(uint32, tag = "1")]
     pub timeout_ms: u32,
-    #[prost(oneof = "raft_request::Request", tags = "10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "raft_request::Request", tags = "10, 11, 12, 13, 14, 15, 16")]
     pub request: ::core::option::Option<raft_request::Request>,
 }
 /// Nested message and enum types in `RaftRequest`.
@@ -23,11 +23,13 @@ pub mod raft_request {
         ReadIndex(super::RaftReadIndex),
         #[prost(message, tag = "15")]
         ChangeMembers(super::RaftChangeMembers),
+        #[prost(message, tag = "16")]
+        Heartbeat(super::BrokerHeartbeat),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RaftResponse {
-    #[prost(oneof = "raft_response::Response", tags = "10, 11, 12, 13, 14, 15, 1")]
+    #[prost(oneof = "raft_response::Response", tags = "10, 11, 12, 13, 14, 15, 16, 1")]
     pub response: ::core::option::Option<raft_response::Response>,
 }
 /// Nested message and enum types in `RaftResponse`.
@@ -46,6 +48,8 @@ pub mod raft_response {
         ReadAt(super::RaftReadAt),
         #[prost(message, tag = "15")]
         MembersChanged(super::RaftMembersChanged),
+        #[prost(message, tag = "16")]
+        Heard(super::BrokerHeard),
         #[prost(message, tag = "1")]
         Failure(super::RaftFailure),
     }
@@ -387,3 +391,17 @@ pub mod raft_failure {
         }
     }
 }
+/// A broker is there: said to every voter, so that whoever of them is the controller next knows it too.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BrokerHeartbeat {
+    #[prost(int32, tag = "1")]
+    pub broker_id: i32,
+    /// Which start of it.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub incarnation: ::prost::bytes::Bytes,
+    /// It has recovered what it keeps, and may serve.
+    #[prost(bool, tag = "3")]
+    pub ready: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BrokerHeard {}

@@ -94,6 +94,13 @@ impl Groups {
         Ok(Groups { shards: shards.into(), metadata, partitions, stop, tasks })
     }
 
+    /// The groups of a broker that coordinates none.
+    pub(crate) fn none(metadata: MetadataHandle, partitions: Arc<Partitions>) -> Groups {
+        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        tasks.close();
+        Groups { shards: Arc::new([]), metadata, partitions, stop, tasks }
+    }
+
     /// The metadata that say which groups there may be.
     pub(crate) fn metadata(&self) -> &MetadataHandle {
         &self.metadata

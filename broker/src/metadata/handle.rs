@@ -279,6 +279,19 @@ impl MetadataHandle {
         self.changes.clone()
     }
 
+    /// Waits until [`state`](Self::state) is this one, or a later one.
+    ///
+    /// # Errors
+    /// [`MetadataError`]: not in time.
+    pub(crate) async fn published(&self, index: u64, deadline: Instant) -> Result<(), MetadataError> {
+        let mut changes = self.changes();
+        match timeout_at(deadline, changes.wait_for(|published| *published >= index)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) => Err(MetadataError::ShuttingDown),
+            Err(_) => Err(MetadataError::NoLeader),
+        }
+    }
+
     /// The epoch in which this broker is the controller, if it is; and whenever that changes.
     pub fn controller_epoch(&self) -> watch::Receiver<Option<u64>> {
         self.controller_epoch.clone()

@@ -14,6 +14,7 @@ pub mod name;
 pub mod placement;
 mod producer_ids;
 pub mod raft;
+pub(crate) mod several;
 pub mod state;
 
 pub use handle::{MetadataError, MetadataHandle};

@@ -3,7 +3,7 @@
 use super::relay::Network;
 use headwater_broker::metadata::command::{self, Command, command::Command as Kind};
 use headwater_broker::metadata::raft::{
-    Applied, Founding, Links, LinksConfig, RaftNode, RaftServer, RaftThread, Store, links, new_node_id,
+    Applied, Founding, Hearing, Links, LinksConfig, RaftNode, RaftServer, RaftThread, Store, links, new_node_id,
 };
 use headwater_broker::metadata::{MetadataError, MetadataState, Outcome};
 use headwater_broker::quic;
@@ -166,19 +166,20 @@ impl Cluster {
             configured,
             client: self.trust.client.clone(),
             server_name: "localhost".to_owned(),
+            peers: None,
         };
         let links = Links::new(endpoint.clone(), config);
         let linked = links.clone();
         let started = thread.runtime().spawn(async move { RaftNode::start_linked(store, linked, soon()).await });
         let node = started.await.expect("no panic").expect("starts");
-        let server = RaftServer::new(node.clone(), links);
+        let server = RaftServer::new(node.clone(), links, Hearing::new(Duration::from_millis(600)));
         let accepting = endpoint.clone();
         thread.runtime().spawn(async move {
             while let Some(incoming) = accepting.accept().await {
                 let server = server.clone();
                 tokio::spawn(async move {
                     if let Ok(connection) = incoming.await {
-                        server.serve(connection).await;
+                        server.serve(connection, None).await;
                     }
                 });
             }

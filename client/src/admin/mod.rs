@@ -35,6 +35,7 @@ use crate::metadata::Metadata;
 pub struct Admin {
     connections: Arc<Connections>,
     metadata: Arc<Metadata>,
+    stale: bool,
 }
 
 impl std::fmt::Debug for Admin {
@@ -55,7 +56,42 @@ macro_rules! call {
 
 impl Admin {
     pub(crate) fn new(connections: Arc<Connections>, metadata: Arc<Metadata>) -> Admin {
-        Admin { connections, metadata }
+        Admin { connections, metadata, stale: false }
+    }
+
+    /// The same, but what is described and listed is what the broker that is asked knows, though the others may know more. It
+    /// answers also where the cluster has lost its majority.
+    pub fn stale(&self) -> Admin {
+        Admin { stale: true, ..self.clone() }
+    }
+
+    /// Who is in the cluster, who votes on its metadata, and who is the controller.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked, or has not heard from a majority.
+    pub async fn describe_cluster(&self) -> Result<ClusterDescription, Error> {
+        let request = wire::DescribeCluster { stale: self.stale };
+        Ok(call!(self, "describe cluster", DescribeCluster(request) => DescribeCluster).into())
+    }
+
+    /// A broker votes on the metadata from now on, or only follows them. Done already is done.
+    ///
+    /// # Errors
+    /// When the broker is unknown, has not caught up, or the quorum would be lost by it.
+    pub async fn change_voters(&self, broker_id: i32, votes: bool) -> Result<(), Error> {
+        let request = wire::ChangeVoters { broker_id, votes };
+        call!(self, "change voters", ChangeVoters(request) => Done);
+        Ok(())
+    }
+
+    /// Forgets a broker that does not run, does not vote and keeps no partition.
+    ///
+    /// # Errors
+    /// When one of that is not so, by name.
+    pub async fn remove_broker(&self, broker_id: i32) -> Result<(), Error> {
+        let request = wire::RemoveBroker { broker_id };
+        call!(self, "remove broker", RemoveBroker(request) => Done);
+        Ok(())
     }
 
     /// Creates a topic.
@@ -95,7 +131,7 @@ impl Admin {
     /// # Errors
     /// When there is no such topic.
     pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription, Error> {
-        let request = wire::DescribeTopic { name: name.into() };
+        let request = wire::DescribeTopic { name: name.into(), stale: self.stale };
         call!(self, "describe topic", DescribeTopic(request) => DescribeTopic).try_into()
     }
 
@@ -258,7 +294,7 @@ impl Admin {
     /// When one of `topics` does not exist.
     pub async fn metadata(&self, topics: &[&str]) -> Result<ClusterMetadata, Error> {
         let topics = topics.iter().map(|t| (*t).to_owned()).collect();
-        let request = wire::Metadata { topics, topic_ids: Vec::new() };
+        let request = wire::Metadata { topics, topic_ids: Vec::new(), confirmed: !self.stale };
         let answer = call!(self, "metadata", Metadata(request) => Metadata);
         self.connections.learn_brokers(&answer.brokers);
         Ok(ClusterMetadata {

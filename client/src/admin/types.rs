@@ -286,6 +286,52 @@ pub struct BrokerDescription {
     pub admin_address: String,
 }
 
+/// A cluster: who is in it, who votes on its metadata, who is the controller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterDescription {
+    /// The cluster's id.
+    pub cluster_id: String,
+    /// The broker that is the controller, if one is in office.
+    pub controller: Option<i32>,
+    /// The newest controller's epoch.
+    pub controller_epoch: u64,
+    /// Brokers that vote on the metadata.
+    pub voters: Vec<i32>,
+    /// Brokers that follow the metadata without a vote.
+    pub observers: Vec<i32>,
+    /// Every broker that has come in, running or not.
+    pub brokers: Vec<ClusterBroker>,
+    /// Partitions with fewer in-sync replicas than replicas.
+    pub under_replicated: u64,
+    /// Partitions with fewer in-sync replicas than `min.insync.replicas`.
+    pub under_min_isr: u64,
+    /// Partitions that nobody leads.
+    pub offline: u64,
+    /// The version of the metadata.
+    pub metadata_version: u64,
+}
+
+/// A broker of a cluster, as the metadata know it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterBroker {
+    /// Its id.
+    pub id: i32,
+    /// Which start of it: another one after each.
+    pub incarnation: String,
+    /// Where it is reached.
+    pub address: String,
+    /// Where it stands; empty: nobody said.
+    pub rack: String,
+    /// `active`, `fenced` or `draining`.
+    pub state: String,
+    /// How many partitions it leads.
+    pub leaders: u64,
+    /// How many partitions it keeps.
+    pub partitions: u64,
+    /// When it registered, in milliseconds since 1970.
+    pub registered_ms: i64,
+}
+
 /// A cluster's brokers and topics.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClusterMetadata {
@@ -452,6 +498,38 @@ impl From<wire::DescribeBrokerResponse> for BrokerDescription {
             io_threads: b.io_threads,
             resident_bytes: b.resident_bytes,
             admin_address: b.admin_address,
+        }
+    }
+}
+
+impl From<wire::DescribeClusterResponse> for ClusterDescription {
+    fn from(c: wire::DescribeClusterResponse) -> ClusterDescription {
+        ClusterDescription {
+            cluster_id: c.cluster_id,
+            controller: (c.controller >= 0).then_some(c.controller),
+            controller_epoch: c.controller_epoch,
+            voters: c.voters,
+            observers: c.observers,
+            brokers: c.brokers.into_iter().map(Into::into).collect(),
+            under_replicated: c.under_replicated,
+            under_min_isr: c.under_min_isr,
+            offline: c.offline,
+            metadata_version: c.metadata_version,
+        }
+    }
+}
+
+impl From<wire::BrokerDescription> for ClusterBroker {
+    fn from(b: wire::BrokerDescription) -> ClusterBroker {
+        ClusterBroker {
+            id: b.broker_id,
+            incarnation: b.incarnation.iter().map(|byte| format!("{byte:02x}")).collect(),
+            address: b.address,
+            rack: b.rack,
+            state: b.state,
+            leaders: b.leaders,
+            partitions: b.partitions,
+            registered_ms: b.registered_ms,
         }
     }
 }

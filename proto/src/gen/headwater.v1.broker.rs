@@ -78,6 +78,9 @@ pub struct Metadata {
     pub topics: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(bytes = "bytes", repeated, tag = "2")]
     pub topic_ids: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
+    /// Only once everything is seen that anybody was told is in force. Else: what this broker knows now.
+    #[prost(bool, tag = "3")]
+    pub confirmed: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct MetadataResponse {
@@ -132,6 +135,76 @@ pub struct PartitionMetadata {
     pub replicas: ::prost::alloc::vec::Vec<i32>,
     #[prost(int32, repeated, tag = "5")]
     pub isr: ::prost::alloc::vec::Vec<i32>,
+}
+/// Who is in the cluster, who votes and who is the controller.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct DescribeCluster {
+    /// What this broker knows now, though the others may know more.
+    #[prost(bool, tag = "1")]
+    pub stale: bool,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct DescribeClusterResponse {
+    #[prost(string, tag = "1")]
+    pub cluster_id: ::prost::alloc::string::String,
+    /// -1: nobody is in office.
+    #[prost(int32, tag = "2")]
+    pub controller: i32,
+    #[prost(uint64, tag = "3")]
+    pub controller_epoch: u64,
+    /// Brokers that vote on the metadata.
+    #[prost(int32, repeated, tag = "4")]
+    pub voters: ::prost::alloc::vec::Vec<i32>,
+    /// Brokers that follow the metadata without a vote.
+    #[prost(int32, repeated, tag = "5")]
+    pub observers: ::prost::alloc::vec::Vec<i32>,
+    #[prost(message, repeated, tag = "6")]
+    pub brokers: ::prost::alloc::vec::Vec<BrokerDescription>,
+    /// Partitions with fewer in-sync replicas than replicas, and those that nobody leads.
+    #[prost(uint64, tag = "7")]
+    pub under_replicated: u64,
+    #[prost(uint64, tag = "8")]
+    pub offline: u64,
+    #[prost(uint64, tag = "9")]
+    pub metadata_version: u64,
+    /// Partitions with fewer in-sync replicas than their topic's min.insync.replicas.
+    #[prost(uint64, tag = "10")]
+    pub under_min_isr: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct BrokerDescription {
+    #[prost(int32, tag = "1")]
+    pub broker_id: i32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub incarnation: ::prost::bytes::Bytes,
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(string, tag = "4")]
+    pub rack: ::prost::alloc::string::String,
+    /// "active", "fenced" or "draining".
+    #[prost(string, tag = "5")]
+    pub state: ::prost::alloc::string::String,
+    /// Partitions that it leads, and that it keeps.
+    #[prost(uint64, tag = "6")]
+    pub leaders: u64,
+    #[prost(uint64, tag = "7")]
+    pub partitions: u64,
+    #[prost(int64, tag = "8")]
+    pub registered_ms: i64,
+}
+/// A broker votes on the metadata from now on, or only follows them.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ChangeVoters {
+    #[prost(int32, tag = "1")]
+    pub broker_id: i32,
+    #[prost(bool, tag = "2")]
+    pub votes: bool,
+}
+/// A broker that does not run any more is forgotten.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RemoveBroker {
+    #[prost(int32, tag = "1")]
+    pub broker_id: i32,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

@@ -30,7 +30,7 @@ pub struct Call {
     pub timeout_ms: u32,
     #[prost(
         oneof = "call::Request",
-        tags = "10, 11, 12, 20, 21, 22, 23, 24, 25, 26, 30, 40, 41, 42, 43, 44, 45"
+        tags = "10, 11, 12, 20, 21, 22, 23, 24, 25, 26, 30, 40, 41, 42, 43, 44, 45, 50, 51, 52"
     )]
     pub request: ::core::option::Option<call::Request>,
 }
@@ -72,13 +72,19 @@ pub mod call {
         DeleteGroup(super::super::groups::DeleteGroup),
         #[prost(message, tag = "45")]
         DeleteOffsets(super::super::groups::DeleteOffsets),
+        #[prost(message, tag = "50")]
+        DescribeCluster(super::super::broker::DescribeCluster),
+        #[prost(message, tag = "51")]
+        ChangeVoters(super::super::broker::ChangeVoters),
+        #[prost(message, tag = "52")]
+        RemoveBroker(super::super::broker::RemoveBroker),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallResponse {
     #[prost(
         oneof = "call_response::Response",
-        tags = "1, 10, 11, 12, 20, 21, 22, 25, 26, 30, 40, 41, 42, 43"
+        tags = "1, 10, 11, 12, 20, 21, 22, 25, 26, 30, 40, 41, 42, 43, 50"
     )]
     pub response: ::core::option::Option<call_response::Response>,
 }
@@ -98,7 +104,7 @@ pub mod call_response {
         CreateTopic(super::super::topics::CreateTopicResponse),
         #[prost(message, tag = "21")]
         DescribeTopic(super::super::topics::DescribeTopicResponse),
-        /// alter_topic, add_partitions, delete_topic, delete_group, delete_offsets
+        /// alter_topic, add_partitions, delete_topic, delete_group, delete_offsets, change_voters, remove_broker
         #[prost(message, tag = "22")]
         Done(super::super::common::Done),
         #[prost(message, tag = "25")]
@@ -115,5 +121,7 @@ pub mod call_response {
         ListGroups(super::super::groups::ListGroupsResponse),
         #[prost(message, tag = "43")]
         DescribeGroup(super::super::groups::DescribeGroupResponse),
+        #[prost(message, tag = "50")]
+        DescribeCluster(super::super::broker::DescribeClusterResponse),
     }
 }

@@ -45,6 +45,9 @@ pub struct CreateTopicResponse {
 pub struct DescribeTopic {
     #[prost(string, tag = "1")]
     pub name: ::prost::alloc::string::String,
+    /// What this broker knows now, though the others may know more.
+    #[prost(bool, tag = "2")]
+    pub stale: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct DescribeTopicResponse {

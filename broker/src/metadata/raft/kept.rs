@@ -7,7 +7,7 @@
 use super::super::command::{RaftEntries, RaftJournal, RaftRecord, raft_record};
 use super::super::state::MetadataState;
 use super::convert::{self, Malformed};
-use super::{Entry, LogId, SnapshotMeta, Vote};
+use super::{Entry, LogId, Membership, SnapshotMeta, Vote};
 use openraft::entry::RaftPayload;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -60,6 +60,18 @@ impl Kept {
 
     /// Whether this member is a quorum by itself, as far as its log says.
     pub(super) fn is_only_voter(&self) -> bool {
+        let configs = self.members().map_or(&[][..], |members| members.get_joint_config());
+        matches!(configs, [voters] if voters.iter().eq([&self.node_id]))
+    }
+
+    /// Whether it votes, and nobody else votes or follows.
+    pub(super) fn is_only_member(&self) -> bool {
+        let mut members = self.members().into_iter().flat_map(|members| members.nodes());
+        self.is_only_voter() && members.all(|(node_id, _)| *node_id == self.node_id)
+    }
+
+    /// Who votes and follows, as its log says.
+    fn members(&self) -> Option<&Membership> {
         let in_it = self.snapshot.as_ref().and_then(|snapshot| snapshot.meta.last_log_id);
         // What a leader's snapshot has overtaken lies here until it is dropped, and says nothing any more.
         let newest_first = self.entries.values().rev();
@@ -67,8 +79,7 @@ impl Kept {
             .take_while(|entry| in_it.is_none_or(|last| entry.log_id.index > last.index))
             .find_map(|entry| entry.get_membership());
         let in_snapshot = self.snapshot.as_ref().map(|snapshot| snapshot.meta.last_membership.membership());
-        let configs = in_log.or(in_snapshot).map_or(&[][..], |members| members.get_joint_config());
-        matches!(configs, [voters] if voters.iter().eq([&self.node_id]))
+        in_log.or(in_snapshot)
     }
 
     /// Whether the change may come next.

@@ -6,7 +6,8 @@
 //! its next packet than a new handshake takes.
 //!
 //! Every stream says which cluster and which member it is for, and is refused by whoever is another one; so an emptied disk
-//! never answers for the member it was.
+//! never answers for the member it was. And whoever answers has to show the certificate of the broker that registered as that
+//! member.
 //!
 //! Owns: connections and the beginning of streams. Refuses: what is said on them ([`super::network`], [`super::forward`]).
 //! Read next: [`super::book`].
@@ -14,8 +15,9 @@
 use super::super::command::{RaftRequest, RaftResponse};
 use super::Applied;
 use super::book::AddressBook;
-use crate::peer::dial;
+use crate::peer::{Peers, dial};
 use crate::stream::{Frames, StreamError, send_within};
+use crate::tls::principal::Principal;
 use futures::future::{BoxFuture, FutureExt, Shared, select_ok};
 use headwater_proto::limits::{MAX_OPEN_FRAME_BYTES, MAX_RAFT_FRAME_BYTES};
 use headwater_proto::wire::{self, Open, OpenRaft, RaftOpened, open};
@@ -105,6 +107,8 @@ pub struct LinksConfig {
     pub client: quinn::ClientConfig,
     /// The name that certificates of brokers carry.
     pub server_name: String,
+    /// Who tells by certificates which broker is at the other end. `None`: a certificate says nothing of that.
+    pub peers: Option<Peers>,
 }
 
 /// The connections of this member.
@@ -169,6 +173,27 @@ impl Links {
         match state {
             Some(state) => lock(&self.shared.book).addresses(node_id, &state),
             None => lock(&self.shared.book).addresses(node_id, &super::MetadataState::new("")),
+        }
+    }
+
+    /// The broker that registered as this member, as far as it is known here.
+    pub(super) fn broker_of(&self, node_id: u64) -> Option<i32> {
+        let state = Arc::clone(&self.shared.applied.get()?.borrow().state);
+        state.brokers().find(|broker| broker.node_id == node_id).map(|broker| broker.id)
+    }
+
+    /// Refuses whoever shows another certificate than that of the broker which is this member, or that of none.
+    fn check_identity(&self, connection: &quinn::Connection, node_id: u64) -> Result<(), String> {
+        let Some(peers) = &self.shared.config.peers else { return Ok(()) };
+        let shown = peers.principal(connection).map_err(|error| error.to_string())?;
+        match (self.broker_of(node_id), &shown) {
+            (Some(meant), Principal::Broker(id)) if *id == meant => Ok(()),
+            // It has not registered yet.
+            (None, Principal::Broker(_)) => Ok(()),
+            (meant, shown) => {
+                let meant = meant.map_or_else(|| "a broker".to_owned(), |id| format!("broker {id}"));
+                Err(format!("it shows the certificate of {shown}, and member {node_id:x} is {meant}"))
+            }
         }
     }
 
@@ -364,6 +389,10 @@ impl RaftStream {
         let mut frames = Frames::<RaftOpened>::new(recv, MAX_OPEN_FRAME_BYTES, 0, FRAME);
         let opened = frames.message().await.map_err(|error| lost(error.to_string()))?;
         let opened = opened.ok_or_else(|| lost("the stream ended".to_owned()))?;
+        if let Err(why) = links.check_identity(&connection, opened.node_id) {
+            tracing::warn!(address, why, "whoever answers is not that member of the metadata quorum");
+            return Err(lost(why));
+        }
         if opened.node_id != 0 {
             lock(&links.shared.book).meet(opened.node_id, &address);
         }

@@ -16,11 +16,13 @@
 //! * The controller's epoch is the index of its `BecomeController`, not the term ([`office`]). Proposals have deadlines ([`node`]).
 //!
 //! Owns: the types openraft is run with. Read next: [`store`] (what is kept, and how), [`log`] and [`machine`] (what openraft
-//! sees of it), [`node`] (running), [`links`], [`network`] and [`server`] (between members), [`quorum`] (who votes).
+//! sees of it), [`node`] (running), [`links`], [`network`] and [`server`] (between members), [`quorum`] (who votes), [`sessions`] (which
+//! brokers are there).
 
 pub mod book;
 pub mod convert;
 mod forward;
+pub mod heartbeat;
 mod kept;
 pub mod links;
 pub mod log;
@@ -32,9 +34,11 @@ pub mod node;
 pub mod office;
 pub mod quorum;
 pub mod server;
+pub mod sessions;
 pub mod store;
 pub mod thread;
 
+pub use heartbeat::{Hearing, Heart};
 pub use links::{Links, LinksConfig};
 pub use log::RaftLog;
 pub use machine::{Applied, RaftMachine};

@@ -8,11 +8,13 @@
 //! knows them by their first frame). Read next: [`super::network`], which asks.
 
 use super::super::command::{
-    Command, RaftFailure, RaftMembersChanged, RaftPropose, RaftProposed, RaftReadAt, RaftRequest, RaftResponse,
-    command::Command as CommandKind, raft_failure::Kind, raft_request::Request, raft_response::Response,
+    BrokerHeard, Command, RaftFailure, RaftMembersChanged, RaftPropose, RaftProposed, RaftReadAt, RaftRequest,
+    RaftResponse, RaftVote, command::Command as CommandKind, raft_failure::Kind, raft_request::Request,
+    raft_response::Response,
 };
 use super::convert::{self, Malformed};
 use super::forward::{Asked, Attempt, Known};
+use super::heartbeat::Hearing;
 use super::links::Links;
 use super::node::RaftNode;
 use super::{TypeConfig, message};
@@ -39,17 +41,43 @@ const LONGEST: Duration = Duration::from_secs(60);
 pub struct RaftServer {
     node: RaftNode,
     links: Links,
+    hearing: Hearing,
+}
+
+/// The first stream of a connection, which told whose it is.
+pub(crate) struct FirstStream {
+    pub(crate) hello: OpenRaft,
+    pub(crate) send: quinn::SendStream,
+    pub(crate) frames: Frames<Open>,
 }
 
 impl RaftServer {
     /// Answers for this member, which uses these connections itself.
-    pub fn new(node: RaftNode, links: Links) -> RaftServer {
-        RaftServer { node, links }
+    pub fn new(node: RaftNode, links: Links, hearing: Hearing) -> RaftServer {
+        RaftServer { node, links, hearing }
     }
 
     /// Serves the streams of a connection that is the quorum's alone, until it ends. To be run on the quorum's thread.
-    pub async fn serve(&self, connection: quinn::Connection) {
+    /// `broker_id`: whose certificate was shown, where certificates say that.
+    pub async fn serve(&self, connection: quinn::Connection, broker_id: Option<i32>) {
+        self.serve_from(connection, broker_id, None).await;
+    }
+
+    /// As [`serve`](Self::serve), of a connection of which one stream was accepted before.
+    pub(crate) async fn serve_from(
+        &self,
+        connection: quinn::Connection,
+        broker_id: Option<i32>,
+        first: Option<FirstStream>,
+    ) {
         let mut streams = JoinSet::new();
+        if let Some(FirstStream { hello, mut send, frames }) = first {
+            let server = self.clone();
+            streams.spawn(async move {
+                let served = server.serve_stream(hello, broker_id, &mut send, frames).await;
+                end(send, served);
+            });
+        }
         while let Ok((mut send, recv)) = connection.accept_bi().await {
             let server = self.clone();
             streams.spawn(async move {
@@ -57,7 +85,7 @@ impl RaftServer {
                 let first = timeout(FIRST_FRAME, frames.message()).await;
                 let served = match first.unwrap_or(Err(StreamError::Deadline("the first frame"))) {
                     Ok(Some(Open { stream: Some(open::Stream::Raft(hello)) })) => {
-                        server.serve_stream(hello, &mut send, frames).await
+                        server.serve_stream(hello, broker_id, &mut send, frames).await
                     }
                     Ok(None) => Ok(()),
                     Ok(Some(_)) => {
@@ -66,11 +94,7 @@ impl RaftServer {
                     }
                     Err(error) => Err(error),
                 };
-                if let Err(error) = served {
-                    tracing::debug!(%error, "a stream of the quorum ended");
-                    // An error means that it is closed already.
-                    drop(send.reset(error.reset_code().number().into()));
-                }
+                end(send, served);
             });
             while streams.try_join_next().is_some() {}
         }
@@ -79,13 +103,14 @@ impl RaftServer {
     }
 
     /// Serves a stream after its first frame.
-    pub(crate) async fn serve_stream(
+    async fn serve_stream(
         &self,
         hello: OpenRaft,
+        broker_id: Option<i32>,
         send: &mut quinn::SendStream,
         frames: Frames<Open>,
     ) -> Result<(), StreamError> {
-        let refusal = self.refusal(&hello);
+        let refusal = self.refusal(&hello, broker_id);
         let opened = RaftOpened { error: refusal.clone(), node_id: self.links.node_id() };
         send_within(send, &opened, UNREAD, "an answer").await?;
         if let Some(refusal) = refusal {
@@ -103,14 +128,15 @@ impl RaftServer {
         self.links.say(hello.from_node_id, &hello.from_address);
         let mut frames = frames.followed_by::<RaftRequest>(MAX_RAFT_FRAME_BYTES, 0)?;
         while let Some(request) = frames.message().await? {
-            let answer = RaftResponse { response: Some(self.answer(request).await) };
+            let asker = Asker { node_id: hello.from_node_id, broker_id };
+            let answer = RaftResponse { response: Some(self.answer(request, asker).await) };
             send_within(send, &answer, UNREAD, "an answer").await?;
         }
         drop(send.finish());
         Ok(())
     }
 
-    fn refusal(&self, hello: &OpenRaft) -> Option<wire::Error> {
+    fn refusal(&self, hello: &OpenRaft, broker_id: Option<i32>) -> Option<wire::Error> {
         let (ours, us) = (self.links.cluster_id(), self.links.node_id());
         if hello.cluster_id != ours {
             let why = format!("this is cluster {ours}, not {}", hello.cluster_id);
@@ -123,16 +149,30 @@ impl RaftServer {
         if hello.from_node_id == 0 || hello.from_node_id == us {
             return Some(wire::Error::new(ErrorCode::InvalidRequest, "a member that does not say who it is"));
         }
-        None
+        match (broker_id, self.links.broker_of(hello.from_node_id)) {
+            (Some(shown), Some(registered)) if shown != registered => {
+                let from = hello.from_node_id;
+                let why = format!("member {from:x} of the metadata quorum is broker {registered}, not broker {shown}");
+                Some(wire::Error::new(ErrorCode::ClusterAuthorizationFailed, why))
+            }
+            _ => None,
+        }
     }
 
-    async fn answer(&self, request: RaftRequest) -> Response {
+    async fn answer(&self, request: RaftRequest, asker: Asker) -> Response {
         let patience = match request.timeout_ms {
             0 => LONGEST,
             asked => Duration::from_millis(asked.into()).min(LONGEST),
         };
         let deadline = Instant::now() + patience;
         let answered = match request.request {
+            Some(asked) if !asker.may_say(&asked) => {
+                Err(senseless(&Malformed("a member speaks for itself alone".to_owned())))
+            }
+            Some(Request::Heartbeat(heartbeat)) => {
+                self.hearing.hear(&self.node, &heartbeat);
+                Ok(Response::Heard(BrokerHeard {}))
+            }
             Some(Request::Append(asked)) => self.append(asked).await,
             Some(Request::AskVote(asked)) => match message::ask_vote(&asked) {
                 Ok(asked) => match self.node.raft.vote(asked).await {
@@ -229,6 +269,45 @@ impl RaftServer {
                 ..RaftFailure::default()
             },
         }
+    }
+}
+
+/// Who asks.
+#[derive(Debug, Clone, Copy)]
+struct Asker {
+    node_id: u64,
+    /// Whose certificate was shown, where certificates say that.
+    broker_id: Option<i32>,
+}
+
+impl Asker {
+    fn is(&self, broker_id: i32) -> bool {
+        self.broker_id.is_none_or(|shown| shown == broker_id)
+    }
+
+    /// Whether a request says of nobody else that it leads, asks for votes, starts, or is there.
+    fn may_say(&self, request: &Request) -> bool {
+        let is_own = |vote: &Option<RaftVote>| vote.as_ref().is_none_or(|vote| vote.node_id == self.node_id);
+        match request {
+            Request::Append(asked) => is_own(&asked.vote),
+            Request::AskVote(asked) => is_own(&asked.vote),
+            Request::SnapshotPart(asked) => is_own(&asked.vote),
+            Request::Heartbeat(heartbeat) => self.is(heartbeat.broker_id),
+            Request::Propose(RaftPropose {
+                command: Some(Command { command: Some(CommandKind::RegisterBroker(register)), .. }),
+                ..
+            }) => self.is(register.broker_id),
+            _ => true,
+        }
+    }
+}
+
+/// Ends a stream that was served.
+fn end(mut send: quinn::SendStream, served: Result<(), StreamError>) {
+    if let Err(error) = served {
+        tracing::debug!(%error, "a stream of the quorum ended");
+        // An error means that it is closed already.
+        drop(send.reset(error.reset_code().number().into()));
     }
 }
 

@@ -198,6 +198,11 @@ impl Store {
         }
     }
 
+    /// Whether nobody else is a member, as far as the log says.
+    pub(crate) fn is_only_member(&self) -> bool {
+        self.kept().is_only_member()
+    }
+
     /// Which member this is.
     pub fn node_id(&self) -> u64 {
         self.shared.node_id

@@ -1,0 +1,140 @@
+//! Calls about the cluster: who is in it, who votes, who is forgotten.
+//!
+//! Owns: what they mean in terms of the metadata and the quorum. Refuses: decisions ([`crate::metadata`] makes them).
+//! Read next: [`crate::metadata::raft::quorum`].
+
+use crate::metadata::command::{self, command::Command as Kind};
+use crate::metadata::raft::{Change, RaftNode};
+use crate::metadata::state::{BrokerState, NO_LEADER};
+use crate::metadata::{MetadataError, MetadataState, Refusal};
+use crate::shared::Shared;
+use crate::topic_config::TopicConfig;
+use headwater_proto::ErrorCode;
+use headwater_proto::wire::call_response::Response;
+use headwater_proto::wire::{self, Done};
+use std::collections::{BTreeSet, HashMap};
+use std::time::Duration;
+use tokio::time::Instant;
+
+type Answer = Result<Response, wire::Error>;
+
+/// Time for a change of who votes.
+const CHANGE: Duration = Duration::from_secs(20);
+
+/// Sees everything that anybody was told is in force before this, unless it is to be stale.
+pub(crate) async fn see(shared: &Shared, stale: bool) -> Result<(), wire::Error> {
+    let Some(node) = shared.node.as_ref().filter(|_| !stale && shared.ready.is_some()) else { return Ok(()) };
+    let deadline = Instant::now() + Duration::from_millis(shared.config.request_timeout_ms);
+    let seen = async {
+        node.catch_up(deadline).await?;
+        let index = node.applied().borrow().state.index();
+        shared.metadata.published(index, deadline).await
+    };
+    seen.await.map_err(|error: MetadataError| wire::Error::from(&error))
+}
+
+pub(crate) async fn describe(shared: &Shared, request: &wire::DescribeCluster) -> Answer {
+    see(shared, request.stale).await?;
+    let state = shared.metadata.state();
+    let membership = shared.node.as_ref().map(RaftNode::membership).unwrap_or_default();
+    let voters: BTreeSet<u64> = membership.voter_ids().collect();
+    let learners: BTreeSet<u64> = membership.learner_ids().collect();
+    let those = |ids: &BTreeSet<u64>| {
+        state.brokers().filter(|broker| ids.contains(&broker.node_id)).map(|broker| broker.id).collect::<Vec<_>>()
+    };
+    let counted = count(shared, &state);
+    let brokers = state.brokers().map(|broker| {
+        let (leaders, partitions) = counted.by_broker.get(&broker.id).copied().unwrap_or_default();
+        wire::BrokerDescription {
+            broker_id: broker.id,
+            incarnation: broker.incarnation.as_bytes().to_vec().into(),
+            address: if broker.id == shared.broker_id() { shared.advertised() } else { broker.address.clone() },
+            rack: broker.rack.clone(),
+            state: broker.state.name().to_owned(),
+            leaders,
+            partitions,
+            registered_ms: broker.registered_ms,
+        }
+    });
+    Ok(Response::DescribeCluster(wire::DescribeClusterResponse {
+        cluster_id: state.cluster_id().to_owned(),
+        controller: state.controller().map_or(-1, |(broker_id, _)| broker_id),
+        controller_epoch: state.controller_epoch(),
+        voters: those(&voters),
+        observers: those(&learners),
+        brokers: brokers.collect(),
+        under_replicated: counted.under_replicated,
+        offline: counted.offline,
+        metadata_version: state.index(),
+        under_min_isr: counted.under_min_isr,
+    }))
+}
+
+#[derive(Default)]
+struct Counted {
+    /// What each broker leads, and what it keeps.
+    by_broker: HashMap<i32, (u64, u64)>,
+    under_replicated: u64,
+    under_min_isr: u64,
+    offline: u64,
+}
+
+fn count(shared: &Shared, state: &MetadataState) -> Counted {
+    let mut counted = Counted::default();
+    for topic in state.topics() {
+        let config = TopicConfig::resolve(&topic.config, &shared.config.topic_defaults).unwrap_or_default();
+        for partition in &topic.partitions {
+            counted.under_replicated += u64::from(partition.isr.len() < partition.replicas.len());
+            counted.under_min_isr += u64::from(partition.isr.len() < config.min_insync_replicas as usize);
+            counted.offline += u64::from(partition.leader == NO_LEADER);
+            for broker in &partition.replicas {
+                counted.by_broker.entry(*broker).or_default().1 += 1;
+            }
+            if partition.leader != NO_LEADER {
+                counted.by_broker.entry(partition.leader).or_default().0 += 1;
+            }
+        }
+    }
+    counted
+}
+
+fn node_of(shared: &Shared) -> Result<&RaftNode, wire::Error> {
+    let none = || wire::Error::new(ErrorCode::InvalidRequest, "this broker has no member of a metadata quorum");
+    shared.node.as_ref().ok_or_else(none)
+}
+
+fn member_of(state: &MetadataState, broker_id: i32) -> Result<u64, MetadataError> {
+    let broker = state.broker(broker_id).ok_or(Refusal::UnknownBroker(broker_id))?;
+    Ok(broker.node_id)
+}
+
+pub(crate) async fn change_voters(shared: &Shared, request: &wire::ChangeVoters) -> Answer {
+    see(shared, false).await?;
+    let node_id = member_of(&shared.metadata.state(), request.broker_id).map_err(|error| wire::Error::from(&error))?;
+    let change = if request.votes { Change::Promote(node_id) } else { Change::Demote(node_id) };
+    let changed = node_of(shared)?.change_members(change, Instant::now() + CHANGE).await;
+    changed.map_err(|error| wire::Error::from(&error))?;
+    Ok(Response::Done(Done {}))
+}
+
+/// Forgets a broker that does not run: it keeps nothing, and is no member of the quorum any more.
+pub(crate) async fn remove_broker(shared: &Shared, request: &wire::RemoveBroker) -> Answer {
+    see(shared, false).await?;
+    let (broker_id, state) = (request.broker_id, shared.metadata.state());
+    let node_id = member_of(&state, broker_id).map_err(|error| wire::Error::from(&error))?;
+    if state.broker(broker_id).is_some_and(|broker| broker.state != BrokerState::Fenced) {
+        let why = format!("broker {broker_id} is running: stop it first");
+        return Err(wire::Error::new(ErrorCode::InvalidRequest, why));
+    }
+    if node_of(shared)?.membership().voter_ids().any(|voter| voter == node_id) {
+        let why =
+            format!("broker {broker_id} votes on the metadata: `headwater cluster voters remove {broker_id}` first");
+        return Err(wire::Error::new(ErrorCode::InvalidRequest, why));
+    }
+    let remove = Kind::RemoveBroker(command::RemoveBroker { broker_id });
+    let removed = shared.metadata.propose(remove).await;
+    removed.map_err(|error| wire::Error::from(&error))?;
+    let gone = node_of(shared)?.change_members(Change::Remove(node_id), Instant::now() + CHANGE).await;
+    gone.map_err(|error| wire::Error::from(&error))?;
+    Ok(Response::Done(Done {}))
+}

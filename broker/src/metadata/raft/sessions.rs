@@ -1,0 +1,214 @@
+//! Which brokers are heard of: what every voter remembers of heartbeats, and what the controller makes of it. Pure.
+//!
+//! A broker says to every voter that it is there, so a new controller knows at once who is not: nobody waits for another
+//! session because the controller died too. Only what this voter heard itself counts, by its own clock; where it could
+//! not have heard anything, because it did not run or did not vote, nobody is late before a whole session after that.
+//!
+//! Owns: who is fenced and unfenced. Refuses: clocks, sockets, proposals ([`super::heartbeat`]); what a fence means
+//! ([`super::super::state`]).
+
+use super::super::state::{BrokerState, MetadataState};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// What a voter remembers.
+#[derive(Debug)]
+pub struct Sessions {
+    timeout_ms: u64,
+    /// Since when it could have heard.
+    since_ms: u64,
+    heard: BTreeMap<i32, Heard>,
+}
+
+/// A broker's last heartbeat.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    incarnation: Uuid,
+    at_ms: u64,
+    is_ready: bool,
+}
+
+/// What the controller is to propose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    /// The broker's session is over.
+    Fence {
+        /// Which broker.
+        broker_id: i32,
+        /// Which start of it.
+        incarnation: Uuid,
+    },
+    /// The broker is there, and has recovered.
+    Unfence {
+        /// Which broker.
+        broker_id: i32,
+        /// Which start of it.
+        incarnation: Uuid,
+    },
+}
+
+impl Sessions {
+    /// Nobody was heard of yet.
+    pub fn new(timeout_ms: u64, now_ms: u64) -> Sessions {
+        Sessions { timeout_ms, since_ms: now_ms, heard: BTreeMap::new() }
+    }
+
+    /// A broker says that it is there. A start that is over is not heard of again once a later one was, as the state knows.
+    pub fn hear(&mut self, now_ms: u64, broker_id: i32, incarnation: Uuid, is_ready: bool, state: &MetadataState) {
+        let registered = state.broker(broker_id).map(|broker| broker.incarnation);
+        let is_other = |heard: &Heard| heard.incarnation != incarnation && Some(heard.incarnation) == registered;
+        if self.heard.get(&broker_id).is_some_and(is_other) {
+            return;
+        }
+        self.heard.insert(broker_id, Heard { incarnation, at_ms: now_ms, is_ready });
+    }
+
+    /// Nothing could be heard until now: this process stood still, or did not vote.
+    pub fn could_not_hear(&mut self, now_ms: u64) {
+        self.since_ms = self.since_ms.max(now_ms);
+    }
+
+    /// What a controller is to propose in this state.
+    pub fn decide(&self, now_ms: u64, state: &MetadataState) -> Vec<Decision> {
+        let mut decisions = Vec::new();
+        for broker in state.brokers() {
+            let (broker_id, incarnation) = (broker.id, broker.incarnation);
+            let heard = self.heard.get(&broker_id).filter(|heard| heard.incarnation == incarnation);
+            let since_ms = heard.map_or(0, |heard| heard.at_ms).max(self.since_ms);
+            let is_late = now_ms.saturating_sub(since_ms) >= self.timeout_ms;
+            match broker.state {
+                BrokerState::Active | BrokerState::Draining if is_late => {
+                    decisions.push(Decision::Fence { broker_id, incarnation });
+                }
+                BrokerState::Fenced if heard.is_some_and(|heard| heard.is_ready && self.is_fresh(heard, now_ms)) => {
+                    decisions.push(Decision::Unfence { broker_id, incarnation });
+                }
+                _ => {}
+            }
+        }
+        decisions
+    }
+
+    fn is_fresh(&self, heard: &Heard, now_ms: u64) -> bool {
+        now_ms.saturating_sub(heard.at_ms) < self.timeout_ms
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::command::{
+        BecomeController, Command, DrainBroker, RegisterBroker, UnfenceBroker, command::Command as Kind,
+    };
+    use super::*;
+
+    fn start(n: u128) -> Uuid {
+        Uuid::from_u128(n)
+    }
+
+    fn apply(state: &mut MetadataState, command: impl Into<Command>) {
+        state.apply(state.index() + 1, &command.into()).expect("accepted");
+    }
+
+    fn register(state: &mut MetadataState, broker_id: i32, boots: u64) {
+        let incarnation = start(u128::from(boots)).as_bytes().to_vec().into();
+        apply(
+            state,
+            Kind::RegisterBroker(RegisterBroker { broker_id, incarnation, boots, ..RegisterBroker::default() }),
+        );
+    }
+
+    fn unfence(state: &mut MetadataState, broker_id: i32) {
+        let incarnation = state.broker(broker_id).expect("there").incarnation.as_bytes().to_vec();
+        let controller_epoch = state.controller_epoch();
+        let unfence = Kind::UnfenceBroker(UnfenceBroker { broker_id, incarnation: incarnation.into() });
+        apply(state, Command { controller_epoch, ..unfence.into() });
+    }
+
+    /// Brokers 1 to 3, of which 1 is the controller; 1 and 2 are active.
+    fn state() -> MetadataState {
+        let mut state = MetadataState::new("cluster");
+        (1..=3).for_each(|broker_id| register(&mut state, broker_id, 1));
+        let incarnation = start(1).as_bytes().to_vec().into();
+        apply(&mut state, Kind::BecomeController(BecomeController { broker_id: 1, incarnation }));
+        (1..=2).for_each(|broker_id| unfence(&mut state, broker_id));
+        state
+    }
+
+    fn fence(broker_id: i32) -> Decision {
+        Decision::Fence { broker_id, incarnation: start(1) }
+    }
+
+    #[test]
+    fn a_broker_is_fenced_a_session_after_it_was_heard_last() {
+        let state = state();
+        let mut sessions = Sessions::new(600, 0);
+        for at in [100, 500] {
+            sessions.hear(at, 1, start(1), true, &state);
+        }
+        sessions.hear(100, 2, start(1), true, &state);
+        assert_eq!(sessions.decide(699, &state), []);
+        assert_eq!(sessions.decide(700, &state), [fence(2)]);
+        assert_eq!(sessions.decide(1100, &state), [fence(1), fence(2)]);
+    }
+
+    #[test]
+    fn nobody_is_late_before_they_could_be_heard() {
+        let state = state();
+        let mut sessions = Sessions::new(600, 10_000);
+        assert_eq!(sessions.decide(10_599, &state), []);
+        assert_eq!(sessions.decide(10_600, &state), [fence(1), fence(2)], "never heard of, and active");
+        // This process stood still.
+        sessions.could_not_hear(20_000);
+        assert_eq!(sessions.decide(20_599, &state), []);
+        sessions.hear(20_500, 1, start(1), true, &state);
+        assert_eq!(sessions.decide(20_600, &state), [fence(2)]);
+    }
+
+    #[test]
+    fn a_fenced_broker_is_unfenced_once_it_is_ready_and_while_it_is_heard() {
+        let state = state();
+        let unfence = [Decision::Unfence { broker_id: 3, incarnation: start(1) }];
+        let mut sessions = Sessions::new(600, 0);
+        let hear = |sessions: &mut Sessions, at, incarnation, is_ready| {
+            for broker_id in [1, 2] {
+                sessions.hear(at, broker_id, start(1), true, &state);
+            }
+            sessions.hear(at, 3, incarnation, is_ready, &state);
+        };
+        hear(&mut sessions, 100, start(1), false);
+        assert_eq!(sessions.decide(150, &state), [], "it recovers");
+        hear(&mut sessions, 200, start(9), true);
+        assert_eq!(sessions.decide(250, &state), [], "not the start that registered");
+        hear(&mut sessions, 300, start(1), true);
+        assert_eq!(sessions.decide(350, &state), unfence);
+        assert!(!sessions.decide(900, &state).contains(&unfence[0]), "it is silent again");
+    }
+
+    /// A start that is over may be heard late: it neither keeps the new one alive nor hides it.
+    #[test]
+    fn only_the_registered_start_counts() {
+        let mut state = state();
+        register(&mut state, 2, 2);
+        unfence(&mut state, 2);
+        let mut sessions = Sessions::new(600, 0);
+        sessions.hear(100, 1, start(1), true, &state);
+        sessions.hear(100, 2, start(2), true, &state);
+        sessions.hear(650, 2, start(1), true, &state);
+        sessions.hear(650, 1, start(1), true, &state);
+        assert_eq!(sessions.decide(699, &state), []);
+        assert_eq!(sessions.decide(700, &state), [Decision::Fence { broker_id: 2, incarnation: start(2) }]);
+    }
+
+    #[test]
+    fn a_broker_that_drains_is_fenced_at_its_end_and_never_unfenced() {
+        let mut state = state();
+        let incarnation = start(1).as_bytes().to_vec().into();
+        apply(&mut state, Kind::DrainBroker(DrainBroker { broker_id: 2, incarnation }));
+        let mut sessions = Sessions::new(600, 0);
+        sessions.hear(100, 1, start(1), true, &state);
+        sessions.hear(100, 2, start(1), true, &state);
+        assert_eq!(sessions.decide(200, &state), []);
+        sessions.hear(700, 1, start(1), true, &state);
+        assert_eq!(sessions.decide(700, &state), [fence(2)]);
+    }
+}

@@ -1,0 +1,248 @@
+//! A broker that is one of several: its member of the quorum on a thread of its own, and how it comes in.
+//!
+//! It is a member first (whoever is none asks to follow), then it knows what everybody knows, then it registers this start of
+//! it, which ends what earlier ones held. From then on it says to every voter that it is there, and the controller lets it serve
+//! once it has recovered. Nothing of this gives up while nobody leads: all brokers may start at once.
+//!
+//! Owns: that order, and the count of this disk's starts. Refuses: what the commands mean ([`super::state`]); who is held to be
+//! there ([`super::raft::sessions`]). Read next: [`super::alone`], the same for a broker that is the whole cluster.
+
+use super::MetadataError;
+use super::command::{DrainBroker, RegisterBroker, command::Command as Kind};
+use super::raft::{Hearing, Heart, Links, LinksConfig, RaftNode, RaftServer, RaftThread, Store, links};
+use super::state::{BrokerState, MetadataState, Outcome};
+use crate::config::BrokerConfig;
+use crate::error::StartError;
+use crate::peer::Peers;
+use crate::pool::Pool;
+use headwater_storage::files::{self, Files};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+/// How often this disk was started as a member of a cluster of several.
+pub(crate) const BOOTS_FILE: &str = "headwater.boots";
+
+/// Time for one try to come in.
+const TRY: Duration = Duration::from_secs(5);
+/// How long nothing is tried again.
+const PAUSE: Duration = Duration::from_millis(100);
+/// How often it is said that nobody leads.
+const TELL: Duration = Duration::from_secs(10);
+/// Time for the controller to let a broker serve that says it is ready; then it serves what it may.
+const UNFENCED: Duration = Duration::from_secs(15);
+/// Time to hand leaderships over before a broker stops.
+const DRAINED: Duration = Duration::from_secs(5);
+
+/// This broker's member.
+#[derive(Debug)]
+pub(crate) struct Member {
+    pub(crate) node: RaftNode,
+    pub(crate) server: RaftServer,
+    pub(crate) thread: RaftThread,
+    links: Links,
+    hearing: Hearing,
+}
+
+/// Where this broker is, and whom it speaks to.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) listen: SocketAddr,
+    /// Where others reach it.
+    pub(crate) advertised: String,
+    pub(crate) peers: Peers,
+}
+
+impl Member {
+    /// Starts the member. It answers others from now on, if whoever accepts connections lets it.
+    pub(crate) async fn start(
+        store: Store,
+        config: &BrokerConfig,
+        place: Place,
+        deadline: Instant,
+    ) -> Result<Member, StartError> {
+        let refused = |error: &dyn std::fmt::Display| StartError::Quorum(error.to_string());
+        let thread = RaftThread::start().map_err(StartError::Threads)?;
+        let client = place.peers.client_config(None, links::transport()).map_err(|error| refused(&error))?;
+        let endpoint = {
+            // What is heard on it is heard on the quorum's thread, however busy the others are.
+            let _entered = thread.runtime().enter();
+            let any = SocketAddr::new(place.listen.ip(), 0);
+            quinn::Endpoint::client(any).map_err(|error| StartError::Listen { address: any, error })?
+        };
+        let links_config = LinksConfig {
+            cluster_id: store.cluster_id().to_owned(),
+            node_id: store.node_id(),
+            address: place.advertised,
+            configured: config.quorum_servers(),
+            client,
+            server_name: crate::peer::HANDSHAKE_NAME.to_owned(),
+            peers: Some(place.peers),
+        };
+        let links = Links::new(endpoint, links_config);
+        let linked = links.clone();
+        let started = thread.runtime().spawn(async move { RaftNode::start_linked(store, linked, deadline).await });
+        let node = started.await.map_err(|error| refused(&error))?.map_err(|error| refused(&error))?;
+        let hearing = Hearing::new(Duration::from_millis(config.broker_session_timeout_ms));
+        let server = RaftServer::new(node.clone(), links.clone(), hearing.clone());
+        Ok(Member { node, server, thread, links, hearing })
+    }
+
+    /// Comes in: when this returns, the cluster knows this start of the broker, which is fenced. `registration` says everything but
+    /// the number of starts.
+    pub(crate) async fn register(
+        &self,
+        registration: RegisterBroker,
+        root: &Path,
+        files: &Arc<dyn Files>,
+        pool: &Pool,
+    ) -> Result<RegisterBroker, StartError> {
+        let node = &self.node;
+        let is_member = || node.applied().borrow().membership.membership().get_node(&node.node_id()).is_some();
+        if !is_member() {
+            patiently("to be taken in", || node.join(Instant::now() + TRY)).await?;
+        }
+        patiently("to know what the others know", || node.catch_up(Instant::now() + TRY)).await?;
+        let state = Arc::clone(&node.applied().borrow().state);
+        let known = state.broker(registration.broker_id);
+        let path = root.join(BOOTS_FILE);
+        let counted = {
+            let (files, path) = (Arc::clone(files), path.clone());
+            pool.run(move || read_boots(&*files, &path)).await?
+        };
+        // A disk without a count is new, or was a broker's that was alone: what it is, its id says.
+        let boots = counted.unwrap_or_else(|| known.map_or(0, |known| known.boots)) + 1;
+        keep_boots(boots, &path, files, pool).await?;
+        let replaces = known.map_or(0, |known| known.epoch);
+        let registration = RegisterBroker { boots, replaces, ..registration };
+        let command: super::command::Command = Kind::RegisterBroker(registration.clone()).into();
+        let registered = patiently("to register", || node.propose(command.clone(), true, Instant::now() + TRY));
+        if let (_, Outcome::BrokerRegistered { boots: counts }) = registered.await?
+            && counts != boots
+        {
+            keep_boots(counts, &path, files, pool).await?;
+        }
+        Ok(registration)
+    }
+
+    /// Says that this broker is there, and controls the others while it is the controller, until `stop`.
+    pub(crate) fn live(
+        &self,
+        registration: &RegisterBroker,
+        interval: Duration,
+        in_office: watch::Receiver<Option<u64>>,
+        stop: &CancellationToken,
+    ) -> Ready {
+        let is_ready = Arc::new(AtomicBool::new(false));
+        let heart = Heart {
+            node: self.node.clone(),
+            links: self.links.clone(),
+            hearing: self.hearing.clone(),
+            broker_id: registration.broker_id,
+            incarnation: registration.incarnation.clone(),
+            is_ready: Arc::clone(&is_ready),
+            interval,
+            in_office,
+        };
+        self.thread.runtime().spawn(heart.clone().beat(stop.clone()));
+        self.thread.runtime().spawn(heart.control(stop.clone()));
+        Ready { is_ready, node: self.node.clone(), registration: registration.clone() }
+    }
+}
+
+/// Says that a broker has recovered.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    is_ready: Arc<AtomicBool>,
+    node: RaftNode,
+    registration: RegisterBroker,
+}
+
+impl Ready {
+    /// Lets the controller know, and waits until it lets the broker serve; not for ever, as there may be no controller.
+    pub(crate) async fn say(&self) {
+        self.is_ready.store(true, Ordering::Release);
+        let (broker_id, mut applied) = (self.registration.broker_id, self.node.applied());
+        let active = applied.wait_for(|applied| is_active(&applied.state, broker_id));
+        if timeout_at(Instant::now() + UNFENCED, active).await.is_err() {
+            tracing::warn!(broker_id, "no controller has let this broker serve yet");
+        }
+    }
+
+    /// Hands over what this broker leads, where others remain: it is about to stop. Never waits for a quorum that is lost.
+    pub(crate) async fn drain(&self) {
+        let RegisterBroker { broker_id, incarnation, .. } = self.registration.clone();
+        let state = Arc::clone(&self.node.applied().borrow().state);
+        let others = state.brokers().any(|other| other.id != broker_id && other.state == BrokerState::Active);
+        if !others || !is_active(&state, broker_id) {
+            return;
+        }
+        let drain = Kind::DrainBroker(DrainBroker { broker_id, incarnation });
+        match self.node.propose(drain.into(), true, Instant::now() + DRAINED).await {
+            Ok(_) => tracing::info!("leaderships handed over"),
+            Err(error) => tracing::warn!(%error, "leaderships were not handed over: the others find out by themselves"),
+        }
+    }
+}
+
+fn is_active(state: &MetadataState, broker_id: i32) -> bool {
+    state.broker(broker_id).is_some_and(|broker| broker.state == BrokerState::Active)
+}
+
+/// Tries until it is done, or refused.
+async fn patiently<T, F: Future<Output = Result<T, MetadataError>>>(
+    what: &'static str,
+    mut attempt: impl FnMut() -> F,
+) -> Result<T, StartError> {
+    let mut told: Option<Instant> = None;
+    loop {
+        match attempt().await {
+            Ok(done) => return Ok(done),
+            Err(error)
+                if error.is_refusal() || matches!(error, MetadataError::Stopped(_) | MetadataError::Journal(_)) =>
+            {
+                return Err(StartError::Quorum(error.to_string()));
+            }
+            Err(error) => {
+                if told.is_none_or(|told| told.elapsed() >= TELL) {
+                    tracing::info!(%error, what, "the broker waits for the metadata quorum");
+                    told = Some(Instant::now());
+                }
+                sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// How often this disk was started; `None`: nobody knows.
+fn read_boots(files: &dyn Files, path: &Path) -> Result<Option<u64>, StartError> {
+    let failed = |error| StartError::Boots { path: path.to_owned(), error };
+    if !files::exists(files, path).map_err(failed)? {
+        return Ok(None);
+    }
+    let bytes = files::read(files, path, 64).map_err(failed)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let mut words = text.split_whitespace().map(str::parse::<u64>);
+    match (words.next(), words.next(), words.next()) {
+        // Both are the number: a digit that became another one is not believed.
+        (Some(Ok(boots)), Some(Ok(again)), None) if boots == again => Ok(Some(boots)),
+        _ => {
+            let why = std::io::Error::new(std::io::ErrorKind::InvalidData, format!("it holds {:?}", text.trim()));
+            Err(failed(why))
+        }
+    }
+}
+
+async fn keep_boots(boots: u64, path: &Path, files: &Arc<dyn Files>, pool: &Pool) -> Result<(), StartError> {
+    let (files, path): (_, PathBuf) = (Arc::clone(files), path.to_owned());
+    let kept = pool.run(move || {
+        let text = format!("{boots} {boots}\n");
+        files::replace(&*files, &path, text.as_bytes()).map_err(|error| StartError::Boots { path, error })
+    });
+    kept.await
+}
