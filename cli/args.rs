@@ -5,6 +5,7 @@
 
 mod bench;
 mod cert;
+mod cluster;
 mod data;
 mod groups;
 mod server;
@@ -19,6 +20,7 @@ use crate::spec::ResetTarget;
 
 pub(crate) use bench::{BenchArgs, Direction, Durability, Mode, NUMBER_BYTES};
 pub(crate) use cert::{BrokerCertArgs, CaArgs, CertCommand, ClientCertArgs};
+pub(crate) use cluster::{ClusterCommand, FolderArgs, VotersCommand};
 pub(crate) use data::{AcksArg, CodecArg, ConsumeArgs, ProduceArgs, ReplayArgs};
 pub(crate) use groups::{DeleteOffsetsArgs, GroupCommand, ResetArgs};
 pub(crate) use server::{
@@ -132,6 +134,9 @@ pub(crate) enum Command {
     /// Makes the certificates of a cluster: its authority's, its brokers', its clients'.
     #[command(subcommand)]
     Cert(CertCommand),
+    /// Shows the cluster, makes and joins one, and changes who votes on its metadata.
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
     /// Copies what Kafka wrote into a broker's folder, while that broker is not running.
     Import(ImportArgs),
     /// Creates, shows, changes and deletes topics.

@@ -64,6 +64,7 @@ fn run(global: &Global, command: Command) -> anyhow::Result<()> {
         Command::Broker(args) => commands::broker::run(global, args),
         Command::Config(command) => commands::broker::config(global, command),
         Command::Cert(command) => commands::cert::run(global, command),
+        Command::Cluster(command) => commands::cluster::run(global, command),
         Command::Import(args) => commands::import::run(global, args),
         Command::Topic(command) => commands::topic::run(global, command),
         Command::Produce(args) => commands::produce::run(global, args),

@@ -13,18 +13,25 @@ pub(crate) enum TopicCommand {
         #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         partitions: Option<u32>,
         /// How many brokers keep each partition. Without it: the broker's default.
-        #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+        #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         replication_factor: Option<u32>,
         /// A setting under Kafka's name, such as retention.ms=3600000.
         #[arg(short, long = "config", value_name = "KEY=VALUE")]
         config: Vec<Setting>,
     },
     /// Lists the topics.
-    List,
+    List {
+        /// What the broker that is asked knows, though others may know more; answers also without a majority.
+        #[arg(long)]
+        stale: bool,
+    },
     /// Shows a topic: its partitions with their offsets, and its settings with their sources.
     Describe {
         /// The topic.
         name: String,
+        /// What the broker that is asked knows, though others may know more; answers also without a majority.
+        #[arg(long)]
+        stale: bool,
     },
     /// Changes settings.
     Alter {

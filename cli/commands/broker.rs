@@ -32,7 +32,7 @@ pub(crate) fn config(global: &Global, command: ConfigCommand) -> Result<()> {
 }
 
 /// The defaults, the file, the environment: each has the last word over the one before.
-fn read(file: &Path) -> Result<BrokerConfig> {
+pub(super) fn read(file: &Path) -> Result<BrokerConfig> {
     let mut config = BrokerConfig::default();
     config.apply_file(file)?;
     apply_environment(&mut config)?;

@@ -18,8 +18,8 @@ pub(crate) fn run(global: &Global, command: TopicCommand) -> Result<()> {
             TopicCommand::Create { name, partitions, replication_factor, config } => {
                 create(global, &admin, &name, partitions, replication_factor, config).await
             }
-            TopicCommand::List => list(global, &admin).await,
-            TopicCommand::Describe { name } => describe(global, &admin, &name).await,
+            TopicCommand::List { stale } => list(global, &asked(admin, stale)).await,
+            TopicCommand::Describe { name, stale } => describe(global, &asked(admin, stale), &name).await,
             TopicCommand::Alter { name, config, unset } => alter(global, &admin, &name, config, unset).await,
             TopicCommand::AddPartitions { name, partitions } => {
                 admin
@@ -45,6 +45,10 @@ pub(crate) fn run(global: &Global, command: TopicCommand) -> Result<()> {
             }
         }
     })
+}
+
+fn asked(admin: Admin, stale: bool) -> Admin {
+    if stale { admin.stale() } else { admin }
 }
 
 /// An answer to something that was done: JSON, or a remark.
@@ -135,7 +139,8 @@ struct Description<'a> {
 #[derive(Serialize)]
 struct Partition<'a> {
     partition: u32,
-    leader: i32,
+    /// `None`: nobody.
+    leader: Option<i32>,
     leader_epoch: i32,
     replicas: &'a [i32],
     isr: &'a [i32],
@@ -169,7 +174,7 @@ async fn describe(global: &Global, admin: &Admin, name: &str) -> Result<()> {
             .iter()
             .map(|p| Partition {
                 partition: p.partition,
-                leader: p.leader,
+                leader: (p.leader >= 0).then_some(p.leader),
                 leader_epoch: p.leader_epoch,
                 replicas: &p.replicas,
                 isr: &p.isr,

@@ -109,6 +109,9 @@ fn the_page_says_what_answers_hold() {
     broker.run(&["group", "reset", "h", "--topic", "t:0", "--to", "offset:1", "--execute"]).ok();
     check("Group delete", &broker.json(&["group", "delete", "h"]));
 
+    check("Cluster describe", &broker.json(&["cluster", "describe"]));
+    check("Cluster voters", &broker.json(&["cluster", "voters", "add", "1"]));
+
     for mode in ["produce", "consume", "e2e"] {
         check("Bench", &broker.json(&["bench", mode, "--records", "100"]));
     }
@@ -173,6 +176,12 @@ fn the_page_says_what_answers_hold() {
             ["cert"].into_iter().chain(made.iter().copied()).chain(out.iter().map(String::as_str)).collect();
         check("Cert", &run(&words).ok().json());
     }
+    let cluster = format!(
+        "data.dir = {:?}\nbroker.id = 1\ncontroller.quorum.bootstrap.servers = \"localhost:9392\"\n",
+        path("broker")
+    );
+    std::fs::write(&file, cluster).expect("written");
+    check("Cluster init", &run(&["cluster", "init", "--config", &file, "--json"]).ok().json());
     let demo: Answer = run(&["demo", "--json"]).ok();
     check("Demo", &demo.json());
 

@@ -1,0 +1,124 @@
+//! Brokers of one cluster as processes, made and shown by command alone.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+use harness::{Running, eventually, headwater, run};
+use serde_json::Value;
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+
+/// Three brokers' folders, certificates and configurations.
+struct Cluster {
+    folder: tempfile::TempDir,
+    running: Vec<Option<Running>>,
+}
+
+impl Cluster {
+    fn new() -> Cluster {
+        let folder = tempfile::tempdir().expect("a folder");
+        let at = |name: &str| folder.path().join(name).to_str().expect("text").to_owned();
+        // All at once, so that nobody is given the same.
+        let sockets = [0; 3].map(|_| UdpSocket::bind("127.0.0.1:0").expect("a port"));
+        let addresses = sockets.map(|socket| socket.local_addr().expect("bound").to_string());
+        run(&["cert", "ca", "--out", &at("ca"), "--cluster", "prod"]).ok();
+        for (id, listen) in (1..).zip(&addresses) {
+            let (id, data) = (id.to_string(), at(&format!("data-{id}")));
+            let host = ["--host", "localhost", "--host", "127.0.0.1"];
+            run(&[&["cert", "broker", "--ca", &at("ca"), "--id", &id, "--out", &data], &host[..]].concat()).ok();
+            let settings = format!(
+                "data.dir = {data:?}\nbroker.id = {id}\nlisten = {listen:?}\nadmin.listen = \"127.0.0.1:0\"\n\
+                 controller.quorum.bootstrap.servers = {:?}\n",
+                addresses.join(",")
+            );
+            std::fs::write(folder.path().join(format!("{id}.toml")), settings).expect("written");
+        }
+        let broker = ["--broker", addresses[0].as_str()];
+        run(&[&["cert", "client", "--ca", &at("ca"), "--name", "op", "--out", &at("client")], &broker[..]].concat())
+            .ok();
+        let cluster = Cluster { folder, running: vec![None, None, None] };
+        let profile = format!("bootstrap = {addresses:?}\nca = \"ca.pem\"\n");
+        std::fs::write(cluster.profile(), profile).expect("written");
+        cluster
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().expect("text").to_owned()
+    }
+
+    fn profile(&self) -> PathBuf {
+        Path::new(&self.path("client")).join("client.toml")
+    }
+
+    fn config(&self, id: usize) -> String {
+        self.path(&format!("{id}.toml"))
+    }
+
+    fn start(&mut self, id: usize) {
+        let mut command = headwater();
+        command.args(["broker", "--config", &self.config(id), "--json"]);
+        self.running[id - 1] = Some(Running::start(command));
+        let started = self.running[id - 1].as_ref().expect("started");
+        eventually("the first line", || started.json().first().cloned());
+    }
+
+    fn command(&self, args: &[&str]) -> harness::Answer {
+        let profile = self.profile();
+        run(&[args, &["--profile", profile.to_str().expect("text")]].concat())
+    }
+
+    fn object(&self, args: &[&str]) -> Value {
+        self.command(&[args, &["--json"]].concat()).ok().object()
+    }
+
+    fn until(&self, what: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        eventually(what, || Some(self.object(&["cluster", "describe"])).filter(&is_so))
+    }
+}
+
+fn states(told: &Value) -> Vec<&str> {
+    let brokers = told["brokers"].as_array().expect("brokers");
+    brokers.iter().map(|broker| broker["state"].as_str().expect("a state")).collect()
+}
+
+#[test]
+fn a_cluster_is_made_shown_and_changed_by_command() {
+    let mut cluster = Cluster::new();
+    let refused = run(&["broker", "--config", &cluster.config(1)]).fails(1);
+    assert!(refused.stderr.contains("headwater cluster init"), "{}", refused.stderr);
+    run(&["cluster", "init", "--config", &cluster.config(1)]).ok();
+    cluster.start(1);
+    for id in [2, 3] {
+        let joined = run(&["cluster", "join", "--config", &cluster.config(id), "--json"]).ok().object();
+        assert_eq!(
+            (&joined["id"], &joined["cluster_id"]),
+            (&id.into(), &cluster.object(&["cluster", "describe"])["cluster_id"])
+        );
+        cluster.start(id);
+        cluster.command(&["cluster", "voters", "add", &id.to_string()]).ok();
+    }
+    let told = cluster.until("all are active", |told| states(told) == ["active"; 3]);
+    assert_eq!((&told["voters"], &told["controller"]), (&serde_json::json!([1, 2, 3]), &1.into()));
+    assert_eq!((&told["offline"], &told["under_replicated"]), (&0.into(), &0.into()));
+    let text = cluster.command(&["cluster", "describe"]).ok().text();
+    assert!(text.contains("3 brokers: all is well") && text.contains("votes, controller"), "{text}");
+
+    cluster.command(&["topic", "create", "t", "-p", "3", "-r", "1"]).ok();
+    let too_many = cluster.command(&["topic", "create", "u", "-r", "4"]).fails(1);
+    assert!(too_many.stderr.contains("3 active brokers"), "{}", too_many.stderr);
+    let kept = cluster.command(&["cluster", "remove", "3"]).fails(1);
+    assert!(kept.stderr.contains("stop it first"), "{}", kept.stderr);
+
+    // The controller is killed: another one is in office, and says who is gone.
+    cluster.running[0].take().expect("it runs").kill();
+    let told = cluster.until("another controller", |told| states(told) == ["fenced", "active", "active"]);
+    assert!([2, 3].contains(&told["controller"].as_i64().expect("a controller")), "{told}");
+    assert_eq!(told["offline"], 1, "its partition");
+    let text = cluster.command(&["cluster", "describe"]).ok().text();
+    assert!(text.contains("not heard of: broker 1; 1 partition without a leader"), "{text}");
+    cluster.start(1);
+    let told = cluster.until("all are active again", |told| states(told) == ["active"; 3] && told["offline"] == 0);
+    assert_eq!(told["voters"], serde_json::json!([1, 2, 3]));
+    cluster.command(&["cluster", "voters", "remove", "3"]).ok();
+    assert_eq!(cluster.object(&["cluster", "describe"])["observers"], serde_json::json!([3]));
+}
