@@ -30,9 +30,9 @@ pub(crate) fn run(global: &Global, args: BenchArgs) -> Result<()> {
         return raw::serve(&args);
     }
     match args.mode {
-        Mode::Produce => answer(global, &produce::run(global, &args)?.packets(args.mtu)),
-        Mode::Consume => answer(global, &consume::run(global, &args)?.packets(args.mtu)),
-        Mode::E2e => answer(global, &e2e::run(global, &args)?.packets(args.mtu)),
+        Mode::Produce => answer(global, &produce::run(global, &args)?.packets(mtu(global, &args)?)),
+        Mode::Consume => answer(global, &consume::run(global, &args)?.packets(mtu(global, &args)?)),
+        Mode::E2e => answer(global, &e2e::run(global, &args)?.packets(mtu(global, &args)?)),
         Mode::Raw => answer(global, &raw::run(&args)?.packets(args.mtu)),
         Mode::Disk => answer(global, &disk::run(global, &args)?),
         Mode::Isolation => isolation::run(global, &args),
@@ -170,6 +170,11 @@ fn client_config(global: &Global, args: &BenchArgs) -> Result<ClientConfig> {
         config.mtu = args.mtu;
     }
     Ok(config)
+}
+
+/// The packets that were asked for, by `--mtu` or by the profile.
+fn mtu(global: &Global, args: &BenchArgs) -> Result<Option<u16>> {
+    Ok(client_config(global, args)?.mtu)
 }
 
 /// The topic of a run.

@@ -74,6 +74,20 @@ fn every_mode_answers_with_the_same_keys() {
     );
 }
 
+/// What the profile set was said to have been found out.
+#[test]
+fn packets_that_the_profile_sets_are_told() {
+    let broker = Broker::start(&[]);
+    let small = broker.profile().with_file_name("small.toml");
+    let profile = std::fs::read_to_string(broker.profile()).expect("the profile");
+    std::fs::write(&small, profile + "mtu = 1300\n").expect("a profile");
+    let small = small.to_str().expect("text");
+    for (flag, mtu) in [(&[][..], 1300), (&["--mtu", "1452"], 1452)] {
+        let produce = ["bench", "produce", "--records", "300", "--profile", small, "--json"];
+        check(&run(&[&produce[..], flag].concat()).ok().object(), "produce", Some(mtu), 300);
+    }
+}
+
 #[test]
 fn isolation_tells_the_readers_shares_and_the_latency_of_calls() {
     let broker = Broker::start(&[]);

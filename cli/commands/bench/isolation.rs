@@ -133,7 +133,7 @@ async fn measure(global: &Global, args: &BenchArgs, client: &Client, topic: &Top
     let latency = latencies.summary();
     Ok(Isolation {
         mode: args.mode.name(),
-        mtu: args.mtu,
+        mtu: super::mtu(global, args)?,
         partitions: topic.partitions,
         stalled,
         records: shares.iter().map(|(records, _)| records).sum(),
