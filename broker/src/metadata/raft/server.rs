@@ -146,7 +146,11 @@ impl RaftServer {
             let why = format!("member {us:x} of the metadata quorum is here, not {:x}", hello.to_node_id);
             return Some(wire::Error::new(ErrorCode::WrongMember, why));
         }
-        if hello.from_node_id == 0 || hello.from_node_id == us {
+        if hello.from_node_id == us {
+            // The list in the configuration may name this broker too.
+            return Some(wire::Error::new(ErrorCode::WrongMember, "this is the member itself"));
+        }
+        if hello.from_node_id == 0 {
             return Some(wire::Error::new(ErrorCode::InvalidRequest, "a member that does not say who it is"));
         }
         match (broker_id, self.links.broker_of(hello.from_node_id)) {
