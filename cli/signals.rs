@@ -22,6 +22,19 @@ impl Signals {
         Signals(asked)
     }
 
+    /// The end of standard input asks too: whoever held it open is gone, however it went.
+    pub(crate) fn ask_when_stdin_ends(&self) {
+        let asked = self.0.clone();
+        let read = std::thread::Builder::new().name("stdin".into()).spawn(move || {
+            // What is said there means nothing.
+            let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+            asked.cancel();
+        });
+        if let Err(error) = read {
+            tracing::warn!(%error, "the end of standard input is not noticed");
+        }
+    }
+
     /// Resolves when somebody asked.
     pub(crate) async fn asked(&self) {
         self.0.cancelled().await;

@@ -15,6 +15,10 @@ pub(crate) struct UpArgs {
     /// Where to serve /health, /ready and /metrics (TCP); port 0 takes a free one.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) admin: Option<String>,
+    /// So many brokers of one cluster, each a process and a folder of its own below --data (DATA/1/broker.toml, ...). They end
+    /// with this command.
+    #[arg(long, value_name = "N", conflicts_with_all = ["listen", "admin"], value_parser = clap::value_parser!(u32).range(1..=99))]
+    pub(crate) brokers: Option<u32>,
     /// A broker setting under Kafka's name, such as log.retention.check.interval.ms=500. `headwater broker config
     /// example` lists them all.
     #[arg(short, long = "config", value_name = "KEY=VALUE")]
@@ -27,6 +31,9 @@ pub(crate) struct BrokerArgs {
     /// The configuration file; `headwater broker config example` prints one.
     #[arg(long, value_name = "FILE", required = true)]
     pub(crate) config: Option<PathBuf>,
+    /// Ends when nobody holds its standard input open any more.
+    #[arg(long, hide = true)]
+    pub(crate) until_stdin_ends: bool,
     #[command(subcommand)]
     pub(crate) command: Option<BrokerCommand>,
 }

@@ -13,7 +13,7 @@ use crate::output::{print, print_json};
 pub(crate) fn run(global: &Global, args: BrokerArgs) -> Result<()> {
     match args.command {
         Some(BrokerCommand::Config(command)) => config(global, command),
-        None => serve(global, read(&args.config.context("--config is missing")?)?),
+        None => serve(global, read(&args.config.context("--config is missing")?)?, args.until_stdin_ends),
     }
 }
 

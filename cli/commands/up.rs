@@ -1,5 +1,7 @@
 //! `headwater up`: a development broker with nothing to prepare; and what it shares with `headwater broker`.
 
+mod several;
+
 use anyhow::{Context, Result, bail};
 use headwater_broker::config::BrokerConfig;
 use headwater_broker::{Broker, runtime};
@@ -15,6 +17,9 @@ const OWN_VARIABLES: [&str; 3] = ["HEADWATER_PROFILE", "HEADWATER_LOG", "HEADWAT
 
 /// Runs the command.
 pub(crate) fn run(global: &Global, args: UpArgs) -> Result<()> {
+    if let Some(brokers) = args.brokers {
+        return several::run(global, &args, brokers);
+    }
     let mut config = BrokerConfig::default();
     apply_environment(&mut config)?;
     config.data_dir = args.data;
@@ -27,7 +32,7 @@ pub(crate) fn run(global: &Global, args: UpArgs) -> Result<()> {
     for setting in &args.config {
         config.set("-c", &setting.key, &setting.value)?;
     }
-    serve(global, config)
+    serve(global, config, false)
 }
 
 /// Takes what the environment says.
@@ -47,8 +52,8 @@ struct Ready {
     pid: u32,
 }
 
-/// Runs a broker until somebody asks it to end.
-pub(super) fn serve(global: &Global, config: BrokerConfig) -> Result<()> {
+/// Runs a broker until somebody asks it to end; or, `until_stdin_ends`, nobody holds its standard input open any more.
+pub(super) fn serve(global: &Global, config: BrokerConfig, until_stdin_ends: bool) -> Result<()> {
     config.check()?;
     logs::start(global, &config.logging_level, &config.logging_format)?;
     let data = config.data_dir.clone();
@@ -56,6 +61,9 @@ pub(super) fn serve(global: &Global, config: BrokerConfig) -> Result<()> {
     let outcome = runtime.block_on(async {
         // From here on a signal is an orderly end.
         let signals = Signals::catch();
+        if until_stdin_ends {
+            signals.ask_when_stdin_ends();
+        }
         let Some(broker) = signals.unless_asked(Broker::start(config)).await else {
             bail!("interrupted before it served; the next start recovers what this one did not");
         };

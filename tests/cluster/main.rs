@@ -122,3 +122,55 @@ fn a_cluster_is_made_shown_and_changed_by_command() {
     cluster.command(&["cluster", "voters", "remove", "3"]).ok();
     assert_eq!(cluster.object(&["cluster", "describe"])["observers"], serde_json::json!([3]));
 }
+
+/// Whether a process runs, and is not only waited for.
+fn runs(pid: u64) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_development_cluster_survives_a_broker_and_ends_with_its_command_however_that_ends() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let up = || {
+        let mut command = headwater();
+        command.current_dir(folder.path()).args(["up", "--brokers", "3", "--data", "data", "--json"]);
+        command.args(["-c", "log.retention.check.interval.ms=1000"]);
+        let running = Running::start(command);
+        let ready = eventually("the first line", || running.json().first().cloned());
+        (running, ready)
+    };
+    let pids = |ready: &Value| -> Vec<u64> {
+        let brokers = ready["brokers"].as_array().expect("brokers");
+        brokers.iter().map(|broker| broker["pid"].as_u64().expect("a number")).collect()
+    };
+    let (mut running, ready) = up();
+    let profile = ready["profile"].as_str().expect("a path").to_owned();
+    let describe = || run(&["cluster", "describe", "--json", "--profile", &profile]).ok().object();
+    let told = describe();
+    assert_eq!((states(&told), &told["voters"]), (vec!["active"; 3], &serde_json::json!([1, 2, 3])));
+    let first = pids(&ready);
+    assert!(first.iter().all(|pid| runs(*pid)));
+    harness::signal(u32::try_from(first[1]).expect("a pid"), "KILL");
+    eventually("broker 2 is missed", || (states(&describe()) == ["active", "fenced", "active"]).then_some(()));
+    assert!(running.is_running() && !runs(first[1]), "it stays dead");
+    // Whoever starts it again has it: it does not end with the command.
+    let config = Path::new(ready["brokers"][1]["data"].as_str().expect("a path")).join("broker.toml");
+    let mut revived = headwater();
+    revived.args(["broker", "--config", config.to_str().expect("text"), "--json"]);
+    let mut revived = Running::start(revived);
+    eventually("all are active", || (states(&describe()) == ["active"; 3]).then_some(()));
+    // Killed, so that it can tell nobody.
+    running.kill();
+    eventually("the brokers end", || (!runs(first[0]) && !runs(first[2])).then_some(()));
+    assert!(revived.is_running() && revived.terminate().success());
+    // The folder goes on, at the same addresses; and an orderly end is one.
+    let (mut again, ready_again) = up();
+    for key in ["id", "listen", "admin", "data"] {
+        let of = |ready: &Value| [0, 1, 2].map(|n| ready["brokers"][n][key].clone());
+        assert_eq!(of(&ready), of(&ready_again), "{key}");
+    }
+    assert!(again.terminate().success());
+    assert!(pids(&ready_again).iter().all(|pid| !runs(*pid)));
+}
