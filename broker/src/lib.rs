@@ -36,6 +36,7 @@ mod os;
 pub mod partition;
 mod partitions;
 pub mod peer;
+pub mod planted;
 mod pool;
 mod produce;
 pub mod quic;

@@ -29,6 +29,7 @@
 //! would promise more than can be kept.
 
 use crate::error::PartitionError;
+use crate::planted::{Bug, planted};
 use crate::replica::leader::{self, AlterPartition, LeaderState, LocalLog, Settings, View};
 use crate::replica::{Member, Tenure};
 use crate::topic_config::{TopicConfig, TopicDurability};
@@ -446,7 +447,11 @@ impl<R, W> PartitionState<R, W> {
                     self.outlived(request.reply, request.failed.as_deref(), self.job.leader_epoch);
                 }
                 Acks::All => {
-                    let offset = done.iter().map(end_of).max().unwrap_or(0);
+                    let is_early = |done: &&BatchOutcome| {
+                        planted(Bug::DuplicateAcknowledgedEarly) && matches!(done, BatchOutcome::Duplicate { .. })
+                    };
+                    let awaited = done.iter().filter(|done| !is_early(done));
+                    let offset = awaited.map(end_of).max().unwrap_or(0);
                     self.parked.push_back(Parked { offset, done, failed: request.failed, reply: request.reply });
                 }
             }
@@ -501,6 +506,10 @@ impl<R, W> PartitionState<R, W> {
         self.refused(&why);
         for parked in std::mem::take(&mut self.parked) {
             mark(parked.failed.as_deref());
+            if planted(Bug::AcknowledgedAtTheEnd) {
+                self.answer(parked.reply, parked.done, Durability::Flushed);
+                continue;
+            }
             self.effects.push(Effect::Answer(parked.reply, Err(why.clone())));
         }
         for request in std::mem::take(&mut self.waiting) {
@@ -576,7 +585,8 @@ impl<R, W> PartitionState<R, W> {
         let high_watermark = self.offsets.high_watermark;
         if self.parked.iter().any(|parked| parked.offset <= high_watermark) {
             for parked in std::mem::take(&mut self.parked) {
-                if parked.offset <= high_watermark {
+                let is_kept = parked.offset <= high_watermark;
+                if is_kept || (planted(Bug::AcknowledgedWithinGroup) && parked.offset <= high_watermark + 1) {
                     self.answer(parked.reply, parked.done, level);
                 } else {
                     self.parked.push_back(parked);

@@ -15,6 +15,7 @@
 
 use super::history::{History, Verdict};
 use super::{Hello, Member, Report, Tenure};
+use crate::planted::{Bug, planted};
 use headwater_storage::epochs::EpochEntry;
 
 /// The replica as it is when an epoch begins. No job is on its way then.
@@ -223,7 +224,7 @@ impl FollowerState {
                 self.phase = Phase::Following;
                 self.unclean_taken = self.unclean_recorded;
                 // An epoch that begins at the end wrote nothing: it may have been this broker's, and the leader has older records.
-                let wrote = |entry: &&EpochEntry| entry.start_offset < self.written;
+                let wrote = |entry: &&EpochEntry| entry.start_offset < self.written || planted(Bug::EmptyEpochCounts);
                 self.taken_epoch = self.history.epochs().iter().rfind(wrote).map_or(-1, |latest| latest.epoch);
                 return self.report();
             }
@@ -232,6 +233,9 @@ impl FollowerState {
                     "the leader asks for a cut at {to} of a log from {} to {}",
                     self.log_start, self.written
                 ));
+            }
+            Verdict::Cut { .. } if planted(Bug::TruncatesByWatermark) => {
+                (Effect::Cut { to: self.high_watermark }, self.high_watermark)
             }
             Verdict::Cut { to } => (Effect::Cut { to }, to),
             Verdict::Restart { at, equal_below } => (Effect::Restart { at }, equal_below),
@@ -308,10 +312,10 @@ impl FollowerState {
 
     /// Everything below `offset` is on stable storage.
     pub fn flushed(&mut self, tenure: Tenure, offset: i64) {
-        let offset = offset.min(self.written);
-        if tenure == self.tenure && offset > self.flushed {
+        let offset = if planted(Bug::FlushOutlivesCut) { offset } else { offset.min(self.written) };
+        if (tenure == self.tenure || planted(Bug::FlushOutlivesCut)) && offset > self.flushed {
             self.flushed = offset;
-            if self.is_following() {
+            if self.is_following() && !planted(Bug::FlushUnreported) {
                 self.report();
             }
         }
@@ -335,12 +339,14 @@ impl FollowerState {
     }
 
     fn report(&mut self) {
-        let (received, flushed) = (self.written, self.flushed);
+        let flushed = if planted(Bug::WrittenReportedAsFlushed) { self.written } else { self.flushed };
+        let received = self.written;
         self.effects.push(Effect::Report(Report { member: self.member, tenure: self.tenure, received, flushed }));
     }
 
     fn advance(&mut self) {
-        let to = self.leader_high_watermark.min(self.written);
+        let written = if planted(Bug::WatermarkBeyondEnd) { i64::MAX } else { self.written };
+        let to = self.leader_high_watermark.min(written);
         if to > self.high_watermark {
             self.high_watermark = to;
             self.effects.push(Effect::HighWatermark(to));

@@ -8,6 +8,7 @@
 //! Owns: [`History`] and [`History::compare`]. Refuses: high watermarks (whether a cut is permitted is
 //! [`super::follower`]'s to say). Read next: [`super::leader`].
 
+use crate::planted::{Bug, planted};
 use headwater_storage::epochs::{EpochEntry, LeaderEpochs};
 
 /// A log in terms of its leader epochs.
@@ -106,10 +107,20 @@ impl History {
 
     /// Up to which offset two logs are equal; `None` if they have no epoch in common.
     fn agreed_end(&self, other: &History) -> Option<i64> {
+        if planted(Bug::OneRoundTruncation) {
+            return self.end_of_last_epoch(other);
+        }
         self.epochs.iter().enumerate().rev().find_map(|(place, entry)| {
             let there = other.epochs.binary_search_by_key(&entry.epoch, |entry| entry.epoch).ok()?;
             Some(self.end_at(place).min(other.end_at(there)))
         })
+    }
+
+    /// Where the other log leaves the last epoch of this one, or the one before that it has: not enough after quick changes.
+    fn end_of_last_epoch(&self, other: &History) -> Option<i64> {
+        let last = self.epochs.last()?.epoch;
+        let place = other.epochs.iter().rposition(|entry| entry.epoch <= last)?;
+        Some(other.end_at(place).min(self.log_end))
     }
 
     /// What the follower with this history does to follow the leader with that one.

@@ -22,6 +22,7 @@ use super::{Hello, Member, Report, Tenure};
 use crate::error::PartitionError;
 use crate::metadata::state::BrokerState;
 use crate::metadata::{MetadataState, Partition, Topic};
+use crate::planted::{Bug, planted};
 use crate::topic_config::TopicDurability;
 use headwater_proto::wire::Acks;
 use std::collections::{BTreeMap, VecDeque};
@@ -225,9 +226,9 @@ impl LeaderState {
         let mut state = LeaderState {
             me,
             tenure: Tenure { leader_epoch: view.leader_epoch, generation: log.generation },
-            epoch_start: log.log_end,
+            epoch_start: if planted(Bug::EpochStartsAtWatermark) { log.high_watermark } else { log.log_end },
             settings,
-            min_insync_replicas: view.min_insync_replicas,
+            min_insync_replicas: view.min_insync_replicas.filter(|_| !planted(Bug::SettingOfAnotherView)),
             index: view.index,
             partition_epoch: view.partition_epoch,
             isr: Vec::new(),
@@ -354,7 +355,10 @@ impl LeaderState {
         if hello.tenure.generation < follower.generation {
             return Err(HelloRefusal::Stale);
         }
-        let verdict = hello.history.compare(log);
+        let verdict = match hello.history.compare(log) {
+            Verdict::Cut { .. } if planted(Bug::NothingCut) => Verdict::Agrees,
+            verdict => verdict,
+        };
         if verdict != Verdict::Agrees || hello.tenure.generation > follower.generation {
             *follower = Follower::new(follower.member, follower.active);
             follower.generation = hello.tenure.generation;
@@ -386,7 +390,7 @@ impl LeaderState {
 
     /// The metadata say this of the partition. What is older than what is known changes nothing; another leader epoch ends this one.
     pub fn view(&mut self, view: &View, now_ms: i64) {
-        if self.ended || view.index < self.index {
+        if self.ended || (view.index < self.index && !planted(Bug::OlderViewTaken)) {
             return;
         }
         self.index = view.index;
@@ -411,12 +415,16 @@ impl LeaderState {
             Altered::Committed(view) => self.view(&view, now_ms),
             Altered::Refused | Altered::Unknown if self.ended || partition_epoch != self.partition_epoch => {}
             Altered::Refused => {
-                self.in_flight = None;
+                if !planted(Bug::RefusedNeverAskedAgain) {
+                    self.in_flight = None;
+                }
                 self.propose_from_ms = Some(now_ms + PROPOSE_AGAIN_MS);
                 self.step(now_ms);
             }
             Altered::Unknown => {
-                if let Some(isr) = self.in_flight.take().filter(|isr| !self.doubtful.contains(isr)) {
+                if let Some(isr) = self.in_flight.take().filter(|isr| !self.doubtful.contains(isr))
+                    && !planted(Bug::UnknownProposalForgotten)
+                {
                     self.doubtful.push(isr);
                 }
                 self.propose_from_ms = Some(now_ms + PROPOSE_AGAIN_MS);
@@ -463,12 +471,16 @@ impl LeaderState {
 
     /// Takes who keeps the partition, and who of them is in sync.
     fn assign(&mut self, view: &View) {
-        self.min_insync_replicas = view.min_insync_replicas;
+        if !planted(Bug::SettingOfAnotherView) {
+            self.min_insync_replicas = view.min_insync_replicas;
+        }
         let known = std::mem::take(&mut self.others);
         for assigned in view.replicas.iter().filter(|assigned| assigned.member.broker != self.me.broker) {
-            let kept = known.get(&assigned.member.broker).filter(|known| known.member == assigned.member);
+            let is_same =
+                |known: &&Follower| known.member == assigned.member || planted(Bug::OffsetsOutliveIncarnation);
+            let kept = known.get(&assigned.member.broker).filter(is_same);
             let follower = match kept {
-                Some(kept) => Follower { active: assigned.active, ..*kept },
+                Some(kept) => Follower { member: assigned.member, active: assigned.active, ..*kept },
                 None => Follower::new(assigned.member, assigned.active),
             };
             self.others.insert(assigned.member.broker, follower);
@@ -524,8 +536,13 @@ impl LeaderState {
     }
 
     fn may_join(&self, follower: &Follower) -> bool {
-        let counted = self.counted(follower.received, follower.flushed);
-        follower.active && follower.agreed && counted >= self.high_watermark && counted >= self.epoch_start
+        let counted = match planted(Bug::JoinsOnReceived) {
+            true => follower.received,
+            false => self.counted(follower.received, follower.flushed),
+        };
+        let has_watermark = counted >= self.high_watermark || planted(Bug::JoinsBelowWatermark);
+        let has_epoch_start = counted >= self.epoch_start || planted(Bug::JoinsBelowEpochStart);
+        follower.active && follower.agreed && has_watermark && has_epoch_start
     }
 
     fn is_lagging(&self, follower: &Follower, now_ms: i64) -> bool {
@@ -549,10 +566,11 @@ impl LeaderState {
     /// Moves the high watermark, if it may.
     fn advance(&mut self) {
         let enough = self.min_insync_replicas().min(u32::try_from(self.others.len() + 1).unwrap_or(u32::MAX));
-        if self.isr.len() < enough as usize {
+        if self.isr.len() < enough as usize && !planted(Bug::WatermarkBelowMinIsr) {
             return;
         }
-        let proposed = self.in_flight.iter().chain(&self.doubtful).flatten();
+        let in_flight = self.in_flight.iter().filter(|_| !planted(Bug::PendingIsrForgotten));
+        let proposed = in_flight.chain(&self.doubtful).flatten();
         let least = self.isr.iter().chain(proposed).map(|member| self.counted_of(member)).min();
         if let Some(to) = least.filter(|to| *to > self.high_watermark) {
             self.high_watermark = to;
@@ -563,7 +581,8 @@ impl LeaderState {
     /// The offset that counts of a member; -1 where nothing is known of this incarnation.
     fn counted_of(&self, member: &Member) -> i64 {
         if *member == self.me {
-            return self.counted(self.written, self.flushed);
+            let flushed = if planted(Bug::LeaderCountsItsWrites) { self.written } else { self.flushed };
+            return self.counted(self.written, flushed);
         }
         let follower = self.others.get(&member.broker).filter(|known| known.member == *member);
         follower.map_or(-1, |follower| self.counted(follower.received, follower.flushed))
@@ -571,6 +590,7 @@ impl LeaderState {
 
     fn counted(&self, received: i64, flushed: i64) -> i64 {
         match self.settings.durability {
+            TopicDurability::Flushed if planted(Bug::ReceivedCountsAsFlushed) => received,
             TopicDurability::Flushed => flushed,
             TopicDurability::Replicated => received,
         }

@@ -3,16 +3,22 @@
 //! that a seed is one history and a failing one is seen again.
 //!
 //! `SIMULATION_SEED=n` or `SIMULATION_SEEDS=a..b` choose the seeds; `SIMULATION_TRACE=1` tells what happens. A failing seed
-//! prints itself.
+//! prints itself. Many seeds at once want the machines optimised, some milliseconds each:
+//! `CARGO_PROFILE_DEV_OPT_LEVEL=2 SIMULATION_SEEDS=0..100000 cargo test -p headwater-broker --test simulation`.
+//!
+//! With the feature `planted-bugs`, `planted.rs` plants mistakes in the machines and looks whether they are found.
 
 mod checks;
 mod node;
+#[cfg(feature = "planted-bugs")]
+mod planted;
 mod producer;
 mod random;
 mod world;
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicU64, Ordering};
 use world::{Outcome, World};
 
 /// How many seeds a run without instructions tries.
@@ -39,11 +45,33 @@ fn live(seed: u64) -> Outcome {
     })
 }
 
+/// Lives through all of them, on as many threads as there are cores.
+fn live_through(seeds: Range<u64>) -> Vec<Outcome> {
+    let next = AtomicU64::new(seeds.start);
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let work = || {
+        let mut lived = Vec::new();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return lived;
+            }
+            lived.push((seed, live(seed)));
+        }
+    };
+    let mut outcomes: Vec<(u64, Outcome)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    });
+    outcomes.sort_by_key(|(seed, _)| *seed);
+    outcomes.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
 #[test]
 fn no_acknowledged_record_is_lost_whatever_happens() {
     let seeds = seeds();
     let total = seeds.end - seeds.start;
-    let outcomes: Vec<Outcome> = seeds.map(live).collect();
+    let outcomes = live_through(seeds);
     let committed: usize = outcomes.iter().map(|outcome| outcome.committed).sum();
     let elections: i32 = outcomes.iter().map(|outcome| outcome.elections).sum();
     eprintln!("{total} seeds, {committed} records, {elections} leader epochs");
@@ -59,6 +87,12 @@ fn no_acknowledged_record_is_lost_whatever_happens() {
     share("a duplicate after a failover", 5, |outcome| outcome.reached.duplicate_after_failover);
     share("a torn write", 30, |outcome| outcome.reached.torn_write);
     share("a proposal left unknown", 5, |outcome| outcome.reached.proposal_unknown);
+    share("an unclean election", 2, |outcome| outcome.reached.unclean_elected);
+    share("a reassignment that ended", 20, |outcome| outcome.reached.reassigned);
+    share("a broker drained", 10, |outcome| outcome.reached.drained);
+    share("an emptied disk", 10, |outcome| outcome.reached.disk_emptied);
+    share("min.insync.replicas changed", 20, |outcome| outcome.reached.setting_changed);
+    share("a leader that leads on in a later epoch", 2, |outcome| outcome.reached.led_on);
 }
 
 #[test]

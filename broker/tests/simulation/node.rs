@@ -30,16 +30,18 @@ pub(crate) struct Kept {
     pub(crate) unclean_taken: u32,
     pub(crate) boots: u64,
     pub(crate) disk: u64,
+    /// Whether it keeps the partition.
+    pub(crate) has_replica: bool,
 }
 
 pub(crate) struct Node {
     pub(crate) id: i32,
     pub(crate) files: Arc<SimFiles>,
     pub(crate) kept: Kept,
-    /// Whether the disk ever held the replica.
-    pub(crate) has_replica: bool,
     /// Something was lost, and the metadata do not know it yet.
     pub(crate) lost: bool,
+    /// The kernel booted since, and what was only in memory is gone.
+    pub(crate) rebooted: bool,
     /// Up to where the log was on stable storage, whatever became of the disk since.
     pub(crate) was_flushed: i64,
     pub(crate) process: Option<Process>,
@@ -62,12 +64,14 @@ pub(crate) struct Process {
     pub(crate) claims_loss: bool,
     pub(crate) registered_at: i64,
     pub(crate) role: Role,
-    /// The leader and the leader epoch of the role.
-    pub(crate) role_of: (i32, i32),
+    /// The leader and the leader epoch of the role, and whether it keeps the partition.
+    pub(crate) role_of: (i32, i32, bool),
     pub(crate) busy: bool,
     pub(crate) high_watermark: i64,
     pub(crate) generation: u64,
     pub(crate) contact_ms: i64,
+    /// How many unclean elections what it serves comes after.
+    pub(crate) lineage: u32,
     /// Up to where readers were seen to be served what is committed.
     pub(crate) checked: i64,
     pub(crate) heard: BTreeMap<i32, (Member, i64)>,
@@ -103,9 +107,9 @@ pub(crate) enum FollowerJob {
 impl Node {
     pub(crate) fn new(id: i32, seed: u64, clock: (i64, i64)) -> Node {
         let (files, kept) = (disk(seed), Kept { disk: seed, ..Kept::default() });
-        let (has_replica, lost, was_flushed, process) = (false, false, 0, None);
+        let (lost, rebooted, was_flushed, process) = (false, false, 0, None);
         let (paused_until, slow_disk_until) = (0, 0);
-        Node { id, files, kept, has_replica, lost, was_flushed, process, paused_until, slow_disk_until, clock }
+        Node { id, files, kept, lost, rebooted, was_flushed, process, paused_until, slow_disk_until, clock }
     }
 
     pub(crate) fn local(&self, now: i64) -> i64 {
@@ -116,7 +120,6 @@ impl Node {
     pub(crate) fn wipe(&mut self, seed: u64) {
         self.files = disk(seed);
         self.kept = Kept { disk: seed, ..Kept::default() };
-        self.has_replica = false;
     }
 
     pub(crate) fn open(&mut self, now: i64) -> Log {
@@ -183,9 +186,9 @@ impl Process {
 }
 
 /// A batch of a producer.
-pub(crate) fn batch(sequence: i32, first: u64, count: u64, padding: usize, now: i64) -> NewBatch {
+pub(crate) fn batch(epoch: i16, sequence: i32, first: u64, count: u64, padding: usize, now: i64) -> NewBatch {
     let options =
-        BuildOptions { producer_id: 7, producer_epoch: 0, base_sequence: sequence, ..BuildOptions::default() };
+        BuildOptions { producer_id: 7, producer_epoch: epoch, base_sequence: sequence, ..BuildOptions::default() };
     let mut builder = BatchBuilder::new(options);
     for value in first..first + count {
         let mut bytes = value.to_le_bytes().to_vec();

@@ -1,7 +1,7 @@
 //! The idempotent producer: numbers its batches, has at most five on the way, and sends all of them again, the same and in
 //! order, on another connection when one of them fails.
 
-use crate::node::{RequestId, values};
+use crate::node::{RequestId, batch, values};
 use headwater_storage::NewBatch;
 use std::collections::VecDeque;
 
@@ -16,6 +16,8 @@ pub(crate) struct Producer {
     /// How many of them were acknowledged.
     pub(crate) acknowledged: u64,
     pub(crate) next_value: u64,
+    pub(crate) epoch: i16,
+    pub(crate) next_sequence: i32,
     pub(crate) heard_ms: i64,
 }
 
@@ -31,6 +33,17 @@ impl Producer {
             return true;
         }
         false
+    }
+
+    /// An unclean election took what comes before the oldest batch: it goes on under another epoch, from the first sequence.
+    pub(crate) fn begin_anew(&mut self, now: i64) {
+        self.epoch += 1;
+        self.next_sequence = 0;
+        for waiting in &mut self.waiting {
+            let values = values(waiting);
+            *waiting = batch(self.epoch, self.next_sequence, values[0], values.len() as u64, 0, now);
+            self.next_sequence += values.len() as i32;
+        }
     }
 
     pub(crate) fn unacknowledged(&self) -> usize {

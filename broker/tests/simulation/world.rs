@@ -1,16 +1,17 @@
 //! The scheduler: a virtual clock, a network, a quorum. What brokers do is in `broker.rs`, what goes wrong in `trouble.rs`.
 
 mod broker;
+mod people;
 mod trouble;
 
 use crate::checks::Checks;
-use crate::node::{FollowerJob, Node, Process, RequestId, Role, Stream, TOPIC, batch, values};
+use crate::node::{FollowerJob, Kept, Node, Process, RequestId, Role, Stream, TOPIC, batch, values};
 use crate::producer::Producer;
 use crate::random::Random;
 use headwater_broker::error::PartitionError;
 use headwater_broker::metadata::command::{self, command::Command as Kind};
 use headwater_broker::metadata::state::BrokerState;
-use headwater_broker::metadata::{MetadataState, Partition, Refusal};
+use headwater_broker::metadata::{MetadataState, Partition};
 use headwater_broker::partition::state::{
     Append, AppendResult, Effect as LeaderEffect, Job, Limits, Offsets, PartitionState,
 };
@@ -20,13 +21,15 @@ use headwater_broker::replica::leader::{AlterPartition, Altered, View};
 use headwater_broker::replica::{Hello, Member, Report, Tenure};
 use headwater_broker::topic_config::{TopicConfig, TopicDurability};
 use headwater_proto::wire::Acks;
-use headwater_storage::{BatchOutcome, NewBatch};
+use headwater_storage::{BatchOutcome, NewBatch, SequenceError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Arguments;
 
 /// Milliseconds of trouble, and those that a healed cluster gets.
 const TROUBLE_MS: i64 = 6_000;
 const HEALED_MS: i64 = 20_000;
+/// More than any seed takes: whoever does has come to a stop.
+const MAX_STEPS: u64 = 1_000_000;
 const TICK_MS: i64 = 50;
 const SESSION_MS: i64 = 600;
 const LEASE_MS: i64 = 400;
@@ -44,6 +47,12 @@ pub(crate) struct Reached {
     pub(crate) duplicate_after_failover: bool,
     pub(crate) torn_write: bool,
     pub(crate) proposal_unknown: bool,
+    pub(crate) unclean_elected: bool,
+    pub(crate) reassigned: bool,
+    pub(crate) drained: bool,
+    pub(crate) disk_emptied: bool,
+    pub(crate) setting_changed: bool,
+    pub(crate) led_on: bool,
 }
 
 /// What became of a seed.
@@ -68,6 +77,11 @@ enum Event {
     Start(i32),
     Elect,
     Trouble,
+    People,
+    /// A broker that drained stops.
+    Stop(i32, Option<Member>),
+    /// The completion of a follower's flush comes.
+    Flushed(i32, Member, Tenure, i64),
     Heal(i32, i32),
     Producer,
 }
@@ -112,7 +126,16 @@ enum Message {
     Push(u64, Push, Vec<NewBatch>),
     Report(Report),
     Produce(RequestId, NewBatch),
-    Produced(RequestId, bool),
+    Produced(RequestId, Done),
+}
+
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    Kept,
+    Refused,
+    /// Batches of the producer that come before it are not there.
+    Gap,
 }
 
 /// The producer's place in the network.
@@ -124,10 +147,13 @@ pub(crate) struct World {
     random: Random,
     seed: u64,
     now: i64,
+    steps: u64,
     queue: BTreeMap<(i64, u64), Event>,
     next_event: u64,
     nodes: Vec<Node>,
     topic: TopicConfig,
+    /// Whether the topic asks for unclean elections.
+    unclean: bool,
     /// The quorum's log, and the state after all of it.
     commands: Vec<command::Command>,
     truth: MetadataState,
@@ -158,6 +184,7 @@ impl World {
             flush_ms: 200,
             ..TopicConfig::default()
         };
+        let unclean = random.percent(15);
         let nodes = (1..=count)
             .map(|id| Node::new(id, random.next(), (random.between(950, 1050), random.between(0, 100_000))))
             .collect();
@@ -165,10 +192,12 @@ impl World {
             random,
             seed,
             now: 1,
+            steps: 0,
             queue: BTreeMap::new(),
             next_event: 0,
             nodes,
             topic,
+            unclean,
             commands: Vec::new(),
             truth: MetadataState::new("simulated"),
             leaderless_since: 0,
@@ -203,6 +232,7 @@ impl World {
         });
         let begin = self.now;
         self.at(300, Event::Trouble);
+        self.at(300, Event::People);
         while self.now < begin + TROUBLE_MS {
             self.step();
         }
@@ -280,10 +310,13 @@ impl World {
     }
 
     fn step(&mut self) {
+        self.steps += 1;
+        assert!(self.steps < MAX_STEPS, "no end to it: {}", self.describe());
         let ((at, number), event) = self.queue.pop_first().expect("ticks go on for ever");
         self.now = self.now.max(at);
         let on = match &event {
             Event::Tick(id, _) | Event::Apply(id, _) | Event::Job(id, ..) | Event::Answer(id, ..) => *id,
+            Event::Flushed(id, ..) => *id,
             Event::Deliver(envelope) => envelope.to,
             _ => 0,
         };
@@ -305,6 +338,9 @@ impl World {
             Event::Start(id) => self.start(id),
             Event::Elect => self.elect(),
             Event::Trouble => self.trouble(),
+            Event::People => self.people(),
+            Event::Stop(id, member) => self.stop(id, member),
+            Event::Flushed(id, member, tenure, offset) => self.flush_completed(id, member, tenure, offset),
             Event::Heal(from, to) => drop(self.cut.remove(&(from, to))),
             Event::Producer => self.produce(),
         }
@@ -342,8 +378,10 @@ impl World {
             return;
         }
         let envelope = Envelope { from, to, connection: Some((connection, member)), message };
-        if matches!(envelope.message, Message::Report(_)) && self.random.percent(5) {
-            let late = self.random.between(1, 1_000);
+        // In every fourth seed the network keeps what it carries for long, and delivers it twice.
+        let twice = if self.seed % 4 == 3 { 50 } else { 5 };
+        if matches!(envelope.message, Message::Report(_)) && self.random.percent(twice) {
+            let late = self.random.between(1, 4_000);
             self.at(after + late, Event::Deliver(Box::new(envelope.clone())));
         }
         self.at(after, Event::Deliver(Box::new(envelope)));
@@ -360,10 +398,15 @@ impl World {
             return;
         }
         if to == CLIENT {
-            if let Message::Produced(id, done) = message
-                && !self.producer.answered(id, done)
-            {
-                self.reconnect_producer();
+            if let Message::Produced(id, done) = message {
+                let is_oldest = id == (self.producer.connection, self.producer.acknowledged);
+                let is_of_use = self.producer.answered(id, done == Done::Kept);
+                if done == Done::Gap && is_oldest && self.checks.unclean() > 0 {
+                    self.producer.begin_anew(self.now);
+                }
+                if !is_of_use {
+                    self.reconnect_producer();
+                }
             }
             return;
         }
@@ -401,7 +444,7 @@ impl World {
         }
         if !is_lost {
             // What nobody heard of any more may be committed long after.
-            let after = if luck < 7 { self.random.between(100, 1_500) } else { self.delay() };
+            let after = if luck < 7 { self.random.between(100, 3_000) } else { self.delay() };
             *self.proposals.entry(from).or_default() += 1;
             let alter = alter.map(|epoch| (epoch, !is_unanswered));
             self.at(after, Event::Commit(Box::new(Proposal { from, member, command, alter })));
@@ -410,18 +453,27 @@ impl World {
 
     fn commit(&mut self, proposal: Proposal) {
         let Proposal { from, member, command, alter } = proposal;
-        *self.proposals.entry(from).or_default() -= 1;
-        let before = self.partition().cloned();
+        let waiting = self.proposals.entry(from).or_default();
+        *waiting = waiting.saturating_sub(1);
+        // Another setting clears the eligible replicas, and going back takes out some that are in sync, perhaps the last that are whole:
+        // nobody asks for that while a disk is lost and the metadata do not know.
+        let is_risky = matches!(command.command, Some(Kind::AlterTopic(_) | Kind::CancelReassignment(_)));
+        if is_risky && self.nodes.iter().any(|node| node.lost) {
+            return;
+        }
+        let (before, state_before) = (self.partition().cloned(), self.truth.clone());
         let index = self.commands.len() as u64 + 1;
         let result = self.truth.apply(index, &command);
         self.note(format_args!("{from} commits {index}: {:?} {result:?}", command.command));
+        self.checks.applied(&command, &state_before, &self.truth, &result);
         self.commands.push(command);
-        if matches!(result, Err(Refusal::StaleBoots { .. })) && self.process(from, member).is_some() {
-            // It is told so and ends; its next start counts one more.
-            self.kill(from);
-        }
         if let Some(partition) = self.partition().cloned() {
-            self.checks.partition(&partition);
+            self.checks.partition(&self.truth, &partition);
+            self.check_in_sync();
+            let old = before.as_ref();
+            self.reached.unclean_elected |=
+                old.is_some_and(|old| partition.unclean_recoveries > old.unclean_recoveries);
+            self.reached.reassigned |= old.is_some_and(|old| !old.target.is_empty() && partition.target.is_empty());
             self.reached.isr_of_one |= partition.isr.len() == 1;
             let eligible = before
                 .is_some_and(|before| partition.leader != before.leader && before.elr.contains(&partition.leader));
@@ -439,6 +491,14 @@ impl World {
             };
             let delay = self.delay();
             self.at(delay, Event::Answer(from, member, epoch, answer));
+        }
+    }
+
+    /// Who is in sync has what is committed.
+    fn check_in_sync(&self) {
+        if let Some(partition) = self.partition() {
+            let is_flushed = self.topic.durability == TopicDurability::Flushed;
+            self.checks.in_sync(&self.truth, partition, &self.nodes, is_flushed);
         }
     }
 
@@ -535,6 +595,7 @@ impl World {
             topic_id: TOPIC.to_wire(),
             partitions: vec![command::Replicas { brokers }],
             default_min_insync_replicas: self.topic.min_insync_replicas,
+            config: self.topic_values(self.topic.min_insync_replicas),
             ..command::CreateTopic::default()
         };
         self.propose(1, Kind::CreateTopic(create).into(), None);

@@ -9,6 +9,7 @@
 use super::super::command;
 use super::partitions::{Partition, remove};
 use super::{MetadataState, Outcome, Refusal, topic_id};
+use crate::planted::{Bug, planted};
 use bytes::Bytes;
 use headwater_proto::TopicId;
 use std::collections::BTreeSet;
@@ -101,7 +102,8 @@ impl MetadataState {
             }
             // An older disk, or an emptied one. Whoever registered long ago, and comes late, does not name what stands here.
             // Nor may one that counts as many be told to come again: it would have counted one more by then, and be believed.
-            let is_older = register.boots <= known.boots && register.replaces == known.epoch;
+            let is_older = register.boots <= known.boots
+                && (register.replaces == known.epoch || planted(Bug::LateRegistrationObeyed));
             if register.boots <= known.boots && !is_older {
                 return Err(Refusal::StaleBoots { broker_id, given: register.boots, known: known.boots });
             }
@@ -115,8 +117,12 @@ impl MetadataState {
         self.brokers.insert(broker_id, broker);
         self.end_office_of(broker_id);
         self.change_partitions(is_on(broker_id), |topic, number, partition, _| {
+            let is_lost = lost.contains(&(*topic, number)) && !planted(Bug::LossNotBelieved);
+            let is_other_disk = is_other_disk && !planted(Bug::OtherDiskBelieved);
             remove(&mut partition.fenced, broker_id);
-            partition.leave(broker_id, !is_other_disk && !lost.contains(&(*topic, number)));
+            if !(planted(Bug::LeadershipResumed) && partition.leader == broker_id) {
+                partition.leave(broker_id, !is_other_disk && !is_lost);
+            }
         });
         Ok(Outcome::BrokerRegistered { boots })
     }
@@ -149,6 +155,9 @@ impl MetadataState {
         let broker_id = fence.broker_id;
         self.incarnation_mut(broker_id, &fence.incarnation)?.state = BrokerState::Fenced;
         let partitions = self.change_partitions(is_on(broker_id), |_, _, partition, _| {
+            if planted(Bug::FencedStaysInSync) && partition.leader != broker_id {
+                return;
+            }
             partition.leave(broker_id, true);
         });
         Ok(Outcome::BrokerChanged { broker_id, partitions })
@@ -161,7 +170,8 @@ impl MetadataState {
             return Err(Refusal::Draining(broker_id));
         }
         broker.state = BrokerState::Active;
-        let partitions = self.change_partitions(is_on(broker_id), |_, _, _, _| {});
+        let elects = |partition: &Partition| is_on(broker_id)(partition) && !planted(Bug::NoElectionAtUnfence);
+        let partitions = self.change_partitions(elects, |_, _, _, _| {});
         Ok(Outcome::BrokerChanged { broker_id, partitions })
     }
 
@@ -173,8 +183,8 @@ impl MetadataState {
         }
         broker.state = BrokerState::Draining;
         let partitions = self.change_partitions(is_on(broker_id), |_, _, partition, rules| {
-            if partition.isr.iter().any(|other| rules.is_active(*other)) {
-                partition.leave(broker_id, true);
+            if partition.isr.iter().any(|other| rules.is_active(*other)) || planted(Bug::DrainedOfTheLast) {
+                partition.leave(broker_id, !planted(Bug::DrainedOfTheLast));
             }
         });
         Ok(Outcome::BrokerChanged { broker_id, partitions })

@@ -9,6 +9,7 @@ use super::super::command::{self, ElectionKind};
 use super::brokers::{Broker, BrokerState};
 use super::partitions::{NO_LEADER, Partition, Rules, remove};
 use super::{MetadataState, Outcome, Refusal};
+use crate::planted::{Bug, planted};
 
 impl Rules<'_> {
     fn state(&self, broker_id: i32) -> Option<BrokerState> {
@@ -17,7 +18,8 @@ impl Rules<'_> {
 
     /// Whether a broker may be elected.
     pub(super) fn is_active(&self, broker_id: i32) -> bool {
-        self.state(broker_id) == Some(BrokerState::Active)
+        let elects_fenced = planted(Bug::FencedBrokerElected) && self.state(broker_id).is_some();
+        self.state(broker_id) == Some(BrokerState::Active) || elects_fenced
     }
 
     fn is_draining(&self, broker_id: i32) -> bool {
@@ -50,11 +52,16 @@ impl Partition {
         } else if let Some(leader) = first(self, &|broker| self.elr.contains(&broker) && rules.is_active(broker)) {
             remove(&mut self.elr, leader);
             self.lead_alone(leader);
-        } else if unclean
+            if planted(Bug::EligibleAllInSync) {
+                self.isr.append(&mut self.elr);
+            }
+        } else if (unclean || planted(Bug::UncleanUnasked))
             && let Some(leader) = first(self, &|broker| rules.is_active(broker) && !self.fenced.contains(&broker))
         {
             self.elr.clear();
-            self.unclean_recoveries = self.unclean_recoveries.saturating_add(1);
+            if !planted(Bug::UncleanUnrecorded) {
+                self.unclean_recoveries = self.unclean_recoveries.saturating_add(1);
+            }
             self.lead_alone(leader);
         } else {
             self.leader = NO_LEADER;
@@ -90,6 +97,11 @@ impl MetadataState {
 
 impl Partition {
     fn elect_preferred(&mut self, rules: &Rules<'_>) {
+        if planted(Bug::PreferredOutOfSync)
+            && let Some(preferred) = self.replicas.first().filter(|broker| !self.isr.contains(broker))
+        {
+            self.isr.push(*preferred);
+        }
         let preferred = self.replicas.first().filter(|broker| self.isr.contains(broker) && rules.is_active(**broker));
         self.leader = preferred.copied().unwrap_or(self.leader);
     }

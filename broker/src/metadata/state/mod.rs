@@ -27,6 +27,7 @@ pub use snapshot::InvalidSnapshot;
 
 use super::command::{self, command::Command as Kind};
 use super::name::NameError;
+use crate::planted::{Bug, planted};
 use crate::topic_config::TopicValues;
 use applied::{AppliedCommands, command_id};
 use headwater_proto::TopicId;
@@ -423,7 +424,8 @@ impl MetadataState {
         }
         let kind = command.command.as_ref().ok_or(Refusal::Unknown("has no known kind"))?;
         let id = command_id(&command.command_id)?;
-        if let Some(outcome) = id.and_then(|id| self.applied.outcome(&id)).cloned() {
+        let known = id.and_then(|id| self.applied.outcome(&id)).filter(|_| !planted(Bug::AppliedTwice));
+        if let Some(outcome) = known.cloned() {
             self.index = index;
             return Ok(outcome);
         }
@@ -461,7 +463,7 @@ impl MetadataState {
         let in_office = self.controller.map_or(0, |_| self.controller_epoch);
         match given {
             0 if !is_required => Ok(()),
-            1.. if given == in_office => Ok(()),
+            1.. if given == in_office || planted(Bug::DeposedControllerObeyed) => Ok(()),
             _ => Err(Refusal::StaleController { given, current: self.controller_epoch }),
         }
     }

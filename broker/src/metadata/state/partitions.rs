@@ -10,6 +10,7 @@ use super::super::command;
 use super::brokers::{Broker, BrokerState};
 use super::topics::topic_mut;
 use super::{MetadataState, Outcome, Refusal, Topic, topic_id};
+use crate::planted::{Bug, planted};
 use headwater_proto::TopicId;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -81,7 +82,7 @@ impl Partition {
     pub(super) fn leave(&mut self, broker_id: i32, has_its_log: bool) {
         let was_in_sync = remove(&mut self.isr, broker_id);
         if has_its_log {
-            if was_in_sync {
+            if was_in_sync && !planted(Bug::LastOneForgotten) {
                 self.elr.push(broker_id);
             }
         } else {
@@ -106,7 +107,7 @@ impl Partition {
         if !isr.is_empty() {
             last_known.clear();
         }
-        if self.isr.len() >= self.enough(rules) {
+        if self.isr.len() >= self.enough(rules) && !planted(Bug::EligibleKept) {
             self.elr.clear();
         }
     }
@@ -118,8 +119,9 @@ impl Partition {
         }
         // Whoever is taken out may be given the partition again before it hears of either: it throws away then what it has, and what
         // it told the leader must not count any more.
-        let is_taken_out = before.replicas.iter().any(|broker| !self.replicas.contains(broker));
-        let is_over = self.leader != before.leader || is_taken_out;
+        let is_taken_out = before.replicas.iter().any(|broker| !self.replicas.contains(broker))
+            && !planted(Bug::EpochOutlivesReplicas);
+        let is_over = (self.leader != before.leader && !planted(Bug::EpochNotRaised)) || is_taken_out;
         // An epoch that nobody led is the next leader's.
         if is_over && before.leader != NO_LEADER {
             self.leader_epoch = before.leader_epoch.saturating_add(1);
@@ -227,10 +229,10 @@ impl MetadataState {
         if partition.leader != leader.id {
             return Err(Refusal::NotLeader { broker_id: leader.id, leader: partition.leader });
         }
-        if partition.leader_epoch != alter.leader_epoch {
+        if partition.leader_epoch != alter.leader_epoch && !planted(Bug::AlteredInAnotherEpoch) {
             return Err(Refusal::LeaderEpoch { given: alter.leader_epoch, current: partition.leader_epoch });
         }
-        if partition.partition_epoch != alter.partition_epoch {
+        if partition.partition_epoch != alter.partition_epoch && !planted(Bug::AlteredInAnotherEpoch) {
             return Err(Refusal::PartitionEpoch { given: alter.partition_epoch, current: partition.partition_epoch });
         }
         let mut isr = Vec::with_capacity(alter.isr.len());
@@ -241,7 +243,8 @@ impl MetadataState {
                 return Err(ineligible("is no replica of the partition"));
             }
             // The leader is in sync as long as it leads, and one that drains leads on where nobody can take over.
-            if broker.state != BrokerState::Active && broker.id != leader.id {
+            let may_join = broker.state == BrokerState::Active || planted(Bug::FencedFollowerCounted);
+            if !may_join && broker.id != leader.id {
                 return Err(ineligible("is not active"));
             }
             if isr.contains(&broker.id) {
@@ -264,7 +267,10 @@ impl MetadataState {
     /// The registration of a broker, if this is the incarnation that it registered.
     fn member(&self, named: Option<&command::Member>) -> Result<&Broker, Refusal> {
         let named = named.ok_or(Refusal::Unknown("names no leader"))?;
-        self.incarnation(named.broker_id, &named.incarnation)
+        match self.broker(named.broker_id) {
+            Some(broker) if planted(Bug::AlteredWithoutIncarnation) => Ok(broker),
+            _ => self.incarnation(named.broker_id, &named.incarnation),
+        }
     }
 
     /// A partition of the topic with this id.

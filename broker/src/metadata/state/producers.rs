@@ -5,6 +5,7 @@
 
 use super::super::command;
 use super::{MetadataState, Outcome, Refusal};
+use crate::planted::{Bug, planted};
 use std::sync::Arc;
 
 /// Most producer ids of which a later epoch than the first is known. Beyond that, the one whose last epoch was given out
@@ -17,7 +18,8 @@ impl MetadataState {
             return Err(Refusal::UnknownBroker(allocate.broker_id));
         }
         let first = self.next_producer_id;
-        self.next_producer_id = first.checked_add(i64::from(allocate.count)).ok_or(Refusal::ProducerIdsExhausted)?;
+        let next = first.checked_add(i64::from(allocate.count)).ok_or(Refusal::ProducerIdsExhausted)?;
+        self.next_producer_id = next - i64::from(planted(Bug::ProducerIdTwice));
         Ok(Outcome::ProducerIds { first, count: allocate.count })
     }
 

@@ -9,6 +9,7 @@ use super::super::command;
 use super::partitions::{Partition, Rules};
 use super::topics::invalid_replicas;
 use super::{MetadataState, Outcome, Refusal};
+use crate::planted::{Bug, planted};
 
 impl MetadataState {
     pub(super) fn reassign(&mut self, reassign: &command::Reassign) -> Result<Outcome, Refusal> {
@@ -39,7 +40,8 @@ impl MetadataState {
         // Those who have everything that was acknowledged.
         let holders = [&partition.isr, &partition.elr, &partition.last_known];
         let holders = holders.into_iter().find(|holders| !holders.is_empty());
-        if holders.is_some_and(|holders| holders.iter().all(|broker| partition.adding.contains(broker))) {
+        let goes = |holders: &Vec<i32>| holders.iter().all(|broker| partition.adding.contains(broker));
+        if holders.is_some_and(goes) && !planted(Bug::CancelledForGood) {
             return Err(Refusal::NoWayBack { topic: self.name_of(topic)?, partition: number });
         }
         let changed = self.change_partition(topic, number, |partition, _| {
@@ -75,7 +77,8 @@ impl Partition {
         // A set of replicas that is only put in another order need not wait for anybody.
         let is_order_alone = self.adding.is_empty() && self.removing.is_empty();
         let is_led = target.contains(&self.leader) || target.iter().any(|broker| rules.is_active(*broker));
-        if target.is_empty() || !(is_order_alone || (is_led && target.iter().all(|broker| isr.contains(broker)))) {
+        let in_sync = |broker: &i32| isr.contains(broker) || planted(Bug::MovedBeforeInSync);
+        if target.is_empty() || !(is_order_alone || (is_led && target.iter().all(in_sync))) {
             return;
         }
         self.replicas = std::mem::take(&mut self.target);

@@ -7,6 +7,7 @@ use super::super::name;
 use super::brokers::BrokerState;
 use super::partitions::{NO_LEADER, Partition, rules};
 use super::{MetadataState, Outcome, Refusal, Topic, topic_id};
+use crate::planted::{Bug, planted};
 use headwater_proto::TopicId;
 use headwater_proto::limits::MAX_PARTITIONS_PER_TOPIC;
 use std::collections::{BTreeMap, HashMap};
@@ -34,6 +35,7 @@ impl MetadataState {
         topic.config = alter.config.clone();
         let rules = rules(brokers, topic);
         for partition in &mut topic.partitions {
+            let eligible = partition.elr.clone();
             partition.change(&rules, |partition| {
                 // Who is eligible because nothing was acknowledged under the old value may miss what is under the new one.
                 // Where nobody is in sync, nothing is acknowledged, and the eligible are all there is.
@@ -41,6 +43,9 @@ impl MetadataState {
                     partition.elr.clear();
                 }
             });
+            if planted(Bug::EligibleOutliveSetting) {
+                partition.elr = eligible;
+            }
         }
         Ok(Outcome::TopicChanged(topic.id))
     }

@@ -20,11 +20,10 @@ impl World {
             "broker {id} flushed up to {} and has {end}",
             node.kept.flushed
         );
-        let claims_loss = node.lost || !node.has_replica || end < node.kept.flushed;
+        let claims_loss = node.kept.has_replica && (end < node.kept.flushed || (node.rebooted && !durable));
         // Recovery syncs what it keeps.
         node.kept.flushed = end;
         node.was_flushed = node.was_flushed.max(end);
-        node.has_replica = true;
         let mut process = Process {
             me,
             log,
@@ -35,11 +34,12 @@ impl World {
             claims_loss,
             registered_at: i64::MIN / 2,
             role: Role::Idle,
-            role_of: (-1, -1),
+            role_of: (-1, -1, false),
             busy: false,
             high_watermark: node.kept.high_watermark.min(end),
             generation: 0,
             contact_ms: i64::MIN / 2,
+            lineage: node.kept.unclean_taken,
             checked: 0,
             heard: BTreeMap::new(),
             asked: BTreeMap::new(),
@@ -86,8 +86,9 @@ impl World {
         {
             jobs.push_back(FollowerJob::Flush(state.tenure()));
         }
+        let unclean_taken = process.lineage;
         let kept = &mut self.node(id).kept;
-        (kept.flushed, kept.high_watermark) = (flushed, high_watermark);
+        (kept.flushed, kept.high_watermark, kept.unclean_taken) = (flushed, high_watermark, unclean_taken);
         self.register(id, member);
         for other in 1..=self.nodes.len() as i32 {
             if other != id && !self.is_cut(id, other) && !self.random.percent(2) {
@@ -111,6 +112,7 @@ impl World {
             let counted = known.map_or(boots, |known| known.boots);
             self.node(id).kept.boots = counted;
             self.node(id).lost = false;
+            self.node(id).rebooted = false;
             return;
         }
         if now - process.registered_at < PATIENCE_MS {
@@ -179,14 +181,21 @@ impl World {
     /// The metadata are newer.
     pub(super) fn learned(&mut self, id: i32) {
         let local = self.local(id);
+        let mut settings = self.topic.clone();
         let Some(process) = &mut self.node(id).process else { return };
         let Some(topic) = process.metadata.topic_by_id(&TOPIC) else { return };
         let Some(partition) = topic.partitions.first() else { return };
+        settings.min_insync_replicas = topic.min_insync_replicas();
         let view = View::of(&process.metadata, topic, partition);
-        let is_over = process.role_of != (partition.leader, partition.leader_epoch);
+        let is_over = process.role_of != (partition.leader, partition.leader_epoch, partition.replicas.contains(&id));
         match &mut process.role {
             Role::Idle => {}
-            Role::Leader { state, .. } => state.replicas(|leader| leader.view(&view, local)),
+            // It leads on, in a later epoch.
+            Role::Leader { state, .. } if is_over && view.leader == Some(process.me) && !state.leader().is_ended() => {}
+            Role::Leader { state, .. } => {
+                state.configure(&settings, local);
+                state.replicas(|leader| leader.view(&view, local));
+            }
             Role::Follower { state, .. } if is_over => state.end(),
             Role::Follower { .. } => {}
         }
@@ -199,35 +208,63 @@ impl World {
             // A segment that is rolled is flushed too.
             node.was_flushed = node.was_flushed.max(process.log.flushed_offset());
         }
+        // What was decided in a role is done before another is taken.
+        self.perform(id);
         self.adopt(id);
         self.perform(id);
         self.begin_job(id);
         self.perform(id);
         self.push(id);
-        let Some(node) = self.nodes.get_mut(id as usize - 1) else { return };
-        self.checks.visible(node);
+        self.look(id);
+    }
+
+    /// Looks at what readers of a broker may see.
+    fn look(&mut self, id: i32) {
+        if self.checks.visible(&mut self.nodes[id as usize - 1]) {
+            self.check_in_sync();
+        }
     }
 
     /// Takes the role that the metadata give, once no job is on its way.
     fn adopt(&mut self, id: i32) {
         let now = self.now;
-        let (settings, unclean_taken) = (self.topic.clone(), self.node(id).kept.unclean_taken);
+        let mut settings = self.topic.clone();
         let local = self.local(id);
         let Some(process) = &mut self.node(id).process else { return };
         let Some(topic) = process.metadata.topic_by_id(&TOPIC) else { return };
         let Some(partition) = topic.partitions.first().cloned() else { return };
-        let role_of = (partition.leader, partition.leader_epoch);
+        settings.min_insync_replicas = topic.min_insync_replicas();
+        let view = View::of(&process.metadata, topic, &partition);
+        let role_of = (partition.leader, partition.leader_epoch, partition.replicas.contains(&id));
         let registered = process.metadata.broker(id).map(|broker| broker.incarnation);
         if process.busy || role_of == process.role_of || registered != Some(process.me.incarnation) {
             return;
         }
         // A later registration of this broker counts only once it is known: until then it may be another's leadership.
         process.role_of = role_of;
-        process.connections.clear();
-        process.requests.clear();
         let (me, log_end) = (process.me, process.log.log_end_offset());
         assert_eq!(process.mirror, process.read_all(), "broker {id} reads something else than it wrote");
+        if let Role::Leader { state, streams } = &mut process.role
+            && partition.leader == id
+            && !state.leader().is_ended()
+        {
+            process.log.assign_leader_epoch(partition.leader_epoch);
+            streams.clear();
+            state.configure(&settings, local);
+            state.lead(view, local);
+            process.lineage = partition.unclean_recoveries;
+            let mirror = process.mirror.clone();
+            self.reached.led_on = true;
+            self.checks.leads(partition.leader_epoch, partition.unclean_recoveries, me, &mirror);
+            return self.note(format_args!("{id} leads on as {role_of:?} with {log_end}"));
+        }
+        process.connections.clear();
+        process.requests.clear();
         if partition.leader == id {
+            if partition.unclean_recoveries != process.lineage {
+                // What it shows its readers may not be flushed: nobody asked it to be in sync.
+                process.log.flush().expect("a flush");
+            }
             process.log.assign_leader_epoch(partition.leader_epoch);
             let offsets = Offsets {
                 log_start: 0,
@@ -236,13 +273,13 @@ impl World {
                 flushed: process.log.flushed_offset(),
             };
             let limits = Limits { group_bytes: 500, unflushed_bytes: 2_000, replica_lag_time_max_ms: LAG_MS };
-            let view = View::of(&process.metadata, topic, &partition);
             let state = PartitionState::new(me, &view, true, &settings, limits, offsets, local);
             process.high_watermark = state.offsets().high_watermark;
             process.role = Role::Leader { state: Box::new(state), streams: BTreeMap::new() };
+            (process.lineage, process.checked) = (partition.unclean_recoveries, 0);
             let mirror = process.mirror.clone();
-            self.node(id).kept.unclean_taken = partition.unclean_recoveries;
-            self.checks.leads(partition.leader_epoch, me, &mirror);
+            self.node(id).kept.has_replica = true;
+            self.checks.leads(partition.leader_epoch, partition.unclean_recoveries, me, &mirror);
         } else if partition.leader >= 0 && partition.replicas.contains(&id) {
             let replica = Replica {
                 member: me,
@@ -250,14 +287,33 @@ impl World {
                 flushed: process.log.flushed_offset(),
                 high_watermark: process.high_watermark,
                 generation: process.generation,
-                unclean_taken,
+                unclean_taken: process.lineage,
             };
             let state = FollowerState::follow(partition.leader_epoch, replica, partition.unclean_recoveries);
             process.role = Role::Follower { state, stream: 0, heard_ms: now, jobs: VecDeque::new() };
+            self.node(id).kept.has_replica = true;
         } else {
             process.role = Role::Idle;
+            if !partition.replicas.contains(&id) {
+                self.set_aside(id);
+            }
         }
         self.note(format_args!("{id} takes role {role_of:?} with {log_end}"));
+    }
+
+    /// The metadata do not assign the replica any more: whatever comes later begins with nothing.
+    fn set_aside(&mut self, id: i32) {
+        let local = self.local(id);
+        let node = self.node(id);
+        let Some(process) = &mut node.process else { return };
+        process.log.truncate_and_restart_at(0, local).expect("an empty log");
+        process.mirror.clear();
+        process.generation += 1;
+        (process.high_watermark, process.checked, process.lineage) = (0, 0, 0);
+        let Kept { boots, disk, .. } = node.kept;
+        node.kept = Kept { boots, disk, ..Kept::default() };
+        // What it flushed is still there, but for the metadata.
+        self.note(format_args!("{id} sets its replica aside"));
     }
 
     fn perform(&mut self, id: i32) {
@@ -291,8 +347,7 @@ impl World {
                     assert!(offsets.high_watermark >= process.high_watermark, "the high watermark falls");
                     process.high_watermark = offsets.high_watermark;
                 }
-                let Some(node) = self.nodes.get_mut(id as usize - 1) else { return };
-                self.checks.visible(node);
+                self.look(id);
             }
             LeaderEffect::Propose(alter) => {
                 self.note(format_args!("{id} asks for {:?}", alter.isr));
@@ -450,11 +505,11 @@ impl World {
             }
             FollowerJob::Flush(tenure) => {
                 let flushed = process.log.flush().expect("a flush");
-                if let Role::Follower { state, .. } = &mut process.role {
-                    state.flushed(tenure, flushed);
-                }
                 let node = self.node(id);
                 node.was_flushed = node.was_flushed.max(flushed);
+                // The log goes on meanwhile, and may be cut.
+                let after = self.random.between(0, 25);
+                self.at(after, Event::Flushed(id, member, tenure, flushed));
             }
             FollowerJob::Cut(tenure, to) => {
                 process.log.truncate(to, local).expect("a cut");
@@ -464,6 +519,13 @@ impl World {
                 process.log.truncate_and_restart_at(at, local).expect("a cut");
                 process.was_cut(tenure, at);
             }
+        }
+    }
+
+    pub(super) fn flush_completed(&mut self, id: i32, member: Member, tenure: Tenure, offset: i64) {
+        let Some(process) = self.process(id, member) else { return };
+        if let Role::Follower { state, .. } = &mut process.role {
+            state.flushed(tenure, offset);
         }
     }
 
@@ -494,6 +556,12 @@ impl World {
         if *stream == on {
             *heard_ms = now;
             state.verdict(tenure, verdict);
+            let (taken, watermark) = (state.unclean_taken(), state.high_watermark());
+            if let Some(process) = &mut self.node(id).process
+                && taken != process.lineage
+            {
+                (process.lineage, process.checked, process.high_watermark) = (taken, 0, watermark);
+            }
         }
     }
 
@@ -560,10 +628,10 @@ impl World {
         let is_next = *expected == Some(request.1);
         let Role::Leader { state, .. } = &mut process.role else {
             *expected = None;
-            return self.send(id, CLIENT, request.0, Message::Produced(request, false));
+            return self.send(id, CLIENT, request.0, Message::Produced(request, Done::Refused));
         };
         if !is_next {
-            return self.send(id, CLIENT, request.0, Message::Produced(request, false));
+            return self.send(id, CLIENT, request.0, Message::Produced(request, Done::Refused));
         }
         *expected = Some(request.1 + 1);
         process.requests.insert(request, values(&batch));
@@ -572,22 +640,35 @@ impl World {
     }
 
     fn answer(&mut self, id: i32, request: RequestId, result: AppendResult) {
-        let needed = self.topic.min_insync_replicas as usize;
         let is_flushed = self.topic.durability == TopicDurability::Flushed;
         let Some(process) = &mut self.node(id).process else { return };
         let values = process.requests.remove(&request);
         if result.is_err() {
             process.connections.insert(request.0, None);
         }
-        let epoch = process.role_of.1;
-        let is_done = result.is_ok();
+        let needed = match &process.role {
+            Role::Leader { state, .. } => state.leader().min_insync_replicas() as usize,
+            _ => 1,
+        };
+        let (epoch, lineage) = (process.role_of.1, process.lineage);
+        let is_gap = matches!(
+            result,
+            Err(PartitionError::Sequence(SequenceError::OutOfOrder { .. } | SequenceError::UnknownProducer { .. }))
+        );
+        let done = if result.is_ok() {
+            Done::Kept
+        } else if is_gap {
+            Done::Gap
+        } else {
+            Done::Refused
+        };
         match (result, values) {
             (Ok(done), Some(values)) => {
                 for outcome in &done.batches {
                     let (base_offset, last_offset) = match *outcome {
                         BatchOutcome::Appended { base_offset, last_offset, .. } => (base_offset, last_offset),
                         BatchOutcome::Duplicate { base_offset, last_offset } => {
-                            let original = self.checks.committed.get(base_offset as usize);
+                            let original = self.checks.committed(lineage).get(base_offset as usize);
                             self.reached.duplicate_after_failover |= original.is_some_and(|entry| entry.0 < epoch);
                             (base_offset, last_offset)
                         }
@@ -598,8 +679,10 @@ impl World {
                         last_offset < if is_flushed { node.was_flushed } else { written.max(node.was_flushed) }
                     };
                     let disks = self.nodes.iter().filter(has).count();
-                    let needed = if is_flushed { needed } else { 1 };
-                    self.checks.acknowledged(base_offset, &values, disks, needed);
+                    // The original was acknowledged as it was asked for then.
+                    let is_retry = matches!(outcome, BatchOutcome::Duplicate { .. });
+                    let needed = if is_flushed && !is_retry { needed } else { 1 };
+                    self.checks.acknowledged(lineage, base_offset, &values, disks, needed);
                 }
             }
             (Err(PartitionError::Sequence(error)), _) => {
@@ -608,7 +691,7 @@ impl World {
             }
             _ => {}
         }
-        self.send(id, CLIENT, request.0, Message::Produced(request, is_done));
+        self.send(id, CLIENT, request.0, Message::Produced(request, done));
     }
 
     pub(super) fn produce(&mut self) {
@@ -622,8 +705,9 @@ impl World {
             let count = self.random.below(3) + 1;
             let padding = self.random.below(200) as usize;
             let producer = &mut self.producer;
-            let batch = batch(producer.next_value as i32, producer.next_value, count, padding, self.now);
+            let batch = batch(producer.epoch, producer.next_sequence, producer.next_value, count, padding, self.now);
             producer.next_value += count;
+            producer.next_sequence += count as i32;
             producer.waiting.push_back(batch);
         }
         if self.producer.leader.is_none() || self.now - self.producer.heard_ms > PATIENCE_MS {

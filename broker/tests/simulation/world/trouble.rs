@@ -11,10 +11,11 @@ impl World {
         let next = self.random.between(50, 700);
         self.at(next, Event::Trouble);
         let id = self.random.between(1, self.nodes.len() as i64) as i32;
-        match self.random.below(14) {
+        match self.random.below(15) {
             0..3 => self.power_off(id),
             3 => self.kill(id),
-            4 => self.empty(id),
+            4 => self.empty(id, false),
+            14 => self.empty(id, true),
             5 => {
                 // What waits already goes on waiting, so that nothing overtakes it.
                 let until = (self.now + self.random.between(50, 1_500)).max(self.nodes[id as usize - 1].paused_until);
@@ -59,11 +60,14 @@ impl World {
     /// Whether what is promised outlives the loss of this replica: an acknowledgement stands for min.insync.replicas copies, so
     /// that one fewer may be lost before the metadata hear of it, as long as another replica is known to have everything.
     fn may_lose(&self, id: i32) -> bool {
+        if self.unclean {
+            return true;
+        }
         let Some(partition) = self.partition() else { return false };
         let is_lost = |other: i32| other == id || self.nodes[other as usize - 1].lost;
         let lost = partition.replicas.iter().filter(|other| is_lost(**other)).count();
         let mut whole = partition.isr.iter().chain(&partition.elr);
-        lost < self.topic.min_insync_replicas as usize && whole.any(|other| !is_lost(*other))
+        lost < self.min_insync_replicas() as usize && whole.any(|other| !is_lost(*other))
     }
 
     fn end(&mut self, id: i32) {
@@ -71,6 +75,10 @@ impl World {
         let sits = self.truth.controller().is_some_and(|(controller, _)| controller == id);
         self.reached.controller_lost |= sits && proposals > 0;
         self.node(id).process = None;
+        if self.node(id).lost {
+            // A start that did not come to be registered counts for nothing: an older copy would catch up with the metadata.
+            self.node(id).kept.boots = self.node(id).kept.boots.saturating_sub(1);
+        }
         let after = self.random.between(20, 2_500);
         self.at(after, Event::Start(id));
     }
@@ -98,7 +106,7 @@ impl World {
             let node = self.node(id);
             node.files.power_off_after(operations);
             if let Some(process) = &mut node.process {
-                let batch = batch(-1, u64::MAX - 8, 1, 300, now);
+                let batch = batch(0, -1, u64::MAX - 8, 1, 300, now);
                 let epoch = process.log.leader_epochs().latest().unwrap_or(0).max(0);
                 // Nobody is told what becomes of these.
                 let _ = process.log.append(&[batch], epoch, now);
@@ -109,19 +117,27 @@ impl World {
         self.end(id);
         let node = self.node(id);
         node.files = node.files.crash();
+        node.rebooted = true;
         node.lost |= loses;
     }
 
-    /// The broker comes back with an empty disk.
-    fn empty(&mut self, id: i32) {
+    /// The broker comes back with an empty disk, or with an older copy of its own.
+    fn empty(&mut self, id: i32, is_older: bool) {
         if self.node(id).process.is_none() || !self.may_lose(id) {
             return;
         }
         self.note(format_args!("{id} loses its disk"));
         self.end(id);
+        self.reached.disk_emptied = true;
+        let known = self.truth.broker(id).map_or(0, |broker| broker.boots);
         let seed = self.random.next();
         let node = self.node(id);
+        let disk = node.kept.disk;
         node.wipe(seed);
+        if is_older {
+            // From before its last start that the metadata know: what was copied later than that looks like the disk itself.
+            (node.kept.boots, node.kept.disk) = (known.saturating_sub(1), disk);
+        }
         node.lost = true;
     }
 
@@ -142,7 +158,8 @@ impl World {
             return false;
         }
         let Some(partition) = self.partition() else { return false };
-        let (committed, total) = (self.checks.committed.len() as i64, self.commands.len());
+        let committed = self.checks.committed(partition.unclean_recoveries).len() as i64;
+        let total = self.commands.len();
         let is_up = |node: &Node| {
             let broker = self.truth.broker(node.id);
             let process = node.process.as_ref().filter(|process| process.applied == total);
@@ -157,7 +174,8 @@ impl World {
             process
                 .is_some_and(|process| process.high_watermark == committed && process.mirror.len() as i64 == committed)
         };
-        partition.leader >= 0
+        partition.target.is_empty()
+            && partition.leader >= 0
             && partition.isr.len() == partition.replicas.len()
             && partition.replicas.iter().all(is_whole)
             && self.nodes.iter().all(is_up)
@@ -170,10 +188,12 @@ impl World {
             assert_eq!(process.metadata, self.truth, "the metadata of broker {} differ", node.id);
         }
         let sent = self.producer.next_value;
-        let committed = &self.checks.committed;
-        // In order, each once: a record that was sent later never comes before.
-        assert!(committed.windows(2).all(|pair| pair[0].1 < pair[1].1), "records changed places");
-        assert_eq!(committed.len() as u64, sent, "sent, and kept");
+        let committed = self.checks.committed(self.checks.unclean());
+        // In order, each once: a record that was sent later never comes before. What an unclean election takes is gone.
+        if self.checks.unclean() == 0 {
+            assert!(committed.windows(2).all(|pair| pair[0].1 < pair[1].1), "records changed places");
+            assert_eq!(committed.len() as u64, sent, "sent, and kept");
+        }
         assert!(sent > 0, "seed {}: nothing was sent", self.seed);
         let elections = self.partition().map_or(0, |partition| partition.leader_epoch);
         Outcome { trace: self.trace, committed: committed.len(), elections, reached: self.reached }

@@ -1,0 +1,96 @@
+//! Mistakes planted in the machines, one at a time: the simulation finds each of them, or it is too weak. `planted.md` is the
+//! table of them, with how many seeds it took and what was seen.
+//!
+//! `PLANTED=name` plants one, `PLANTED=all` all of them, and `PLANTED_TABLE=write` writes the table anew; without, those that
+//! the table says are found soon are tried, which takes seconds.
+
+use crate::world::World;
+use headwater_broker::planted::{Bug, plant};
+use std::fmt::Write as _;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+const TABLE: &str = include_str!("planted.md");
+
+/// Seeds within which every mistake is found.
+const MOST_SEEDS: u64 = 4_000;
+
+/// What the table says is found within so many seeds is tried each time.
+const SAMPLE_SEEDS: u64 = 12;
+
+/// How many seeds the table says it took.
+fn recorded(bug: Bug) -> Option<u64> {
+    let name = format!("| `{bug:?}` ");
+    let line = TABLE.lines().find(|line| line.starts_with(&name))?;
+    line.split('|').nth(3)?.trim().parse().ok()
+}
+
+/// How many seeds it takes until a mistake is found, and what is seen then.
+fn find(bug: Bug) -> Option<(u64, String)> {
+    (0..MOST_SEEDS).find_map(|seed| {
+        plant(Some(bug));
+        let lived = catch_unwind(AssertUnwindSafe(|| World::new(seed).run()));
+        plant(None);
+        let panic = lived.err()?;
+        let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        let seen = text.unwrap_or("a panic").lines().next().unwrap_or_default();
+        let seen: String = seen.chars().map(|c| if c == '|' { '/' } else { c }).take(110).collect();
+        Some((seed + 1, seen))
+    })
+}
+
+#[test]
+fn every_planted_mistake_is_found() {
+    let chosen = std::env::var("PLANTED").unwrap_or_default();
+    let is_chosen = |bug: &Bug| match chosen.as_str() {
+        "" => recorded(*bug).is_some_and(|seeds| seeds <= SAMPLE_SEEDS),
+        "all" => true,
+        name => name == format!("{bug:?}"),
+    };
+    assert!(Bug::ALL.len() >= 40, "at least forty mistakes");
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let bugs: Vec<(Bug, &str)> = Bug::ALL.iter().filter(|(bug, _)| is_chosen(bug)).copied().collect();
+    let found: Vec<_> = std::thread::scope(|scope| {
+        let half = |odd: usize| {
+            let bugs = &bugs;
+            scope.spawn(move || {
+                let mine = bugs.iter().enumerate().filter(|(place, _)| place % 2 == odd);
+                mine.map(|(place, (bug, _))| (place, find(*bug))).collect::<Vec<_>>()
+            })
+        };
+        let mut found: Vec<_> = [half(0), half(1)].into_iter().flat_map(|half| half.join().expect("it ends")).collect();
+        found.sort_by_key(|(place, _)| *place);
+        found
+    });
+    std::panic::set_hook(hook);
+    let mut table = String::from(HEAD);
+    let mut missed = Vec::new();
+    for ((bug, what), (_, found)) in bugs.iter().zip(found) {
+        let Some((seeds, seen)) = found else {
+            missed.push(*bug);
+            continue;
+        };
+        eprintln!("{bug:?}: {seeds} seeds: {seen}");
+        writeln!(table, "| `{bug:?}` | {} | {seeds} | {seen} |", what.trim()).expect("a string takes all");
+    }
+    if chosen == "all" && std::env::var("PLANTED_TABLE").is_ok_and(|what| what == "write") {
+        std::fs::write("tests/simulation/planted.md", table).expect("the table");
+    }
+    assert!(missed.is_empty(), "not found within {MOST_SEEDS} seeds: {missed:?}");
+}
+
+#[test]
+fn the_table_has_every_mistake() {
+    let missing: Vec<Bug> = Bug::ALL.iter().map(|(bug, _)| *bug).filter(|bug| recorded(*bug).is_none()).collect();
+    assert!(missing.is_empty(), "PLANTED=all PLANTED_TABLE=write writes the table anew; it lacks {missing:?}");
+}
+
+const HEAD: &str = "\
+# Planted mistakes
+
+Each is planted in the shipped machines (`broker/src/planted.rs`), and found by an invariant of the simulation or by its rule that every
+seed ends healed. Written by `PLANTED=all PLANTED_TABLE=write cargo test -p headwater-broker --features planted-bugs --test simulation planted`.
+
+| mistake | what the machine does | seeds | what is seen |
+|---|---|---|---|
+";
