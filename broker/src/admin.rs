@@ -190,7 +190,7 @@ async fn render(shown: &Shown) -> String {
     );
     let mut partitions = shown.partitions.all();
     partitions.sort_by(|a, b| (a.topic(), a.partition()).cmp(&(b.topic(), b.partition())));
-    one(&mut samples, "headwater_partitions", "gauge", "Partitions that this broker leads.", partitions.len());
+    one(&mut samples, "headwater_partitions", "gauge", "Partitions that this broker keeps.", partitions.len());
     type Read = fn(&PartitionHandle) -> i64;
     let gauges: [(&str, &str, Read); 5] = [
         ("headwater_partition_log_start_offset", "First offset of the log.", |p| p.offsets().log_start),

@@ -328,7 +328,10 @@ async fn look_up(
 ) -> Result<(), wire::Error> {
     let partition = partition_of(shared, &answer.topic, answer.partition)?;
     let reader = partition.reader().map_err(|error| error.to_wire())?;
-    let offsets = partition.offsets();
+    let offsets = match at {
+        Some(At::Earliest(_)) => partition.offsets(),
+        _ => partition.settled_offsets().await.map_err(|error| shared.refusal(&partition, &error))?,
+    };
     let end = offsets.high_watermark;
     answer.log_start_offset = offsets.log_start;
     answer.high_watermark = end;

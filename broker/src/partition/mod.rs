@@ -77,6 +77,8 @@ pub struct Watermarks {
     pub offsets: Offsets,
     /// Whether this broker leads the partition: readers go elsewhere once it does not.
     pub leads: bool,
+    /// Where the log ended when it began to.
+    pub epoch_start: i64,
     /// Why the partition is no longer served, if it is not.
     pub ended: Option<PartitionError>,
 }
@@ -277,7 +279,7 @@ impl PartitionHandle {
             me: assigned.me,
             role: ArcSwap::from_pointee(role),
             config: ArcSwap::new(Arc::clone(&assigned.config)),
-            watermarks: watch::Sender::new(Watermarks { offsets, leads: false, ended: ended.clone() }),
+            watermarks: watch::Sender::new(Watermarks { offsets, leads: false, epoch_start: 0, ended: ended.clone() }),
             reader,
             admission: Arc::new(Semaphore::new(context.append_queue_bytes as usize)),
             admission_bytes: context.append_queue_bytes,
@@ -455,6 +457,23 @@ impl PartitionHandle {
     /// Where the log begins and ends now.
     pub fn offsets(&self) -> Offsets {
         self.shared.watermarks.borrow().offsets
+    }
+
+    /// Where the log begins and ends, for whoever asks where it ends: once everything that earlier leaders acknowledged is below the high
+    /// watermark.
+    ///
+    /// # Errors
+    /// [`PartitionError`] where the partition is not served, or is led elsewhere.
+    pub(crate) async fn settled_offsets(&self) -> Result<Offsets, PartitionError> {
+        let mut watermarks = self.watermarks();
+        let is_settled =
+            |now: &Watermarks| now.ended.is_some() || !now.leads || now.offsets.high_watermark >= now.epoch_start;
+        let now = watermarks.wait_for(is_settled).await.map_err(|_| self.why_ended())?.clone();
+        match now.ended {
+            Some(why) => Err(why),
+            None if !now.leads => Err(PartitionError::NotLeader(self.leader_epoch())),
+            None => Ok(now.offsets),
+        }
     }
 
     /// Why the partition is not served, if it is not.

@@ -2,11 +2,12 @@
 
 use super::*;
 use crate::replica::follower::BatchSpan;
-use crate::replica::history::Verdict;
+use crate::replica::history::{History, Verdict};
 use crate::replica::leader::Assigned;
 use bytes::Bytes;
 use headwater_proto::ErrorCode;
 use headwater_proto::batch::{BatchBuilder, BatchHeader, BuildOptions};
+use headwater_storage::epochs::EpochEntry;
 use headwater_storage::sim::{Fault, Operation};
 use headwater_storage::{DataDir, Files, LogIdentity, NewIdentity, OpenHints, SimFiles};
 use std::path::Path;
@@ -249,4 +250,25 @@ async fn a_leader_closes_though_its_followers_never_answered() {
     replica.until("written here", |now| now.offsets.flushed == 1).await;
     tokio::time::timeout(PATIENCE, replica.handle.close()).await.unwrap().unwrap();
     assert_eq!(replica.handle.outcome(parked).await.unwrap_err().code(), ErrorCode::ShuttingDown);
+}
+
+/// What an earlier leader acknowledged may lie above the high watermark that this one knows.
+#[tokio::test]
+async fn a_new_leader_says_where_the_log_ends_once_all_that_was_acknowledged_is_readable() {
+    let replica = start(&assigned(2, 3, &[1, 2]));
+    replica.tell(Message::Verdict(1, tenure(3, 0), Verdict::Agrees));
+    replica.push(1, tenure(3, 0), vec![batch(3, 0), batch(3, 1)], 1);
+    replica.until("written", |now| now.offsets.flushed == 2).await;
+    assert!(replica.handle.settled_offsets().await.is_err(), "it leads nothing");
+    replica.handle.configure(assigned(1, 4, &[1, 2]));
+    replica.until("leading", |now| now.leads).await;
+    let mut asked = Box::pin(replica.handle.settled_offsets());
+    assert!(futures::poll!(&mut asked).is_pending(), "1 of 2 records are known to be kept");
+    let history = History::new(vec![EpochEntry { epoch: 3, start_offset: 0 }], 0, 2).unwrap();
+    let hello = Hello { member: member(2), tenure: tenure(4, 0), history };
+    assert_eq!(replica.handle.hello(hello, None).await.unwrap().map(|admitted| admitted.verdict), Ok(Verdict::Agrees));
+    let report = Report { member: member(2), tenure: tenure(4, 0), received: 2, flushed: 2 };
+    replica.handle.reported(report).unwrap();
+    let told = tokio::time::timeout(PATIENCE, asked).await.unwrap().unwrap();
+    assert_eq!(told.high_watermark, 2);
 }

@@ -331,7 +331,7 @@ impl Task {
     fn leave_role(&mut self) {
         self.streams.clear();
         self.follows = None;
-        self.show_whether_it_leads(false);
+        self.shared.watermarks.send_if_modified(|watermarks| std::mem::replace(&mut watermarks.leads, false));
         match &mut self.role {
             Role::Leader(state) => {
                 let epoch = state.leader().tenure().leader_epoch;
@@ -408,12 +408,12 @@ impl Task {
             let leader = view.leader.map_or(-1, |leader| leader.broker);
             tracing::debug!(%topic, partition, epoch, leader, log_end, high_watermark, "replica takes its role");
         }
-        self.show_whether_it_leads(view.leader == Some(me));
+        if view.leader == Some(me) {
+            self.shared.watermarks.send_modify(|watermarks| {
+                (watermarks.leads, watermarks.epoch_start) = (true, log_end);
+            });
+        }
         self.taken = Some(assigned);
-    }
-
-    fn show_whether_it_leads(&self, leads: bool) {
-        self.shared.watermarks.send_if_modified(|watermarks| std::mem::replace(&mut watermarks.leads, leads) != leads);
     }
 
     /// A follower opens its stream: the one that it had is over.

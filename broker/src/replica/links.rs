@@ -151,7 +151,7 @@ impl Replication {
         match metadata.propose(alter_command(topic_id, partition, alter)).await {
             Ok(_) => None,
             Err(error) => {
-                tracing::info!(%topic_id, partition, %error, "the in-sync replicas stay as they are");
+                tracing::debug!(%topic_id, partition, %error, "the in-sync replicas stay as they are");
                 Some(what_became(&error))
             }
         }
