@@ -738,6 +738,35 @@ fn an_index_of_a_larger_interval_is_whole() {
     }
 }
 
+/// However little lies behind the entry that is gone: batches of other sizes came before.
+#[test]
+fn an_index_that_lacks_one_entry_is_noted_by_verify() {
+    let root = tempfile::tempdir().unwrap();
+    let dir = root.path().join("t-0");
+    let config = LogConfig { segment_bytes: 1 << 20, ..LogConfig::default() };
+    let (mut log, _) =
+        Log::open(Arc::new(OsFiles::default()), &dir, identity(), config, OpenHints::default(), NOW).unwrap();
+    // Entries come after 6,000 and more bytes, the last one after less.
+    for (n, size) in [2900; 9].into_iter().chain([1300; 5]).enumerate() {
+        log.append(&[one(&vec![7; size], NOW + n as i64)], 1, NOW).unwrap();
+    }
+    log.close().unwrap();
+    let index = dir.join("00000000000000000000.index");
+    let whole = std::fs::read(&index).unwrap();
+    let verify = || {
+        let files: Arc<dyn headwater_storage::Files> = Arc::new(OsFiles::default());
+        inspect::verify(&inspect::Target::open(files, &dir).unwrap(), &|_| ()).unwrap()
+    };
+    let report = verify();
+    assert!(report.faults.is_empty() && report.notes.is_empty(), "{report:?}");
+    let left = whole.len() - 8;
+    std::fs::write(&index, &whole[..left]).unwrap();
+    let report = verify();
+    assert!(report.faults.is_empty(), "{report:?}");
+    let named = report.notes.iter().any(|note| note.file.ends_with(".index") && note.position == left as u64);
+    assert!(named, "{report:?}");
+}
+
 /// `index.interval.bytes` may have been anything, and anything else while the segment was continued.
 #[test]
 fn an_index_of_several_intervals_is_no_damage() {

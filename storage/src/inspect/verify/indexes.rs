@@ -70,6 +70,8 @@ pub(super) struct OffsetIndexCheck {
     has_entries: bool,
     /// Bytes after which an entry came, the fewest.
     shortest: Option<u64>,
+    /// Bytes after which none came, the most, up to the last entry.
+    longest: u64,
     /// A batch of ours without an entry, though there was one after fewer bytes elsewhere: its position and last offset.
     unindexed: Option<(u64, i64)>,
 }
@@ -98,6 +100,7 @@ impl OffsetIndexCheck {
             sparse_at: None,
             bytes: bytes.map_or(0, |bytes| bytes.len() as u64),
             shortest: None,
+            longest: 0,
             unindexed: None,
         })
     }
@@ -127,7 +130,9 @@ impl OffsetIndexCheck {
             }
             self.shortest = Some(self.shortest.unwrap_or(u64::MAX).min(self.since_entry));
             self.since_entry = 0;
-        } else if self.entries.is_empty() && self.since_entry >= self.shortest.unwrap_or(DEFAULT_INTERVAL_BYTES + 1) {
+        } else if !self.entries.is_empty() {
+            self.longest = self.longest.max(self.since_entry);
+        } else if self.since_entry >= self.due_after() {
             // Behind the last entry: one is due, if the interval is still what it was.
             self.unindexed.get_or_insert((position, header.last_offset()));
         }
@@ -139,6 +144,13 @@ impl OffsetIndexCheck {
             self.sparse_at.get_or_insert(position);
         }
         self.since_entry += header.size() as u64;
+    }
+
+    /// Bytes after which an entry is due: by the default interval, if all entries fit it, or else when one came before after as many.
+    fn due_after(&self) -> u64 {
+        let by_default = DEFAULT_INTERVAL_BYTES + 1;
+        let fits = self.longest < by_default && self.shortest.is_none_or(|shortest| shortest >= by_default);
+        if fits { by_default } else { self.shortest.unwrap_or(by_default) }
     }
 
     fn settle(&mut self, findings: &mut Findings) {
