@@ -6,6 +6,7 @@
 mod following;
 #[cfg(test)]
 mod following_tests;
+mod job;
 #[cfg(test)]
 mod role_tests;
 pub mod state;

@@ -7,6 +7,7 @@ use headwater_proto::batch::{BatchBuilder, BuildOptions, Records};
 use headwater_proto::frame::{self, FrameDecoder, FrameEvent};
 use headwater_proto::limits::{ALPN, MAX_FRAME_HEADER_BYTES, MAX_FRAME_PAYLOAD_BYTES};
 use headwater_proto::wire::{self, call, call_response, open};
+use headwater_storage::sim::SimFiles;
 use prost::Message;
 use rustls_pki_types::pem::PemObject;
 use std::net::SocketAddr;
@@ -38,6 +39,14 @@ pub async fn start_with(dir: &Path, pairs: &[&str]) -> Broker {
     let mut config = config(dir);
     pairs.iter().for_each(|pair| config.set_pair(pair).unwrap());
     within("start", Broker::start(config)).await.unwrap()
+}
+
+/// A broker on a simulated disk.
+pub async fn start_on(dir: &Path, files: &Arc<SimFiles>, pairs: &[&str]) -> Broker {
+    let mut config = config(dir);
+    pairs.iter().for_each(|pair| config.set_pair(pair).unwrap());
+    let files = Arc::clone(files);
+    within("start", Broker::start_on(config, files)).await.unwrap()
 }
 
 /// A connection of a client.
@@ -331,6 +340,16 @@ impl Fetch {
 }
 
 /// One uncompressed batch of these values.
+/// What is answered to one record on a stream of its own.
+pub async fn produced(client: &Client, topic: &Bytes, value: &[u8]) -> wire::ProduceResponse {
+    let (mut produce, opened) = client.produce(open_produce(topic, 0)).await;
+    if opened.error.is_some() {
+        return wire::ProduceResponse { error: opened.error, ..Default::default() };
+    }
+    produce.request(&batch(&[value])).await;
+    produce.answer().await
+}
+
 pub fn batch(values: &[&[u8]]) -> Bytes {
     batch_with(BuildOptions::default(), values)
 }
