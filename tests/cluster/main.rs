@@ -124,6 +124,7 @@ fn a_cluster_is_made_shown_and_changed_by_command() {
 }
 
 /// Whether a process runs, and is not only waited for.
+#[cfg(target_os = "linux")]
 fn runs(pid: u64) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))

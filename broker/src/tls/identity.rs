@@ -383,7 +383,7 @@ mod tests {
     }
 
     /// A certificate that was read before a renewal and a key that was read after it were a pair that does not fit, and a start was refused.
-    #[cfg(unix)]
+    #[cfg(target_os = "linux")]
     #[test]
     fn a_pair_that_is_renewed_while_it_is_read_fits() {
         let dir = tempfile::tempdir().unwrap();
