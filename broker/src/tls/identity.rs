@@ -390,14 +390,21 @@ mod tests {
         let [certificate, key] = ["certificate", "key"].map(|name| dir.path().join(name));
         std::fs::write(&certificate, "old").unwrap();
         // Who opens a pipe to read waits for who opens it to write.
-        let mode = rustix::fs::Mode::from_raw_mode(0o600);
-        rustix::fs::mknodat(rustix::fs::CWD, &key, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let pipe = |path: &Path| {
+            let mode = rustix::fs::Mode::from_raw_mode(0o600);
+            rustix::fs::mknodat(rustix::fs::CWD, path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        };
+        pipe(&key);
         let paths = Paths { certificate: certificate.clone(), key: key.clone(), ca: None };
+        let next = dir.path().join("next");
         std::thread::spawn(move || {
             for _ in 0..2 {
-                let mut pipe = std::fs::OpenOptions::new().write(true).open(&key).unwrap();
+                let mut to = std::fs::OpenOptions::new().write(true).open(&key).unwrap();
                 std::fs::write(&certificate, "new").unwrap();
-                std::io::Write::write_all(&mut pipe, b"new key").unwrap();
+                // Whoever reads the key once more finds a pipe of its own, and not the end of this one.
+                pipe(&next);
+                std::fs::rename(&next, &key).unwrap();
+                std::io::Write::write_all(&mut to, b"new key").unwrap();
             }
         });
         let Contents { certificate, key, .. } = paths.read().unwrap();
