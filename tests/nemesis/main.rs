@@ -1,0 +1,16 @@
+//! Faults of processes, disks and networks against real brokers, and a checker of what their clients saw.
+
+#[path = "../harness/mod.rs"]
+mod harness;
+
+mod checker;
+mod checker_tests;
+#[cfg(target_os = "linux")]
+mod clients;
+mod history;
+#[cfg(target_os = "linux")]
+mod lost_writes;
+#[cfg(target_os = "linux")]
+mod serving;
+#[cfg(target_os = "linux")]
+mod unsynced;
