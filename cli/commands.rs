@@ -15,8 +15,8 @@ pub(crate) mod segment;
 pub(crate) mod topic;
 pub(crate) mod up;
 
-use anyhow::{Result, bail};
-use headwater_client::{PartitionDescription, TopicDescription};
+use anyhow::{Context, Result, bail};
+use headwater_client::{Admin, OffsetAt, OffsetQuery, PartitionDescription, TopicDescription};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Now, in milliseconds since 1970.
@@ -48,6 +48,33 @@ pub(crate) fn chosen<'a>(topic: &'a TopicDescription, wanted: &[u32]) -> Result<
     chosen.sort_by_key(|partition| partition.partition);
     chosen.dedup_by_key(|partition| partition.partition);
     Ok(chosen)
+}
+
+/// Puts into the description where partitions begin and end as their leaders confirm it, of those that are `wanted` (none: of all):
+/// just after a change of leader the description may be behind what was acknowledged, or know nothing.
+pub(crate) async fn confirm_offsets(admin: &Admin, topic: &mut TopicDescription, wanted: &[u32]) -> Result<()> {
+    let name = &topic.name;
+    let mut partitions: Vec<&mut PartitionDescription> = topic.partitions.iter_mut().collect();
+    partitions.retain(|partition| wanted.is_empty() || wanted.contains(&partition.partition));
+    let latest = |partition: u32| OffsetQuery { topic: name.clone(), partition, at: OffsetAt::Latest };
+    let queries = partitions.iter().map(|partition| latest(partition.partition)).collect();
+    let answers = admin.list_offsets(queries).await.with_context(|| format!("cannot ask where topic {name} ends"))?;
+    for (partition, answer) in partitions.into_iter().zip(answers) {
+        match answer {
+            Ok(answer) => {
+                partition.log_start_offset = answer.log_start_offset;
+                partition.high_watermark = answer.high_watermark;
+            }
+            Err(refusal) if refusal.retryable => {
+                let number = partition.partition;
+                return Err(refusal)
+                    .with_context(|| format!("cannot ask where partition {number} of topic {name} ends"));
+            }
+            // Whoever reads it is told why that cannot be.
+            Err(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// An offset that a person named must be one that the partition can be read from.

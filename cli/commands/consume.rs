@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, Notify};
 
 use crate::args::{ConsumeArgs, Global};
-use crate::commands::{ago_ms, check_offset, chosen, now_ms};
+use crate::commands::{ago_ms, check_offset, chosen, confirm_offsets, now_ms};
 use crate::connect::with_client;
 use crate::filter::Filter;
 use crate::output::note;
@@ -48,8 +48,13 @@ pub(crate) fn run(global: &Global, args: ConsumeArgs) -> Result<()> {
 
 async fn consume(global: &Global, client: &Client, args: ConsumeArgs) -> Result<()> {
     let admin = client.admin();
-    let topic =
+    let mut topic =
         admin.describe_topic(&args.topic).await.with_context(|| format!("cannot consume topic {}", args.topic))?;
+    chosen(&topic, &args.partition)?;
+    if args.until.is_some() || args.no_follow || matches!(args.from, Start::Offset(_)) {
+        confirm_offsets(&admin, &mut topic, &args.partition).await?;
+    }
+    let topic = topic;
     let partitions = chosen(&topic, &args.partition)?;
     if let (Start::Offset(offset), None) = (args.from, &args.group) {
         for partition in &partitions {

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use crate::args::{Global, ReplayArgs};
 use crate::commands::consume::explain;
-use crate::commands::{ago_ms, check_offset, chosen};
+use crate::commands::{ago_ms, check_offset, chosen, confirm_offsets};
 use crate::connect::with_client;
 use crate::filter::Filter;
 use crate::output::{Unit, progress};
@@ -40,11 +40,11 @@ const PACED_PREFETCH_BYTES: usize = 256 << 10;
 /// Runs the command.
 pub(crate) fn run(global: &Global, args: ReplayArgs) -> Result<()> {
     with_client(global, async |client| {
-        let topic = client
-            .admin()
-            .describe_topic(&args.topic)
-            .await
-            .with_context(|| format!("cannot replay topic {}", args.topic))?;
+        let admin = client.admin();
+        let mut topic =
+            admin.describe_topic(&args.topic).await.with_context(|| format!("cannot replay topic {}", args.topic))?;
+        chosen(&topic, &args.partition)?;
+        confirm_offsets(&admin, &mut topic, &args.partition).await?;
         let stretches = stretches(client, &args, &topic).await?;
         let filter = filter(&args);
         let sink = Sink::open(global, client, &args, &topic, &filter).await?;

@@ -144,10 +144,11 @@ struct Partition<'a> {
     leader_epoch: i32,
     replicas: &'a [i32],
     isr: &'a [i32],
-    log_start_offset: i64,
-    high_watermark: i64,
-    log_end_offset: i64,
-    size_bytes: u64,
+    /// `None`, as those below: no leader says it.
+    log_start_offset: Option<i64>,
+    high_watermark: Option<i64>,
+    log_end_offset: Option<i64>,
+    size_bytes: Option<u64>,
     /// Why the partition is not served, if it is not.
     #[serde(skip_serializing_if = "Option::is_none")]
     fenced: Option<&'a str>,
@@ -178,10 +179,10 @@ async fn describe(global: &Global, admin: &Admin, name: &str) -> Result<()> {
                 leader_epoch: p.leader_epoch,
                 replicas: &p.replicas,
                 isr: &p.isr,
-                log_start_offset: p.log_start_offset,
-                high_watermark: p.high_watermark,
-                log_end_offset: p.log_end_offset,
-                size_bytes: p.size_bytes,
+                log_start_offset: known(p.log_start_offset),
+                high_watermark: known(p.high_watermark),
+                log_end_offset: known(p.log_end_offset),
+                size_bytes: known(p.log_end_offset).map(|_| p.size_bytes),
                 fenced: p.fenced.as_ref().map(|refusal| refusal.message.as_str()),
             })
             .collect(),
@@ -193,8 +194,17 @@ async fn describe(global: &Global, admin: &Admin, name: &str) -> Result<()> {
     })
 }
 
+/// What a leader said, if one did.
+fn known(offset: i64) -> Option<i64> {
+    (offset >= 0).then_some(offset)
+}
+
+fn shown(offset: i64) -> String {
+    known(offset).map_or_else(|| "?".to_owned(), |offset| offset.to_string())
+}
+
 fn description_text(topic: &TopicDescription) -> String {
-    let records: i64 = topic.partitions.iter().map(|p| p.high_watermark - p.log_start_offset).sum();
+    let records: i64 = topic.partitions.iter().map(|p| p.high_watermark.max(0) - p.log_start_offset.max(0)).sum();
     let size: u64 = topic.partitions.iter().map(|p| p.size_bytes).sum();
     let mut text = format!(
         "topic {}{}, id {}, {}, offsets span {}, {}\n\n",
@@ -215,10 +225,10 @@ fn description_text(topic: &TopicDescription) -> String {
                 p.leader_epoch.to_string(),
                 ids(&p.replicas),
                 ids(&p.isr),
-                p.log_start_offset.to_string(),
-                p.high_watermark.to_string(),
-                p.log_end_offset.to_string(),
-                bytes(p.size_bytes),
+                shown(p.log_start_offset),
+                shown(p.high_watermark),
+                shown(p.log_end_offset),
+                known(p.log_end_offset).map_or_else(|| "?".to_owned(), |_| bytes(p.size_bytes)),
             ]
         }),
     );

@@ -1,4 +1,5 @@
-//! Connections to brokers: one for control, and as many for data as streams and credit need.
+//! Connections to brokers: one for control to whoever answers, one more for control to each broker that is asked for by its id,
+//! and as many for data as streams and credit need.
 //!
 //! Owns: connecting (brokers that were named or heard of, deadlines, backoff), hello, the limits that hello states, calls.
 //! Refuses: what calls and streams carry, and the handshake (see [`crate::reach`]). Read next: [`crate::metadata`], then `producer` and `consumer`.
@@ -229,7 +230,10 @@ pub(crate) struct Connections {
     pub(crate) config: ClientConfig,
     endpoint: quinn::Endpoint,
     shown: Mutex<Shown>,
+    /// To whoever answers.
     control: Arc<Slot>,
+    /// To one broker each.
+    controls: Mutex<HashMap<i32, Arc<Slot>>>,
     data: Mutex<HashMap<i32, Vec<Arc<Slot>>>>,
     known: Mutex<Known>,
 }
@@ -256,9 +260,9 @@ impl Connections {
             reason: format!("no UDP socket: {e}"),
         })?;
         let control = Slot::new(wire::ConnectionRole::Control, &config);
-        let (data, known) = (Mutex::default(), Mutex::default());
+        let (controls, data, known) = (Mutex::default(), Mutex::default(), Mutex::default());
         let shown = Mutex::new(Shown { tls, identity: config.identity.clone(), told: None });
-        Ok(Arc::new(Connections { config, endpoint, shown, control, data, known }))
+        Ok(Arc::new(Connections { config, endpoint, shown, control, controls, data, known }))
     }
 
     /// What the next connection is made with. Where the client's certificate comes from files, what stands in them now; what was in use
@@ -335,6 +339,46 @@ impl Connections {
         sum_up(addresses.iter().map(|address| (&**address, failure(address))).collect())
     }
 
+    /// The connection for calls to `broker_id`, and for membership there.
+    pub(crate) async fn control_at(self: &Arc<Self>, broker_id: i32) -> Result<Arc<Link>, Error> {
+        if let Some(link) = self.control.current().filter(|link| link.broker_id == broker_id && link.is_alive()) {
+            return Ok(link);
+        }
+        let slot = {
+            let mut controls = lock(&self.controls);
+            let new = || Slot::new(wire::ConnectionRole::Control, &self.config);
+            controls.entry(broker_id).or_insert_with(new).clone()
+        };
+        let link = slot.get(self, self.addresses_of(broker_id)?).await?;
+        self.expect_broker(&link, broker_id)?;
+        Ok(link)
+    }
+
+    /// One call to `broker_id`, tried once: by the next attempt another broker may be the right one.
+    pub(crate) async fn call_at(
+        self: &Arc<Self>,
+        broker_id: i32,
+        what: &'static str,
+        request: call::Request,
+        deadline: Deadline,
+    ) -> Result<Response, Error> {
+        match timeout_at(deadline.at, self.control_at(broker_id)).await {
+            Ok(link) => link?.call(what, request, deadline).await,
+            Err(_) => Err(Error::TimedOut { what, after: deadline.after }),
+        }
+    }
+
+    /// Whoever is at an address now may be another broker than was there before.
+    fn expect_broker(&self, link: &Link, broker_id: i32) -> Result<(), Error> {
+        if link.broker_id == broker_id {
+            return Ok(());
+        }
+        link.close();
+        lock(&self.known).reached.remove(&broker_id);
+        let why = format!("{} is broker {} and not {broker_id}", link.address, link.broker_id);
+        Err(Error::refused(ErrorCode::NotLeader, why))
+    }
+
     /// A place for a long stream to `broker_id`, with up to `credit` bytes of fetch credit (0 for a produce stream).
     pub(crate) async fn lease(self: &Arc<Self>, broker_id: i32, credit: u64) -> Result<Lease, Error> {
         loop {
@@ -349,14 +393,7 @@ impl Connections {
             let addresses = self.addresses_of(broker_id)?;
             for slot in &slots {
                 let link = slot.get(self, addresses.clone()).await?;
-                if link.broker_id != broker_id {
-                    link.close();
-                    lock(&self.known).reached.remove(&broker_id);
-                    return Err(Error::refused(
-                        ErrorCode::NotLeader,
-                        format!("{} is broker {} and not {broker_id}", link.address, link.broker_id),
-                    ));
-                }
+                self.expect_broker(&link, broker_id)?;
                 if let Some(lease) = link.lease(credit) {
                     return Ok(lease);
                 }
@@ -373,6 +410,11 @@ impl Connections {
     pub(crate) fn learn_brokers(&self, brokers: &[wire::BrokerNode]) {
         let advertised = brokers.iter().filter(|broker| !broker.address.is_empty());
         lock(&self.known).advertised.extend(advertised.map(|broker| (broker.broker_id, broker.address.clone())));
+    }
+
+    /// Whether it is known where a broker is.
+    pub(crate) fn knows_address_of(&self, broker_id: i32) -> bool {
+        self.addresses_of(broker_id).is_ok()
     }
 
     /// Where a broker may be: where it was reached before, then where it says it is.
@@ -403,6 +445,23 @@ impl Connections {
         what: &'static str,
         request: impl Fn() -> Option<call::Request>,
     ) -> Result<Option<Response>, Error> {
+        Ok(self.ask_with(what, request).await?.map(|(_, response)| response))
+    }
+
+    /// As [`Connections::call`], and which broker answered.
+    pub(crate) async fn ask(
+        self: &Arc<Self>,
+        what: &'static str,
+        request: call::Request,
+    ) -> Result<(i32, Response), Error> {
+        self.ask_with(what, || Some(request.clone())).await?.ok_or(Error::Closed)
+    }
+
+    async fn ask_with(
+        self: &Arc<Self>,
+        what: &'static str,
+        request: impl Fn() -> Option<call::Request>,
+    ) -> Result<Option<(i32, Response)>, Error> {
         let deadline = Deadline::within(self.config.request_timeout);
         let mut backoff = Backoff::new(&self.config);
         loop {
@@ -410,7 +469,7 @@ impl Connections {
             let Some(request) = request() else { return Ok(None) };
             let repeatable = repeatable(&request);
             let error = match link.call(what, request, deadline).await {
-                Ok(response) => return Ok(Some(response)),
+                Ok(response) => return Ok(Some((link.broker_id, response))),
                 Err(error) => error,
             };
             let unknown_outcome = match &error {
@@ -557,7 +616,8 @@ impl Connections {
         if let Some(link) = self.control.current() {
             link.close();
         }
-        let slots: Vec<Arc<Slot>> = lock(&self.data).drain().flat_map(|(_, slots)| slots).collect();
+        let mut slots: Vec<Arc<Slot>> = lock(&self.data).drain().flat_map(|(_, slots)| slots).collect();
+        slots.extend(lock(&self.controls).drain().map(|(_, slot)| slot));
         slots.iter().filter_map(|slot| slot.current()).for_each(|link| link.close());
         self.endpoint.close(VarInt::from_u32(ResetCode::Done.number()), b"client closed");
         self.endpoint.wait_idle().await;

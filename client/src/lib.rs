@@ -23,6 +23,7 @@ mod config;
 mod connection;
 mod consumer;
 mod error;
+mod leaders;
 mod lookup;
 mod metadata;
 mod partitioner;

@@ -56,6 +56,8 @@ pub(crate) struct Metadata {
 #[derive(Default)]
 struct Topics {
     known: HashMap<Arc<str>, Arc<TopicInfo>>,
+    /// Topics of which something turned out wrong: the next to ask for one asks anew.
+    doubted: HashMap<Arc<str>, Instant>,
     /// When this client changed one of the topics last: what was asked before then is not to be remembered.
     changed: Option<Instant>,
 }
@@ -83,8 +85,15 @@ impl Metadata {
 
     /// What is known, unless it is too old.
     pub(crate) fn cached(&self, topic: &str) -> Option<Arc<TopicInfo>> {
-        let info = lock(&self.topics).known.get(topic).cloned()?;
-        (info.at.elapsed() < self.connections.config.metadata_max_age).then_some(info)
+        let topics = lock(&self.topics);
+        let info = topics.known.get(topic).cloned()?;
+        let doubted = topics.doubted.get(topic).is_some_and(|doubted| info.at <= *doubted);
+        (!doubted && info.at.elapsed() < self.connections.config.metadata_max_age).then_some(info)
+    }
+
+    /// Something of this has turned out wrong: whoever needs the topic next asks anew.
+    pub(crate) fn doubt(&self, info: &TopicInfo) {
+        lock(&self.topics).doubted.insert(info.name.clone(), info.at);
     }
 
     /// What is known, or else the broker's word.
@@ -108,7 +117,10 @@ impl Metadata {
             return Ok(info);
         }
         let name = Arc::from(topic);
-        let doubted = doubted.max(lock(&self.topics).changed);
+        let doubted = {
+            let topics = lock(&self.topics);
+            doubted.max(topics.changed).max(topics.doubted.get(topic).copied())
+        };
         let ask = || ask(self.connections.clone(), self.topics.clone(), Arc::clone(&name));
         self.lookups.join(&name, doubted, ask).await
     }
@@ -151,6 +163,9 @@ async fn ask(
     let known = topics.known.get(&info.name).map(|known| known.at);
     if known.is_none_or(|known| known <= at) && topics.changed.is_none_or(|changed| changed < at) {
         topics.known.insert(info.name.clone(), info.clone());
+        if topics.doubted.get(&info.name).is_some_and(|doubted| *doubted < at) {
+            topics.doubted.remove(&info.name);
+        }
     }
     Ok(info)
 }

@@ -3,6 +3,8 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod clients;
+
 use harness::{Running, eventually, headwater, run};
 use serde_json::Value;
 use std::net::UdpSocket;

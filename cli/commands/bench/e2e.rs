@@ -11,6 +11,7 @@ use super::data::Values;
 use super::load::{Load, producer};
 use super::{Answer, Latencies, Topic, broker_cpu, on_topic};
 use crate::args::{BenchArgs, Global, Mode};
+use crate::commands::confirm_offsets;
 use crate::connect::block_on;
 use crate::os::cpu_time;
 use crate::output::{Unit, progress};
@@ -37,7 +38,9 @@ pub(super) fn run(global: &Global, args: &BenchArgs) -> Result<Answer> {
 async fn measure(global: &Global, args: &BenchArgs, client: &Client, topic: &Topic) -> Result<Answer> {
     let rate = args.throughput.unwrap_or(DEFAULT_RATE);
     let records = args.records.unwrap_or_else(|| rate.saturating_mul(DEFAULT_SECONDS));
-    let described = client.admin().describe_topic(&topic.name).await.context("cannot describe the topic")?;
+    let admin = client.admin();
+    let mut described = admin.describe_topic(&topic.name).await.context("cannot describe the topic")?;
+    confirm_offsets(&admin, &mut described, &[]).await?;
     let mut builder = client
         .consumer()
         .assign((0..topic.partitions).map(|partition| (topic.name.as_str(), partition)))

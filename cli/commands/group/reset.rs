@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::args::{Global, ResetArgs};
-use crate::commands::{ago_ms, chosen};
+use crate::commands::{ago_ms, chosen, confirm_offsets};
 use crate::output::{note, plural, print, print_all};
 use crate::spec::{ResetTarget, TopicSelection};
 
@@ -55,10 +55,11 @@ pub(super) async fn run(global: &Global, admin: &Admin, args: ResetArgs) -> Resu
     };
     let mut steps = Vec::new();
     for selection in &selections {
-        let topic = admin
+        let mut topic = admin
             .describe_topic(&selection.topic)
             .await
             .with_context(|| format!("cannot describe topic {}", selection.topic))?;
+        confirm_offsets(admin, &mut topic, &[]).await?;
         steps.extend(plan(admin, &args, &topic, selection, described.as_ref(), file.as_ref()).await?);
     }
     let mut failed = None;

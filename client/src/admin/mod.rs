@@ -13,6 +13,7 @@ use headwater_proto::wire::{self, call::Request, call_response::Response};
 use crate::TopicPartition;
 use crate::connection::Connections;
 use crate::error::{Error, Refusal};
+use crate::leaders::Leaders;
 use crate::metadata::Metadata;
 
 /// Administrative calls. Cheap to clone.
@@ -57,6 +58,10 @@ macro_rules! call {
 impl Admin {
     pub(crate) fn new(connections: Arc<Connections>, metadata: Arc<Metadata>) -> Admin {
         Admin { connections, metadata, stale: false }
+    }
+
+    fn leaders(&self) -> Leaders {
+        Leaders::new(self.connections.clone(), self.metadata.clone())
     }
 
     /// The same, but what is described and listed is what the broker that is asked knows, though the others may know more. It
@@ -126,13 +131,13 @@ impl Admin {
         Ok(topics)
     }
 
-    /// A topic's partitions and settings.
+    /// A topic's partitions and settings. What only a partition's leader knows is asked of that one; it is missing (-1) where
+    /// there is no leader, or none that answers within some seconds.
     ///
     /// # Errors
     /// When there is no such topic.
     pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription, Error> {
-        let request = wire::DescribeTopic { name: name.into(), stale: self.stale };
-        call!(self, "describe topic", DescribeTopic(request) => DescribeTopic).try_into()
+        self.leaders().describe_topic(name, self.stale).await?.try_into()
     }
 
     /// Changes settings: a value, or `None` for the broker's own. All of them, or none.
@@ -180,30 +185,21 @@ impl Admin {
     /// When `before` is beyond the high watermark.
     pub async fn delete_records(&self, topic: &str, partition: u32, before: Option<i64>) -> Result<i64, Error> {
         let request = wire::DeleteRecords { topic: topic.into(), partition, before_offset: before.unwrap_or(-1) };
-        Ok(call!(self, "delete records", DeleteRecords(request) => DeleteRecords).log_start_offset)
+        let request = Request::DeleteRecords(request);
+        match self.leaders().call("delete records", topic, partition, request).await? {
+            Response::DeleteRecords(answer) => Ok(answer.log_start_offset),
+            _ => Err(Error::Protocol("an answer that does not belong to delete records".into())),
+        }
     }
 
-    /// Offsets by place or time, answered one by one in the order of the questions.
+    /// Offsets by place or time, answered one by one in the order of the questions, each by the partition's leader.
     ///
     /// # Errors
-    /// When the broker cannot be asked; what is wrong with a single question stands in its answer.
+    /// When no broker can be asked; what is wrong with a single question stands in its answer.
     pub async fn list_offsets(&self, queries: Vec<OffsetQuery>) -> Result<Vec<Result<OffsetAnswer, Refusal>>, Error> {
-        let asked = queries.len();
-        let queries = queries.into_iter().map(|q| wire::OffsetQuery {
-            topic: q.topic,
-            partition: q.partition,
-            at: Some(q.at.into()),
-        });
-        let request = wire::ListOffsets { queries: queries.collect() };
-        let answers = call!(self, "list offsets", ListOffsets(request) => ListOffsets).answers;
-        if answers.len() != asked {
-            return Err(Error::Protocol(format!("{} answers to {asked} questions about offsets", answers.len())));
-        }
-        let answers = answers.into_iter().map(|a| match a.error {
-            Some(error) => Err(error.into()),
-            None => Ok(a.into()),
-        });
-        Ok(answers.collect())
+        let queries = queries.into_iter().map(Into::into).collect();
+        let answers = self.leaders().list_offsets_patiently(queries).await?;
+        Ok(answers.into_iter().map(|answer| answer.map(Into::into)).collect())
     }
 
     /// All consumer groups.

@@ -104,13 +104,14 @@ pub struct PartitionDescription {
     pub replicas: Vec<i32>,
     /// Those of them that are in sync.
     pub isr: Vec<i32>,
-    /// The first offset it holds.
+    /// The first offset it holds, as its leader says; -1: no leader says it.
     pub log_start_offset: i64,
-    /// The offset up to which it may be read.
+    /// The offset up to which it may be read; -1 likewise. Just after a change of leader it may be behind what was acknowledged:
+    /// [`super::Admin::list_offsets`] waits for that.
     pub high_watermark: i64,
-    /// The offset the next record gets.
+    /// The offset the next record gets; -1 likewise.
     pub log_end_offset: i64,
-    /// Bytes of its segments.
+    /// Bytes of the leader's segments.
     pub size_bytes: u64,
     /// Why it is not served, if it is not.
     pub fenced: Option<Refusal>,
@@ -406,6 +407,12 @@ impl From<OffsetAt> for wire::offset_query::At {
             OffsetAt::MaxTimestamp => At::MaxTimestamp(wire::Done {}),
             OffsetAt::LeaderEpochEnd(epoch) => At::LeaderEpochEnd(epoch),
         }
+    }
+}
+
+impl From<OffsetQuery> for wire::OffsetQuery {
+    fn from(query: OffsetQuery) -> wire::OffsetQuery {
+        wire::OffsetQuery { topic: query.topic, partition: query.partition, at: Some(query.at.into()) }
     }
 }
 

@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use headwater_proto::ErrorCode;
+use headwater_proto::{ErrorCode, wire};
 
 use super::commit::Committer;
 use super::fetch::{Context, is_gone};
@@ -15,10 +15,11 @@ use super::group::partitions_to_wire;
 use super::readers::Readers;
 use super::record::{Position, StartFrom};
 use super::state::{Item, Life};
-use crate::admin::OffsetAt;
-use crate::error::{ConsumeError, Error};
+use crate::admin::{OffsetAnswer, OffsetAt};
+use crate::error::{ConsumeError, Refusal};
+use crate::leaders::Leaders;
 use crate::retry::Backoff;
-use crate::{Admin, OffsetQuery, TopicPartition};
+use crate::{OffsetQuery, TopicPartition};
 
 /// A partition whose beginning is not known yet.
 pub(crate) struct Sought {
@@ -91,24 +92,23 @@ impl Search {
         self.open = waiting;
         let asked: Vec<Sought> = asked;
         let starts = asked.iter().map(|sought| (sought.life.cell.at.clone(), sought.from)).collect();
-        let found = match start_positions(&self.readers.context, starts).await {
-            Ok(found) => found,
-            Err(error) => {
-                self.open.extend(asked);
-                return Err(error);
-            }
-        };
-        for (sought, (_, found)) in asked.into_iter().zip(found) {
+        let mut asked: Vec<Option<Sought>> = asked.into_iter().map(Some).collect();
+        let mut waiting = Vec::new();
+        let outcome = start_positions(&self.readers.context, starts, |index, found| {
+            let Some(sought) = asked.get_mut(index).and_then(Option::take) else { return };
             match found {
+                // As it is known: another one's leader may take its time.
                 Ok(position) => self.readers.read(&sought.life, position),
                 Err(error) if error.retryable() || self.will_be_taken(&error) => {
                     tracing::debug!(partition = %sought.life.cell.at, %error, "no start yet");
-                    self.open.push(sought);
+                    waiting.push(sought);
                 }
                 Err(error) => self.fail(sought.life, error),
             }
-        }
-        Ok(())
+        });
+        let outcome = outcome.await;
+        self.open.extend(waiting.into_iter().chain(asked.into_iter().flatten()));
+        outcome
     }
 
     /// Begins what the group has committed.
@@ -156,49 +156,58 @@ pub(crate) async fn start_position(
     at: &TopicPartition,
     from: StartFrom,
 ) -> Result<Position, ConsumeError> {
-    let found = start_positions(context, vec![(at.clone(), from)]).await?;
-    found.into_iter().next().map_or(Err(ConsumeError::Usage("no partition")), |(_, position)| position)
+    let mut position = Err(ConsumeError::Usage("no partition"));
+    start_positions(context, vec![(at.clone(), from)], |_, found| position = found).await?;
+    position
 }
 
-/// Where partitions begin, one by one; asked in one call.
+/// Where partitions begin: `told` hears of each by its index, as their leaders answer.
 ///
 /// # Errors
 /// When nobody could be asked.
 pub(crate) async fn start_positions(
     context: &Context,
     starts: Vec<(TopicPartition, StartFrom)>,
-) -> Result<Vec<(TopicPartition, Result<Position, ConsumeError>)>, ConsumeError> {
-    let asked = starts.iter().filter_map(|(at, from)| {
+    mut told: impl FnMut(usize, Result<Position, ConsumeError>),
+) -> Result<(), ConsumeError> {
+    let mut asked = Vec::new();
+    for (index, (at, from)) in starts.iter().enumerate() {
         let place = match from {
             StartFrom::Earliest => OffsetAt::Earliest,
             StartFrom::Latest => OffsetAt::Latest,
             StartFrom::Timestamp(ms) => OffsetAt::Timestamp(*ms),
-            StartFrom::Offset(_) | StartFrom::Position(_) => return None,
+            StartFrom::Offset(offset) => {
+                told(index, Ok((*offset).into()));
+                continue;
+            }
+            StartFrom::Position(position) => {
+                told(index, Ok(*position));
+                continue;
+            }
         };
-        Some(OffsetQuery { topic: at.topic.to_string(), partition: at.partition, at: place })
-    });
-    let asked: Vec<OffsetQuery> = asked.collect();
-    let mut answers = if asked.is_empty() {
-        Vec::new().into_iter()
-    } else {
-        Admin::new(context.connections.clone(), context.metadata.clone()).list_offsets(asked).await?.into_iter()
-    };
-    let mut found = Vec::with_capacity(starts.len());
-    for (at, from) in starts {
-        let position = match from {
-            StartFrom::Offset(offset) => Ok(offset.into()),
-            StartFrom::Position(position) => Ok(position),
-            _ => match answers.next() {
-                // No record is that young: what comes next is.
-                Some(Ok(answer)) => Ok(answer.offset.unwrap_or(answer.high_watermark).into()),
-                Some(Err(refusal)) => Err(match refusal.code {
-                    ErrorCode::UnknownTopic => ConsumeError::UnknownTopic { topic: at.topic.clone() },
-                    _ => ConsumeError::Refused { topic: at.topic.clone(), partition: at.partition, refusal },
-                }),
-                None => return Err(Error::Protocol("an offset was not answered".into()).into()),
-            },
-        };
-        found.push((at, position));
+        asked.push((index, OffsetQuery { topic: at.topic.to_string(), partition: at.partition, at: place }));
     }
-    Ok(found)
+    let (indices, queries): (Vec<usize>, Vec<_>) =
+        asked.into_iter().map(|(index, query)| (index, query.into())).unzip();
+    let leaders = Leaders::new(context.connections.clone(), context.metadata.clone());
+    let answered = |nth: usize, answer: Result<wire::OffsetAnswer, Refusal>| {
+        let Some((index, (at, _))) = indices.get(nth).and_then(|index| Some((*index, starts.get(*index)?))) else {
+            return;
+        };
+        let position = match answer.map(OffsetAnswer::from) {
+            // No record is that young: what comes next is.
+            Ok(answer) => Ok(answer.offset.unwrap_or(answer.high_watermark).into()),
+            Err(refusal) => Err(no_offset(at, refusal)),
+        };
+        told(index, position);
+    };
+    Ok(leaders.list_offsets(&queries, answered).await?)
+}
+
+/// Why a partition's offset is not known.
+pub(crate) fn no_offset(at: &TopicPartition, refusal: Refusal) -> ConsumeError {
+    match refusal.code {
+        ErrorCode::UnknownTopic => ConsumeError::UnknownTopic { topic: at.topic.clone() },
+        _ => ConsumeError::Refused { topic: at.topic.clone(), partition: at.partition, refusal },
+    }
 }

@@ -34,10 +34,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::TopicPartition;
+use crate::admin::OffsetAt;
 use crate::error::ConsumeError;
+use crate::leaders::Leaders;
+use crate::{OffsetQuery, TopicPartition};
 use cell::Cell;
-use locate::{start_position, start_positions};
+use locate::{no_offset, start_position};
 use readers::Readers;
 use record::Origin;
 use state::{Item, State, Turn};
@@ -378,7 +380,7 @@ impl Consumer {
         &self,
         partitions: impl IntoIterator<Item = TopicPartition>,
     ) -> Result<BTreeMap<TopicPartition, i64>, ConsumeError> {
-        self.offsets(partitions, StartFrom::Latest).await
+        self.offsets(partitions, OffsetAt::Latest).await
     }
 
     /// The first offsets that partitions hold, asked now.
@@ -389,17 +391,25 @@ impl Consumer {
         &self,
         partitions: impl IntoIterator<Item = TopicPartition>,
     ) -> Result<BTreeMap<TopicPartition, i64>, ConsumeError> {
-        self.offsets(partitions, StartFrom::Earliest).await
+        self.offsets(partitions, OffsetAt::Earliest).await
     }
 
     async fn offsets(
         &self,
         partitions: impl IntoIterator<Item = TopicPartition>,
-        from: StartFrom,
+        at: OffsetAt,
     ) -> Result<BTreeMap<TopicPartition, i64>, ConsumeError> {
-        let asked = partitions.into_iter().map(|at| (at, from)).collect();
-        let found = start_positions(&self.readers.context, asked).await?;
-        found.into_iter().map(|(at, position)| Ok((at, position?.offset))).collect()
+        let context = &self.readers.context;
+        let leaders = Leaders::new(context.connections.clone(), context.metadata.clone());
+        let partitions: Vec<TopicPartition> = partitions.into_iter().collect();
+        let query =
+            |of: &TopicPartition| OffsetQuery { topic: of.topic.to_string(), partition: of.partition, at }.into();
+        let answers = leaders.list_offsets_patiently(partitions.iter().map(query).collect()).await?;
+        let found = partitions.into_iter().zip(answers).map(|(of, answer)| match answer {
+            Ok(answer) => Ok((of, answer.offset)),
+            Err(refusal) => Err(no_offset(&of, refusal)),
+        });
+        found.collect()
     }
 
     /// Commits everything that was delivered, the last record too.

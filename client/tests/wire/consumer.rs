@@ -414,9 +414,9 @@ async fn a_consumer_that_nobody_waits_for_any_more_ends_what_it_has_begun() {
             let committed = wire::CommittedOffset { topic: TOPIC.into(), offset: 5, ..Default::default() };
             Some(Response::FetchOffsets(wire::FetchOffsetsResponse { offsets: vec![committed] }))
         }
-        Request::ListOffsets(_) => Some(Response::Error(wire::Error::new(ErrorCode::Overloaded, "not now"))),
         _ => None,
     });
+    peer.hold_offsets(true);
     let client = peer.client().await;
     // Partition 0 begins at once; where partition 1 begins is being asked for.
     let mut build = Box::pin(client.consumer().group("billing").assign([(TOPIC, 0), (TOPIC, 1)]).build());

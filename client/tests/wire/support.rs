@@ -50,6 +50,8 @@ struct Shared {
     hello: Mutex<wire::HelloResponse>,
     /// How often metadata was asked for, and whether the answers are held back.
     metadata: (AtomicUsize, watch::Sender<bool>),
+    /// Whether answers about offsets are held back.
+    offsets: watch::Sender<bool>,
     partitions: u32,
     max_message_bytes: u32,
 }
@@ -111,6 +113,7 @@ impl Peer {
             knocks: watch::Sender::default(),
             hello: Mutex::new(hello),
             metadata: Default::default(),
+            offsets: watch::Sender::default(),
             partitions,
             max_message_bytes,
         });
@@ -167,6 +170,11 @@ impl Peer {
     /// Holds back all answers about topics, or lets them go.
     pub fn hold_metadata(&self, held: bool) {
         self.shared.metadata.1.send_replace(held);
+    }
+
+    /// Holds back all answers about offsets, or lets them go.
+    pub fn hold_offsets(&self, held: bool) {
+        self.shared.offsets.send_replace(held);
     }
 
     /// How often somebody asked about topics.
@@ -364,6 +372,9 @@ async fn connection(shared: Arc<Shared>, incoming: quinn::Incoming) {
                     if let call::Request::Metadata(_) = request {
                         shared.metadata.0.fetch_add(1, Ordering::SeqCst);
                         let _ = shared.metadata.1.subscribe().wait_for(|held| !held).await;
+                    }
+                    if let call::Request::ListOffsets(_) = request {
+                        let _ = shared.offsets.subscribe().wait_for(|held| !held).await;
                     }
                     let response = Some(respond(&shared, &request));
                     stream.send(&wire::CallResponse { response }, &[]).await;
