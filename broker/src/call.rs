@@ -25,7 +25,7 @@ use headwater_proto::{ErrorCode, TopicId};
 use headwater_storage::ReadError;
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 
 /// Offsets that one connection looks up in its logs at the same time: each may walk through a batch of
 /// `MAX_DECOMPRESSED_BATCH_BYTES`.
@@ -149,22 +149,24 @@ fn config_of(shared: &Shared, topic: &Topic) -> Arc<TopicConfig> {
 
 async fn create_topic(shared: &Arc<Shared>, request: wire::CreateTopic) -> Answer {
     let partitions = or_default(request.partitions, shared.config.default_partitions);
-    let replicas = or_default(request.replication_factor, shared.config.default_replication_factor);
     let (topic_id, created_ms, validate_only) = (new_topic_id(), now_ms(), request.validate_only);
-    let defaults = shared.config.topic_defaults.clone();
+    let (broker, (tell, mut told)) = (shared.config.clone(), oneshot::channel());
     let decide = move |state: &MetadataState| {
         // The name first: whoever misspells it learns that before anything else.
         name::check(&request.name, false).map_err(Refusal::from)?;
         let changes = request.config.into_iter().map(|change| (change.name, change.value));
-        let config = topic_config::change(&TopicValues::new(), changes, &defaults)?;
+        let config = topic_config::change(&TopicValues::new(), changes, &broker.topic_defaults)?;
+        let copies = placement::copies(state, request.replication_factor, &broker);
+        // Whoever asked may have gone.
+        let _ = tell.send(copies.replication_factor);
         let create = command::CreateTopic {
-            partitions: place(state, None, (&request.name, &topic_id), partitions, replicas)?,
+            partitions: place(state, None, (&request.name, &topic_id), partitions, copies.replication_factor)?,
             name: request.name,
             topic_id: topic_id.to_wire(),
             internal: false,
             config,
             created_ms,
-            default_min_insync_replicas: defaults.min_insync_replicas(),
+            default_min_insync_replicas: copies.min_insync_replicas,
         };
         Ok(Kind::CreateTopic(create).into())
     };
@@ -172,7 +174,8 @@ async fn create_topic(shared: &Arc<Shared>, request: wire::CreateTopic) -> Answe
     Ok(Response::CreateTopic(wire::CreateTopicResponse {
         topic_id: topic_id.to_wire(),
         partitions,
-        replication_factor: replicas,
+        // What was accepted was decided.
+        replication_factor: told.try_recv().unwrap_or_default(),
     }))
 }
 
@@ -232,10 +235,12 @@ async fn describe_topic(shared: &Shared, request: &wire::DescribeTopic) -> Answe
         }
         described
     });
-    let config = topic_config::shown(&topic.config, &shared.config.topic_defaults).into_iter().map(|setting| {
-        let source = setting.source.name().to_owned();
-        wire::ConfigEntry { name: setting.name.to_owned(), value: setting.value, source }
-    });
+    let config = topic_config::shown(&topic.config, topic.min_insync_replicas(), &shared.config.topic_defaults)
+        .into_iter()
+        .map(|setting| {
+            let source = setting.source.name().to_owned();
+            wire::ConfigEntry { name: setting.name.to_owned(), value: setting.value, source }
+        });
     Ok(Response::DescribeTopic(wire::DescribeTopicResponse {
         name: topic.name.clone(),
         topic_id: topic.id.to_wire(),

@@ -8,7 +8,6 @@ use crate::metadata::raft::{Change, RaftNode};
 use crate::metadata::state::{BrokerState, NO_LEADER};
 use crate::metadata::{MetadataError, MetadataState, Refusal};
 use crate::shared::Shared;
-use crate::topic_config::TopicConfig;
 use headwater_proto::ErrorCode;
 use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, Done};
@@ -42,7 +41,7 @@ pub(crate) async fn describe(shared: &Shared, request: &wire::DescribeCluster) -
     let those = |ids: &BTreeSet<u64>| {
         state.brokers().filter(|broker| ids.contains(&broker.node_id)).map(|broker| broker.id).collect::<Vec<_>>()
     };
-    let counted = count(shared, &state);
+    let counted = count(&state);
     let brokers = state.brokers().map(|broker| {
         let (leaders, partitions) = counted.by_broker.get(&broker.id).copied().unwrap_or_default();
         wire::BrokerDescription {
@@ -79,13 +78,12 @@ struct Counted {
     offline: u64,
 }
 
-fn count(shared: &Shared, state: &MetadataState) -> Counted {
+fn count(state: &MetadataState) -> Counted {
     let mut counted = Counted::default();
     for topic in state.topics() {
-        let config = TopicConfig::resolve(&topic.config, &shared.config.topic_defaults).unwrap_or_default();
         for partition in &topic.partitions {
             counted.under_replicated += u64::from(partition.isr.len() < partition.replicas.len());
-            counted.under_min_isr += u64::from(partition.isr.len() < config.min_insync_replicas as usize);
+            counted.under_min_isr += u64::from(partition.isr.len() < topic.min_insync_replicas() as usize);
             counted.offline += u64::from(partition.leader == NO_LEADER);
             for broker in &partition.replicas {
                 counted.by_broker.entry(*broker).or_default().1 += 1;

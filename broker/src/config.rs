@@ -247,8 +247,8 @@ keys! {
         "Segments that are open and mapped at once, but at most a quarter of the files that the process may open.";
     "num.partitions" => default_partitions [(1..=100_000)], "a whole number from 1 to 100000",
         "Partitions of a topic that is created without saying how many.";
-    "default.replication.factor" => default_replication_factor [(1..=1)], "1",
-        "Replicas of a topic that is created without saying how many. One broker holds one.";
+    "default.replication.factor" => default_replication_factor [(0..=32_767)], "a whole number from 0 to 32767",
+        "Replicas of a topic that is created without saying how many. 0: as many as there are active brokers, but 3 at most.";
     "broker.rack" => broker_rack, "a name, or nothing",
         "Where this broker stands. Replicas of a partition are spread over racks.";
     "controller.quorum.bootstrap.servers" => quorum_bootstrap_servers, "host:port, several with commas, or nothing",
@@ -325,7 +325,7 @@ impl Default for BrokerConfig {
             loan_bytes: 256 << 20,
             open_segments: 16_384,
             default_partitions: 1,
-            default_replication_factor: 1,
+            default_replication_factor: 0,
             broker_rack: String::new(),
             quorum_bootstrap_servers: String::new(),
             broker_heartbeat_interval_ms: 100,

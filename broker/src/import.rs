@@ -35,7 +35,7 @@ pub(crate) fn topics_command(
             partitions: vec![replicas; imported.leader_epochs.len()],
             config,
             created_ms,
-            default_min_insync_replicas: defaults.min_insync_replicas(),
+            default_min_insync_replicas: defaults.min_insync_replicas(1),
         };
         let leader_epochs = imported.leader_epochs.iter().map(|epoch| epoch.saturating_add(1)).collect();
         Ok(ImportedTopic { topic: Some(create), leader_epochs })

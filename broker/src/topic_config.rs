@@ -296,7 +296,7 @@ pub const KEYS: &[TopicKey] = &[
         broker_names: &[("min.insync.replicas", 1)],
         kind: Kind::Integer { min: 1, max: i32::MAX as i64, unlimited: false, unit: "replicas" },
         default: "1",
-        doc: "In-sync replicas without which acks=all is refused. One broker is one replica: with more than 1 here, only acks=0 and acks=1 are taken.",
+        doc: "In-sync replicas without which acks=all is refused. Set nowhere, it is a majority of the replicas that the topic is created with: 1 of 1, 2 of 3. With more than a topic has replicas, only acks=0 and acks=1 are taken.",
     },
     TopicKey {
         name: "retention.bytes",
@@ -482,9 +482,10 @@ impl TopicDefaults {
         KEYS.iter().flat_map(|key| key.broker_names.iter().map(|(name, _)| *name))
     }
 
-    /// What counts for a topic that has no `min.insync.replicas` of its own.
-    pub(crate) fn min_insync_replicas(&self) -> u32 {
-        self.get("min.insync.replicas").and_then(|value| value.parse().ok()).unwrap_or(1)
+    /// What counts for a topic of so many replicas that has no `min.insync.replicas` of its own: what the broker says, or a majority.
+    pub(crate) fn min_insync_replicas(&self, replication_factor: u32) -> u32 {
+        let set = self.get("min.insync.replicas").and_then(|value| value.parse().ok());
+        set.unwrap_or(replication_factor / 2 + 1)
     }
 
     fn get(&self, name: &str) -> Option<&str> {
@@ -517,12 +518,20 @@ pub fn change(
     Ok(values)
 }
 
-/// Every setting as it is in force, with its source, in the order of [`KEYS`].
-pub fn shown(values: &TopicValues, defaults: &TopicDefaults) -> Vec<ShownSetting> {
+/// Every setting as it is in force, with its source, in the order of [`KEYS`]. `min_insync_replicas`: what the metadata say of the topic.
+pub fn shown(values: &TopicValues, min_insync_replicas: u32, defaults: &TopicDefaults) -> Vec<ShownSetting> {
     KEYS.iter()
         .map(|key| {
             let (value, source) = in_force(key, values, defaults);
-            ShownSetting { name: key.name, value: value.to_owned(), source }
+            match key.name {
+                // It was decided when the topic was created, by its replicas or by the settings of then.
+                "min.insync.replicas" if source != Source::Topic => {
+                    let in_force = min_insync_replicas.to_string();
+                    let source = if source == Source::Broker && in_force == value { source } else { Source::Default };
+                    ShownSetting { name: key.name, value: in_force, source }
+                }
+                name => ShownSetting { name, value: value.to_owned(), source },
+            }
         })
         .collect()
 }
@@ -707,7 +716,7 @@ mod tests {
         assert_eq!(defaults.set("log.segment.bytes", "1048576"), Ok(true));
         assert_eq!(defaults.set("listen", "anything"), Ok(false));
         let values = set(&[("segment.bytes", "2097152")]).expect("legal");
-        let shown = shown(&values, &defaults);
+        let shown = shown(&values, 2, &defaults);
         let of = |name: &str| {
             let setting = shown.iter().find(|setting| setting.name == name).expect("shown");
             (setting.value.as_str(), setting.source)
@@ -715,6 +724,7 @@ mod tests {
         assert_eq!(of("retention.ms"), ("5000", Source::Broker));
         assert_eq!(of("segment.bytes"), ("2097152", Source::Topic));
         assert_eq!(of("flush.ms"), ("1000", Source::Default));
+        assert_eq!(of("min.insync.replicas"), ("2", Source::Default), "what the metadata say");
         assert_eq!(shown.len(), KEYS.len());
         let back = change(&values, [("segment.bytes".to_owned(), None)], &defaults).expect("legal");
         assert_eq!(TopicConfig::resolve(&back, &defaults).map(|config| config.segment_bytes), Ok(1_048_576));

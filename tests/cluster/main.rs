@@ -107,7 +107,14 @@ fn a_cluster_is_made_shown_and_changed_by_command() {
 
     cluster.command(&["topic", "create", "t", "-p", "3", "-r", "1"]).ok();
     let too_many = cluster.command(&["topic", "create", "u", "-r", "4"]).fails(1);
-    assert!(too_many.stderr.contains("3 active brokers"), "{}", too_many.stderr);
+    assert!(too_many.stderr.contains("4 replicas: there are only 3 active brokers"), "{}", too_many.stderr);
+    let created = cluster.object(&["topic", "create", "d"]);
+    assert_eq!(created["replication_factor"], 3, "as many as there are brokers, three at most");
+    let described = cluster.object(&["topic", "describe", "d"]);
+    let config = described["config"].as_array().expect("settings").iter();
+    let in_sync = config.clone().find(|setting| setting["name"] == "min.insync.replicas").expect("it is shown");
+    assert_eq!((&in_sync["value"], &in_sync["source"]), (&"2".into(), &"default".into()), "a majority of them");
+    cluster.command(&["topic", "delete", "d"]).ok();
     let kept = cluster.command(&["cluster", "remove", "3"]).fails(1);
     assert!(kept.stderr.contains("stop it first"), "{}", kept.stderr);
 

@@ -317,7 +317,7 @@ async fn offsets_topic(config: &BrokerConfig, metadata: &MetadataHandle) -> Resu
             partitions: vec![replicas; config.groups.offsets_partitions as usize],
             config: settings.map_err(|error| failed(error.into()))?,
             created_ms: now_ms(),
-            default_min_insync_replicas: config.topic_defaults.min_insync_replicas(),
+            default_min_insync_replicas: config.topic_defaults.min_insync_replicas(1),
         };
         metadata.propose(Kind::CreateTopic(create)).await.map_err(failed)?;
     }

@@ -176,8 +176,8 @@ impl From<&MetadataError> for wire::Error {
 
 fn in_words(brokers: usize) -> String {
     match brokers {
-        1 => "is 1 active broker".to_owned(),
-        _ => format!("are {brokers} active brokers"),
+        1 => "is only 1 active broker".to_owned(),
+        _ => format!("are only {brokers} active brokers"),
     }
 }
 

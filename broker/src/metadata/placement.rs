@@ -8,6 +8,7 @@
 use super::command::Replicas;
 use super::handle::MetadataError;
 use super::state::{BrokerState, MetadataState, Partition, Topic};
+use crate::config::BrokerConfig;
 use std::collections::BTreeMap;
 
 /// A broker that new replicas may be given to, and what it has: of the topic, and of all topics.
@@ -17,6 +18,30 @@ struct Candidate<'a> {
     rack: &'a str,
     replicas: (usize, usize),
     leaders: (usize, usize),
+}
+
+/// Replicas of a topic that nobody says more of: as many as there are brokers, but no more than this.
+const DEFAULT_REPLICATION_FACTOR: u32 = 3;
+
+/// How often a new topic is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Copies {
+    /// Brokers that keep each partition.
+    pub replication_factor: u32,
+    /// Those of them that acks=all needs, unless the topic says something else.
+    pub min_insync_replicas: u32,
+}
+
+/// How often a new topic is kept, internal ones too: `asked` times (0: nobody says), else as the broker's settings say, else three times
+/// where there are so many active brokers.
+pub fn copies(state: &MetadataState, asked: u32, config: &BrokerConfig) -> Copies {
+    let active = || {
+        let active = state.brokers().filter(|broker| broker.state == BrokerState::Active).count();
+        u32::try_from(active).unwrap_or(u32::MAX).clamp(1, DEFAULT_REPLICATION_FACTOR)
+    };
+    let said = [asked, config.default_replication_factor].into_iter().find(|said| *said > 0);
+    let replication_factor = said.unwrap_or_else(active);
+    Copies { replication_factor, min_insync_replicas: config.topic_defaults.min_insync_replicas(replication_factor) }
 }
 
 /// Replicas for `partitions` new partitions of a topic, each leader first. `topic`: what there is of it already.

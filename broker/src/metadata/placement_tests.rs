@@ -45,14 +45,38 @@ fn a_broker_alone_keeps_everything() {
 }
 
 #[test]
+fn a_topic_is_kept_as_often_as_there_are_brokers_three_times_at_most_and_a_majority_is_in_sync() {
+    let config = BrokerConfig::default();
+    let of = |racks: &[&str], asked| {
+        let Copies { replication_factor, min_insync_replicas } = copies(&brokers(racks), asked, &config);
+        (replication_factor, min_insync_replicas)
+    };
+    assert_eq!(
+        [of(&[""], 0), of(&["", ""], 0), of(&["", "", ""], 0), of(&[""; 5], 0)],
+        [(1, 1), (2, 2), (3, 2), (3, 2)]
+    );
+    assert_eq!([of(&[""], 4), of(&[""; 5], 1), of(&[""; 5], 5)], [(4, 3), (1, 1), (5, 3)], "whoever asks is heard");
+    let mut state = brokers(&["", "", ""]);
+    let fence = command::DrainBroker { broker_id: 2, ..Default::default() };
+    state.apply(state.index() + 1, &Kind::DrainBroker(fence).into()).expect("accepted");
+    assert_eq!(copies(&state, 0, &config).replication_factor, 2, "as many as can keep it now");
+
+    let mut config = BrokerConfig::default();
+    config.set_pair("default.replication.factor=2").expect("legal");
+    config.set_pair("min.insync.replicas=1").expect("legal");
+    let said = Copies { replication_factor: 2, min_insync_replicas: 1 };
+    assert_eq!(copies(&brokers(&[""; 5]), 0, &config), said, "the broker's settings");
+}
+
+#[test]
 fn more_replicas_than_active_brokers_are_refused() {
     let mut state = brokers(&["", "", ""]);
     let refused = |state: &MetadataState, asked| place(state, None, 1, asked, 0).expect_err("refused").to_string();
-    assert_eq!(refused(&state, 4), "a topic cannot have 4 replicas: there are 3 active brokers");
-    assert_eq!(refused(&state, 0), "a topic cannot have 0 replicas: there are 3 active brokers");
+    assert_eq!(refused(&state, 4), "a topic cannot have 4 replicas: there are only 3 active brokers");
+    assert_eq!(refused(&state, 0), "a topic cannot have 0 replicas: there are only 3 active brokers");
     let drain = command::DrainBroker { broker_id: 2, ..Default::default() };
     state.apply(state.index() + 1, &Kind::DrainBroker(drain).into()).expect("accepted");
-    assert_eq!(refused(&state, 3), "a topic cannot have 3 replicas: there are 2 active brokers");
+    assert_eq!(refused(&state, 3), "a topic cannot have 3 replicas: there are only 2 active brokers");
     let placed = place(&state, None, 8, 2, 0).expect("placed");
     assert!(all(&placed).all(|broker| *broker != 2));
 }
