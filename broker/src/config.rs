@@ -54,6 +54,7 @@ pub struct BrokerConfig {
     pub cleaner_memory_bytes: u64,
     pub producer_id_expiration_ms: u64,
     pub replica_lag_time_max_ms: u64,
+    pub stray_delete_delay_ms: u64,
     pub groups: GroupSettings,
     pub logging_level: String,
     pub logging_format: String,
@@ -271,6 +272,8 @@ keys! {
         "How long a partition remembers the sequence of a producer that no longer writes, in milliseconds.";
     "replica.lag.time.max.ms" => replica_lag_time_max_ms [(100..=3_600_000)], "a whole number from 100 to 3600000",
         "A follower that has not reported a batch for so long leaves the in-sync replicas, in milliseconds. More keeps slow followers in sync, and acknowledgements waiting for dead ones.";
+    "stray.delete.delay.ms" => stray_delete_delay_ms [(0..=u64::MAX >> 1)], "a whole number that is 0 or more",
+        "How long folders lie there that were set aside, because no partition of the metadata is theirs or because they are damaged and were fetched from a leader, before they are deleted, in milliseconds. It counts from when this start of the broker sees them.";
     "group.consumer.session.timeout.ms" => groups.session_timeout_ms [(100..=3_600_000)], "a whole number from 100 to 3600000",
         "A member that sends no heartbeat for so long is out of its group, in milliseconds, where it asks for nothing else.";
     "group.consumer.min.session.timeout.ms" => groups.min_session_timeout_ms [(100..=3_600_000)], "a whole number from 100 to 3600000",
@@ -337,6 +340,7 @@ impl Default for BrokerConfig {
             cleaner_memory_bytes: 128 << 20,
             producer_id_expiration_ms: 86_400_000,
             replica_lag_time_max_ms: 30_000,
+            stray_delete_delay_ms: 86_400_000,
             groups: GroupSettings {
                 session_timeout_ms: 10_000,
                 min_session_timeout_ms: 1_000,

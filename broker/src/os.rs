@@ -50,6 +50,18 @@ pub(crate) fn resident_bytes() -> Option<u64> {
     None
 }
 
+/// What this start of the operating system is called.
+#[cfg(target_os = "linux")]
+pub(crate) fn kernel_start() -> Option<uuid::Uuid> {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?.trim().parse().ok()
+}
+
+/// What this start of the operating system is called.
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn kernel_start() -> Option<uuid::Uuid> {
+    None
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

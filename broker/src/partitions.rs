@@ -5,6 +5,12 @@
 //! from being served. Refuses: to decide which partitions there are; the metadata does, through [`Partitions::apply`].
 //! Read next: [`crate::partition`].
 
+mod lost;
+mod strays;
+
+pub(crate) use lost::Lost;
+pub(crate) use strays::{Strays, set_strays_aside};
+
 use crate::clock::now_ms;
 use crate::config::BrokerConfig;
 use crate::error::PartitionError;
@@ -19,7 +25,10 @@ use crate::replica::links::Replication;
 use crate::rounds::{Key, Pulse, Rounds};
 use futures::{FutureExt, StreamExt, stream};
 use headwater_proto::TopicId;
-use headwater_storage::{DataDir, IoFailure, Log, LogError, LogIdentity, OpenError, RecoveryProgress};
+use headwater_storage::{
+    DataDir, IoFailure, KeptReplica, Log, LogError, LogIdentity, OpenError, RecoveryProgress, RecoveryReport,
+};
+use lost::{Before, Found};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -46,6 +55,9 @@ impl DataRoot {
     }
 }
 
+/// A log, with its high watermark and the unclean elections that it has taken in; or why it cannot be served, and what is known of it.
+type OpenedLog = Result<(Log, i64, u32), (PartitionError, Offsets)>;
+
 /// The partitions that this broker keeps.
 pub(crate) struct Partitions {
     context: PartitionContext,
@@ -56,8 +68,10 @@ pub(crate) struct Partitions {
     applying: tokio::sync::Mutex<bool>,
     /// How far the recoveries are.
     recovery: Arc<RecoveryProgress>,
-    /// The offsets that the checkpoints were last made of; held while they are made.
-    seen: tokio::sync::Mutex<HashMap<Key, Offsets>>,
+    /// The offsets, and the unclean elections taken in, that the checkpoints were last made of; held while they are made.
+    seen: tokio::sync::Mutex<HashMap<Key, (Offsets, u32)>>,
+    /// What the partitions were before the broker registered.
+    before: Mutex<Before>,
 }
 
 impl Partitions {
@@ -85,6 +99,7 @@ impl Partitions {
             applying: tokio::sync::Mutex::default(),
             recovery: Arc::default(),
             seen: tokio::sync::Mutex::default(),
+            before: Mutex::default(),
         }
     }
 
@@ -193,8 +208,22 @@ impl Partitions {
         let (total, began) = (new.len(), Instant::now());
         let Some(data_dir) = self.data_dir() else { return };
         let mut opening = stream::iter(new)
-            .map(|assigned| self.open_one(Arc::clone(&data_dir), assigned, created))
+            .map(|assigned| {
+                let data_dir = Arc::clone(&data_dir);
+                async move {
+                    let opened = self.open_one(data_dir, &assigned, created).await;
+                    (assigned, opened)
+                }
+            })
             .buffer_unordered(self.parallel);
+        let is_known = |it: &AssignedPartition| {
+            data_dir.replica(&it.topic, it.partition).is_some_and(|known| known.topic_id == it.topic_id)
+        };
+        let serve = |assigned: &AssignedPartition, opened| {
+            let handle = PartitionHandle::start(assigned, opened, &self.context);
+            self.open().insert((handle.topic_id(), handle.partition()), handle);
+        };
+        let mut unknown = Vec::new();
         let mut tell = tokio::time::interval(PROGRESS_INTERVAL);
         tell.reset();
         let mut done = 0;
@@ -207,43 +236,85 @@ impl Partitions {
                     "opening partitions"
                 ),
                 opened = opening.next() => match opened {
-                    Some(handle) => {
+                    Some((assigned, opened)) => {
                         done += 1;
-                        self.open().insert((handle.topic_id(), handle.partition()), handle);
+                        match is_known(&assigned) {
+                            true => serve(&assigned, opened),
+                            false => unknown.push((assigned, opened)),
+                        }
                     }
-                    None => return,
+                    None => break,
                 }
             }
         }
+        if !unknown.is_empty() {
+            self.announce(&data_dir, unknown.iter().map(|(assigned, _)| assigned)).await;
+            unknown.into_iter().for_each(|(assigned, opened)| serve(&assigned, opened));
+        }
     }
 
-    async fn open_one(&self, data_dir: Arc<DataDir>, assigned: AssignedPartition, created: bool) -> PartitionHandle {
-        let recovering = Counted::new(&self.context.metrics.partitions_recovering);
+    /// Before anything is taken in for a partition it is known that it is kept here, whatever becomes of its folder.
+    async fn announce(&self, data_dir: &Arc<DataDir>, new: impl Iterator<Item = &AssignedPartition>) {
+        data_dir.update_checkpoints(|checkpoints| {
+            for it in new {
+                let kept = KeptReplica { topic_id: it.topic_id, flushed: 0, unclean_taken: 0 };
+                checkpoints.replicas.insert((it.topic.to_string(), it.partition), kept);
+            }
+        });
+        let data_dir = Arc::clone(data_dir);
+        if let Err(error) = self.context.pool.run(move || data_dir.write_checkpoints()).await {
+            tracing::warn!(%error, "it is not written down yet which replicas are kept here; it is tried again");
+        }
+    }
+
+    async fn open_log(
+        &self,
+        data_dir: Arc<DataDir>,
+        assigned: &AssignedPartition,
+        created: bool,
+    ) -> Result<(Log, RecoveryReport), OpenError> {
+        let _recovering = Counted::new(&self.context.metrics.partitions_recovering);
         let identity = LogIdentity {
             topic: assigned.topic.to_string(),
             topic_id: assigned.topic_id,
             partition: assigned.partition,
         };
         let config = log_config(&assigned.config, self.context.producer_id_expiration_ms);
-        let (admitting, progress) = (Arc::clone(&data_dir), Arc::clone(&self.recovery));
-        let path = data_dir.partition_path(&assigned.topic, assigned.partition);
-        let opened = self
-            .context
-            .pool
-            .run(move || {
-                let hints = admitting.admit(&identity.topic, identity.partition, identity.topic_id, created)?;
-                let files = Arc::clone(admitting.files());
-                Log::open_watched(files, &path, identity, config, hints, now_ms(), &progress)
-            })
-            .await;
-        drop(recovering);
-        let log = match opened {
+        let progress = Arc::clone(&self.recovery);
+        let opening = move || {
+            let path = data_dir.partition_path(&identity.topic, identity.partition);
+            let hints = data_dir.admit(&identity.topic, identity.partition, identity.topic_id, created)?;
+            let files = Arc::clone(data_dir.files());
+            Log::open_watched(files, &path, identity, config, hints, now_ms(), &progress)
+        };
+        self.context.pool.run(opening).await
+    }
+
+    async fn open_one(&self, data_dir: Arc<DataDir>, assigned: &AssignedPartition, created: bool) -> OpenedLog {
+        // Its checkpoints stay as they are where it cannot be opened, so that the next recovery knows as much as this one did.
+        let known_offsets = |data_dir: &DataDir| {
+            let hints = data_dir.hints(&assigned.topic, assigned.partition);
+            Offsets {
+                log_start: hints.log_start_offset,
+                high_watermark: hints.log_start_offset.max(hints.recovery_point),
+                log_end: hints.log_start_offset.max(hints.recovery_point),
+                flushed: hints.recovery_point,
+            }
+        };
+        let opened = match self.take_found(assigned) {
+            Some(Found::Log(log, report)) => Ok((*log, report)),
+            Some(Found::Lost(why)) => return Err((why, known_offsets(&data_dir))),
+            None => self.open_log(Arc::clone(&data_dir), assigned, created).await,
+        };
+        match opened {
             Ok((log, report)) => {
                 // A new log has nothing to recover.
                 if !report.clean && report.scanned_bytes > 0 {
                     tracing::info!(topic = %assigned.topic, partition = assigned.partition, ?report, "partition recovered");
                 }
-                Ok((log, data_dir.high_watermark(&assigned.topic, assigned.partition)))
+                let known = data_dir.replica(&assigned.topic, assigned.partition);
+                let unclean_taken = known.map_or(0, |known| known.unclean_taken);
+                Ok((log, data_dir.high_watermark(&assigned.topic, assigned.partition), unclean_taken))
             }
             Err(error) => {
                 let (topic, partition) = (&assigned.topic, assigned.partition);
@@ -257,18 +328,9 @@ impl Partitions {
                         %topic, partition, %error, "partition cannot be opened yet and is tried again; every other is served"
                     ),
                 }
-                // Its checkpoints stay as they are, so that the next recovery knows as much as this one did.
-                let hints = data_dir.hints(&assigned.topic, assigned.partition);
-                let offsets = Offsets {
-                    log_start: hints.log_start_offset,
-                    high_watermark: hints.log_start_offset.max(hints.recovery_point),
-                    log_end: hints.log_start_offset.max(hints.recovery_point),
-                    flushed: hints.recovery_point,
-                };
-                Err((open_error(&error), offsets))
+                Err((open_error(&error), known_offsets(&data_dir)))
             }
-        };
-        PartitionHandle::start(&assigned, log, &self.context)
+        }
     }
 
     /// Partitions that could not be opened for want of room, or of descriptors, are tried again.
@@ -297,9 +359,9 @@ impl Partitions {
         let mut seen = self.seen.lock().await;
         let Some(data_dir) = self.data_dir() else { return Ok(()) };
         // Most of the time, and with most partitions, nothing changed: that must cost next to nothing.
-        let changed: Vec<(Key, Offsets)> = {
+        let changed: Vec<(Key, (Offsets, u32))> = {
             let open = self.open();
-            let now = open.iter().map(|(key, handle)| (key, handle, handle.offsets()));
+            let now = open.iter().map(|(key, handle)| (key, handle, (handle.offsets(), handle.unclean_taken())));
             let changed: Vec<_> = now.filter(|(key, _, offsets)| seen.get(key) != Some(offsets)).collect();
             if changed.is_empty() && !data_dir.has_unwritten_checkpoints() {
                 return Ok(());
@@ -313,12 +375,17 @@ impl Partitions {
                     if handle.is_cutting() {
                         continue;
                     }
-                    let offsets = handle.offsets();
-                    noted.push((**key, offsets));
+                    let (offsets, unclean_taken) = (handle.offsets(), handle.unclean_taken());
+                    noted.push((**key, (offsets, unclean_taken)));
                     let key = (handle.topic().to_string(), handle.partition());
                     checkpoints.recovery_points.insert(key.clone(), offsets.flushed);
                     checkpoints.log_start_offsets.insert(key.clone(), offsets.log_start);
-                    checkpoints.high_watermarks.insert(key, offsets.high_watermark);
+                    checkpoints.high_watermarks.insert(key.clone(), offsets.high_watermark);
+                    // What is known of one that cannot be served is what it was before.
+                    if handle.ended().is_none_or(|why| matches!(why, PartitionError::ShuttingDown)) {
+                        let (topic_id, flushed) = (handle.topic_id(), offsets.flushed);
+                        checkpoints.replicas.insert(key, KeptReplica { topic_id, flushed, unclean_taken });
+                    }
                 }
             });
             noted
@@ -371,6 +438,7 @@ impl Partitions {
         let mut failing = false;
         while !paused(interval, &shutdown).await {
             self.reopen_what_was_refused().await;
+            self.heal().await;
             match self.checkpoint().await {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
@@ -443,30 +511,6 @@ impl Partitions {
     fn open(&self) -> MutexGuard<'_, HashMap<Key, PartitionHandle>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Folders of partitions that the metadata does not assign are set aside, never opened: they may be all that is left of
-/// something, or a deletion was cut short. Their names are free again, and nothing that the checkpoints say of them counts.
-pub(crate) fn set_strays_aside(data_dir: &DataDir, assigned: &[AssignedPartition]) -> Result<(), IoFailure> {
-    let known: HashSet<(&str, u32)> = assigned.iter().map(|assigned| (&*assigned.topic, assigned.partition)).collect();
-    let is_known = |topic: &str, partition| known.contains(&(topic, partition));
-    let strays = data_dir.partitions()?.into_iter().filter(|folder| !is_known(&folder.topic, folder.partition));
-    data_dir.update_checkpoints(|checkpoints| checkpoints.retain(|(topic, partition)| is_known(topic, *partition)));
-    if let Err(error) = data_dir.write_checkpoints() {
-        tracing::warn!(%error, "checkpoints name partitions that are no more; they are written again");
-    }
-    for folder in strays {
-        let (path, topic_id) = (folder.path.display(), folder.topic_id);
-        match data_dir.set_aside(&folder.topic, folder.partition) {
-            Ok(aside) => tracing::warn!(
-                %path, ?topic_id, aside = %aside.display(), "folder of a partition that the metadata does not know set aside"
-            ),
-            Err(error) => {
-                tracing::error!(%path, ?topic_id, %error, "folder of a partition that the metadata does not know cannot be set aside")
-            }
-        }
-    }
-    Ok(())
 }
 
 async fn enforce_retention_of(handle: PartitionHandle) {

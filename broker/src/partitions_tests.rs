@@ -120,6 +120,23 @@ async fn a_recovery_tells_how_far_it_is_within_a_partition() {
     assert!(partitions.close().await);
 }
 
+/// A follower that forgot it would follow a leader below what was acknowledged, because of an election long ago.
+#[tokio::test]
+async fn the_unclean_elections_that_a_replica_has_taken_in_are_known_to_the_next_start() {
+    let files = SimFiles::new(1);
+    let partitions = open_on(&files);
+    let elected = AssignedPartition { unclean_recoveries: 2, ..assigned(0) };
+    partitions.apply(vec![elected.clone()]).await;
+    partitions.checkpoint().await.unwrap();
+    drop(partitions);
+
+    let partitions = open_on(&files.restart());
+    let view = View { leader: None, ..View::clone(&elected.view) };
+    partitions.apply(vec![AssignedPartition { view: Arc::new(view), unclean_recoveries: 3, ..elected }]).await;
+    let replica = partitions.replica(&assigned(0).topic_id, 0).unwrap();
+    assert_eq!(replica.unclean_taken(), 2, "not the newest one, that it has not seen");
+}
+
 const QUEUE_BYTES: u32 = 1 << 20;
 
 /// Partitions `0..4`, of which number 0 hangs in a sync while it holds its log, and what was appended to it.

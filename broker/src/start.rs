@@ -12,17 +12,17 @@ use crate::clock::now_ms;
 use crate::config::BrokerConfig;
 use crate::error::StartError;
 use crate::group::Groups;
-use crate::metadata::command::{Command, RegisterBroker};
+use crate::metadata::command::{Command, RegisterBroker, TopicPartition};
 use crate::metadata::handle::CarryOut;
 use crate::metadata::handle::common::Common;
 use crate::metadata::journal::JOURNAL_FILE;
 use crate::metadata::raft::office::Effect;
 use crate::metadata::raft::{Founding, NoNetwork, Office, RaftNode, Store, new_node_id, node};
-use crate::metadata::several::{Member, Place};
+use crate::metadata::several::{Boots, Member, Place};
 use crate::metadata::{MetadataError, MetadataHandle, MetadataState, alone};
 use crate::metrics::Metrics;
 use crate::partition::AssignedPartition;
-use crate::partitions::{Partitions, set_strays_aside};
+use crate::partitions::{Lost, Partitions, Strays, set_strays_aside};
 use crate::peer::Peers;
 use crate::pool::Pool;
 use crate::server::Door;
@@ -291,20 +291,24 @@ async fn start(
     };
     let (connections, sessions) = (Arc::clone(&door.connections), door.sessions.clone());
     let By { manifest, registration, state, source, door } = match common {
-        Some(common) => by_common(common, registration(&config, advertised, 0), door)?,
+        Some(common) => {
+            let found = Disk { config: &config, data_dir: &data_dir, pool: &pool, partitions: &partitions };
+            by_common(common, registration(&config, advertised, 0), found, door).await?
+        }
         None => {
             let place = Place { listen, advertised, peers };
-            by_quorum(&config, place, &data_dir, &pool, (tasks, closed), (door, &endpoint)).await?
+            let found = Disk { config: &config, data_dir: &data_dir, pool: &pool, partitions: &partitions };
+            by_quorum(place, found, (tasks, closed), (door, &endpoint)).await?
         }
     };
 
     let me = assignments::member(registration.broker_id, &registration.incarnation);
     let mut assignments = Assignments::new(&config, me);
     let assigned = assignments.of(&state);
-    {
+    if matches!(source, Source::Quorum(..)) {
         let assigned = assigned.clone();
         let data_dir = Arc::clone(&data_dir);
-        pool.run(move || set_strays_aside(&data_dir, &assigned)).await?;
+        pool.run(move || set_strays_aside(&data_dir, &assigned, Strays::ByName)).await?;
     }
     drop(data_dir);
     let node = match &source {
@@ -399,6 +403,9 @@ async fn start(
     let partitions = Arc::clone(&shared.partitions);
     let stop = shutdown.clone();
     tasks.spawn(async move { partitions.keep_checkpoints(intervals.0, stop).await });
+    let (partitions, stop) = (Arc::clone(&shared.partitions), shutdown.clone());
+    let delay = Duration::from_millis(shared.config.stray_delete_delay_ms);
+    tasks.spawn(async move { partitions.delete_strays(delay, stop).await });
     let partitions = Arc::clone(&shared.partitions);
     let stop = shutdown.clone();
     tasks.spawn(async move { partitions.enforce_retention(intervals.1, stop).await });
@@ -456,7 +463,35 @@ enum Source {
     Common(Common),
 }
 
-fn by_common(common: Common, registration: RegisterBroker, door: Door) -> Result<By, StartError> {
+/// What a broker has of its partitions.
+#[derive(Clone, Copy)]
+struct Disk<'a> {
+    config: &'a BrokerConfig,
+    data_dir: &'a Arc<DataDir>,
+    pool: &'a Pool,
+    partitions: &'a Partitions,
+}
+
+impl Disk<'_> {
+    /// Looks at every replica that the broker is to keep, before it registers: those that are lost are named then.
+    async fn examine(
+        self,
+        state: &MetadataState,
+        registration: RegisterBroker,
+        same_kernel: bool,
+    ) -> Result<RegisterBroker, StartError> {
+        let me = assignments::member(registration.broker_id, &registration.incarnation);
+        let assigned = Assignments::new(self.config, me).of(state);
+        let (data_dir, known) = (Arc::clone(self.data_dir), assigned.clone());
+        self.pool.run(move || set_strays_aside(&data_dir, &known, Strays::ByTopic)).await?;
+        let lost = self.partitions.examine(assigned, same_kernel).await;
+        let named = |lost: &Lost| TopicPartition { topic_id: lost.key.0.to_wire(), partition: lost.key.1 };
+        Ok(RegisterBroker { lost: lost.iter().map(named).collect(), ..registration })
+    }
+}
+
+async fn by_common(common: Common, registration: RegisterBroker, disk: Disk<'_>, door: Door) -> Result<By, StartError> {
+    let registration = disk.examine(&common.state(), registration, true).await?;
     common.register(&registration).map_err(refused)?;
     let (state, source) = (common.state(), Source::Common(common));
     Ok(By { manifest: None, registration, state, source, door: Some(door) })
@@ -465,13 +500,12 @@ fn by_common(common: Common, registration: RegisterBroker, door: Door) -> Result
 /// A broker of several: it comes in, and receives the others meanwhile.
 async fn by_several(
     store: Store,
-    config: &BrokerConfig,
     place: Place,
-    data_dir: &Arc<DataDir>,
-    pool: &Pool,
+    disk: Disk<'_>,
     (tasks, closed): (&TaskTracker, &CancellationToken),
     (door, endpoint): (Door, &quinn::Endpoint),
 ) -> Result<By, StartError> {
+    let Disk { config, data_dir, pool, .. } = disk;
     let registration = registration(config, place.advertised.clone(), store.node_id());
     let registration = RegisterBroker { directory_id: data_dir.meta().directory_id.clone(), ..registration };
     let member = Member::start(store, config, place, Instant::now() + METADATA_START).await?;
@@ -479,20 +513,22 @@ async fn by_several(
     stop_at_last(tasks, &member.node, closed, Some(Arc::clone(&member)));
     let quorum = Some((member.server.clone(), member.thread.runtime().clone()));
     tasks.spawn(server::accept(Arc::new(Door { quorum, ..door }), endpoint.clone()));
-    let registration = member.register(registration, data_dir.path(), data_dir.files(), pool).await?;
+    let boots = Boots::read(data_dir.path(), data_dir.files(), pool).await?;
+    let state = member.come_in().await?;
+    let registration = disk.examine(&state, registration, boots.is_same_kernel()).await?;
+    let registration = member.register(registration, boots, (data_dir.path(), data_dir.files(), pool)).await?;
     let state = Arc::clone(&member.node.applied().borrow().state);
     let source = Source::Several(member, Office::new(node::ELECTION_TIMEOUT_MS));
     Ok(By { manifest: None, registration, state, source, door: None })
 }
 
 async fn by_quorum(
-    config: &BrokerConfig,
     place: Place,
-    data_dir: &Arc<DataDir>,
-    pool: &Pool,
+    disk: Disk<'_>,
     (tasks, closed): (&TaskTracker, &CancellationToken),
     (door, endpoint): (Door, &quinn::Endpoint),
 ) -> Result<By, StartError> {
+    let Disk { config, data_dir, pool, .. } = disk;
     let cluster_id = data_dir.meta().cluster_id.clone();
     let (manifest, store) = open_store(data_dir, pool, &cluster_id).await?;
     if !config.quorum_servers().is_empty() || !store.is_only_member() {
@@ -500,7 +536,7 @@ async fn by_quorum(
             let why = "a broker of several takes no import over: import into a broker that is alone".to_owned();
             return Err(StartError::Import(why));
         }
-        return by_several(store, config, place, data_dir, pool, (tasks, closed), (door, endpoint)).await;
+        return by_several(store, place, disk, (tasks, closed), (door, endpoint)).await;
     }
     let deadline = Instant::now() + METADATA_START;
     let node = RaftNode::start(store, NoNetwork, deadline).await.map_err(refused)?;
@@ -562,6 +598,7 @@ fn carry_out(partitions: &Arc<Partitions>, mut assignments: Assignments) -> Carr
 async fn open_partitions(partitions: &Partitions, assigned: Vec<AssignedPartition>) {
     let (total, began) = (assigned.len(), std::time::Instant::now());
     partitions.apply(assigned).await;
+    partitions.heal().await;
     tracing::info!(partitions = total, milliseconds = began.elapsed().as_millis(), "partitions opened");
 }
 

@@ -9,6 +9,7 @@
 //! partition.metadata    "version: 0\n" "topic_id: <base64>"
 //! meta.properties       key=value lines; ours: version=1, cluster.id, node.id, directory.id, headwater.format
 //! headwater-log-start-offsets   ours: the text of log-start-offset-checkpoint, then its CRC-32 in hexadecimal and "\n"
+//! headwater-replicas    ours: as a checkpoint, per line: topic, partition, topic id, offset, unclean elections; then its CRC-32
 //! ```
 //!
 //! Where a log begins stands in no other file: without it, records that somebody deleted would be served again, and with a wrong
@@ -33,6 +34,8 @@ pub const HIGH_WATERMARKS: &str = "replication-offset-checkpoint";
 pub const LOG_START_OFFSETS: &str = "log-start-offset-checkpoint";
 /// The same once more, under a checksum; ours.
 pub const LOG_START_COPY: &str = "headwater-log-start-offsets";
+/// What is known of each replica outside of its folder; ours.
+pub const REPLICAS: &str = "headwater-replicas";
 /// Up to where each compacted log is clean.
 pub const CLEANER_OFFSETS: &str = "cleaner-offset-checkpoint";
 /// Names the topic that a partition's folder belongs to.
@@ -49,6 +52,20 @@ pub const FORMAT_VERSION: u32 = 1;
 
 /// An offset for each partition, by topic name and partition number.
 pub type PartitionOffsets = BTreeMap<(String, u32), i64>;
+
+/// What is known of a replica outside of its folder, so that it is noticed when that is gone, or holds less than it did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct KeptReplica {
+    /// The topic that it belongs to.
+    pub topic_id: TopicId,
+    /// Everything below was flushed; more may have been since.
+    pub flushed: i64,
+    /// How many unclean elections of the partition it has taken in.
+    pub unclean_taken: u32,
+}
+
+/// The replicas that a broker keeps, by topic name and partition number.
+pub type KeptReplicas = BTreeMap<(String, u32), KeptReplica>;
 
 /// Largest checkpoint file that is read, in bytes (a million partitions with long names).
 const MAX_CHECKPOINT_BYTES: u64 = 256 << 20;
@@ -133,19 +150,75 @@ pub fn write_log_starts(files: &dyn Files, root: &Path, offsets: &PartitionOffse
 }
 
 fn encode_copy(offsets: &PartitionOffsets) -> String {
-    let text = encode_offsets(offsets);
+    with_sum(encode_offsets(offsets))
+}
+
+fn decode_copy(bytes: &[u8]) -> Result<PartitionOffsets, TextFault> {
+    decode_offsets(without_sum(bytes)?)
+}
+
+/// Reads what is known of replicas; `None` if nobody ever wrote it.
+pub fn read_replicas(files: &dyn Files, root: &Path) -> Result<Option<KeptReplicas>, CheckpointError> {
+    let path = root.join(REPLICAS);
+    match files::read(files, &path, MAX_CHECKPOINT_BYTES) {
+        Ok(bytes) => match decode_replicas(&bytes) {
+            Ok(replicas) => Ok(Some(replicas)),
+            Err(fault) => Err(CheckpointError::Damaged { path, fault }),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(IoFailure::new("read", &path, error).into()),
+    }
+}
+
+/// Writes what is known of replicas.
+pub fn write_replicas(files: &dyn Files, root: &Path, replicas: &KeptReplicas) -> Result<(), IoFailure> {
+    let path = root.join(REPLICAS);
+    files::replace(files, &path, encode_replicas(replicas).as_bytes()).during("write", &path)
+}
+
+fn encode_replicas(replicas: &KeptReplicas) -> String {
+    let mut text = format!("0\n{}\n", replicas.len());
+    for ((topic, partition), KeptReplica { topic_id, flushed, unclean_taken }) in replicas {
+        // Writing into a String cannot fail.
+        let _ = writeln!(text, "{topic} {partition} {topic_id} {flushed} {unclean_taken}");
+    }
+    with_sum(text)
+}
+
+fn decode_replicas(bytes: &[u8]) -> Result<KeptReplicas, TextFault> {
+    let mut replicas = KeptReplicas::new();
+    for (line, fields) in checkpoint_lines(without_sum(bytes)?)? {
+        let fault = |detail: &str| TextFault { line, detail: detail.into() };
+        let [topic, partition, topic_id, flushed, unclean_taken] = fields[..] else {
+            return Err(fault("expected topic, partition, topic id, offset, unclean elections"));
+        };
+        let replica = KeptReplica {
+            topic_id: topic_id.parse().map_err(|_| fault("not a topic id"))?,
+            flushed: flushed.parse().map_err(|_| fault("not an offset"))?,
+            unclean_taken: unclean_taken.parse().map_err(|_| fault("not a number of elections"))?,
+        };
+        let partition: u32 = partition.parse().map_err(|_| fault("not a partition"))?;
+        if replicas.insert((topic.to_owned(), partition), replica).is_some() {
+            return Err(fault("a partition that was named before"));
+        }
+    }
+    Ok(replicas)
+}
+
+/// A text with its CRC-32 below it.
+fn with_sum(text: String) -> String {
     let sum = crc32fast::hash(text.as_bytes());
     format!("{text}{sum:08x}\n")
 }
 
-fn decode_copy(bytes: &[u8]) -> Result<PartitionOffsets, TextFault> {
+fn without_sum(bytes: &[u8]) -> Result<&[u8], TextFault> {
     const SUM_LINE_BYTES: usize = 9;
     let (text, sum) = bytes.split_at(bytes.len().saturating_sub(SUM_LINE_BYTES));
     if sum != format!("{:08x}\n", crc32fast::hash(text)).as_bytes() {
         let line = 1 + bytes.iter().filter(|byte| **byte == b'\n').count().saturating_sub(1);
         return Err(TextFault { line, detail: "the checksum does not fit the text".into() });
     }
-    decode_offsets(text)
+    Ok(text)
 }
 
 /// The text of a checkpoint of the data root.

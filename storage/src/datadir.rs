@@ -13,8 +13,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use headwater_proto::TopicId;
 
 use crate::checkpoint::{
-    self, CLEAN_SHUTDOWN, CLEANER_OFFSETS, CheckpointError, FORMAT_VERSION, HIGH_WATERMARKS, LOCK, LOG_START_COPY,
-    LOG_START_OFFSETS, LogStarts, META_PROPERTIES, MetaProperties, PartitionOffsets, RECOVERY_POINTS,
+    self, CLEAN_SHUTDOWN, CLEANER_OFFSETS, CheckpointError, FORMAT_VERSION, HIGH_WATERMARKS, KeptReplica, KeptReplicas,
+    LOCK, LOG_START_COPY, LOG_START_OFFSETS, LogStarts, META_PROPERTIES, MetaProperties, PartitionOffsets,
+    RECOVERY_POINTS,
 };
 use crate::config::OpenHints;
 use crate::epochs::TextFault;
@@ -100,15 +101,18 @@ pub struct Checkpoints {
     pub high_watermarks: PartitionOffsets,
     /// Up to where each compacted log is clean.
     pub cleaner_offsets: PartitionOffsets,
+    /// What is known of each replica, whatever becomes of its folder.
+    pub replicas: KeptReplicas,
 }
 
 impl Checkpoints {
     /// Drops what is said of every partition that is not to be kept.
     pub fn retain(&mut self, keep: impl Fn(&(String, u32)) -> bool) {
-        let Checkpoints { recovery_points, log_start_offsets, high_watermarks, cleaner_offsets } = self;
+        let Checkpoints { recovery_points, log_start_offsets, high_watermarks, cleaner_offsets, replicas } = self;
         for offsets in [recovery_points, log_start_offsets, high_watermarks, cleaner_offsets] {
             offsets.retain(|key, _| keep(key));
         }
+        replicas.retain(|key, _| keep(key));
     }
 
     /// The files, each with what it says (that of the log starts with its copy).
@@ -131,6 +135,8 @@ struct Checkpointing {
     changed: bool,
     /// The log starts stand in both of their files.
     log_starts_twice: bool,
+    /// The replicas stand in their file.
+    replicas_stand: bool,
 }
 
 /// An open data root. The lock is held until it is dropped.
@@ -147,6 +153,8 @@ pub struct DataDir {
     faults: Vec<CheckpointError>,
     /// Where logs begin that were there before is not known: nothing is said of it until somebody puts that right.
     unknown_log_starts: bool,
+    /// What the replicas were when the last broker ended here is known.
+    knows_replicas: bool,
     _lock: Box<dyn Lock>,
 }
 
@@ -173,6 +181,18 @@ impl DataDir {
             log_start_offsets: PartitionOffsets::new(),
             high_watermarks: offsets(HIGH_WATERMARKS),
             cleaner_offsets: offsets(CLEANER_OFFSETS),
+            replicas: KeptReplicas::new(),
+        };
+        let knows_replicas = match checkpoint::read_replicas(&*files, path) {
+            Ok(known) => {
+                let is_known = known.is_some();
+                written.replicas = known.unwrap_or_default();
+                is_known
+            }
+            Err(fault) => {
+                faults.push(fault);
+                false
+            }
         };
         let (log_starts, unknown_log_starts) = match checkpoint::read_log_starts(&*files, path) {
             Ok(known) => (known, false),
@@ -202,13 +222,25 @@ impl DataDir {
             written,
             changed: false,
             log_starts_twice: log_starts.twice,
+            replicas_stand: knows_replicas,
         });
         for entry in entries.iter().filter(|entry| entry.is_dir && entry.name.ends_with(DELETED)) {
             remove_folder(&*files, &path.join(&entry.name))?;
         }
         let path = path.to_path_buf();
         let writing = Mutex::default();
-        Ok(DataDir { files, path, meta, was_clean, checkpoints, writing, faults, unknown_log_starts, _lock: lock })
+        Ok(DataDir {
+            files,
+            path,
+            meta,
+            was_clean,
+            checkpoints,
+            writing,
+            faults,
+            unknown_log_starts,
+            knows_replicas,
+            _lock: lock,
+        })
     }
 
     /// The root.
@@ -270,6 +302,16 @@ impl DataDir {
         self.checkpoints().now.high_watermarks.get(&(topic.to_owned(), partition)).copied().unwrap_or(0)
     }
 
+    /// What is known of a replica outside of its folder.
+    pub fn replica(&self, topic: &str, partition: u32) -> Option<KeptReplica> {
+        self.checkpoints().now.replicas.get(&(topic.to_owned(), partition)).copied()
+    }
+
+    /// Whether the last broker here has left word of its replicas: then one that is not named was never served.
+    pub fn knows_replicas(&self) -> bool {
+        self.knows_replicas
+    }
+
     /// The recovery point of a log as it stands on the disk.
     pub fn written_recovery_point(&self, topic: &str, partition: u32) -> Option<i64> {
         self.checkpoints().written.recovery_points.get(&(topic.to_owned(), partition)).copied()
@@ -311,6 +353,7 @@ impl DataDir {
         let checkpoints = self.checkpoints();
         let mut files = checkpoints.now.files().into_iter().zip(checkpoints.written.files());
         files.any(|((_, now), (_, written))| written.contains_key(key) && !now.contains_key(key))
+            || checkpoints.written.replicas.contains_key(key) && !checkpoints.now.replicas.contains_key(key)
     }
 
     /// Where a partition's folder is, or would be.
@@ -355,10 +398,11 @@ impl DataDir {
     /// [`IoFailure`]: some may have been written. They are written again next time.
     pub fn write_checkpoints(&self) -> Result<(), IoFailure> {
         let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
-        let (now, written, log_starts_twice) = {
+        let (now, written, log_starts_twice, replicas_stand) = {
             let mut checkpoints = self.checkpoints();
             checkpoints.changed = false;
-            (checkpoints.now.clone(), checkpoints.written.clone(), checkpoints.log_starts_twice)
+            let Checkpointing { now, written, log_starts_twice, replicas_stand, .. } = &*checkpoints;
+            (now.clone(), written.clone(), *log_starts_twice, *replicas_stand)
         };
         let result =
             now.files().into_iter().zip(written.files()).try_for_each(|((name, now), (_, written))| match name {
@@ -367,9 +411,16 @@ impl DataDir {
                 _ if now == written => Ok(()),
                 _ => checkpoint::write_offsets(&*self.files, &self.path, name, now),
             });
+        let result = result.and_then(|()| match replicas_stand && now.replicas == written.replicas {
+            true => Ok(()),
+            false => checkpoint::write_replicas(&*self.files, &self.path, &now.replicas),
+        });
         let mut checkpoints = self.checkpoints();
         match result {
-            Ok(()) => (checkpoints.written, checkpoints.log_starts_twice) = (now, true),
+            Ok(()) => {
+                checkpoints.written = now;
+                (checkpoints.log_starts_twice, checkpoints.replicas_stand) = (true, true);
+            }
             Err(_) => checkpoints.changed = true,
         }
         result
@@ -387,6 +438,18 @@ impl DataDir {
         self.files.rename(&path, &aside).during("rename", &path)?;
         self.files.sync_dir(&self.path).during("sync", &self.path)?;
         Ok(aside)
+    }
+
+    /// The folders that were set aside.
+    pub fn strays(&self) -> Result<Vec<PathBuf>, IoFailure> {
+        let entries = self.files.list(&self.path).during("list", &self.path)?;
+        let strays = entries.into_iter().filter(|entry| entry.is_dir && entry.name.ends_with(STRAY));
+        Ok(strays.map(|entry| self.path.join(entry.name)).collect())
+    }
+
+    /// Removes a folder that was set aside, and everything in it.
+    pub fn remove_stray(&self, stray: &Path) -> Result<(), IoFailure> {
+        remove_folder(&*self.files, stray)
     }
 
     /// Removes a partition's folder: renamed first, so that it is gone at once even if removing is cut short. Its log must be

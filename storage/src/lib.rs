@@ -34,6 +34,7 @@ pub mod sim;
 pub mod transactions;
 mod verify;
 
+pub use checkpoint::KeptReplica;
 pub use compaction::{CompactionError, CompactionPlan, CompactionResult, CompactionStats};
 pub use config::{Cleanup, LogConfig, LogIdentity, OpenHints};
 pub use datadir::{Checkpoints, DataDir, DataDirError, NewIdentity, PartitionFolder};

@@ -1,7 +1,7 @@
 //! A broker that is one of several: its member of the quorum on a thread of its own, and how it comes in.
 //!
-//! It is a member first (whoever is none asks to follow), then it knows what everybody knows, then it registers this start of
-//! it, which ends what earlier ones held. From then on it says to every voter that it is there, and the controller lets it serve
+//! It is a member first (whoever is none asks to follow), then it knows what everybody knows, and looks at its replicas; then it registers
+//! this start of it, which ends what earlier ones held, and names the replicas that are lost. From then on it says to every voter that it is there, and the controller lets it serve
 //! once it has recovered. Nothing of this gives up while nobody leads: all brokers may start at once.
 //!
 //! Owns: that order, and the count of this disk's starts. Refuses: what the commands mean ([`super::state`]); who is held to be
@@ -13,6 +13,7 @@ use super::raft::{Hearing, Heart, Links, LinksConfig, RaftNode, RaftServer, Raft
 use super::state::{BrokerState, MetadataState, Outcome};
 use crate::config::BrokerConfig;
 use crate::error::StartError;
+use crate::os;
 use crate::peer::Peers;
 use crate::pool::Pool;
 use headwater_storage::files::{self, Files};
@@ -24,8 +25,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
-/// How often this disk was started as a member of a cluster of several.
+/// How often this disk was started as a member of a cluster of several, and as of which start of the operating system.
 pub(crate) const BOOTS_FILE: &str = "headwater.boots";
 
 /// Time for one try to come in.
@@ -93,40 +95,47 @@ impl Member {
         Ok(Member { node, server, thread, links, hearing })
     }
 
-    /// Comes in: when this returns, the cluster knows this start of the broker, which is fenced. `registration` says everything but
-    /// the number of starts.
-    pub(crate) async fn register(
-        &self,
-        registration: RegisterBroker,
-        root: &Path,
-        files: &Arc<dyn Files>,
-        pool: &Pool,
-    ) -> Result<RegisterBroker, StartError> {
+    /// Comes in: when this returns, the broker follows the metadata, and knows what everybody knows.
+    pub(crate) async fn come_in(&self) -> Result<Arc<MetadataState>, StartError> {
         let node = &self.node;
         let is_member = || node.applied().borrow().membership.membership().get_node(&node.node_id()).is_some();
         if !is_member() {
             patiently("to be taken in", || node.join(Instant::now() + TRY)).await?;
         }
-        patiently("to know what the others know", || node.catch_up(Instant::now() + TRY)).await?;
-        let state = Arc::clone(&node.applied().borrow().state);
+        self.catch_up().await
+    }
+
+    async fn catch_up(&self) -> Result<Arc<MetadataState>, StartError> {
+        patiently("to know what the others know", || self.node.catch_up(Instant::now() + TRY)).await?;
+        Ok(Arc::clone(&self.node.applied().borrow().state))
+    }
+
+    /// Registers: when this returns, the cluster knows this start of the broker, which is fenced, and which of its replicas are lost.
+    /// `registration` says everything but the number of starts.
+    pub(crate) async fn register(
+        &self,
+        registration: RegisterBroker,
+        boots: Boots,
+        (root, files, pool): (&Path, &Arc<dyn Files>, &Pool),
+    ) -> Result<RegisterBroker, StartError> {
+        let node = &self.node;
+        // To look at the replicas may have taken long.
+        let state = self.catch_up().await?;
         let known = state.broker(registration.broker_id);
         let path = root.join(BOOTS_FILE);
-        let counted = {
-            let (files, path) = (Arc::clone(files), path.clone());
-            pool.run(move || read_boots(&*files, &path)).await?
-        };
         // A disk without a count is new, or was a broker's that was alone: what it is, its id says.
-        let boots = counted.unwrap_or_else(|| known.map_or(0, |known| known.boots)) + 1;
-        keep_boots(boots, &path, files, pool).await?;
+        let count = boots.count.unwrap_or_else(|| known.map_or(0, |known| known.boots)) + 1;
+        // The kernel is another one for as long as nobody was told so.
+        keep_boots(Boots { count: Some(count), ..boots }, &path, files, pool).await?;
         let replaces = known.map_or(0, |known| known.epoch);
-        let registration = RegisterBroker { boots, replaces, ..registration };
+        let registration = RegisterBroker { boots: count, replaces, ..registration };
         let command: super::command::Command = Kind::RegisterBroker(registration.clone()).into();
         let registered = patiently("to register", || node.propose(command.clone(), true, Instant::now() + TRY));
-        if let (_, Outcome::BrokerRegistered { boots: counts }) = registered.await?
-            && counts != boots
-        {
-            keep_boots(counts, &path, files, pool).await?;
-        }
+        let counts = match registered.await? {
+            (_, Outcome::BrokerRegistered { boots: counts }) => counts,
+            _ => count,
+        };
+        keep_boots(Boots { count: Some(counts), kernel: os::kernel_start() }, &path, files, pool).await?;
         Ok(registration)
     }
 
@@ -219,29 +228,55 @@ async fn patiently<T, F: Future<Output = Result<T, MetadataError>>>(
     }
 }
 
-/// How often this disk was started; `None`: nobody knows.
-fn read_boots(files: &dyn Files, path: &Path) -> Result<Option<u64>, StartError> {
-    let failed = |error| StartError::Boots { path: path.to_owned(), error };
-    if !files::exists(files, path).map_err(failed)? {
-        return Ok(None);
+/// What a disk knows of its starts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Boots {
+    /// How often it was started; `None`: nobody knows.
+    count: Option<u64>,
+    /// The start of the operating system as of which the cluster knows what is here.
+    kernel: Option<Uuid>,
+}
+
+impl Boots {
+    /// Whether the operating system has run since then: what was written to files before is in them.
+    pub(crate) fn is_same_kernel(self) -> bool {
+        self.kernel.is_some() && self.kernel == os::kernel_start()
     }
-    let bytes = files::read(files, path, 64).map_err(failed)?;
-    let text = String::from_utf8_lossy(&bytes);
-    let mut words = text.split_whitespace().map(str::parse::<u64>);
-    match (words.next(), words.next(), words.next()) {
-        // Both are the number: a digit that became another one is not believed.
-        (Some(Ok(boots)), Some(Ok(again)), None) if boots == again => Ok(Some(boots)),
-        _ => {
-            let why = std::io::Error::new(std::io::ErrorKind::InvalidData, format!("it holds {:?}", text.trim()));
-            Err(failed(why))
-        }
+
+    /// What this disk knows.
+    pub(crate) async fn read(root: &Path, files: &Arc<dyn Files>, pool: &Pool) -> Result<Boots, StartError> {
+        let (files, path) = (Arc::clone(files), root.join(BOOTS_FILE));
+        pool.run(move || read_boots(&*files, &path)).await
     }
 }
 
-async fn keep_boots(boots: u64, path: &Path, files: &Arc<dyn Files>, pool: &Pool) -> Result<(), StartError> {
+fn read_boots(files: &dyn Files, path: &Path) -> Result<Boots, StartError> {
+    let failed = |error| StartError::Boots { path: path.to_owned(), error };
+    if !files::exists(files, path).map_err(failed)? {
+        return Ok(Boots::default());
+    }
+    let bytes = files::read(files, path, 128).map_err(failed)?;
+    let text = String::from_utf8_lossy(&bytes);
+    let words: Vec<&str> = text.split_whitespace().collect();
+    // The number stands there twice: a digit that became another one is not believed.
+    let counted = match words[..] {
+        [count, again] if count == again => count.parse().ok().map(|count| (count, None)),
+        [count, again, kernel] if count == again => count.parse().ok().zip(kernel.parse().ok().map(Some)),
+        _ => None,
+    };
+    let Some((count, kernel)) = counted else {
+        let why = std::io::Error::new(std::io::ErrorKind::InvalidData, format!("it holds {:?}", text.trim()));
+        return Err(failed(why));
+    };
+    Ok(Boots { count: Some(count), kernel })
+}
+
+async fn keep_boots(boots: Boots, path: &Path, files: &Arc<dyn Files>, pool: &Pool) -> Result<(), StartError> {
     let (files, path): (_, PathBuf) = (Arc::clone(files), path.to_owned());
     let kept = pool.run(move || {
-        let text = format!("{boots} {boots}\n");
+        let count = boots.count.unwrap_or(0);
+        let kernel = boots.kernel.map(|kernel| format!(" {kernel}")).unwrap_or_default();
+        let text = format!("{count} {count}{kernel}\n");
         files::replace(&*files, &path, text.as_bytes()).map_err(|error| StartError::Boots { path, error })
     });
     kept.await

@@ -163,6 +163,7 @@ pub(super) fn cut_back(
                 offsets.entry(key.clone()).and_modify(|offset| *offset = to.min(*offset));
             }
             checkpoints.cleaner_offsets.entry(key.clone()).and_modify(|offset| *offset = to.min(*offset));
+            checkpoints.replicas.entry(key.clone()).and_modify(|kept| kept.flushed = to.min(kept.flushed));
             if matches!(cut, Cut::RestartAt(_)) {
                 checkpoints.log_start_offsets.insert(key, to);
             }

@@ -32,7 +32,7 @@ use headwater_proto::batch::TimestampType;
 use headwater_proto::wire::Acks;
 use headwater_storage::{Cleanup, LastSequence, Log, LogConfig, LogError, LogReader, NewBatch, ReadError};
 use state::{Append, AppendDone, AppendResult, Check, Limits, Offsets, fenced};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -130,6 +130,8 @@ struct PartitionShared {
     configuring: AtomicBool,
     /// The end of the log moves back: what its offsets were is not to be written down any more.
     cutting: AtomicBool,
+    /// How many unclean elections this replica has taken in.
+    unclean_taken: AtomicU32,
     /// Held while the log's segments are compacted.
     compacting: tokio::sync::Mutex<()>,
 }
@@ -253,16 +255,18 @@ impl AssignedPartition {
 }
 
 impl PartitionHandle {
-    /// Starts the task of a partition whose log was opened (with the high watermark that was known last), or could not be (`Err`:
-    /// why; it is then fenced).
+    /// Starts the task of a partition whose log was opened (with the high watermark that was known last, and how many unclean elections it
+    /// has taken in), or could not be (`Err`: why; it is then fenced).
     pub(crate) fn start(
         assigned: &AssignedPartition,
-        log: Result<(Log, i64), (PartitionError, Offsets)>,
+        log: Result<(Log, i64, u32), (PartitionError, Offsets)>,
         context: &PartitionContext,
     ) -> PartitionHandle {
         let (mailbox, messages) = mpsc::unbounded_channel();
+        let mut unclean = 0;
         let (log, reader, offsets, ended) = match log {
-            Ok((log, high_watermark)) => {
+            Ok((log, high_watermark, unclean_taken)) => {
+                unclean = unclean_taken;
                 let reader = log.reader();
                 let (held, _) = reader.extent();
                 let flushed = reader.flushed_offset();
@@ -287,6 +291,7 @@ impl PartitionHandle {
             work_admission: Arc::new(Semaphore::new(MAX_WAITING_WORK)),
             configuring: AtomicBool::new(false),
             cutting: AtomicBool::new(false),
+            unclean_taken: AtomicU32::new(unclean),
             compacting: tokio::sync::Mutex::default(),
         });
         task::spawn(Arc::clone(&shared), log, ended, Inbox(mailbox.downgrade()), messages, context);
@@ -339,6 +344,11 @@ impl PartitionHandle {
     /// Whether the end of its log moves back now.
     pub(crate) fn is_cutting(&self) -> bool {
         self.shared.cutting.load(Ordering::Acquire)
+    }
+
+    /// How many unclean elections this replica has taken in.
+    pub(crate) fn unclean_taken(&self) -> u32 {
+        self.shared.unclean_taken.load(Ordering::Acquire)
     }
 
     /// The topic's settings.

@@ -70,7 +70,7 @@ fn start(assigned: &AssignedPartition) -> Replica {
         root: root.clone(),
         replication: Arc::default(),
     };
-    let handle = PartitionHandle::start(assigned, Ok((log, 0)), &context);
+    let handle = PartitionHandle::start(assigned, Ok((log, 0, 0)), &context);
     Replica { files, root, handle }
 }
 

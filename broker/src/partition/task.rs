@@ -48,8 +48,6 @@ struct Task {
     taken: Option<Arc<AssignedRole>>,
     /// How often this start of the broker has cut the log.
     generation: u64,
-    /// How many unclean elections of the partition this replica has taken in.
-    unclean_taken: u32,
     /// The streams of this leader's followers.
     streams: BTreeMap<i32, DropGuard>,
     /// The stream to the leader, and the number of the last one that there was in any role.
@@ -83,7 +81,6 @@ pub(super) fn spawn(
         role: Role::Follower(Box::new(waiting)),
         taken: None,
         generation: 0,
-        unclean_taken: 0,
         streams: BTreeMap::new(),
         follows: None,
         last_stream: 0,
@@ -313,7 +310,8 @@ impl Task {
             Role::Leader(state) => state.take_work(),
             Role::Follower(following) => {
                 if let Some((unclean_taken, generation)) = following.history() {
-                    (self.unclean_taken, self.generation) = (unclean_taken, generation);
+                    self.shared.unclean_taken.store(unclean_taken, Ordering::Release);
+                    self.generation = generation;
                 }
                 self.last_stream = following.stream();
                 following.take_work()
@@ -324,7 +322,7 @@ impl Task {
             if view.replicas.len() > 1 {
                 log.assign_leader_epoch(view.leader_epoch);
             }
-            self.unclean_taken = assigned.unclean_recoveries;
+            self.shared.unclean_taken.store(assigned.unclean_recoveries, Ordering::Release);
             let mut state = PartitionState::new(me, view, true, &config, limits, offsets, now);
             // Shows where it stands, and proposes what is called for.
             state.replicas(|_| ());
@@ -339,7 +337,7 @@ impl Task {
                     flushed: offsets.flushed,
                     high_watermark,
                     generation: self.generation,
-                    unclean_taken: self.unclean_taken,
+                    unclean_taken: self.shared.unclean_taken.load(Ordering::Acquire),
                 };
                 (view.leader_epoch, replica, assigned.unclean_recoveries)
             });
@@ -554,6 +552,9 @@ impl Task {
                 if let Some(log) = self.log.as_deref() {
                     let (start, end) = (log.log_start_offset(), log.log_end_offset());
                     following.reopen(|| History::of_log(log.leader_epochs(), start, end));
+                }
+                if let Some((unclean_taken, _)) = following.history() {
+                    self.shared.unclean_taken.store(unclean_taken, Ordering::Release);
                 }
                 for effect in following.take_effects() {
                     match effect {

@@ -42,7 +42,7 @@ async fn three_brokers_come_together_and_each_knows_what_the_others_know() {
         );
     }
     let told = nodes.describe(2, false).await;
-    assert_eq!(told.brokers.iter().map(|broker| (broker.leaders, broker.partitions)).collect::<Vec<_>>(), [(5, 5); 3]);
+    assert_eq!(told.brokers.iter().map(|broker| (broker.leaders, broker.partitions)).collect::<Vec<_>>(), [(5, 15); 3]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

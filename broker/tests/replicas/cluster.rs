@@ -70,6 +70,17 @@ impl Cluster {
         self.up_on(id, Arc::new(OsFiles::default()), &[]).await;
     }
 
+    /// Waits until a broker that was killed has let go of its folder.
+    pub(crate) async fn let_go(&self, id: i32) {
+        let us = NewIdentity { cluster_id: CLUSTER.into(), broker_id: id as u32, directory_id: format!("disk-{id}") };
+        within("its folder is free", async {
+            while DataDir::open(Arc::new(OsFiles::default()), self.dir(id), &us).is_err() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+    }
+
     /// As [`up`](Self::up), with logs on other files, and settings of its own.
     pub(crate) async fn up_on(&mut self, id: i32, files: Arc<dyn Files>, own: &[&str]) {
         let dir = self.dirs.entry(id).or_insert_with(|| tempfile::tempdir().unwrap()).path().to_owned();

@@ -5,6 +5,7 @@ mod harness;
 
 mod cluster;
 mod idle;
+mod lost;
 mod refused;
 
 use cluster::*;

@@ -1,0 +1,113 @@
+//! Strays: folders of partitions that the metadata does not assign to this broker.
+//!
+//! They may be all that is left of something, or a deletion was cut short: they are set aside when the broker starts, reported, never
+//! opened, and deleted after a while. Their names are free again, and nothing that the checkpoints say of them counts.
+//!
+//! Owns: that. Refuses: to decide what is assigned (the metadata does).
+
+use super::{Partitions, paused};
+use crate::partition::AssignedPartition;
+use headwater_proto::TopicId;
+use headwater_storage::{DataDir, IoFailure};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// How often it is looked for strays.
+const SHORTEST_ROUND: Duration = Duration::from_millis(100);
+const LONGEST_ROUND: Duration = Duration::from_secs(60);
+
+/// What makes a folder a stray.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Strays {
+    /// Its name: whoever is alone has no other replica, and a folder that names another topic is damaged.
+    ByName,
+    /// Its name, or the topic id in it: the topic that it belonged to was deleted meanwhile.
+    ByTopic,
+}
+
+/// Sets strays aside.
+///
+/// # Errors
+/// [`IoFailure`]: the folders cannot be listed.
+pub(crate) fn set_strays_aside(
+    data_dir: &DataDir,
+    assigned: &[AssignedPartition],
+    by: Strays,
+) -> Result<(), IoFailure> {
+    let known: HashMap<(&str, u32), TopicId> =
+        assigned.iter().map(|assigned| ((&*assigned.topic, assigned.partition), assigned.topic_id)).collect();
+    let (mut strays, mut of_another) = (Vec::new(), Vec::new());
+    for folder in data_dir.partitions()? {
+        match known.get(&(folder.topic.as_str(), folder.partition)) {
+            None => strays.push(folder),
+            Some(id) if by == Strays::ByTopic && folder.topic_id.is_some_and(|found| found != *id) => {
+                of_another.push((folder.topic.clone(), folder.partition));
+                strays.push(folder);
+            }
+            Some(_) => {}
+        }
+    }
+    data_dir.update_checkpoints(|checkpoints| {
+        checkpoints.retain(|(topic, partition)| known.contains_key(&(topic.as_str(), *partition)));
+        // What is known of the replica itself says which topic it is of.
+        let replicas = checkpoints.replicas.clone();
+        checkpoints.retain(|key| !of_another.contains(key));
+        let is_ours = |(key, kept): &(&(String, u32), &headwater_storage::KeptReplica)| {
+            known.get(&(key.0.as_str(), key.1)) == Some(&kept.topic_id)
+        };
+        checkpoints.replicas = replicas.iter().filter(is_ours).map(|(key, kept)| (key.clone(), *kept)).collect();
+    });
+    if let Err(error) = data_dir.write_checkpoints() {
+        tracing::warn!(%error, "checkpoints name partitions that are no more; they are written again");
+    }
+    for folder in strays {
+        let (path, topic_id) = (folder.path.display(), folder.topic_id);
+        match data_dir.set_aside(&folder.topic, folder.partition) {
+            Ok(aside) => tracing::warn!(
+                %path, ?topic_id, aside = %aside.display(), "folder of a partition that the metadata does not know set aside"
+            ),
+            Err(error) => {
+                tracing::error!(%path, ?topic_id, %error, "folder of a partition that the metadata does not know cannot be set aside")
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Partitions {
+    /// Deletes what was set aside once this broker has seen it lie there for `delay`, until `shutdown`.
+    pub(crate) async fn delete_strays(&self, delay: Duration, shutdown: CancellationToken) {
+        let mut seen: BTreeMap<PathBuf, Instant> = BTreeMap::new();
+        while !paused(delay.clamp(SHORTEST_ROUND, LONGEST_ROUND), &shutdown).await {
+            let Some(data_dir) = self.data_dir() else { return };
+            let mut known = std::mem::take(&mut seen);
+            let round = move || {
+                let now = Instant::now();
+                for path in data_dir.strays()? {
+                    let since = known.remove(&path).unwrap_or(now);
+                    if now.duration_since(since) < delay {
+                        seen.insert(path, since);
+                        continue;
+                    }
+                    match data_dir.remove_stray(&path) {
+                        Ok(()) => tracing::info!(path = %path.display(), "what was set aside is deleted"),
+                        Err(error) => {
+                            tracing::warn!(path = %path.display(), %error, "what was set aside cannot be deleted yet");
+                            seen.insert(path, since);
+                        }
+                    }
+                }
+                Ok::<_, IoFailure>(seen)
+            };
+            match self.context.pool.run_long(round).await {
+                Ok(still_there) => seen = still_there,
+                Err(error) => {
+                    tracing::warn!(%error, "folders that were set aside cannot be listed");
+                    seen = BTreeMap::new();
+                }
+            }
+        }
+    }
+}
