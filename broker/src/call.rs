@@ -16,6 +16,7 @@ use crate::os;
 use crate::partition::PartitionHandle;
 use crate::shared::Shared;
 use crate::topic_config::{self, TopicConfig, TopicValues};
+use crate::watch::broker_nodes;
 use futures::{StreamExt, stream};
 use headwater_proto::limits::MAX_PARTITIONS_PER_TOPIC;
 use headwater_proto::wire::call::Request;
@@ -105,15 +106,10 @@ async fn metadata(shared: &Shared, request: &wire::Metadata) -> Answer {
             }
         });
     }
-    let brokers = state.brokers().map(|broker| wire::BrokerNode {
-        broker_id: broker.id,
-        address: if broker.id == shared.broker_id() { shared.advertised() } else { broker.address.clone() },
-        rack: broker.rack.clone(),
-    });
     Ok(Response::Metadata(wire::MetadataResponse {
         version: state.index(),
         cluster_id: state.cluster_id().to_owned(),
-        brokers: brokers.collect(),
+        brokers: broker_nodes(shared, &state),
         topics,
     }))
 }

@@ -51,6 +51,7 @@ mod start;
 mod stream;
 pub mod tls;
 pub mod topic_config;
+mod watch;
 
 pub use error::StartError;
 pub use start::Broker;

@@ -15,7 +15,7 @@ use crate::shared::Shared;
 use crate::stream::{Frames, StreamError, send_within, write_within};
 use crate::tls::live::Live;
 use crate::tls::principal::Principal;
-use crate::{call, fetch, member, produce};
+use crate::{call, fetch, member, produce, watch};
 use bytes::Bytes;
 use headwater_proto::frame;
 use headwater_proto::limits::{
@@ -23,9 +23,9 @@ use headwater_proto::limits::{
 };
 use headwater_proto::wire::{
     self, CallResponse, ConnectionRole, FetchData, Hello, HelloResponse, MemberUpdate, Open, ProduceResponse,
-    RaftOpened, ReplicaOpened, call as call_message, call_response::Response, open,
+    RaftOpened, ReplicaOpened, WatchUpdate, call as call_message, call_response::Response, open,
 };
-use headwater_proto::{ErrorCode, ResetCode};
+use headwater_proto::{ErrorCode, ResetCode, WATCH_FEATURE};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -311,17 +311,20 @@ fn greet(shared: &Shared, connection: &quinn::Connection, hello: Hello) -> Resul
         client_software: hello.client_software,
         role,
     };
+    let state = shared.metadata.state();
+    let incarnation = state.broker(shared.broker_id()).map(|broker| broker.incarnation.as_bytes().to_vec().into());
     let answer = HelloResponse {
         version: PROTOCOL_VERSION,
         cluster_id: shared.cluster_id.clone(),
         broker_id: shared.broker_id(),
         broker_software: crate::SOFTWARE.to_owned(),
-        features: Vec::new(),
+        features: vec![WATCH_FEATURE.to_owned()],
         max_streams: shared.config.max_streams_per_connection,
         fetch_credit_bytes: FETCH_CREDIT_BYTES,
         produce_credit_bytes: PRODUCE_CREDIT.connection_bytes,
         max_frame_header_bytes: MAX_FRAME_HEADER_BYTES as u32,
         max_frame_payload_bytes: MAX_FRAME_PAYLOAD_BYTES as u32,
+        incarnation: incarnation.unwrap_or_default(),
     };
     Ok((peer, answer))
 }
@@ -389,6 +392,17 @@ async fn serve_stream(session: Arc<Session>, mut send: quinn::SendStream, recv: 
         open::Stream::Replica(open) => {
             if let Err(error) = serve::serve(&session, open, &mut send, frames).await {
                 let last = |error| ReplicaOpened { error: Some(error), ..ReplicaOpened::default() };
+                refuse(&session, &mut send, error, |error| frame::encode(&last(error), 0)).await;
+            }
+        }
+        open::Stream::Watch(open) => {
+            prioritise(&send);
+            let served = match frames.followed_by(MAX_OPEN_FRAME_BYTES, 0) {
+                Ok(frames) => watch::serve(&session, open, &mut send, frames).await,
+                Err(error) => Err(error),
+            };
+            if let Err(error) = served {
+                let last = |error| WatchUpdate { error: Some(error), ..WatchUpdate::default() };
                 refuse(&session, &mut send, error, |error| frame::encode(&last(error), 0)).await;
             }
         }

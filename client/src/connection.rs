@@ -7,18 +7,21 @@
 //! What must always hold, for a data connection: its long streams are at most as many as hello allows, and the fetch
 //! credit its streams have outstanding is at most what hello allows and below the receive window.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
+use bytes::Bytes;
 use futures::future::{BoxFuture, Shared};
+use futures::stream::FuturesUnordered;
+use futures::{FutureExt, StreamExt};
 use headwater_proto::limits::PROTOCOL_VERSION;
 use headwater_proto::wire::{self, call, call_response::Response, open};
 use headwater_proto::{ErrorCode, ResetCode};
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout_at;
+use tokio::time::{sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::{ClientConfig, ClientIdentity, ConfigError, host_of};
 use crate::error::Error;
@@ -31,6 +34,8 @@ use crate::stream::{FrameReader, write_message};
 const STREAMS_IN_RESERVE: u32 = 16;
 /// A single attempt to reach one address gives up after this long; the whole of connecting has its own time.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+/// The next address is tried when the one before has said nothing for so long.
+const STAGGER: Duration = Duration::from_millis(200);
 /// A connection that lived for longer than this was a good one: the next attempt begins at once.
 const GOOD_CONNECTION: Duration = Duration::from_secs(1);
 /// Send window beyond the broker's produce credit, for frame headers.
@@ -49,6 +54,11 @@ pub(crate) struct Link {
     pub(crate) broker_id: i32,
     pub(crate) cluster_id: String,
     pub(crate) software: String,
+    /// Which start of the broker it is; empty: it does not say.
+    incarnation: Bytes,
+    features: Vec<String>,
+    /// The broker is gone or stands still, as far as is known: what is on its way may still come, and nothing new is begun here.
+    left: CancellationToken,
     streams: Arc<Semaphore>,
     credit: Mutex<CreditPool>,
 }
@@ -59,7 +69,17 @@ impl Link {
     }
 
     pub(crate) fn is_alive(&self) -> bool {
-        self.connection.close_reason().is_none()
+        self.connection.close_reason().is_none() && !self.left.is_cancelled()
+    }
+
+    /// Whether the broker's hello named a feature.
+    pub(crate) fn has(&self, feature: &str) -> bool {
+        self.features.iter().any(|had| had == feature)
+    }
+
+    /// Waits until the connection is of no more use.
+    pub(crate) async fn ended(&self) {
+        let _ = self.left.run_until_cancelled(self.connection.closed()).await;
     }
 
     /// Opens a stream and says what it is for. Waits where the broker allows no more streams at this moment.
@@ -248,6 +268,8 @@ struct Known {
     advertised: HashMap<i32, String>,
     /// What became of each address since the last control connection was made.
     tried: HashMap<String, Tried>,
+    /// Addresses where nobody answered last: they are tried after the others.
+    silent: HashSet<String>,
     closed: bool,
 }
 
@@ -317,7 +339,23 @@ impl Connections {
                 addresses.push(address.clone());
             }
         }
+        // In their order otherwise.
+        addresses.sort_by_key(|address| known.silent.contains(address));
         addresses
+    }
+
+    /// The broker at the other end is silent: nothing new is begun with it on the connections there are.
+    pub(crate) fn leave(&self, link: &Link) {
+        lock(&self.known).silent.insert(link.address.to_string());
+        link.left.cancel();
+        self.links_to(link.broker_id).iter().for_each(|other| other.left.cancel());
+    }
+
+    /// The connections to a broker, but for that to whoever answered.
+    fn links_to(&self, broker_id: i32) -> Vec<Arc<Link>> {
+        let mut slots = lock(&self.data).get(&broker_id).cloned().unwrap_or_default();
+        slots.extend(lock(&self.controls).get(&broker_id).cloned());
+        slots.iter().filter_map(|slot| slot.current()).filter(|link| link.broker_id == broker_id).collect()
     }
 
     /// Waits for the control connection, trying again until `deadline`.
@@ -406,10 +444,21 @@ impl Connections {
         }
     }
 
-    /// Remembers where brokers say they are.
+    /// Remembers where brokers say they are. What is connected to an earlier start of one ends; with one that has not been heard of
+    /// nothing new is begun on the connections there are.
     pub(crate) fn learn_brokers(&self, brokers: &[wire::BrokerNode]) {
         let advertised = brokers.iter().filter(|broker| !broker.address.is_empty());
         lock(&self.known).advertised.extend(advertised.map(|broker| (broker.broker_id, broker.address.clone())));
+        for broker in brokers.iter().filter(|broker| !broker.incarnation.is_empty()) {
+            for link in self.links_to(broker.broker_id) {
+                if !link.incarnation.is_empty() && link.incarnation != broker.incarnation {
+                    tracing::debug!(broker_id = broker.broker_id, "the broker was started again");
+                    link.close();
+                } else if broker.fenced {
+                    link.left.cancel();
+                }
+            }
+        }
     }
 
     /// Whether it is known where a broker is.
@@ -468,7 +517,13 @@ impl Connections {
             let link = self.control_by(deadline).await?;
             let Some(request) = request() else { return Ok(None) };
             let repeatable = repeatable(&request);
-            let error = match link.call(what, request, deadline).await {
+            let answer = link.call(what, request, deadline);
+            let answer = match repeatable {
+                // Another broker gives the answer too.
+                true => link.left.run_until_cancelled(answer).await.unwrap_or_else(|| Err(link.lost(&"it is silent"))),
+                false => answer.await,
+            };
+            let error = match answer {
                 Ok(response) => return Ok(Some((link.broker_id, response))),
                 Err(error) => error,
             };
@@ -494,35 +549,60 @@ impl Connections {
         task.map(|done| done.unwrap_or(Err(Error::Closed))).boxed().shared()
     }
 
-    /// Connects to the first of `addresses` that answers, and says hello.
+    /// Connects to the first of `addresses` that answers, and says hello. They are tried one after another, the next where one fails, or
+    /// beside it where it says nothing.
     ///
     /// # Errors
     /// The most telling of what became of the attempts; where another attempt may help at one address and not at another,
     /// all of it, and that trying again may help.
     async fn connect(self: &Arc<Self>, role: wire::ConnectionRole, addresses: &[String]) -> Result<Arc<Link>, Error> {
+        let control = role == wire::ConnectionRole::Control;
         let mut failures = Vec::new();
-        for address in addresses {
-            if lock(&self.known).closed {
-                return Err(Error::Closed);
-            }
-            let deadline = Deadline::within(ATTEMPT_TIMEOUT.min(self.config.connect_timeout));
-            let control = role == wire::ConnectionRole::Control;
-            if control {
-                lock(&self.known).tried.entry(address.clone()).or_default().since = Some(tokio::time::Instant::now());
-            }
-            match self.connect_to(role, address, deadline).await {
-                Ok(link) => return Ok(link),
-                Err(error) => {
-                    tracing::debug!(address, %error, "connecting fails");
-                    if control {
-                        let tried = Tried { since: None, failed: Some(error.clone()) };
-                        lock(&self.known).tried.insert(address.clone(), tried);
+        let mut waiting = addresses.iter();
+        let mut next_at = tokio::time::Instant::now();
+        let mut begun: Vec<&String> = Vec::new();
+        let mut attempts = FuturesUnordered::new();
+        loop {
+            tokio::select! {
+                biased;
+                Some((address, outcome)) = attempts.next(), if !attempts.is_empty() => match outcome {
+                    Ok(link) => {
+                        // Those that were tried before it have said nothing so far.
+                        let link: Arc<Link> = link;
+                        let silent = begun.into_iter().filter(|begun| begun.as_str() != &**link.address());
+                        lock(&self.known).silent.extend(silent.cloned());
+                        return Ok(link);
                     }
-                    failures.push((&**address, error));
+                    Err(error) => {
+                        tracing::debug!(address, %error, "connecting fails");
+                        let mut known = lock(&self.known);
+                        known.silent.insert(String::clone(address));
+                        if control {
+                            let tried = Tried { since: None, failed: Some(Error::clone(&error)) };
+                            known.tried.insert(String::clone(address), tried);
+                        }
+                        failures.push((&**address, error));
+                        // Nothing more is to be waited for.
+                        next_at = tokio::time::Instant::now();
+                    }
+                },
+                () = sleep_until(next_at), if waiting.len() > 0 => {
+                    let Some(address) = waiting.next() else { continue };
+                    let deadline = Deadline::within(ATTEMPT_TIMEOUT.min(self.config.connect_timeout));
+                    let mut known = lock(&self.known);
+                    if known.closed {
+                        return Err(Error::Closed);
+                    }
+                    if control {
+                        known.tried.entry(address.clone()).or_default().since = Some(tokio::time::Instant::now());
+                    }
+                    begun.push(address);
+                    attempts.push(async move { (address, self.connect_to(role, address, deadline).await) });
+                    next_at = tokio::time::Instant::now() + STAGGER;
                 }
+                else => return Err(sum_up(failures)),
             }
         }
-        Err(sum_up(failures))
     }
 
     async fn connect_to(
@@ -553,6 +633,9 @@ impl Connections {
             broker_id: -1,
             cluster_id: String::new(),
             software: String::new(),
+            incarnation: Bytes::new(),
+            features: Vec::new(),
+            left: CancellationToken::new(),
             streams: Arc::new(Semaphore::new(0)),
             credit: Mutex::new(CreditPool { limit: 0, reserved: 0 }),
         };
@@ -596,6 +679,8 @@ impl Connections {
         link.broker_id = hello.broker_id;
         link.cluster_id.clone_from(&hello.cluster_id);
         link.software = hello.broker_software;
+        link.incarnation = hello.incarnation;
+        link.features = hello.features;
         let mut known = lock(&self.known);
         if known.closed {
             link.close();
@@ -603,6 +688,7 @@ impl Connections {
         }
         known.cluster_id = hello.cluster_id;
         known.reached.insert(hello.broker_id, address.into());
+        known.silent.remove(address);
         if role == wire::ConnectionRole::Control {
             known.tried.clear();
         }

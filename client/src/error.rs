@@ -202,7 +202,7 @@ pub enum ProduceError {
         limit: usize,
     },
     /// No acknowledgement within the delivery timeout.
-    #[error("{topic}-{partition}: not acknowledged within {after:?}{}", if *.sent { "; it was sent and may have been written, or may still be" } else { "; it was never sent" })]
+    #[error("{topic}-{partition}: not acknowledged within {after:?}{}{}", if *.sent { "; it was sent and may have been written, or may still be" } else { "; it was never sent" }, reason.as_ref().map(|refusal| format!("; the broker said last: {refusal}")).unwrap_or_default())]
     TimedOut {
         /// The topic.
         topic: Arc<str>,
@@ -212,6 +212,8 @@ pub enum ProduceError {
         after: Duration,
         /// Whether it was given to a broker: then its outcome is unknown.
         sent: bool,
+        /// Why the broker refused it last.
+        reason: Option<Box<Refusal>>,
     },
     /// [`crate::Producer::try_send`] only: no room in the buffer at this moment. [`crate::Producer::send`] waits for it.
     #[error("the producer's buffer is full")]

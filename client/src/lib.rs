@@ -32,6 +32,7 @@ pub mod quic;
 mod reach;
 mod retry;
 mod stream;
+mod watch;
 
 pub use admin::{
     Admin, BrokerDescription, ClusterBroker, ClusterDescription, ClusterMetadata, CommittedOffset, ConfigEntry,

@@ -17,6 +17,14 @@ pub(crate) fn after(now: Instant, wait: Duration) -> Instant {
     now + wait.min(NEVER)
 }
 
+/// Waits until then; without end, if there is no then.
+pub(crate) async fn reached(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Growing pauses between attempts.
 #[derive(Debug, Clone)]
 pub(crate) struct Backoff {

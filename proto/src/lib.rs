@@ -12,6 +12,9 @@ pub mod wire;
 pub use code::{ErrorCode, ResetCode};
 pub use id::TopicId;
 
+/// The feature in hello of a broker that serves watch streams.
+pub const WATCH_FEATURE: &str = "watch";
+
 impl wire::Error {
     /// An error message with a code's own word on whether to retry.
     pub fn new(code: ErrorCode, message: impl Into<String>) -> wire::Error {

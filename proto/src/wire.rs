@@ -32,6 +32,9 @@ mod stream;
 #[rustfmt::skip]
 #[path = "gen/headwater.v1.topics.rs"]
 mod topics;
+#[rustfmt::skip]
+#[path = "gen/headwater.v1.watch.rs"]
+mod watch;
 
 pub use broker::*;
 pub use common::*;
@@ -42,3 +45,4 @@ pub use raft::*;
 pub use replica::*;
 pub use stream::*;
 pub use topics::*;
+pub use watch::*;

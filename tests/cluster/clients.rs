@@ -1,8 +1,13 @@
 //! Clients of three brokers, of which one may end at any moment.
 
 use crate::harness::{self, Answer, Running, eventually, headwater, run};
+use bytes::Bytes;
+use futures::StreamExt;
+use headwater_client::{Client, ClientConfig, ProducerRecord, StartFrom};
 use serde_json::Value;
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+use tokio::sync::mpsc;
 
 /// Three brokers, started by one command.
 struct Up {
@@ -46,6 +51,15 @@ impl Up {
         self.run(&[args, &["--json"]].concat()).ok().json()
     }
 
+    /// The leader of the topic's only partition, once all its replicas are in sync.
+    fn settled(&self, topic: &str) -> i64 {
+        eventually("all replicas are in sync", || {
+            let partition = self.partitions(topic).remove(0);
+            let is_whole = partition["isr"].as_array().expect("a list").len() == 3;
+            partition["leader"].as_i64().filter(|_| is_whole)
+        })
+    }
+
     fn partitions(&self, topic: &str) -> Vec<Value> {
         let told = self.json(&["topic", "describe", topic]);
         told[0]["partitions"].as_array().expect("partitions").clone()
@@ -86,4 +100,86 @@ fn each_leader_is_asked_about_what_it_leads() {
         let expected = if partition["replicas"][0] == 3 { Value::Null } else { 10.into() };
         assert_eq!(partition["high_watermark"], expected, "{partition}");
     }
+}
+
+/// How long anything may take before it counts as hanging.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// How long nobody may have led, as a producer sees it. The cluster misses a broker after 0.6 s; a connection over which nothing comes
+/// is over after 10 s, which is too late.
+const LONGEST_SILENCE: Duration = Duration::from_secs(6);
+
+async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| panic!("{what}: not within {DEADLINE:?}"))
+}
+
+/// What a producer saw: each record was acknowledged in its turn.
+struct Acks {
+    acknowledged: mpsc::UnboundedReceiver<Instant>,
+    count: usize,
+}
+
+impl Acks {
+    /// So many more, and the longest time in which there was none.
+    async fn more(&mut self, count: usize) -> Duration {
+        let mut longest = Duration::ZERO;
+        let mut last = Instant::now();
+        for _ in 0..count {
+            let at = within("an acknowledgement", self.acknowledged.recv()).await.expect("the producer goes on");
+            longest = longest.max(at.saturating_duration_since(last));
+            last = last.max(at);
+            self.count += 1;
+        }
+        longest
+    }
+}
+
+#[test]
+fn whoever_leads_may_stand_still_or_die_and_records_are_there_once_and_in_order() {
+    let up = Up::start();
+    up.run(&["topic", "create", "t", "-p", "1", "-r", "3", "-c", "min.insync.replicas=2"]).ok();
+    let paused = up.settled("t");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(async {
+        let config = ClientConfig::from_profile(&up.profile).expect("a profile");
+        let client = within("a connection", Client::connect(config)).await.expect("connected");
+        let consumer = client.consumer().assign([("t", 0)]).start(StartFrom::Earliest).build();
+        let mut consumer = within("a consumer", consumer).await.expect("built");
+        let producer = within("a producer", client.producer().build()).await.expect("built");
+        let (tell, acknowledged) = mpsc::unbounded_channel();
+        let producing = tokio::spawn(async move {
+            for n in 0u64.. {
+                let record = ProducerRecord::new("t", Bytes::from(n.to_string()));
+                let delivery = producer.send(record).await.expect("taken");
+                let acknowledgement = delivery.await.expect("acknowledged");
+                assert_eq!(acknowledgement.offset, i64::try_from(n).expect("small"));
+                if tell.send(Instant::now()).is_err() {
+                    break;
+                }
+            }
+            producer.close().await;
+        });
+        let mut acks = Acks { acknowledged, count: 0 };
+        acks.more(50).await;
+
+        up.signal(paused, "STOP");
+        let silence = acks.more(50).await;
+        assert!(silence < LONGEST_SILENCE, "nobody took over from who stood still: {silence:?}");
+        let killed = up.partitions("t")[0]["leader"].as_i64().expect("a leader");
+        assert_ne!(killed, paused);
+        up.signal(paused, "CONT");
+        up.settled("t");
+
+        let killed = up.partitions("t")[0]["leader"].as_i64().expect("a leader");
+        up.signal(killed, "KILL");
+        let silence = acks.more(50).await;
+        assert!(silence < LONGEST_SILENCE, "nobody took over from who died: {silence:?}");
+
+        let count = acks.count;
+        drop(acks);
+        within("the producer's end", producing).await.expect("no defect");
+        for n in 0..count {
+            let record = within("a record", consumer.next()).await.expect("it goes on").expect("no error");
+            assert_eq!((record.offset, record.value), (n as i64, Some(Bytes::from(n.to_string()))));
+        }
+    });
 }

@@ -13,7 +13,7 @@ use headwater_proto::batch;
 use headwater_proto::frame::FrameEvent;
 use headwater_proto::wire::{self, open};
 use quinn::SendStream;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::credit::{Assembler, FetchCredit};
@@ -24,9 +24,10 @@ use super::state::{Item, Life, State};
 use crate::TopicPartition;
 use crate::connection::{Connections, Lease};
 use crate::error::{ConsumeError, Error, Refusal};
-use crate::metadata::{Metadata, is_stale};
-use crate::retry::Backoff;
+use crate::metadata::{Metadata, PartitionInfo, TopicInfo, is_stale};
+use crate::retry::{Backoff, reached};
 use crate::stream::{FrameReader, write_message};
+use crate::watch::{LeaderWatch, WORTH_ASKING};
 
 /// A stream that is not opened within this time is tried anew.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -34,6 +35,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// What the broker was granted beyond a share that became smaller must have come within this time, or the stream is opened
 /// anew: at the end of a log it may never come, and others wait for it.
 const NARROW_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Why a stream is left whose leader is none any more.
+const REPLACED: &str = "another broker leads the partition by now";
 
 /// What the fetch tasks of a consumer share.
 pub(crate) struct Context {
@@ -59,6 +63,10 @@ pub(crate) struct Fetch {
     claimed_bytes: u64,
     /// When this began. The partition was assigned before: what was known of its topic by then may be older than that.
     since: Instant,
+    /// Who leads, as a broker tells unasked.
+    leader: LeaderWatch,
+    /// The epoch of the leader to whom a stream was opened last, or was to be.
+    leader_epoch: i32,
 }
 
 /// An open fetch stream.
@@ -68,8 +76,8 @@ struct Stream {
     send: SendStream,
     data: FrameReader<wire::FetchData>,
     assembler: Assembler,
-    /// Of when what it was opened with is.
-    known_at: Instant,
+    /// What it was opened with.
+    info: Arc<TopicInfo>,
 }
 
 /// Why reading stops.
@@ -87,7 +95,8 @@ enum Stop {
 impl Fetch {
     /// Reading from `next` on.
     pub(crate) fn new(context: Arc<Context>, life: Life, next: Position) -> Fetch {
-        Fetch { context, life, next, claimed_bytes: 0, since: Instant::now() }
+        let leader = context.metadata.watch_leader(life.cell.topic_id, life.cell.at.partition);
+        Fetch { context, life, next, claimed_bytes: 0, since: Instant::now(), leader, leader_epoch: -1 }
     }
 
     /// Reads until the task is dropped or the application must decide how to go on.
@@ -115,8 +124,18 @@ impl Fetch {
                     tracing::warn!(partition = %self.life.cell.at, %error, "not read at the moment");
                 }
             }
-            if !narrowed {
-                backoff.pause().await;
+            if narrowed {
+                continue;
+            }
+            let pause = Instant::now() + backoff.next(rand::random());
+            tokio::select! {
+                () = reached(Some(pause)) => {}
+                newest = self.leader.replaced(self.leader_epoch) => {
+                    // Which ends one pause only.
+                    self.leader_epoch = newest;
+                    backoff.reset();
+                    doubted = None;
+                }
             }
         }
     }
@@ -174,14 +193,24 @@ impl Fetch {
     /// Opens a stream and reads it to its end. Returns why it ended.
     async fn read(&mut self, credit: &mut FetchCredit, doubted: &mut Option<Instant>) -> Stop {
         credit.released(self.life.feed.take_released());
-        let opened = tokio::time::timeout(OPEN_TIMEOUT, self.open(credit, doubted)).await;
+        let metadata = self.context.metadata.clone();
+        let opened = {
+            let opening = tokio::time::timeout(OPEN_TIMEOUT, self.open(credit, doubted));
+            let mut opening = std::pin::pin!(opening);
+            loop {
+                match tokio::time::timeout(WORTH_ASKING, &mut opening).await {
+                    Ok(opened) => break opened,
+                    Err(_) => metadata.nudge(),
+                }
+            }
+        };
         let mut stream = match opened {
             Ok(Ok(stream)) => stream,
             Ok(Err(stop)) => return stop,
             Err(_) => return Stop::Lost(Error::TimedOut { what: "opening a fetch stream", after: OPEN_TIMEOUT }),
         };
         match self.drain(&mut stream, credit).await {
-            Ok(Stop::Refused(refusal)) => refused(refusal, stream.known_at, doubted),
+            Ok(Stop::Refused(refusal)) => self.refused(refusal, &stream.info, doubted),
             Ok(stop) | Err(stop) => stop,
         }
     }
@@ -213,34 +242,55 @@ impl Fetch {
         };
         // Unless it answers: whoever led cannot be reached, or is no longer there; another may lead by now.
         *doubted = Some(info.at);
+        self.leader_epoch = leader.leader_epoch;
+        let mut watch = self.leader.clone();
+        let opened = tokio::select! {
+            biased;
+            opened = self.open_at(&info, leader, credit) => opened,
+            _ = watch.replaced(leader.leader_epoch) => {
+                *doubted = None;
+                return Err(Stop::Lost(Error::refused(ErrorCode::NotLeader, REPLACED)));
+            }
+        };
+        let (stream, answer) = opened.map_err(lost)?;
+        *doubted = None;
+        if let Some(error) = answer.error {
+            return Err(self.refused(error.into(), &info, doubted));
+        }
+        self.life.cell.high_watermark.fetch_max(answer.high_watermark, Ordering::Relaxed);
+        stream.map_err(lost)
+    }
+
+    async fn open_at(
+        &mut self,
+        info: &Arc<TopicInfo>,
+        leader: PartitionInfo,
+        credit: &mut FetchCredit,
+    ) -> Result<(Result<Stream, Error>, wire::FetchOpened), Error> {
         let share = self.life.feed.claim.share();
-        let mut lease = context.connections.lease(leader.leader, share).await.map_err(lost)?;
+        let mut lease = self.context.connections.lease(leader.leader, share).await?;
         self.fit(&mut lease, credit);
         let request = wire::OpenFetch {
             topic_id: info.id.to_wire(),
-            partition: *partition,
+            partition: self.life.cell.at.partition,
             offset: self.next.offset,
             position_leader_epoch: self.next.leader_epoch,
             leader_epoch: leader.leader_epoch,
             min_bytes: 1,
             max_wait_ms: 0,
             credit_bytes: credit.grant(),
-            background: context.background,
+            background: self.context.background,
         };
-        let (send, recv) = lease.link.open(open::Stream::Fetch(request)).await.map_err(lost)?;
+        let (send, recv) = lease.link.open(open::Stream::Fetch(request)).await?;
         let address = lease.link.address().clone();
         let mut opened = FrameReader::<wire::FetchOpened>::new(recv, address.clone());
-        let answer = opened.message().await.map_err(lost)?.ok_or_else(|| {
+        let answer = opened.message().await?.ok_or_else(|| {
             let reason = "the fetch stream ended before it was opened".into();
-            Stop::Lost(Error::ConnectionLost { address: address.to_string(), reason })
+            Error::ConnectionLost { address: address.to_string(), reason }
         })?;
-        *doubted = None;
-        if let Some(error) = answer.error {
-            return Err(refused(error.into(), info.at, doubted));
-        }
-        self.life.cell.high_watermark.fetch_max(answer.high_watermark, Ordering::Relaxed);
-        let data = opened.followed_by().map_err(lost)?;
-        Ok(Stream { lease, address, send, data, assembler: Assembler::default(), known_at: info.at })
+        let (info, assembler) = (info.clone(), Assembler::default());
+        let stream = opened.followed_by().map(|data| Stream { lease, address, send, data, assembler, info });
+        Ok((stream, answer))
     }
 
     /// Keeps the limit of credit within this partition's part of the prefetch and of the connection.
@@ -262,6 +312,8 @@ impl Fetch {
         // The offset that the frame at hand leads to.
         let mut leads_to = self.next.offset;
         let mut narrow_at = None;
+        // Once after each time that something came: whoever leads may be gone.
+        let mut ask_at = None;
         loop {
             if self.claimed_bytes > self.life.feed.claim.share() {
                 self.fit(&mut stream.lease, credit);
@@ -281,7 +333,16 @@ impl Fetch {
                     continue;
                 }
                 () = reached(narrow_at) => return Ok(Stop::Narrowed),
+                _ = self.leader.replaced(self.leader_epoch) => {
+                    return Ok(Stop::Lost(Error::refused(ErrorCode::NotLeader, REPLACED)));
+                }
+                () = reached(ask_at) => {
+                    self.context.metadata.nudge();
+                    ask_at = None;
+                    continue;
+                }
             };
+            ask_at = Some(Instant::now() + WORTH_ASKING);
             let whole = match event {
                 Some(FrameEvent::Header { message, payload_bytes }) => {
                     self.life.cell.high_watermark.store(message.high_watermark, Ordering::Relaxed);
@@ -324,33 +385,30 @@ impl Fetch {
         Ok(())
     }
 
+    /// What follows from a broker's refusal, and whether it says that what was known of the topic is wrong.
+    fn refused(&self, refusal: Refusal, known: &TopicInfo, doubted: &mut Option<Instant>) -> Stop {
+        if let Some(hint) = &refusal.leader
+            && self.context.metadata.hinted(known, self.life.cell.at.partition, hint)
+        {
+            return Stop::Lost(Error::Refused(refusal));
+        }
+        if is_stale(refusal.code) {
+            *doubted = Some(known.at);
+            if refusal.code == ErrorCode::UnknownTopicId || refusal.code == ErrorCode::UnknownPartition {
+                // Gone, or not heard of yet where it leads now: the next answer about the topic tells.
+                return Stop::Lost(Error::Refused(refusal));
+            }
+        }
+        Stop::Refused(refusal)
+    }
+
     fn corrupt(&self, reason: &dyn std::fmt::Display) -> Stop {
         let TopicPartition { topic, partition } = self.life.cell.at.clone();
         Stop::Fatal(ConsumeError::Corrupt { topic, partition, offset: self.next.offset, reason: reason.to_string() })
     }
 }
 
-/// Waits until then; without end, if there is no then.
-async fn reached(at: Option<Instant>) {
-    match at {
-        Some(at) => sleep_until(at).await,
-        None => std::future::pending().await,
-    }
-}
-
 /// Whether a topic or partition does not exist (any more).
 pub(crate) fn is_gone(error: &ConsumeError) -> bool {
     matches!(error.code(), Some(ErrorCode::UnknownTopic | ErrorCode::UnknownTopicId | ErrorCode::UnknownPartition))
-}
-
-/// What follows from a broker's refusal, and whether it says that what was known of the topic, `known_at` then, is wrong.
-fn refused(refusal: Refusal, known_at: Instant, doubted: &mut Option<Instant>) -> Stop {
-    if is_stale(refusal.code) {
-        *doubted = Some(known_at);
-        if refusal.code == ErrorCode::UnknownTopicId || refusal.code == ErrorCode::UnknownPartition {
-            // Gone, or not heard of yet where it leads now: the next answer about the topic tells.
-            return Stop::Lost(Error::Refused(refusal));
-        }
-    }
-    Stop::Refused(refusal)
 }

@@ -301,6 +301,7 @@ impl Producer {
                 partition: record.partition.unwrap_or(0),
                 after: deadline.after,
                 sent: false,
+                reason: None,
             }),
         }
     }

@@ -25,7 +25,8 @@ use super::window::{Identity, Large, Next, Window, WrongAnswer, restamp};
 use crate::connection::{Connections, lock};
 use crate::error::{Error, ProduceError, Refusal};
 use crate::metadata::{Metadata, TopicInfo, is_stale};
-use crate::retry::{Backoff, after};
+use crate::retry::{Backoff, after, reached};
+use crate::watch::{LeaderWatch, WORTH_ASKING};
 
 /// Batches at least this large are compressed on the blocking pool, so that they hold up nobody.
 const COMPRESS_ELSEWHERE_BYTES: usize = 16 << 10;
@@ -107,6 +108,12 @@ pub(crate) struct Sender {
     next: Next,
     /// When it turned out that whoever was thought to lead does not, or cannot be reached: another may lead by now.
     doubted: Option<Instant>,
+    /// Who leads, as a broker tells unasked.
+    leader: LeaderWatch,
+    /// The epoch of the leader to whom a stream was opened last, or was to be.
+    leader_epoch: i32,
+    /// Why the broker refused last what is to be sent again.
+    refusal: Option<Refusal>,
     /// There is a stream on which something may be on its way.
     streaming: bool,
 }
@@ -125,8 +132,20 @@ impl Sender {
     pub(crate) fn new(shared: Arc<Shared>, partition: Arc<Partition>, identity: Option<Identity>) -> Sender {
         let window = Window::new(identity, shared.max_in_flight);
         let backoff = Backoff::new(&shared.connections.config);
-        let building = FuturesOrdered::new();
-        Sender { shared, partition, window, building, backoff, next: Next::Resend, doubted: None, streaming: false }
+        let leader = shared.metadata.watch_leader(partition.topic.id, partition.partition);
+        Sender {
+            shared,
+            partition,
+            window,
+            building: FuturesOrdered::new(),
+            backoff,
+            next: Next::Resend,
+            doubted: None,
+            leader,
+            leader_epoch: -1,
+            refusal: None,
+            streaming: false,
+        }
     }
 
     /// Runs until the producer is closed or the topic is gone; then everything left fails.
@@ -203,6 +222,12 @@ impl Sender {
 
     /// Before the next attempt it is asked who leads, unless the broker that leads said why it does not serve.
     fn mind_leader(&mut self, error: &Error) {
+        if let Error::Refused(Refusal { leader: Some(hint), .. }) = error
+            && hint.leader_epoch > self.leader_epoch
+            && self.shared.metadata.hinted(&self.partition.topic, self.partition.partition, hint)
+        {
+            return;
+        }
         if error.code().is_none_or(is_stale) {
             self.doubted = Some(Instant::now());
         }
@@ -237,20 +262,37 @@ impl Sender {
         self.window.is_empty() && self.building.is_empty() && lock(&self.partition.batcher).is_empty()
     }
 
-    /// The pause between two attempts, in which records still expire.
+    /// The pause between two attempts, in which records still expire. Where another broker has come to lead it is over.
     async fn pause(&mut self) {
         let end = Instant::now() + self.backoff.next(rand::random());
-        self.expiring(sleep_until(end)).await;
+        let (mut leader, leader_epoch) = (self.leader.clone(), self.leader_epoch);
+        let another = async {
+            tokio::select! {
+                () = sleep_until(end) => None,
+                newest = leader.replaced(leader_epoch) => Some(newest),
+            }
+        };
+        if let Some(newest) = self.expiring(another).await {
+            // Which ends one pause only.
+            self.leader_epoch = newest;
+            self.backoff.reset();
+            self.doubted = None;
+        }
     }
 
     /// Waits for `work`, while records whose time is up are failed.
     async fn expiring<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
+        let mut ask_at = Instant::now() + WORTH_ASKING;
         loop {
             let timer = self.expires_at();
             tokio::select! {
                 biased;
                 done = &mut work => return done,
+                () = sleep_until(ask_at) => {
+                    self.shared.metadata.nudge();
+                    ask_at = Instant::now() + WORTH_ASKING;
+                }
                 Some(built) = self.building.next(), if !self.building.is_empty() => self.built(built),
                 () = sleep_until(timer) => self.expire(),
                 // A new record may be the first to expire; and what is not on its way never arrives.
@@ -272,12 +314,13 @@ impl Sender {
 
     fn expire(&mut self) {
         let now = Instant::now();
-        let after = self.shared.delivery_timeout;
+        let (after, refusal) = (self.shared.delivery_timeout, self.refusal.clone());
         let timed_out = |completion: &Completion, sent: bool| ProduceError::TimedOut {
             topic: completion.topic().clone(),
             partition: completion.partition(),
             after,
             sent,
+            reason: refusal.clone().map(Box::new),
         };
         self.window.expire(now, timed_out);
         let expired = match self.building.is_empty() {
@@ -295,15 +338,17 @@ impl Sender {
         let (shared, partition) = (self.shared.clone(), self.partition.clone());
         let identity = self.window.identity();
         let timeout = shared.connections.config.request_timeout;
-        let doubted = self.doubted;
+        let (mut leader, doubted) = (self.leader.clone(), self.doubted);
+        let mut leader_epoch = self.leader_epoch;
         let opening = async {
-            match tokio::time::timeout(timeout, open_stream(&shared, &partition, identity, doubted)).await {
+            let opening = open_stream(&shared, &partition, identity, doubted, (&mut leader, &mut leader_epoch));
+            match tokio::time::timeout(timeout, opening).await {
                 Ok(result) => result,
                 Err(_) => Err(NoStream::Later(Error::TimedOut { what: "opening a produce stream", after: timeout })),
             }
         };
         let opened = self.expiring(opening).await;
-        self.doubted = None;
+        (self.doubted, self.leader_epoch) = (None, leader_epoch);
         if let Err(NoStream::Later(error)) = &opened {
             self.mind_epoch(error);
             self.mind_leader(error);
@@ -326,6 +371,8 @@ impl Sender {
     /// Sends and takes answers until the stream ends.
     async fn drive(&mut self, mut stream: Stream) -> Result<(), Error> {
         let unanswered = self.shared.acks == wire::Acks::None;
+        // When it is long that nothing was acknowledged: whoever leads may be gone.
+        let mut ask_at = None;
         loop {
             if unanswered && stream.outgoing.is_done() && self.partition.is_awaited() {
                 return self.finish(stream).await;
@@ -333,6 +380,8 @@ impl Sender {
             let due_at = self.fill(&mut stream)?;
             let expires_at = self.expires_at();
             let timer = due_at.map_or(expires_at, |due| due.min(expires_at));
+            let waits = stream.sent > 0 && !unanswered || !stream.outgoing.is_done();
+            ask_at = waits.then(|| ask_at.unwrap_or_else(|| Instant::now() + WORTH_ASKING));
             let mut chunks = stream.outgoing.chunks(stream.credit);
             let writable = chunks.iter().any(|chunk| !chunk.is_empty());
             tokio::select! {
@@ -344,11 +393,21 @@ impl Sender {
                         None => return Err(lost(&stream, &"the broker ended the stream")),
                     };
                     stream.credit = stream.credit.saturating_add(message.credit_bytes);
+                    if message.request_id != 0 {
+                        stream.sent = stream.sent.saturating_sub(1);
+                        ask_at = None;
+                    }
                     self.answered(message)?;
+                }
+                _ = self.leader.replaced(self.leader_epoch) => {
+                    return Err(Error::refused(ErrorCode::NotLeader, "another broker leads the partition by now"));
                 }
                 written = stream.send.write_chunks(&mut chunks), if writable => {
                     let written = written.map_err(|e| lost(&stream, &e))?;
                     stream.credit -= stream.outgoing.advance(written.bytes);
+                    if stream.outgoing.is_done() {
+                        stream.sent += 1;
+                    }
                     if stream.outgoing.is_done() && unanswered {
                         let request_id = stream.outgoing.request_id;
                         self.window.unanswered(request_id).map_err(|e| Error::Protocol(e.to_string()))?;
@@ -356,6 +415,10 @@ impl Sender {
                 }
                 Some(built) = self.building.next(), if !self.building.is_empty() => self.built(built),
                 () = sleep_until(timer) => self.expire(),
+                () = reached(ask_at) => {
+                    self.shared.metadata.nudge();
+                    ask_at = None;
+                }
                 () = self.partition.wake.notified() => {}
             }
         }
@@ -463,7 +526,8 @@ impl Sender {
                 let next = self.window.refused(answer.request_id, refusal.clone()).map_err(wrong)?;
                 self.next = self.next.max(next);
             }
-            let error = Error::Refused(refusal);
+            let error = Error::Refused(refusal.clone());
+            self.refusal = Some(refusal);
             self.mind_leader(&error);
             return Err(error);
         }
@@ -480,6 +544,7 @@ impl Sender {
             duplicate: batch.duplicate,
         };
         self.window.acknowledged(answer.request_id, written).map_err(wrong)?;
+        self.refusal = None;
         self.backoff.reset();
         Ok(())
     }

@@ -16,8 +16,12 @@ use super::partition::{Partition, Shared};
 use super::window::Identity;
 use crate::connection::{Connections, Lease};
 use crate::error::{Error, ProduceError, Refusal};
-use crate::metadata::is_stale;
+use crate::metadata::{PartitionInfo, TopicInfo, is_stale};
 use crate::stream::FrameReader;
+use crate::watch::LeaderWatch;
+
+/// Brokers in a row whose word on who leads is taken before others are asked.
+const HINTS: u32 = 3;
 
 /// What is still to be written of a frame.
 #[derive(Default)]
@@ -54,6 +58,8 @@ pub(crate) struct Stream {
     pub(crate) answers: FrameReader<wire::ProduceResponse>,
     pub(crate) credit: u64,
     pub(crate) outgoing: Outgoing,
+    /// Requests that were sent and not answered.
+    pub(crate) sent: usize,
 }
 
 impl Stream {
@@ -107,13 +113,44 @@ pub(crate) async fn allocate_identity(
     }
 }
 
-/// Opens a produce stream to the leader, as it is known. Where that is `doubted`, the broker is asked; so it is, once, where
+/// Opens a produce stream to a leader, or hears why not.
+async fn open_at(
+    shared: &Shared,
+    info: &TopicInfo,
+    partition: u32,
+    identity: Option<Identity>,
+    leader: PartitionInfo,
+) -> Result<Result<(Stream, wire::ProduceOpened), Refusal>, Error> {
+    let lease = shared.connections.lease(leader.leader, 0).await?;
+    let request = wire::OpenProduce {
+        topic_id: info.id.to_wire(),
+        partition,
+        producer_id: identity.map_or(-1, |i| i.id),
+        producer_epoch: identity.map_or(-1, |i| i.epoch.into()),
+        acks: shared.acks.into(),
+        leader_epoch: leader.leader_epoch,
+    };
+    let (send, recv) = lease.link.open(open::Stream::Produce(request)).await?;
+    let mut answers = FrameReader::<wire::ProduceOpened>::new(recv, lease.link.address().clone());
+    let opened = answers.message().await?.ok_or_else(|| Error::ConnectionLost {
+        address: lease.link.address().to_string(),
+        reason: "the produce stream ended before it was opened".into(),
+    })?;
+    if let Some(error) = opened.error {
+        return Ok(Err(error.into()));
+    }
+    let (answers, credit) = (answers.followed_by()?, opened.credit_bytes);
+    Ok(Ok((Stream { lease, send, answers, credit, outgoing: Outgoing::default(), sent: 0 }, opened)))
+}
+
+/// Opens a produce stream to the leader, as it is known, and to another one as soon as that is heard of. Where that is `doubted`, the broker is asked; so it is, once, where
 /// whoever was thought to lead refuses.
 pub(crate) async fn open_stream(
     shared: &Shared,
     partition: &Partition,
     identity: Option<Identity>,
     mut doubted: Option<Instant>,
+    (watch, leader_epoch): (&mut LeaderWatch, &mut i32),
 ) -> Result<(Stream, wire::ProduceOpened), NoStream> {
     let later = |error: Error| if error.retryable() { NoStream::Later(error) } else { NoStream::Refused(error.into()) };
     let name = &partition.topic.name;
@@ -125,7 +162,7 @@ pub(crate) async fn open_stream(
         Some(ErrorCode::UnknownTopic) => NoStream::Gone(ProduceError::UnknownTopic { topic: name.clone() }),
         _ => later(error),
     };
-    let mut asked_anew = doubted.is_some();
+    let (mut asked_anew, mut hints) = (doubted.is_some(), 0);
     loop {
         let info = match doubted {
             Some(_) => shared.metadata.newer_than(name, doubted).await,
@@ -139,35 +176,30 @@ pub(crate) async fn open_stream(
         let refusal = match leader {
             None => wire::Error::new(ErrorCode::NotLeader, "the partition has no leader").into(),
             Some(leader) => {
-                let lease = shared.connections.lease(leader.leader, 0).await.map_err(later)?;
-                let request = wire::OpenProduce {
-                    topic_id: info.id.to_wire(),
-                    partition: partition.partition,
-                    producer_id: identity.map_or(-1, |i| i.id),
-                    producer_epoch: identity.map_or(-1, |i| i.epoch.into()),
-                    acks: shared.acks.into(),
-                    leader_epoch: leader.leader_epoch,
-                };
-                let (send, recv) = lease.link.open(open::Stream::Produce(request)).await.map_err(later)?;
-                let mut answers = FrameReader::<wire::ProduceOpened>::new(recv, lease.link.address().clone());
-                let opened = answers.message().await.map_err(later)?;
-                let opened = opened.ok_or_else(|| {
-                    later(Error::ConnectionLost {
-                        address: lease.link.address().to_string(),
-                        reason: "the produce stream ended before it was opened".into(),
-                    })
-                })?;
-                match opened.error.clone() {
-                    Some(error) => Refusal::from(error),
-                    None => {
-                        let answers = answers.followed_by().map_err(later)?;
-                        let credit = opened.credit_bytes;
-                        let outgoing = Outgoing::default();
-                        return Ok((Stream { lease, send, answers, credit, outgoing }, opened));
+                *leader_epoch = leader.leader_epoch;
+                let opened = tokio::select! {
+                    biased;
+                    opened = open_at(shared, &info, partition.partition, identity, leader) => opened,
+                    _ = watch.replaced(leader.leader_epoch) => {
+                        // What is known now is newer.
+                        doubted = None;
+                        continue;
                     }
+                };
+                match opened.map_err(later)? {
+                    Ok(opened) => return Ok(opened),
+                    Err(refusal) => refusal,
                 }
             }
         };
+        if let Some(hint) = &refusal.leader
+            && hints < HINTS
+            && shared.metadata.hinted(&info, partition.partition, hint)
+        {
+            hints += 1;
+            doubted = None;
+            continue;
+        }
         // Another may lead by now, or the topic be gone; ask once, then wait.
         if !std::mem::replace(&mut asked_anew, true) && is_stale(refusal.code) {
             doubted = Some(info.at);

@@ -58,7 +58,13 @@ fn refusal(code: ErrorCode) -> Refusal {
 }
 
 fn timed_out(completion: &Completion, sent: bool) -> ProduceError {
-    ProduceError::TimedOut { topic: completion.topic().clone(), partition: 0, after: Duration::ZERO, sent }
+    ProduceError::TimedOut {
+        topic: completion.topic().clone(),
+        partition: 0,
+        after: Duration::ZERO,
+        sent,
+        reason: None,
+    }
 }
 
 fn written(base_offset: i64) -> Written {

@@ -44,6 +44,9 @@ pub struct HelloResponse {
     pub max_frame_header_bytes: u32,
     #[prost(uint32, tag = "10")]
     pub max_frame_payload_bytes: u32,
+    /// Which start of the broker this is: the sixteen bytes that it registered.
+    #[prost(bytes = "bytes", tag = "11")]
+    pub incarnation: ::prost::bytes::Bytes,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct DescribeBroker {}
@@ -101,6 +104,12 @@ pub struct BrokerNode {
     pub address: ::prost::alloc::string::String,
     #[prost(string, tag = "3")]
     pub rack: ::prost::alloc::string::String,
+    /// Which start of it: the sixteen bytes that it registered.
+    #[prost(bytes = "bytes", tag = "4")]
+    pub incarnation: ::prost::bytes::Bytes,
+    /// It leads nothing and is in sync with nobody: it has not been heard of, or goes away.
+    #[prost(bool, tag = "5")]
+    pub fenced: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct TopicMetadata {

@@ -2,7 +2,7 @@
 /// The first frame of every stream.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Open {
-    #[prost(oneof = "open::Stream", tags = "1, 2, 3, 4, 5, 6")]
+    #[prost(oneof = "open::Stream", tags = "1, 2, 3, 4, 5, 6, 7")]
     pub stream: ::core::option::Option<open::Stream>,
 }
 /// Nested message and enum types in `Open`.
@@ -21,6 +21,8 @@ pub mod open {
         Replica(super::super::replica::OpenReplica),
         #[prost(message, tag = "6")]
         Raft(super::super::raft::OpenRaft),
+        #[prost(message, tag = "7")]
+        Watch(super::super::watch::OpenWatch),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]

@@ -1,0 +1,192 @@
+//! One watch stream: a client hears of other leaders, and of brokers that come and go, as soon as this broker knows.
+//!
+//! A change costs each stream a look at the topics that it watches, and those that did not change are seen to be the same at once
+//! (their states are shared). While nothing changes, a stream costs its beat.
+//!
+//! Owns: the stream, and what was said on it ([`Told`], pure). Refuses: to say the same twice. Read next: [`crate::metadata`].
+
+use crate::metadata::state::BrokerState;
+use crate::metadata::{MetadataState, Topic};
+use crate::session::Session;
+use crate::shared::Shared;
+use crate::stream::{Frames, StreamError, send_within};
+use headwater_proto::wire::{BrokerNode, OpenWatch, PartitionLeader, TopicLeaders, WatchRequest, WatchUpdate};
+use headwater_proto::{ErrorCode, TopicId};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{Instant, sleep_until};
+
+/// What a client that names no interval is told at least.
+const BEAT: Duration = Duration::from_secs(1);
+/// The intervals that a client may choose.
+const BEATS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+/// Topics that one stream may watch.
+const MAX_WATCHED_TOPICS: usize = 100_000;
+/// Partitions named in one frame: well below what a header may hold.
+const PARTITIONS_PER_FRAME: usize = 50_000;
+/// How long a leader of the metadata quorum may not have heard from a majority.
+const OUT_OF_TOUCH_MS: u64 = 1_000;
+
+/// Serves the stream until the client ends it, or the broker shuts down.
+pub(crate) async fn serve(
+    session: &Session,
+    open: OpenWatch,
+    send: &mut quinn::SendStream,
+    mut frames: Frames<WatchRequest>,
+) -> Result<(), StreamError> {
+    let shared = &session.shared;
+    let mut changes = shared.metadata.changes();
+    let beat = match open.beat_ms {
+        0 => BEAT,
+        asked => Duration::from_millis(asked.into()).clamp(BEATS.0, BEATS.1),
+    };
+    let mut told = Told::default();
+    let mut is_asked = true;
+    let mut beat_at = Instant::now();
+    loop {
+        // Before the state is looked at: a change after that is seen the next time.
+        changes.borrow_and_update();
+        let state = shared.metadata.state();
+        let mut updates = told.news(&state, broker_nodes(shared, &state));
+        if updates.is_empty() && is_asked {
+            updates.push(WatchUpdate { version: state.index(), ..WatchUpdate::default() });
+        }
+        let in_touch = is_in_touch(shared);
+        for update in updates {
+            let update = WatchUpdate { in_touch, ..update };
+            send_within(send, &update, session.patience(), "an update").await?;
+            beat_at = Instant::now() + beat;
+        }
+        is_asked = false;
+        tokio::select! {
+            biased;
+            () = shared.shutdown.cancelled() => {
+                return Err(StreamError::Refused(ErrorCode::ShuttingDown, "the broker is shutting down".to_owned()));
+            }
+            request = frames.message() => {
+                let Some(request) = request? else { return Ok(()) };
+                is_asked = request.ping;
+                told.watch(&request)?;
+            }
+            changed = changes.changed() => if changed.is_err() { return Ok(()) },
+            () = sleep_until(beat_at) => is_asked = true,
+        }
+    }
+}
+
+/// Whether this broker hears from whoever leads the metadata quorum, or leads it and is heard.
+fn is_in_touch(shared: &Shared) -> bool {
+    let Some(node) = shared.node.as_ref().filter(|_| shared.ready.is_some()) else { return true };
+    let observed = node.observed(0);
+    match observed.leads_in {
+        Some(_) => observed.unheard_ms.is_some_and(|ms| ms < OUT_OF_TOUCH_MS),
+        None => node.metrics().borrow().current_leader.is_some(),
+    }
+}
+
+/// The brokers, as clients are told of them.
+pub(crate) fn broker_nodes(shared: &Shared, state: &MetadataState) -> Vec<BrokerNode> {
+    let node = |broker: &crate::metadata::state::Broker| BrokerNode {
+        broker_id: broker.id,
+        address: if broker.id == shared.broker_id() { shared.advertised() } else { broker.address.clone() },
+        rack: broker.rack.clone(),
+        incarnation: broker.incarnation.as_bytes().to_vec().into(),
+        fenced: broker.state == BrokerState::Fenced,
+    };
+    state.brokers().map(node).collect()
+}
+
+/// What a client was told.
+#[derive(Debug, Default)]
+struct Told {
+    brokers: Vec<BrokerNode>,
+    /// What is watched. `None`: nothing was told of it.
+    topics: HashMap<TopicId, Option<Arc<Topic>>>,
+}
+
+impl Told {
+    fn watch(&mut self, request: &WatchRequest) -> Result<(), StreamError> {
+        let id = |bytes: &[u8]| {
+            let why = || format!("a topic id has 16 bytes, not {}", bytes.len());
+            TopicId::from_slice(bytes).ok_or_else(|| StreamError::Refused(ErrorCode::InvalidRequest, why()))
+        };
+        for bytes in &request.remove_topic_ids {
+            self.topics.remove(&id(bytes)?);
+        }
+        for bytes in &request.add_topic_ids {
+            // Who asks again is told again.
+            self.topics.insert(id(bytes)?, None);
+        }
+        if self.topics.len() > MAX_WATCHED_TOPICS {
+            let why = format!("a stream watches at most {MAX_WATCHED_TOPICS} topics");
+            return Err(StreamError::Refused(ErrorCode::LimitExceeded, why));
+        }
+        Ok(())
+    }
+
+    /// What is to be said, and counts as said from now on.
+    fn news(&mut self, state: &MetadataState, brokers: Vec<BrokerNode>) -> Vec<WatchUpdate> {
+        let version = state.index();
+        let mut updates = Vec::new();
+        let mut update = WatchUpdate { version, ..WatchUpdate::default() };
+        if brokers != self.brokers {
+            update.brokers.clone_from(&brokers);
+            self.brokers = brokers;
+        }
+        let mut room = PARTITIONS_PER_FRAME;
+        self.topics.retain(|id, told| {
+            let Some(now) = state.topic_by_id(id) else {
+                // An id is given once: there is nothing more to be said.
+                update.topics.push(TopicLeaders { topic_id: id.to_wire(), deleted: true, ..TopicLeaders::default() });
+                return false;
+            };
+            if told.as_ref().is_some_and(|told| Arc::ptr_eq(told, now)) {
+                return true;
+            }
+            let mut partitions = new_leaders(told.as_deref(), now);
+            let is_larger = told.as_ref().is_none_or(|told| told.partitions.len() != now.partitions.len());
+            *told = Some(Arc::clone(now));
+            if partitions.is_empty() && !is_larger {
+                return true;
+            }
+            let partition_count = u32::try_from(now.partitions.len()).unwrap_or(u32::MAX);
+            loop {
+                let rest = partitions.split_off(partitions.len().min(room));
+                room -= partitions.len();
+                let topic_id = id.to_wire();
+                update.topics.push(TopicLeaders { topic_id, deleted: false, partition_count, partitions });
+                if room == 0 {
+                    updates.push(std::mem::replace(&mut update, WatchUpdate { version, ..WatchUpdate::default() }));
+                    room = PARTITIONS_PER_FRAME;
+                }
+                partitions = rest;
+                if partitions.is_empty() {
+                    return true;
+                }
+            }
+        });
+        if !update.brokers.is_empty() || !update.topics.is_empty() {
+            updates.push(update);
+        }
+        updates
+    }
+}
+
+/// The partitions that are led otherwise than they were.
+fn new_leaders(told: Option<&Topic>, now: &Topic) -> Vec<PartitionLeader> {
+    let was = |number: usize| told.and_then(|told| told.partitions.get(number));
+    let partitions = now.partitions.iter().enumerate().filter(|(number, partition)| {
+        was(*number).is_none_or(|was| (was.leader, was.leader_epoch) != (partition.leader, partition.leader_epoch))
+    });
+    let partitions = partitions.map(|(number, partition)| PartitionLeader {
+        partition: u32::try_from(number).unwrap_or(u32::MAX),
+        leader: partition.leader,
+        leader_epoch: partition.leader_epoch,
+    });
+    partitions.collect()
+}
+
+#[cfg(test)]
+#[path = "watch_tests.rs"]
+mod tests;
