@@ -12,10 +12,13 @@ use crate::args::{Global, LogFormat};
 /// What commands log that are no broker.
 pub(crate) const COMMAND_LEVEL: &str = "warn";
 
+/// What its library says of the metadata quorum beside: while a member is away, it would complain of each message to it.
+const QUIET: &str = "info,openraft=error,openraft::replication=off,openraft::engine=off,openraft::core=off";
+
 /// Starts to log at `level`, as `human` or `json`, unless the flags say otherwise.
 pub(crate) fn start(global: &Global, level: &str, format: &str) -> Result<()> {
     // At this level the quorum's library tells every step of its own; the broker tells what matters of it.
-    let level = if level == "info" { "info,openraft=warn" } else { level };
+    let level = if level == "info" { QUIET } else { level };
     let filter = global.log.as_deref().unwrap_or(level);
     let filter = EnvFilter::try_new(filter).map_err(|error| anyhow!("{filter:?} is no filter for logs: {error}"))?;
     let json = global.log_format.map_or(format == "json", |format| format == LogFormat::Json);

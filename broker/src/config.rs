@@ -55,6 +55,9 @@ pub struct BrokerConfig {
     pub producer_id_expiration_ms: u64,
     pub replica_lag_time_max_ms: u64,
     pub stray_delete_delay_ms: u64,
+    pub flush_timeout_ms: u64,
+    pub leader_rebalance: bool,
+    pub leader_imbalance_check_interval_s: u64,
     pub groups: GroupSettings,
     pub logging_level: String,
     pub logging_format: String,
@@ -272,6 +275,12 @@ keys! {
         "How long a partition remembers the sequence of a producer that no longer writes, in milliseconds.";
     "replica.lag.time.max.ms" => replica_lag_time_max_ms [(100..=3_600_000)], "a whole number from 100 to 3600000",
         "A follower that has not reported a batch for so long leaves the in-sync replicas, in milliseconds. More keeps slow followers in sync, and acknowledgements waiting for dead ones.";
+    "flush.timeout.ms" => flush_timeout_ms [(100..=3_600_000)], "a whole number from 100 to 3600000",
+        "A write or flush of a log that takes longer is a failure of the disk, in milliseconds: others lead what this broker leads there.";
+    "auto.leader.rebalance.enable" => leader_rebalance, "true or false",
+        "Whether the controller gives leaderships back to the brokers that should have them (the first of a partition's replicas).";
+    "leader.imbalance.check.interval.seconds" => leader_imbalance_check_interval_s [(1..=86_400)], "a whole number from 1 to 86400",
+        "How long a broker has to be in sync wherever it keeps a replica before it leads again what it should, in seconds. The controller's own setting counts.";
     "stray.delete.delay.ms" => stray_delete_delay_ms [(0..=u64::MAX >> 1)], "a whole number that is 0 or more",
         "How long folders lie there that were set aside, because no partition of the metadata is theirs or because they are damaged and were fetched from a leader, before they are deleted, in milliseconds. It counts from when this start of the broker sees them.";
     "group.consumer.session.timeout.ms" => groups.session_timeout_ms [(100..=3_600_000)], "a whole number from 100 to 3600000",
@@ -341,6 +350,9 @@ impl Default for BrokerConfig {
             producer_id_expiration_ms: 86_400_000,
             replica_lag_time_max_ms: 30_000,
             stray_delete_delay_ms: 86_400_000,
+            flush_timeout_ms: 10_000,
+            leader_rebalance: true,
+            leader_imbalance_check_interval_s: 5,
             groups: GroupSettings {
                 session_timeout_ms: 10_000,
                 min_session_timeout_ms: 1_000,

@@ -13,7 +13,9 @@ pub(crate) use strays::{Strays, set_strays_aside};
 
 use crate::clock::now_ms;
 use crate::config::BrokerConfig;
+use crate::disk::DiskHealth;
 use crate::error::PartitionError;
+use crate::lease::Lease;
 use crate::metadata::MetadataHandle;
 use crate::metrics::{Counted, Metrics};
 use crate::partition::state::{Offsets, fenced};
@@ -89,6 +91,8 @@ impl Partitions {
             group_bytes: config.group_commit_bytes as usize,
             producer_id_expiration_ms: config.producer_id_expiration_ms,
             replica_lag_time_max_ms: config.replica_lag_time_max_ms,
+            lease: Lease::unlimited(),
+            disk: Arc::new(DiskHealth::new(Duration::from_millis(config.flush_timeout_ms))),
             root: DataRoot::new(data_dir),
             replication: Arc::default(),
         };
@@ -116,6 +120,16 @@ impl Partitions {
         if let Some(replication) = self.context.replication.get() {
             replication.learn_from(metadata.clone());
         }
+    }
+
+    /// The broker's lease. Whoever reads what only the leader of a partition may say looks at it after it has read.
+    pub(crate) fn lease(&self) -> &Lease {
+        &self.context.lease
+    }
+
+    /// What the disk does to the replicas.
+    pub(crate) fn disk(&self) -> &Arc<DiskHealth> {
+        &self.context.disk
     }
 
     /// A partition, if this broker leads it.

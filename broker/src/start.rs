@@ -18,7 +18,7 @@ use crate::metadata::handle::common::Common;
 use crate::metadata::journal::JOURNAL_FILE;
 use crate::metadata::raft::office::Effect;
 use crate::metadata::raft::{Founding, NoNetwork, Office, RaftNode, Store, new_node_id, node};
-use crate::metadata::several::{Boots, Member, Place};
+use crate::metadata::several::{Boots, Known, Member, Place};
 use crate::metadata::{MetadataError, MetadataHandle, MetadataState, alone};
 use crate::metrics::Metrics;
 use crate::partition::AssignedPartition;
@@ -327,8 +327,14 @@ async fn start(
             let office = (office, registration.clone());
             let (metadata, task) = MetadataHandle::new(member.node.clone(), state, office, tell, shutdown.clone());
             tasks.spawn_on(task, member.thread.runtime());
-            let interval = Duration::from_millis(config.broker_heartbeat_interval_ms);
-            let ready = member.live(&registration, interval, metadata.controller_epoch(), closed);
+            let (carries_out, carried_out) = watch::channel(0);
+            let known = Known {
+                in_office: metadata.controller_epoch(),
+                carried_out,
+                lease: partitions.lease().clone(),
+                disk: Arc::clone(partitions.disk()),
+            };
+            let ready = member.live(&registration, &config, known, closed);
             partitions.learn_from(&metadata);
             open_partitions(&partitions, assigned).await;
             let (partitions, stop) = (Arc::clone(&partitions), shutdown.clone());
@@ -336,6 +342,7 @@ async fn start(
                 while let Some(Ok(())) = stop.run_until_cancelled(news.changed()).await {
                     let state = Arc::clone(&news.borrow_and_update());
                     partitions.apply(assignments.of(&state)).await;
+                    carries_out.send_replace(state.index());
                 }
             });
             (metadata, Some(ready))
@@ -505,7 +512,9 @@ async fn by_several(
     (tasks, closed): (&TaskTracker, &CancellationToken),
     (door, endpoint): (Door, &quinn::Endpoint),
 ) -> Result<By, StartError> {
-    let Disk { config, data_dir, pool, .. } = disk;
+    let Disk { config, data_dir, pool, partitions } = disk;
+    // From here on others decide about this broker.
+    partitions.lease().limit();
     let registration = registration(config, place.advertised.clone(), store.node_id());
     let registration = RegisterBroker { directory_id: data_dir.meta().directory_id.clone(), ..registration };
     let member = Member::start(store, config, place, Instant::now() + METADATA_START).await?;

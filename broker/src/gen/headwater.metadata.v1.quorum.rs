@@ -191,7 +191,7 @@ pub struct RaftProposed {
 pub struct RaftOutcome {
     #[prost(
         oneof = "raft_outcome::Outcome",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13"
     )]
     pub outcome: ::core::option::Option<raft_outcome::Outcome>,
 }
@@ -223,6 +223,8 @@ pub mod raft_outcome {
         ProducerEpoch(i32),
         #[prost(uint64, tag = "12")]
         TopicsImported(u64),
+        #[prost(message, tag = "13")]
+        PartitionsAltered(super::PartitionsAltered),
     }
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -231,6 +233,14 @@ pub struct PartitionAltered {
     pub leader_epoch: i32,
     #[prost(int32, tag = "2")]
     pub partition_epoch: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct PartitionsAltered {
+    #[prost(uint64, tag = "1")]
+    pub changed: u64,
+    /// Places in the command of those that name a member which may not be in sync: they will not come into force.
+    #[prost(uint32, repeated, tag = "2")]
+    pub refused: ::prost::alloc::vec::Vec<u32>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ProducerIdBlock {
@@ -392,7 +402,7 @@ pub mod raft_failure {
     }
 }
 /// A broker is there: said to every voter, so that whoever of them is the controller next knows it too.
-#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+#[derive(Clone, PartialEq, ::prost::Message)]
 pub struct BrokerHeartbeat {
     #[prost(int32, tag = "1")]
     pub broker_id: i32,
@@ -402,6 +412,16 @@ pub struct BrokerHeartbeat {
     /// It has recovered what it keeps, and may serve.
     #[prost(bool, tag = "3")]
     pub ready: bool,
+    /// Replicas that its disk fenced, or whose flush does not come back, as far as the metadata do not say so.
+    #[prost(message, repeated, tag = "4")]
+    pub unfit: ::prost::alloc::vec::Vec<super::state::TopicPartition>,
+    /// How old the oldest write or flush under way is.
+    #[prost(uint64, tag = "5")]
+    pub oldest_flush_ms: u64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct BrokerHeard {}
+pub struct BrokerHeard {
+    /// The voter knows the broker as fenced, or another start of it.
+    #[prost(bool, tag = "1")]
+    pub fenced: bool,
+}

@@ -13,7 +13,7 @@ pub struct Command {
     pub untried: bool,
     #[prost(
         oneof = "command::Command",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
     )]
     pub command: ::core::option::Option<command::Command>,
 }
@@ -59,6 +59,8 @@ pub mod command {
         Reassign(super::Reassign),
         #[prost(message, tag = "19")]
         CancelReassignment(super::CancelReassignment),
+        #[prost(message, tag = "20")]
+        AlterPartitions(super::AlterPartitions),
     }
 }
 /// A broker started. Every leadership of an earlier incarnation ends: the epochs of the partitions it led go up. It leaves
@@ -173,6 +175,12 @@ pub struct AlterPartition {
     pub partition_epoch: i32,
     #[prost(message, repeated, tag = "6")]
     pub isr: ::prost::alloc::vec::Vec<Member>,
+}
+/// What the leaders of one broker say of many partitions. Each counts for itself: one that is refused changes nothing.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct AlterPartitions {
+    #[prost(message, repeated, tag = "1")]
+    pub partitions: ::prost::alloc::vec::Vec<AlterPartition>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct Member {

@@ -12,7 +12,9 @@ use super::command::{DrainBroker, RegisterBroker, command::Command as Kind};
 use super::raft::{Hearing, Heart, Links, LinksConfig, RaftNode, RaftServer, RaftThread, Store, links};
 use super::state::{BrokerState, MetadataState, Outcome};
 use crate::config::BrokerConfig;
+use crate::disk::DiskHealth;
 use crate::error::StartError;
+use crate::lease::Lease;
 use crate::os;
 use crate::peer::Peers;
 use crate::pool::Pool;
@@ -39,7 +41,9 @@ const TELL: Duration = Duration::from_secs(10);
 /// Time for the controller to let a broker serve that says it is ready; then it serves what it may.
 const UNFENCED: Duration = Duration::from_secs(15);
 /// Time to hand leaderships over before a broker stops.
-const DRAINED: Duration = Duration::from_secs(5);
+const DRAINED: Duration = Duration::from_secs(10);
+/// How often it is looked whether there is a quorum to hand them over still.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// This broker's member.
 #[derive(Debug)]
@@ -143,8 +147,8 @@ impl Member {
     pub(crate) fn live(
         &self,
         registration: &RegisterBroker,
-        interval: Duration,
-        in_office: watch::Receiver<Option<u64>>,
+        config: &BrokerConfig,
+        Known { in_office, carried_out, lease, disk }: Known,
         stop: &CancellationToken,
     ) -> Ready {
         let is_ready = Arc::new(AtomicBool::new(false));
@@ -155,13 +159,30 @@ impl Member {
             broker_id: registration.broker_id,
             incarnation: registration.incarnation.clone(),
             is_ready: Arc::clone(&is_ready),
-            interval,
+            interval: Duration::from_millis(config.broker_heartbeat_interval_ms),
             in_office,
+            lease: lease.clone(),
+            session: Duration::from_millis(config.broker_session_timeout_ms),
+            answered: Arc::default(),
+            disk,
+            balance_after: config
+                .leader_rebalance
+                .then(|| Duration::from_secs(config.leader_imbalance_check_interval_s)),
         };
         self.thread.runtime().spawn(heart.clone().beat(stop.clone()));
         self.thread.runtime().spawn(heart.control(stop.clone()));
-        Ready { is_ready, node: self.node.clone(), registration: registration.clone() }
+        Ready { is_ready, node: self.node.clone(), registration: registration.clone(), carried_out, lease }
     }
+}
+
+/// What the rest of the broker knows of itself.
+pub(crate) struct Known {
+    /// The epoch in which it is the controller.
+    pub(crate) in_office: watch::Receiver<Option<u64>>,
+    /// The version of the metadata by which its partitions go.
+    pub(crate) carried_out: watch::Receiver<u64>,
+    pub(crate) lease: Lease,
+    pub(crate) disk: Arc<DiskHealth>,
 }
 
 /// Says that a broker has recovered.
@@ -170,6 +191,8 @@ pub(crate) struct Ready {
     is_ready: Arc<AtomicBool>,
     node: RaftNode,
     registration: RegisterBroker,
+    carried_out: watch::Receiver<u64>,
+    lease: Lease,
 }
 
 impl Ready {
@@ -191,12 +214,42 @@ impl Ready {
         if !others || !is_active(&state, broker_id) {
             return;
         }
-        let drain = Kind::DrainBroker(DrainBroker { broker_id, incarnation });
-        match self.node.propose(drain.into(), true, Instant::now() + DRAINED).await {
-            Ok(_) => tracing::info!("leaderships handed over"),
+        let deadline = Instant::now() + DRAINED;
+        let handed_over = async {
+            let drain = Kind::DrainBroker(DrainBroker { broker_id, incarnation });
+            self.node.propose(drain.into(), true, deadline).await?;
+            let mut applied = self.node.applied();
+            let left = applied.wait_for(|applied| !leads_what_another_may(&applied.state, broker_id));
+            let index = left.await.map(|applied| applied.state.index()).map_err(|_| MetadataError::ShuttingDown)?;
+            // Producers and readers are told where to go before their connections end.
+            let mut carried_out = self.carried_out.clone();
+            let carried_out = carried_out.wait_for(|carried_out| *carried_out >= index);
+            carried_out.await.map(drop).map_err(|_| MetadataError::ShuttingDown)
+        };
+        let handed_over = tokio::select! {
+            biased;
+            handed_over = timeout_at(deadline, handed_over) => handed_over.unwrap_or(Err(MetadataError::TimedOut)),
+            // Those who would take over are gone too.
+            () = self.lease_is_over() => Err(MetadataError::NoLeader),
+        };
+        match handed_over {
+            Ok(()) => tracing::info!("leaderships handed over"),
             Err(error) => tracing::warn!(%error, "leaderships were not handed over: the others find out by themselves"),
         }
     }
+
+    async fn lease_is_over(&self) {
+        while self.lease.holds() {
+            sleep(LOOK).await;
+        }
+    }
+}
+
+/// Whether a broker leads a partition that another one may lead once it is in sync.
+fn leads_what_another_may(state: &MetadataState, broker_id: i32) -> bool {
+    let may = |other: &i32| *other != broker_id && is_active(state, *other);
+    let mut partitions = state.topics().flat_map(|topic| &topic.partitions);
+    partitions.any(|partition| partition.leader == broker_id && partition.replicas.iter().any(may))
 }
 
 fn is_active(state: &MetadataState, broker_id: i32) -> bool {

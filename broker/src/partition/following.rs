@@ -41,6 +41,13 @@ pub(super) enum Job<W> {
     Work(W),
 }
 
+impl<W> Job<W> {
+    /// Whether it is long only if the disk is.
+    pub(super) fn is_for_the_disk(&self) -> bool {
+        matches!(self, Job::Append { .. } | Job::Flush)
+    }
+}
+
 /// How the end of a log moves back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cut {

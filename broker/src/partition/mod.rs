@@ -15,7 +15,9 @@ mod state_tests;
 mod task;
 
 use crate::clock::now_ms;
+use crate::disk::DiskHealth;
 use crate::error::PartitionError;
+use crate::lease::Lease;
 use crate::loan::Loan;
 use crate::metrics::Metrics;
 use crate::partitions::DataRoot;
@@ -54,6 +56,10 @@ pub(crate) struct PartitionContext {
     pub(crate) group_bytes: usize,
     pub(crate) producer_id_expiration_ms: u64,
     pub(crate) replica_lag_time_max_ms: u64,
+    /// Whether this broker may take itself for the leader that it was made.
+    pub(crate) lease: Lease,
+    /// Which replicas are of no use.
+    pub(crate) disk: Arc<DiskHealth>,
     /// The data folder, for what is written down before a log is cut.
     pub(crate) root: DataRoot,
     /// What reaches other brokers and the metadata, once the broker has come so far.

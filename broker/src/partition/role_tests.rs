@@ -47,6 +47,8 @@ fn assigned(leader: i32, leader_epoch: i32, isr: &[i32]) -> AssignedPartition {
 struct Replica {
     files: Arc<SimFiles>,
     root: DataRoot,
+    lease: Lease,
+    disk: Arc<DiskHealth>,
     handle: PartitionHandle,
 }
 
@@ -67,11 +69,15 @@ fn start(assigned: &AssignedPartition) -> Replica {
         group_bytes: 1 << 20,
         producer_id_expiration_ms: 1 << 30,
         replica_lag_time_max_ms: 60_000,
+        lease: Lease::unlimited(),
+        // Whatever is under way takes too long.
+        disk: Arc::new(DiskHealth::new(Duration::ZERO)),
         root: root.clone(),
         replication: Arc::default(),
     };
     let handle = PartitionHandle::start(assigned, Ok((log, 0, 0)), &context);
-    Replica { files, root, handle }
+    let PartitionContext { lease, disk, .. } = context;
+    Replica { files, root, lease, disk, handle }
 }
 
 fn batch(leader_epoch: i32, base_offset: i64) -> NewBatch {
@@ -271,4 +277,48 @@ async fn a_new_leader_says_where_the_log_ends_once_all_that_was_acknowledged_is_
     replica.handle.reported(report).unwrap();
     let told = tokio::time::timeout(PATIENCE, asked).await.unwrap().unwrap();
     assert_eq!(told.high_watermark, 2);
+}
+
+#[tokio::test]
+async fn without_its_lease_a_leader_takes_only_what_the_whole_isr_answers_for() {
+    let replica = start(&assigned(1, 3, &[1]));
+    replica.lease.limit();
+    for acks in [Acks::Leader, Acks::None] {
+        let refused = replica.handle.append(vec![batch(0, 0)], acks).await.unwrap_err();
+        assert_eq!((refused.code(), refused.retryable()), (ErrorCode::NotLeader, true));
+    }
+    replica.handle.append(vec![batch(0, 0)], Acks::All).await.unwrap();
+    replica.lease.confirm(replica.lease.now_ms(), PATIENCE);
+    replica.handle.append(vec![batch(0, 0)], Acks::Leader).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_replica_that_hangs_in_a_flush_or_is_fenced_is_unfit() {
+    let replica = start(&assigned(1, 3, &[1]));
+    let until = async |what: &str, unfit: &[(TopicId, u32)]| {
+        let reached = async {
+            while replica.disk.unfit() != unfit {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{what}"));
+    };
+    let held = replica.files.hold(Fault::new(Operation::Sync).on("t-0/"));
+    let waiting = replica.handle.enqueue(vec![batch(0, 0)], None, Acks::All).await.unwrap();
+    until("it hangs", &[(TOPIC, 0)]).await;
+    drop(held);
+    replica.handle.outcome(waiting).await.unwrap();
+    until("it goes on", &[]).await;
+    replica.files.fail(Fault::new(Operation::Sync).on("t-0/"));
+    replica.handle.append(vec![batch(0, 0)], Acks::All).await.unwrap_err();
+    replica.until("fenced", |now| now.ended.is_some()).await;
+    until("it is fenced", &[(TOPIC, 0)]).await;
+    let Replica { disk, handle, .. } = replica;
+    drop(handle);
+    let gone = async {
+        while !disk.unfit().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, gone).await.expect("nobody keeps it any more");
 }

@@ -212,6 +212,13 @@ pub enum Job<W> {
     Work(W),
 }
 
+impl<W> Job<W> {
+    /// Whether it is long only if the disk is.
+    pub(super) fn is_for_the_disk(&self) -> bool {
+        matches!(self, Job::Commit { .. } | Job::Flush)
+    }
+}
+
 /// What the driver does now.
 #[derive(Debug)]
 pub enum Effect<R> {

@@ -13,6 +13,7 @@ use super::job::{Flushed, Followed, Report, cut_back, follow, run};
 use super::state::{Effect, PartitionState, fenced};
 use super::{Admitted, AssignedRole, Inbox, Message, PartitionContext, PartitionShared, Reply, Work, log_config};
 use crate::clock::now_ms;
+use crate::disk;
 use crate::error::PartitionError;
 use crate::metrics::Counted;
 use crate::replica::Hello;
@@ -28,6 +29,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+/// How often a leader without a lease looks whether it is back, in milliseconds.
+const LEASE_LOOK_MS: i64 = 250;
 
 enum Ending {
     Close(Vec<oneshot::Sender<Result<(), PartitionError>>>),
@@ -56,6 +60,8 @@ struct Task {
     log: Option<Box<Log>>,
     ending: Option<Ending>,
     fenced: Option<Counted>,
+    /// Says to the controller that the replica is of no use.
+    unfit: Option<disk::Fenced>,
     reports: mpsc::UnboundedSender<Report>,
     inbox: Inbox,
     context: PartitionContext,
@@ -70,6 +76,9 @@ pub(super) fn spawn(
     context: &PartitionContext,
 ) {
     let fenced = ended.is_some().then(|| Counted::new(&context.metrics.partitions_fenced));
+    // What only waits for room is no damage.
+    let is_unfit = matches!(ended, Some(PartitionError::Fenced(_)));
+    let unfit = is_unfit.then(|| context.disk.fenced((shared.topic_id, shared.partition)));
     let (reports, reported) = mpsc::unbounded_channel();
     let offsets = shared.watermarks.borrow().offsets;
     let mut waiting = Following::new(None, 0, &shared.config.load(), context.limits(), offsets);
@@ -87,6 +96,7 @@ pub(super) fn spawn(
         log: log.map(Box::new),
         ending: None,
         fenced,
+        unfit,
         reports,
         inbox,
         context: context.clone(),
@@ -105,6 +115,7 @@ impl Task {
     ) {
         loop {
             self.take_role();
+            self.look_at_lease();
             self.perform();
             if self.finish_if_idle().await {
                 return;
@@ -140,7 +151,10 @@ impl Task {
         match &self.role {
             Role::Leader(state) => {
                 let flush = state.flush_deadline_ms().filter(|_| is_here);
-                flush.into_iter().chain(state.leader().deadline_ms()).min()
+                // Nobody tells when the lease is back.
+                let lease =
+                    (!state.leader().has_lease() && state.leader().has_followers()).then(|| now_ms() + LEASE_LOOK_MS);
+                flush.into_iter().chain(state.leader().deadline_ms()).chain(lease).min()
             }
             Role::Follower(following) => following.deadline_ms().filter(|_| is_here),
         }
@@ -155,7 +169,19 @@ impl Task {
         }
     }
 
+    /// A process that stood still finds its lease gone before it takes anything.
+    fn look_at_lease(&mut self) {
+        if let Role::Leader(state) = &mut self.role {
+            let holds = self.context.lease.holds();
+            if state.leader().has_lease() != holds {
+                let now = now_ms();
+                state.replicas(|leader| leader.lease(holds, now));
+            }
+        }
+    }
+
     fn message(&mut self, message: Message) {
+        self.look_at_lease();
         match message {
             Message::Append(append) => match &mut self.role {
                 Role::Leader(state) => state.append(append),
@@ -323,7 +349,7 @@ impl Task {
                 log.assign_leader_epoch(view.leader_epoch);
             }
             self.shared.unclean_taken.store(assigned.unclean_recoveries, Ordering::Release);
-            let mut state = PartitionState::new(me, view, true, &config, limits, offsets, now);
+            let mut state = PartitionState::new(me, view, self.context.lease.holds(), &config, limits, offsets, now);
             // Shows where it stands, and proposes what is called for.
             state.replicas(|_| ());
             work.into_iter().for_each(|work| state.work(work));
@@ -518,6 +544,8 @@ impl Task {
         self.end(&why);
         self.publish_end(why);
         self.fenced.get_or_insert_with(|| Counted::new(&self.context.metrics.partitions_fenced));
+        let key = (self.shared.topic_id, self.shared.partition);
+        self.unfit.get_or_insert_with(|| self.context.disk.fenced(key));
     }
 
     fn ended(&self) -> Option<PartitionError> {
@@ -592,11 +620,9 @@ impl Task {
         // A broker that never came so far has no partition with other replicas.
         let Some(replication) = self.context.replication.get().cloned() else { return };
         let (topic_id, partition, inbox) = (self.shared.topic_id, self.shared.partition, self.inbox.clone());
-        tokio::spawn(async move {
-            let partition_epoch = alter.partition_epoch;
-            if let Some(altered) = replication.propose(topic_id, partition, &alter).await {
-                inbox.send(Message::Altered(partition_epoch, altered));
-            }
+        let partition_epoch = alter.partition_epoch;
+        replication.propose(topic_id, partition, alter, move |altered| {
+            inbox.send(Message::Altered(partition_epoch, altered));
         });
     }
 
@@ -609,18 +635,24 @@ impl Task {
             return;
         };
         let (reports, metrics) = (self.reports.clone(), Arc::clone(&self.context.metrics));
+        let key = (self.shared.topic_id, self.shared.partition);
         let run: Box<dyn FnOnce() -> Report + Send> = match &mut self.role {
             Role::Leader(state) => match state.next_job(now_ms()) {
                 Some(job) => {
-                    let reports = reports.clone();
-                    Box::new(move || run(job, log, &reports, &metrics))
+                    let (reports, disk) = (reports.clone(), Arc::clone(&self.context.disk));
+                    Box::new(move || {
+                        let _busy = job.is_for_the_disk().then(|| disk.begin(key));
+                        run(job, log, &reports, &metrics)
+                    })
                 }
                 None => return self.log = Some(log),
             },
             Role::Follower(following) => match following.next_job(now_ms()) {
                 Some(job) => {
                     let (shared, root) = (Arc::clone(&self.shared), self.context.root.clone());
+                    let disk = Arc::clone(&self.context.disk);
                     Box::new(move || {
+                        let _busy = job.is_for_the_disk().then(|| disk.begin(key));
                         let mut log = log;
                         let (mut flushed, mut failed) = (Flushed::Not, None);
                         let cut = |log: &mut Log, cut| cut_back(log, cut, &shared, &root);

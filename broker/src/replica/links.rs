@@ -7,19 +7,19 @@
 //!
 //! Owns: [`Replication`], the connections. Refuses: what goes over the streams. Read next: [`super::follow`].
 
+use super::alters::{self, Wanted};
 use super::leader::{AlterPartition, Altered};
 use crate::config::BrokerConfig;
 use crate::credit::{ConnectionCredit, CreditLimits, StreamCredit};
-use crate::metadata::command::{self, command::Command as Kind};
-use crate::metadata::{MetadataError, MetadataHandle, Refusal};
+use crate::metadata::MetadataHandle;
 use crate::metrics::Metrics;
 use crate::peer::{PeerError, Peers};
 use crate::quic::FETCH_CREDIT_BYTES;
-use headwater_proto::{ErrorCode, TopicId};
+use headwater_proto::TopicId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 /// Credit on one connection between brokers.
@@ -69,6 +69,9 @@ pub(crate) struct Replication {
 struct Shared {
     peers: Peers,
     metadata: watch::Sender<Option<MetadataHandle>>,
+    /// What leaders propose; and the other end, until the metadata are there.
+    alters: mpsc::UnboundedSender<Wanted>,
+    altering: Mutex<Option<mpsc::UnboundedReceiver<Wanted>>>,
     links: Mutex<HashMap<i32, Arc<tokio::sync::Mutex<Link>>>>,
     streams_per_connection: usize,
     /// Memory for batches that are larger than their stream's share of the credit.
@@ -113,9 +116,12 @@ pub(crate) struct Place {
 impl Replication {
     pub(crate) fn new(peers: Peers, config: &BrokerConfig, metrics: Arc<Metrics>) -> Replication {
         let allowed = (config.max_streams_per_connection as usize).saturating_sub(RESERVED_STREAMS);
+        let (alters, altering) = mpsc::unbounded_channel();
         let shared = Shared {
             peers,
             metadata: watch::Sender::new(None),
+            alters,
+            altering: Mutex::new(Some(altering)),
             links: Mutex::default(),
             streams_per_connection: STREAMS_PER_CONNECTION.min(allowed).max(1),
             loans: Arc::new(Semaphore::new(config.loan_bytes as usize)),
@@ -128,6 +134,9 @@ impl Replication {
 
     /// Takes the metadata, which whoever needs them waits for.
     pub(crate) fn learn_from(&self, metadata: MetadataHandle) {
+        if let Some(altering) = lock(&self.shared.altering).take() {
+            tokio::spawn(alters::run(metadata.clone(), altering));
+        }
         self.shared.metadata.send_replace(Some(metadata));
     }
 
@@ -145,16 +154,16 @@ impl Replication {
         (&self.shared.loans, self.shared.loan_bytes)
     }
 
-    /// Proposes another ISR. `None`: it is committed, and this broker's metadata say so.
-    pub(crate) async fn propose(&self, topic_id: TopicId, partition: u32, alter: &AlterPartition) -> Option<Altered> {
-        let metadata = self.metadata().await?;
-        match metadata.propose(alter_command(topic_id, partition, alter)).await {
-            Ok(_) => None,
-            Err(error) => {
-                tracing::debug!(%topic_id, partition, %error, "the in-sync replicas stay as they are");
-                Some(what_became(&error))
-            }
-        }
+    /// Proposes another ISR; `tell` hears of it where it is not committed. Where it is, this broker's metadata say so.
+    pub(crate) fn propose(
+        &self,
+        topic_id: TopicId,
+        partition: u32,
+        alter: AlterPartition,
+        tell: impl FnOnce(Altered) + Send + 'static,
+    ) {
+        // An error means that the broker ends.
+        drop(self.shared.alters.send(Wanted { topic_id, partition, alter, tell: Box::new(tell) }));
     }
 
     /// A place on a connection to a broker.
@@ -251,53 +260,4 @@ impl Drop for Place {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn alter_command(topic_id: TopicId, partition: u32, alter: &AlterPartition) -> command::Command {
-    let member = |member: &super::Member| command::Member {
-        broker_id: member.broker,
-        incarnation: member.incarnation.as_bytes().to_vec().into(),
-    };
-    Kind::AlterPartition(command::AlterPartition {
-        topic_id: topic_id.to_wire(),
-        partition,
-        leader: Some(member(&alter.leader)),
-        leader_epoch: alter.leader_epoch,
-        partition_epoch: alter.partition_epoch,
-        isr: alter.isr.iter().map(member).collect(),
-    })
-    .into()
-}
-
-/// What became of a proposal that was not answered with its success. Only what is known never to be committed counts as refused: a refusal
-/// for its epochs may be that of a second attempt, after the first was committed.
-fn what_became(error: &MetadataError) -> Altered {
-    match error {
-        MetadataError::Behind | MetadataError::NoLeader | MetadataError::Ended(_) => Altered::Refused,
-        MetadataError::Refused(Refusal::IneligibleReplica { .. } | Refusal::StaleIncarnation { .. }) => {
-            Altered::Refused
-        }
-        MetadataError::Elsewhere { code: ErrorCode::UnknownReplica, .. } => Altered::Refused,
-        _ => Altered::Unknown,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_what_is_never_committed_counts_as_refused() {
-        let ineligible = Refusal::IneligibleReplica { broker_id: 3, why: "is not active" };
-        assert_eq!(what_became(&ineligible.clone().into()), Altered::Refused);
-        let elsewhere =
-            |code| MetadataError::Elsewhere { code, message: String::new(), is_out_of_producer_epochs: false };
-        assert_eq!(what_became(&elsewhere(MetadataError::from(ineligible).code())), Altered::Refused);
-        assert_eq!(what_became(&MetadataError::NoLeader), Altered::Refused);
-        let stale = Refusal::PartitionEpoch { given: 3, current: 4 };
-        assert_eq!(what_became(&elsewhere(MetadataError::from(stale.clone()).code())), Altered::Unknown);
-        for unknown in [MetadataError::TimedOut, MetadataError::ShuttingDown, stale.into()] {
-            assert_eq!(what_became(&unknown), Altered::Unknown, "{unknown}");
-        }
-    }
 }

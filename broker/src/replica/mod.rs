@@ -6,6 +6,7 @@
 //! `serve`, the follower's in `follow`, the connections in `links`), which decide nothing. Refuses: logs and roles (the partition's task has them),
 //! the metadata (a [`leader::View`] is what they say of one partition). Read next: [`leader`].
 
+mod alters;
 pub(crate) mod follow;
 pub mod follower;
 #[cfg(test)]

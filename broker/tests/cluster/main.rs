@@ -4,6 +4,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 mod identity;
+mod leaders;
 mod nodes;
 
 use harness::within;

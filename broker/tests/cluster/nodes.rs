@@ -54,6 +54,7 @@ struct Node {
 pub(crate) struct Nodes {
     pub(crate) ca: Ca,
     nodes: Vec<Node>,
+    settings: Vec<String>,
 }
 
 impl Nodes {
@@ -68,7 +69,12 @@ impl Nodes {
             Node { dir, port: socket.local_addr().unwrap().port(), broker: None }
         });
         let nodes = nodes.collect();
-        Nodes { ca, nodes }
+        Nodes { ca, nodes, settings: Vec::new() }
+    }
+
+    /// A setting of all of them.
+    pub(crate) fn set(&mut self, pair: &str) {
+        self.settings.push(pair.to_owned());
     }
 
     pub(crate) fn config(&self, number: usize) -> BrokerConfig {
@@ -86,6 +92,7 @@ impl Nodes {
         ] {
             config.set_pair(&pair).unwrap();
         }
+        self.settings.iter().for_each(|pair| config.set_pair(pair).unwrap());
         config
     }
 
@@ -131,6 +138,13 @@ impl Nodes {
     pub(crate) async fn stop(&mut self, number: usize) {
         let broker = self.nodes[number].broker.take().expect("it runs");
         assert!(within("shutdown", broker.shutdown()).await, "in good order");
+    }
+
+    /// All at the same time.
+    pub(crate) async fn stop_all(&mut self, count: usize) {
+        let brokers: Vec<Broker> = self.nodes.iter_mut().take(count).filter_map(|node| node.broker.take()).collect();
+        let stopped = futures::future::join_all(brokers.into_iter().map(Broker::shutdown));
+        assert!(within("shutdown", stopped).await.into_iter().all(|clean| clean), "in good order");
     }
 
     /// Where a broker is, or was.

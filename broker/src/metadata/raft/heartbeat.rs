@@ -5,11 +5,17 @@
 //! Owns: the two loops, and the clock. Refuses: the decision ([`super::sessions`]). Read next: [`super::sessions`].
 
 use super::super::command::{
-    BrokerHeartbeat, Command, FenceBroker, RaftRequest, UnfenceBroker, command::Command as Kind, raft_request::Request,
+    BrokerHeard, BrokerHeartbeat, Command, ElectLeaders, ElectionKind, FenceBroker, FenceReplicas, RaftRequest,
+    RaftResponse, TopicPartition, UnfenceBroker, command::Command as Kind, raft_request::Request,
+    raft_response::Response,
 };
+use super::super::state::BrokerState;
+use super::balance::Balance;
 use super::links::{Links, RaftStream};
 use super::node::RaftNode;
-use super::sessions::{Decision, Sessions};
+use super::sessions::{self, Decision, Says, Sessions};
+use crate::disk::DiskHealth;
+use crate::lease::{Lease, confirmed_ms};
 use bytes::Bytes;
 use futures::future::join_all;
 use std::collections::{BTreeSet, HashMap};
@@ -28,6 +34,11 @@ const LOOK: Duration = Duration::from_millis(50);
 const STOOD_STILL: Duration = Duration::from_millis(100);
 /// Time for the quorum to take what the controller decided.
 const DECISION: Duration = Duration::from_secs(2);
+
+/// How often the controller looks who should lead.
+const BALANCE: Duration = Duration::from_secs(1);
+/// Most replicas that a heartbeat names: the others come with the next ones.
+const MOST_UNFIT: usize = 1_000;
 
 /// Who was heard of by this process.
 #[derive(Clone, Debug)]
@@ -52,16 +63,19 @@ impl Hearing {
     }
 
     /// A broker says that it is there; nothing, if it does not say who.
-    pub(super) fn hear(&self, node: &RaftNode, heartbeat: &BrokerHeartbeat) {
-        let Ok(incarnation) = Uuid::from_slice(&heartbeat.incarnation) else { return };
+    pub(super) fn hear(&self, node: &RaftNode, heartbeat: &BrokerHeartbeat) -> BrokerHeard {
+        let Ok(incarnation) = Uuid::from_slice(&heartbeat.incarnation) else { return BrokerHeard { fenced: true } };
         let state = Arc::clone(&node.applied().borrow().state);
-        self.lock().hear(self.now_ms(), heartbeat.broker_id, incarnation, heartbeat.ready, &state);
+        let says = Says { is_ready: heartbeat.ready, unfit: heartbeat.unfit.clone() };
+        self.lock().hear(self.now_ms(), heartbeat.broker_id, incarnation, says, &state);
+        let known = state.broker(heartbeat.broker_id).filter(|known| known.incarnation == incarnation);
+        BrokerHeard { fenced: known.is_none_or(|known| known.state == BrokerState::Fenced) }
     }
 }
 
 /// A broker that says that it is there.
 #[derive(Clone, Debug)]
-pub struct Heart {
+pub(crate) struct Heart {
     /// The member of the quorum.
     pub node: RaftNode,
     /// Its connections.
@@ -78,18 +92,30 @@ pub struct Heart {
     pub interval: Duration,
     /// The controller's epoch, while this broker is it.
     pub in_office: watch::Receiver<Option<u64>>,
+    /// Confirmed by the answers.
+    pub lease: Lease,
+    /// How long an answer confirms it.
+    pub session: Duration,
+    /// When the newest heartbeat was sent that each voter has answered, by the lease's clock.
+    pub answered: Arc<Mutex<HashMap<u64, u64>>>,
+    /// What the disk does to the broker's replicas.
+    pub(crate) disk: Arc<DiskHealth>,
+    /// How long a broker has to be in sync everywhere before it leads again what it should; `None`: it is not made to.
+    pub balance_after: Option<Duration>,
 }
 
 impl Heart {
     /// Beats to every voter until `stop`. To be run on the quorum's thread.
-    pub async fn beat(self, stop: CancellationToken) {
+    pub(crate) async fn beat(self, stop: CancellationToken) {
         let mut voters: HashMap<u64, JoinHandle<()>> = HashMap::new();
         let mut every = interval(self.interval);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while stop.run_until_cancelled(every.tick()).await.is_some() {
             let voting: BTreeSet<u64> = self.node.membership().voter_ids().collect();
             if voting.contains(&self.node.node_id()) {
-                self.hearing.hear(&self.node, &self.heartbeat());
+                let now_ms = self.lease.now_ms();
+                let heard = self.hearing.hear(&self.node, &self.heartbeat());
+                self.answered_by(self.node.node_id(), now_ms, heard);
             } else {
                 let now_ms = self.hearing.now_ms();
                 self.hearing.lock().could_not_hear(now_ms);
@@ -110,42 +136,104 @@ impl Heart {
 
     fn heartbeat(&self) -> BrokerHeartbeat {
         let ready = self.is_ready.load(Ordering::Acquire);
-        BrokerHeartbeat { broker_id: self.broker_id, incarnation: self.incarnation.clone(), ready }
+        let unfit = self.disk.unfit();
+        let unfit = match unfit.is_empty() {
+            true => Vec::new(),
+            false => {
+                let state = Arc::clone(&self.node.applied().borrow().state);
+                let named = unfit
+                    .iter()
+                    .map(|(id, partition)| TopicPartition { topic_id: id.to_wire(), partition: *partition });
+                named.filter(|it| sessions::is_trusted(&state, self.broker_id, it)).take(MOST_UNFIT).collect()
+            }
+        };
+        BrokerHeartbeat {
+            broker_id: self.broker_id,
+            incarnation: self.incarnation.clone(),
+            ready,
+            unfit,
+            oldest_flush_ms: u64::try_from(self.disk.oldest().as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+
+    /// A voter has answered the heartbeat that was sent then.
+    fn answered_by(&self, voter: u64, sent_ms: u64, heard: BrokerHeard) {
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        match heard.fenced {
+            true => answered.remove(&voter),
+            false => answered.insert(voter, sent_ms),
+        };
+        let membership = self.node.membership();
+        if let Some(confirmed_ms) = confirmed_ms(membership.get_joint_config(), &answered) {
+            self.lease.confirm(confirmed_ms, self.session);
+        }
     }
 
     async fn beat_to(self, voter: u64) {
         // As long as a session may be: an answer that is late is better than a stream that is always new.
         let patience = self.interval * 5;
         let mut stream: Option<RaftStream> = None;
+        let mut is_away = false;
         let mut every = interval(self.interval);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             every.tick().await;
-            let mut open = match stream.take().filter(RaftStream::is_alive) {
-                Some(open) => open,
+            let open = match stream.take().filter(RaftStream::is_alive) {
+                Some(open) => Ok(open),
                 None => match timeout(patience, self.links.open(voter)).await {
-                    Ok(Ok(open)) => open,
-                    Ok(Err(error)) => {
-                        tracing::debug!(%error, voter = format!("{voter:x}"), "no heartbeat");
-                        continue;
-                    }
-                    Err(_) => continue,
+                    Ok(opened) => opened.map_err(|error| error.to_string()),
+                    Err(_) => Err("no answer in time".to_owned()),
                 },
             };
-            let timeout_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
-            let request = RaftRequest { timeout_ms, request: Some(Request::Heartbeat(self.heartbeat())) };
-            match open.ask(&request, patience).await {
-                Ok(_) => stream = Some(open),
-                Err(error) => {
-                    tracing::debug!(%error, voter = format!("{voter:x}"), "no heartbeat");
-                    self.links.suspect(open.address());
+            let asked = async {
+                let mut open = open?;
+                let timeout_ms = u32::try_from(patience.as_millis()).unwrap_or(u32::MAX);
+                let sent_ms = self.lease.now_ms();
+                let request = RaftRequest { timeout_ms, request: Some(Request::Heartbeat(self.heartbeat())) };
+                match open.ask(&request, patience).await {
+                    Ok(RaftResponse { response: Some(Response::Heard(heard)) }) => {
+                        self.answered_by(voter, sent_ms, heard);
+                        Ok(open)
+                    }
+                    Ok(_) => Err("an answer to another question".to_owned()),
+                    Err(error) => {
+                        self.links.suspect(open.address());
+                        Err(error.to_string())
+                    }
                 }
+            };
+            // Once when it goes, and once when it is back: what lies between says nothing new.
+            match asked.await {
+                Ok(open) => {
+                    stream = Some(open);
+                    if std::mem::take(&mut is_away) {
+                        tracing::info!(broker = self.name_of(voter), "a member of the metadata quorum answers again");
+                    }
+                }
+                Err(error) if !is_away => {
+                    is_away = true;
+                    tracing::warn!(
+                        broker = self.name_of(voter),
+                        error,
+                        "a member of the metadata quorum does not answer"
+                    );
+                }
+                Err(error) => tracing::debug!(broker = self.name_of(voter), error, "no heartbeat"),
             }
         }
     }
 
+    fn name_of(&self, voter: u64) -> String {
+        let state = Arc::clone(&self.node.applied().borrow().state);
+        let known = state.brokers().find(|broker| broker.node_id == voter).map(|broker| broker.id.to_string());
+        known.unwrap_or_else(|| format!("{voter:x}"))
+    }
+
     /// Fences and unfences brokers while this one is the controller, until `stop`. To be run on the quorum's thread.
-    pub async fn control(self, stop: CancellationToken) {
+    pub(crate) async fn control(self, stop: CancellationToken) {
+        let settled_ms = self.balance_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
+        let mut balance = settled_ms.map(Balance::new);
+        let (mut office, mut balanced) = (None, Instant::now());
         loop {
             let due = Instant::now() + LOOK;
             if stop.run_until_cancelled(tokio::time::sleep_until(due)).await.is_none() {
@@ -155,7 +243,11 @@ impl Heart {
                 let now_ms = self.hearing.now_ms();
                 self.hearing.lock().could_not_hear(now_ms);
             }
-            let Some(epoch) = *self.in_office.borrow() else { continue };
+            let in_office = *self.in_office.borrow();
+            if std::mem::replace(&mut office, in_office) != in_office {
+                balance.iter_mut().for_each(Balance::forget);
+            }
+            let Some(epoch) = in_office else { continue };
             let state = Arc::clone(&self.node.applied().borrow().state);
             // Somebody else's office has begun, which this broker has not heard of otherwise.
             if state.controller_epoch() != epoch {
@@ -163,12 +255,37 @@ impl Heart {
             }
             let decisions = self.hearing.lock().decide(self.hearing.now_ms(), &state);
             join_all(decisions.into_iter().map(|decision| self.propose(epoch, decision))).await;
+            if let Some(balance) = balance.as_mut().filter(|_| balanced.elapsed() >= BALANCE) {
+                balanced = Instant::now();
+                let state = Arc::clone(&self.node.applied().borrow().state);
+                let partitions = balance.decide(self.hearing.now_ms(), &state);
+                if !partitions.is_empty() {
+                    self.give_back(epoch, partitions).await;
+                }
+            }
+        }
+    }
+
+    /// Has the preferred leaders lead again.
+    async fn give_back(&self, controller_epoch: u64, partitions: Vec<TopicPartition>) {
+        let count = partitions.len();
+        let kind = Kind::ElectLeaders(ElectLeaders { kind: ElectionKind::Preferred.into(), partitions });
+        let command = Command { controller_epoch, ..kind.into() };
+        match self.node.propose_leading(command, true, Instant::now() + DECISION).await {
+            Ok(_) => {
+                tracing::info!(partitions = count, "leaderships are given back to the brokers that should have them")
+            }
+            // A topic may have been deleted meanwhile: the next look knows of it.
+            Err(error) => tracing::info!(%error, "leaderships are not given back yet"),
         }
     }
 
     async fn propose(&self, controller_epoch: u64, decision: Decision) {
         let wire = |incarnation: Uuid| Bytes::copy_from_slice(incarnation.as_bytes());
-        let kind = match decision {
+        let kind = match decision.clone() {
+            Decision::FenceReplicas { broker_id, incarnation, replicas } => {
+                Kind::FenceReplicas(FenceReplicas { broker_id, incarnation: wire(incarnation), replicas })
+            }
             Decision::Fence { broker_id, incarnation } => {
                 Kind::FenceBroker(FenceBroker { broker_id, incarnation: wire(incarnation) })
             }
@@ -182,6 +299,9 @@ impl Heart {
             Ok(_) => match decision {
                 Decision::Fence { broker_id, .. } => tracing::warn!(broker_id, "broker fenced: it is not heard of"),
                 Decision::Unfence { broker_id, .. } => tracing::info!(broker_id, "broker unfenced"),
+                Decision::FenceReplicas { broker_id, replicas, .. } => {
+                    tracing::warn!(broker_id, replicas = replicas.len(), "replicas fenced: their disk failed");
+                }
             },
             Err(error) => tracing::info!(%error, ?decision, "the controller's decision did not come into force"),
         }

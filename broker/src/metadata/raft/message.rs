@@ -4,9 +4,9 @@
 //! much, so what it must not see is stopped here. Refuses: sockets. Read next: [`super::convert`].
 
 use super::super::command::{
-    self, PartitionAltered, ProducerIdBlock, RaftAppend, RaftAppended, RaftAskVote, RaftChangeMembers, RaftOutcome,
-    RaftSnapshotMismatch, RaftSnapshotPart, RaftSnapshotTaken, RaftVoted, raft_appended, raft_change_members,
-    raft_outcome::Outcome as Message,
+    self, PartitionAltered, PartitionsAltered, ProducerIdBlock, RaftAppend, RaftAppended, RaftAskVote,
+    RaftChangeMembers, RaftOutcome, RaftSnapshotMismatch, RaftSnapshotPart, RaftSnapshotTaken, RaftVoted,
+    raft_appended, raft_change_members, raft_outcome::Outcome as Message,
 };
 use super::super::format::MAX_PAYLOAD_BYTES;
 use super::super::state::Outcome;
@@ -261,6 +261,9 @@ pub(super) fn outcome_message(outcome: &Outcome) -> RaftOutcome {
             leader_epoch: *leader_epoch,
             partition_epoch: *partition_epoch,
         }),
+        Outcome::PartitionsAltered { changed, refused } => {
+            Message::PartitionsAltered(PartitionsAltered { changed: *changed as u64, refused: refused.clone() })
+        }
         Outcome::TopicCreated(id) => Message::TopicCreated(id.to_wire()),
         Outcome::TopicChanged(id) => Message::TopicChanged(id.to_wire()),
         Outcome::TopicDeleted(id) => Message::TopicDeleted(id.to_wire()),
@@ -289,6 +292,9 @@ pub(super) fn outcome(message: Option<RaftOutcome>) -> Result<Outcome, Malformed
         Some(Message::PartitionsChanged(partitions)) => Outcome::PartitionsChanged(count(partitions)),
         Some(Message::PartitionAltered(altered)) => {
             Outcome::PartitionAltered { leader_epoch: altered.leader_epoch, partition_epoch: altered.partition_epoch }
+        }
+        Some(Message::PartitionsAltered(altered)) => {
+            Outcome::PartitionsAltered { changed: count(altered.changed), refused: altered.refused }
         }
         Some(Message::TopicCreated(id)) => Outcome::TopicCreated(topic(&id)?),
         Some(Message::TopicChanged(id)) => Outcome::TopicChanged(topic(&id)?),

@@ -19,6 +19,7 @@
 //! sees of it), [`node`] (running), [`links`], [`network`] and [`server`] (between members), [`quorum`] (who votes), [`sessions`] (which
 //! brokers are there).
 
+pub mod balance;
 pub mod book;
 pub mod convert;
 mod forward;
@@ -38,7 +39,8 @@ pub mod sessions;
 pub mod store;
 pub mod thread;
 
-pub use heartbeat::{Hearing, Heart};
+pub use heartbeat::Hearing;
+pub(crate) use heartbeat::Heart;
 pub use links::{Links, LinksConfig};
 pub use log::RaftLog;
 pub use machine::{Applied, RaftMachine};

@@ -8,9 +8,8 @@
 //! knows them by their first frame). Read next: [`super::network`], which asks.
 
 use super::super::command::{
-    BrokerHeard, Command, RaftFailure, RaftMembersChanged, RaftPropose, RaftProposed, RaftReadAt, RaftRequest,
-    RaftResponse, RaftVote, command::Command as CommandKind, raft_failure::Kind, raft_request::Request,
-    raft_response::Response,
+    Command, RaftFailure, RaftMembersChanged, RaftPropose, RaftProposed, RaftReadAt, RaftRequest, RaftResponse,
+    RaftVote, command::Command as CommandKind, raft_failure::Kind, raft_request::Request, raft_response::Response,
 };
 use super::convert::{self, Malformed};
 use super::forward::{Asked, Attempt, Known};
@@ -173,10 +172,7 @@ impl RaftServer {
             Some(asked) if !asker.may_say(&asked) => {
                 Err(senseless(&Malformed("a member speaks for itself alone".to_owned())))
             }
-            Some(Request::Heartbeat(heartbeat)) => {
-                self.hearing.hear(&self.node, &heartbeat);
-                Ok(Response::Heard(BrokerHeard {}))
-            }
+            Some(Request::Heartbeat(heartbeat)) => Ok(Response::Heard(self.hearing.hear(&self.node, &heartbeat))),
             Some(Request::Append(asked)) => self.append(asked).await,
             Some(Request::AskVote(asked)) => match message::ask_vote(&asked) {
                 Ok(asked) => match self.node.raft.vote(asked).await {

@@ -4,10 +4,14 @@
 //! session because the controller died too. Only what this voter heard itself counts, by its own clock; where it could
 //! not have heard anything, because it did not run or did not vote, nobody is late before a whole session after that.
 //!
-//! Owns: who is fenced and unfenced. Refuses: clocks, sockets, proposals ([`super::heartbeat`]); what a fence means
+//! A heartbeat also names the replicas that are of no use to anybody, as a disk fenced them: they are taken out of the in-sync ones.
+//!
+//! Owns: who is fenced and unfenced, and which replicas. Refuses: clocks, sockets, proposals ([`super::heartbeat`]); what a fence means
 //! ([`super::super::state`]).
 
+use super::super::command::TopicPartition;
 use super::super::state::{BrokerState, MetadataState};
+use headwater_proto::TopicId;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
@@ -21,15 +25,24 @@ pub struct Sessions {
 }
 
 /// A broker's last heartbeat.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Heard {
     incarnation: Uuid,
     at_ms: u64,
-    is_ready: bool,
+    says: Says,
+}
+
+/// What a broker says of itself.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Says {
+    /// It has recovered what it keeps.
+    pub is_ready: bool,
+    /// Replicas that are of no use.
+    pub unfit: Vec<TopicPartition>,
 }
 
 /// What the controller is to propose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Decision {
     /// The broker's session is over.
     Fence {
@@ -45,6 +58,15 @@ pub enum Decision {
         /// Which start of it.
         incarnation: Uuid,
     },
+    /// The broker's disk fenced replicas.
+    FenceReplicas {
+        /// Which broker.
+        broker_id: i32,
+        /// Which start of it.
+        incarnation: Uuid,
+        /// Which replicas.
+        replicas: Vec<TopicPartition>,
+    },
 }
 
 impl Sessions {
@@ -54,13 +76,13 @@ impl Sessions {
     }
 
     /// A broker says that it is there. A start that is over is not heard of again once a later one was, as the state knows.
-    pub fn hear(&mut self, now_ms: u64, broker_id: i32, incarnation: Uuid, is_ready: bool, state: &MetadataState) {
+    pub fn hear(&mut self, now_ms: u64, broker_id: i32, incarnation: Uuid, says: Says, state: &MetadataState) {
         let registered = state.broker(broker_id).map(|broker| broker.incarnation);
         let is_other = |heard: &Heard| heard.incarnation != incarnation && Some(heard.incarnation) == registered;
         if self.heard.get(&broker_id).is_some_and(is_other) {
             return;
         }
-        self.heard.insert(broker_id, Heard { incarnation, at_ms: now_ms, is_ready });
+        self.heard.insert(broker_id, Heard { incarnation, at_ms: now_ms, says });
     }
 
     /// Nothing could be heard until now: this process stood still, or did not vote.
@@ -80,10 +102,17 @@ impl Sessions {
                 BrokerState::Active | BrokerState::Draining if is_late => {
                     decisions.push(Decision::Fence { broker_id, incarnation });
                 }
-                BrokerState::Fenced if heard.is_some_and(|heard| heard.is_ready && self.is_fresh(heard, now_ms)) => {
+                BrokerState::Fenced
+                    if heard.is_some_and(|heard| heard.says.is_ready && self.is_fresh(heard, now_ms)) =>
+                {
                     decisions.push(Decision::Unfence { broker_id, incarnation });
                 }
                 _ => {}
+            }
+            let unfit = heard.map_or(&[][..], |heard| &heard.says.unfit).iter();
+            let replicas: Vec<_> = unfit.filter(|it| is_trusted(state, broker_id, it)).cloned().collect();
+            if !replicas.is_empty() {
+                decisions.push(Decision::FenceReplicas { broker_id, incarnation, replicas });
             }
         }
         decisions
@@ -94,10 +123,18 @@ impl Sessions {
     }
 }
 
+/// Whether the state takes a replica for one that may be of use: nobody has fenced it yet.
+pub(super) fn is_trusted(state: &MetadataState, broker_id: i32, replica: &TopicPartition) -> bool {
+    let topic = TopicId::from_slice(&replica.topic_id).and_then(|id| state.topic_by_id(&id));
+    let partition = topic.and_then(|topic| topic.partitions.get(replica.partition as usize));
+    partition.is_some_and(|it| it.replicas.contains(&broker_id) && !it.fenced.contains(&broker_id))
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::super::command::{
-        BecomeController, Command, DrainBroker, RegisterBroker, UnfenceBroker, command::Command as Kind,
+        BecomeController, Command, CreateTopic, DrainBroker, FenceReplicas, RegisterBroker, Replicas, UnfenceBroker,
+        command::Command as Kind,
     };
     use super::*;
 
@@ -134,6 +171,10 @@ mod tests {
         state
     }
 
+    fn ready() -> Says {
+        Says { is_ready: true, ..Says::default() }
+    }
+
     fn fence(broker_id: i32) -> Decision {
         Decision::Fence { broker_id, incarnation: start(1) }
     }
@@ -143,9 +184,9 @@ mod tests {
         let state = state();
         let mut sessions = Sessions::new(600, 0);
         for at in [100, 500] {
-            sessions.hear(at, 1, start(1), true, &state);
+            sessions.hear(at, 1, start(1), ready(), &state);
         }
-        sessions.hear(100, 2, start(1), true, &state);
+        sessions.hear(100, 2, start(1), ready(), &state);
         assert_eq!(sessions.decide(699, &state), []);
         assert_eq!(sessions.decide(700, &state), [fence(2)]);
         assert_eq!(sessions.decide(1100, &state), [fence(1), fence(2)]);
@@ -160,7 +201,7 @@ mod tests {
         // This process stood still.
         sessions.could_not_hear(20_000);
         assert_eq!(sessions.decide(20_599, &state), []);
-        sessions.hear(20_500, 1, start(1), true, &state);
+        sessions.hear(20_500, 1, start(1), ready(), &state);
         assert_eq!(sessions.decide(20_600, &state), [fence(2)]);
     }
 
@@ -171,16 +212,16 @@ mod tests {
         let mut sessions = Sessions::new(600, 0);
         let hear = |sessions: &mut Sessions, at, incarnation, is_ready| {
             for broker_id in [1, 2] {
-                sessions.hear(at, broker_id, start(1), true, &state);
+                sessions.hear(at, broker_id, start(1), ready(), &state);
             }
-            sessions.hear(at, 3, incarnation, is_ready, &state);
+            sessions.hear(at, 3, incarnation, Says { is_ready, ..Says::default() }, &state);
         };
         hear(&mut sessions, 100, start(1), false);
         assert_eq!(sessions.decide(150, &state), [], "it recovers");
         hear(&mut sessions, 200, start(9), true);
         assert_eq!(sessions.decide(250, &state), [], "not the start that registered");
         hear(&mut sessions, 300, start(1), true);
-        assert_eq!(sessions.decide(350, &state), unfence);
+        assert_eq!(sessions.decide(350, &state), unfence.clone());
         assert!(!sessions.decide(900, &state).contains(&unfence[0]), "it is silent again");
     }
 
@@ -191,10 +232,10 @@ mod tests {
         register(&mut state, 2, 2);
         unfence(&mut state, 2);
         let mut sessions = Sessions::new(600, 0);
-        sessions.hear(100, 1, start(1), true, &state);
-        sessions.hear(100, 2, start(2), true, &state);
-        sessions.hear(650, 2, start(1), true, &state);
-        sessions.hear(650, 1, start(1), true, &state);
+        sessions.hear(100, 1, start(1), ready(), &state);
+        sessions.hear(100, 2, start(2), ready(), &state);
+        sessions.hear(650, 2, start(1), ready(), &state);
+        sessions.hear(650, 1, start(1), ready(), &state);
         assert_eq!(sessions.decide(699, &state), []);
         assert_eq!(sessions.decide(700, &state), [Decision::Fence { broker_id: 2, incarnation: start(2) }]);
     }
@@ -205,10 +246,37 @@ mod tests {
         let incarnation = start(1).as_bytes().to_vec().into();
         apply(&mut state, Kind::DrainBroker(DrainBroker { broker_id: 2, incarnation }));
         let mut sessions = Sessions::new(600, 0);
-        sessions.hear(100, 1, start(1), true, &state);
-        sessions.hear(100, 2, start(1), true, &state);
+        sessions.hear(100, 1, start(1), ready(), &state);
+        sessions.hear(100, 2, start(1), ready(), &state);
         assert_eq!(sessions.decide(200, &state), []);
-        sessions.hear(700, 1, start(1), true, &state);
+        sessions.hear(700, 1, start(1), ready(), &state);
         assert_eq!(sessions.decide(700, &state), [fence(2)]);
+    }
+
+    #[test]
+    fn replicas_that_a_disk_fenced_are_fenced_once() {
+        let mut state = state();
+        let topic_id = TopicId::from_bytes([1; 16]).to_wire();
+        let create = CreateTopic {
+            name: "t".into(),
+            topic_id: topic_id.clone(),
+            partitions: vec![Replicas { brokers: vec![1, 2] }, Replicas { brokers: vec![1] }],
+            ..CreateTopic::default()
+        };
+        apply(&mut state, Kind::CreateTopic(create));
+        let replica = |partition| TopicPartition { topic_id: topic_id.clone(), partition };
+        let mut sessions = Sessions::new(600, 0);
+        sessions.hear(100, 1, start(1), ready(), &state);
+        let unfit = vec![replica(0), replica(1), replica(2)];
+        sessions.hear(100, 2, start(1), Says { unfit, ..ready() }, &state);
+        let replicas = vec![replica(0)];
+        let fence = Decision::FenceReplicas { broker_id: 2, incarnation: start(1), replicas: replicas.clone() };
+        assert_eq!(sessions.decide(150, &state), [fence], "what it does not keep is nobody's business");
+        let incarnation = start(1).as_bytes().to_vec().into();
+        let controller_epoch = state.controller_epoch();
+        let fenced = Kind::FenceReplicas(FenceReplicas { broker_id: 2, incarnation, replicas });
+        apply(&mut state, Command { controller_epoch, ..fenced.into() });
+        assert_eq!(state.topic("t").expect("there").partitions[0].isr, [1]);
+        assert_eq!(sessions.decide(200, &state), []);
     }
 }

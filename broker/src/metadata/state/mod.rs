@@ -103,6 +103,13 @@ pub enum Outcome {
         /// Its epoch now.
         partition_epoch: i32,
     },
+    /// What leaders said of who is in sync.
+    PartitionsAltered {
+        /// How many count.
+        changed: usize,
+        /// The places of those that name a member which may not be in sync: they never come into force.
+        refused: Vec<u32>,
+    },
     /// A topic was created.
     TopicCreated(TopicId),
     /// A topic's settings, or the number of its partitions, are new.
@@ -447,6 +454,7 @@ impl MetadataState {
             Kind::FenceReplicas(fence) => self.fence_replicas(fence),
             Kind::RaiseFeatureLevel(raise) => self.raise_feature_level(raise),
             Kind::AlterPartition(alter) => self.alter_partition(alter),
+            Kind::AlterPartitions(alter) => Ok(self.alter_partitions(alter)),
             Kind::ElectLeaders(elect) => self.elect_leaders(elect),
             Kind::Reassign(reassign) => self.reassign(reassign),
             Kind::CancelReassignment(cancel) => self.cancel_reassignment(cancel),

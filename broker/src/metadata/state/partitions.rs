@@ -264,6 +264,19 @@ impl MetadataState {
         Ok(Outcome::PartitionAltered { leader_epoch, partition_epoch })
     }
 
+    pub(super) fn alter_partitions(&mut self, alter: &command::AlterPartitions) -> Outcome {
+        let (mut changed, mut refused) = (0, Vec::new());
+        for (alter, place) in alter.partitions.iter().zip(0u32..) {
+            match self.alter_partition(alter) {
+                Ok(_) => changed += 1,
+                // Its epochs are those of now: it was not applied before under another index, and never will be.
+                Err(Refusal::IneligibleReplica { .. } | Refusal::StaleIncarnation { .. }) => refused.push(place),
+                Err(_) => {}
+            }
+        }
+        Outcome::PartitionsAltered { changed, refused }
+    }
+
     /// The registration of a broker, if this is the incarnation that it registered.
     fn member(&self, named: Option<&command::Member>) -> Result<&Broker, Refusal> {
         let named = named.ok_or(Refusal::Unknown("names no leader"))?;

@@ -1,0 +1,122 @@
+//! What the disk does to this broker's replicas: which of them it fenced, and which wait for it.
+//!
+//! A replica whose log failed, or whose flush does not come back, is of no use to anybody: the broker's heartbeats name it, and the
+//! controller takes it out of the in-sync and the eligible replicas, so that its leadership moves.
+//!
+//! Owns: [`DiskHealth`]. Refuses: to fence (partitions do) and to decide (the controller does).
+
+use crate::rounds::Key;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// See the module's head.
+#[derive(Debug)]
+pub(crate) struct DiskHealth {
+    /// A flush that takes longer is a failure of the disk.
+    patience: Duration,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// How many marks each fenced replica has: an old task of a partition may end after a new one began.
+    fenced: HashMap<Key, usize>,
+    /// Since when each replica's log is being written or flushed.
+    busy: HashMap<Key, Instant>,
+}
+
+impl DiskHealth {
+    pub(crate) fn new(patience: Duration) -> DiskHealth {
+        DiskHealth { patience, state: Mutex::default() }
+    }
+
+    /// A replica is fenced, until what is returned is dropped.
+    pub(crate) fn fenced(self: &Arc<Self>, key: Key) -> Fenced {
+        *self.lock().fenced.entry(key).or_default() += 1;
+        Fenced { health: Arc::clone(self), key }
+    }
+
+    /// A replica's log is written or flushed, until what is returned is dropped. There is one job for it at a time.
+    pub(crate) fn begin(self: &Arc<Self>, key: Key) -> Busy {
+        self.lock().busy.insert(key, Instant::now());
+        Busy { health: Arc::clone(self), key }
+    }
+
+    /// The replicas that are of no use, in order.
+    pub(crate) fn unfit(&self) -> Vec<Key> {
+        let state = self.lock();
+        let hung = state.busy.iter().filter(|(_, since)| since.elapsed() >= self.patience).map(|(key, _)| *key);
+        let mut unfit: Vec<Key> = state.fenced.keys().copied().chain(hung).collect();
+        unfit.sort_unstable();
+        unfit.dedup();
+        unfit
+    }
+
+    /// How old the oldest write or flush under way is.
+    pub(crate) fn oldest(&self) -> Duration {
+        self.lock().busy.values().map(Instant::elapsed).max().unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A replica that its disk fenced.
+#[derive(Debug)]
+pub(crate) struct Fenced {
+    health: Arc<DiskHealth>,
+    key: Key,
+}
+
+impl Drop for Fenced {
+    fn drop(&mut self) {
+        let mut state = self.health.lock();
+        if let Some(marks) = state.fenced.get_mut(&self.key) {
+            *marks -= 1;
+            if *marks == 0 {
+                state.fenced.remove(&self.key);
+            }
+        }
+    }
+}
+
+/// A log that is being written or flushed.
+#[derive(Debug)]
+pub(crate) struct Busy {
+    health: Arc<DiskHealth>,
+    key: Key,
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.health.lock().busy.remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use headwater_proto::TopicId;
+
+    #[test]
+    fn what_is_fenced_or_hangs_is_unfit() {
+        let key = |partition| (TopicId::from_bytes([1; 16]), partition);
+        let patient = Arc::new(DiskHealth::new(Duration::from_secs(3600)));
+        let (first, second, _other) = (patient.fenced(key(2)), patient.fenced(key(2)), patient.fenced(key(1)));
+        let busy = patient.begin(key(3));
+        assert_eq!(patient.unfit(), [key(1), key(2)]);
+        assert!(patient.oldest() > Duration::ZERO);
+        drop((first, busy));
+        assert_eq!((patient.unfit(), patient.oldest()), (vec![key(1), key(2)], Duration::ZERO));
+        drop(second);
+        assert_eq!(patient.unfit(), [key(1)]);
+
+        let hasty = Arc::new(DiskHealth::new(Duration::ZERO));
+        let hangs = hasty.begin(key(4));
+        assert_eq!(hasty.unfit(), [key(4)]);
+        drop(hangs);
+        assert_eq!(hasty.unfit(), []);
+    }
+}

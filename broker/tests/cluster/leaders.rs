@@ -1,0 +1,93 @@
+//! Who leads while brokers come, go, and are cut off.
+
+use super::harness::*;
+use super::nodes::{Nodes, brokers_of};
+use bytes::Bytes;
+use headwater_proto::ErrorCode;
+use headwater_proto::wire::{self, Acks, call::Request, call_response::Response};
+use std::time::{Duration, Instant};
+
+async fn create(nodes: &Nodes, name: &str, partitions: u32, replication_factor: u32) -> Bytes {
+    let create = wire::CreateTopic { name: name.into(), partitions, replication_factor, ..Default::default() };
+    match nodes.client(0).await.call(Request::CreateTopic(create)).await {
+        Response::CreateTopic(created) => created.topic_id,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn leaders(told: &wire::DescribeClusterResponse) -> Vec<u64> {
+    told.brokers.iter().map(|broker| broker.leaders).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaderships_are_handed_over_before_a_broker_stops_and_given_back_once_it_is_in_sync() {
+    let mut nodes = Nodes::of(3);
+    nodes.set("leader.imbalance.check.interval.seconds=1");
+    nodes.form(3).await;
+    create(&nodes, "t", 6, 3).await;
+    assert_eq!(leaders(&nodes.describe(0, false).await), [2, 2, 2]);
+    nodes.stop(1).await;
+    let told = nodes.describe(0, false).await;
+    assert_eq!((leaders(&told), told.offline), (vec![3, 0, 3], 0), "it told them before it went");
+    nodes.start(1).await;
+    nodes.until(0, "it leads again what it should", |told| leaders(told) == [2, 2, 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn brokers_that_all_stop_wait_for_nobody() {
+    let mut nodes = Nodes::of(3);
+    nodes.form(3).await;
+    create(&nodes, "t", 6, 3).await;
+    let began = Instant::now();
+    nodes.stop_all(3).await;
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+}
+
+/// What is acknowledged by a leader alone, or by nobody, rests on nobody else leading.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_from_the_quorum_acknowledges_nothing_by_itself() {
+    let mut nodes = Nodes::of(3);
+    nodes.form(3).await;
+    let topic_id = create(&nodes, "t", 3, 1).await;
+    let describe = Request::DescribeTopic(wire::DescribeTopic { name: "t".into(), stale: false });
+    let Response::DescribeTopic(topic) = nodes.client(0).await.call(describe).await else { panic!("it is there") };
+    let partition = topic.partitions.iter().find(|partition| partition.leader == 1).expect("spread").partition;
+    let client = nodes.client(0).await;
+    let produce = async |acks: Acks| {
+        let open = wire::OpenProduce { acks: acks.into(), ..open_produce(&topic_id, partition) };
+        let (mut produce, opened) = client.produce(open).await;
+        match opened.error {
+            Some(error) => Some(error),
+            None => {
+                let header = wire::ProduceRequest { request_id: 1, partition };
+                produce.request_as(header, &batch(&[b"a"])).await;
+                within("an answer", produce.answer()).await.error
+            }
+        }
+    };
+    assert_eq!(produce(Acks::Leader).await, None);
+    nodes.kill(1);
+    nodes.kill(2);
+    within("the lease ends", async {
+        loop {
+            match produce(Acks::Leader).await {
+                None => tokio::time::sleep(Duration::from_millis(50)).await,
+                Some(error) => {
+                    assert_eq!(ErrorCode::from_number(error.code), ErrorCode::NotLeader, "{}", error.message);
+                    assert!(error.retryable);
+                    return;
+                }
+            }
+        }
+    })
+    .await;
+    assert_eq!(produce(Acks::All).await, None, "its whole ISR answers for that");
+    nodes.start(1).await;
+    nodes.until(0, "there is a quorum", |told| brokers_of(told, "active").contains(&2)).await;
+    within("the lease is back", async {
+        while produce(Acks::Leader).await.is_some() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
