@@ -152,6 +152,7 @@ async fn create_topic(shared: &Arc<Shared>, request: wire::CreateTopic) -> Answe
         name::check(&request.name, false).map_err(Refusal::from)?;
         let changes = request.config.into_iter().map(|change| (change.name, change.value));
         let config = topic_config::change(&TopicValues::new(), changes, &broker.topic_defaults)?;
+        let config = broker.topic_defaults.of_new_topic(config);
         let copies = placement::copies(state, request.replication_factor, &broker);
         // Whoever asked may have gone.
         let _ = tell.send(copies.replication_factor);

@@ -333,7 +333,17 @@ pub const KEYS: &[TopicKey] = &[
         default: "604800000",
         doc: "Age by record timestamp at which a segment is rolled even if it is not full, in milliseconds.",
     },
+    TopicKey {
+        name: UNCLEAN,
+        broker_names: &[(UNCLEAN, 1)],
+        kind: Kind::Choice(&["false", "true"]),
+        default: "false",
+        doc: "Whether a replica that may have missed acknowledged records leads where no other can: the partition is served, and what only the others had is lost. The broker's counts for topics that are created from then on.",
+    },
 ];
+
+/// Whether a replica that may have missed acknowledged records may lead.
+const UNCLEAN: &str = "unclean.leader.election.enable";
 
 const DELETED_AT_ONCE: &str = "the file of a deleted segment goes at once, and readers that hold it read on";
 
@@ -344,7 +354,6 @@ const LEFT_OUT: &[(&str, &str)] = &[
     ("flush.messages", "durability=flushed flushes before every acknowledgement, and flush.ms bounds the rest"),
     ("preallocate", "space is always reserved ahead"),
     ("segment.jitter.ms", "segments roll when they are due"),
-    ("unclean.leader.election.enable", "a replica that lost acknowledged records is never elected"),
     ("message.format.version", "records are always kept in format v2"),
     ("message.downconversion.enable", "records are always kept and served in format v2"),
     ("message.timestamp.difference.max.ms", "use message.timestamp.before.max.ms and message.timestamp.after.max.ms"),
@@ -486,6 +495,14 @@ impl TopicDefaults {
     pub(crate) fn min_insync_replicas(&self, replication_factor: u32) -> u32 {
         let set = self.get("min.insync.replicas").and_then(|value| value.parse().ok());
         set.unwrap_or(replication_factor / 2 + 1)
+    }
+
+    /// What a new topic says itself from then on, though it was not asked to: elections go by the metadata alone.
+    pub(crate) fn of_new_topic(&self, mut own: TopicValues) -> TopicValues {
+        if let Some(unclean) = self.get(UNCLEAN) {
+            own.entry(UNCLEAN.to_owned()).or_insert_with(|| unclean.to_owned());
+        }
+        own
     }
 
     fn get(&self, name: &str) -> Option<&str> {
@@ -728,6 +745,16 @@ mod tests {
         assert_eq!(shown.len(), KEYS.len());
         let back = change(&values, [("segment.bytes".to_owned(), None)], &defaults).expect("legal");
         assert_eq!(TopicConfig::resolve(&back, &defaults).map(|config| config.segment_bytes), Ok(1_048_576));
+    }
+
+    #[test]
+    fn a_new_topic_takes_along_what_the_broker_says_of_unclean_elections() {
+        let mut defaults = TopicDefaults::new();
+        assert_eq!(defaults.of_new_topic(TopicValues::new()), TopicValues::new());
+        assert_eq!(defaults.set(UNCLEAN, "true"), Ok(true));
+        assert_eq!(defaults.of_new_topic(TopicValues::new()), set(&[(UNCLEAN, "true")]).expect("legal"));
+        let own = set(&[(UNCLEAN, "false")]).expect("legal");
+        assert_eq!(defaults.of_new_topic(own.clone()), own);
     }
 
     #[test]

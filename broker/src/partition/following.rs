@@ -155,6 +155,11 @@ impl<W> Following<W> {
         self.offsets
     }
 
+    /// Whether a leader pushes to this replica.
+    pub(super) fn is_led(&self) -> bool {
+        !self.is_lost && self.state.as_ref().is_some_and(FollowerState::is_following)
+    }
+
     pub(super) fn is_busy(&self) -> bool {
         self.busy
     }

@@ -36,6 +36,7 @@ use headwater_storage::{Cleanup, LastSequence, Log, LogConfig, LogError, LogRead
 use state::{Append, AppendDone, AppendResult, Check, Limits, Offsets, fenced};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -86,6 +87,9 @@ pub struct Watermarks {
     pub leads: bool,
     /// Where the log ended when it began to.
     pub epoch_start: i64,
+    /// Since when a replica that does not lead has no leader that pushes to it; `None`: it has, or it leads. What it knows of the high
+    /// watermark grows old then, and its readers are better served elsewhere.
+    pub apart_since: Option<Instant>,
     /// Why the partition is no longer served, if it is not.
     pub ended: Option<PartitionError>,
 }
@@ -290,7 +294,13 @@ impl PartitionHandle {
             me: assigned.me,
             role: ArcSwap::from_pointee(role),
             config: ArcSwap::new(Arc::clone(&assigned.config)),
-            watermarks: watch::Sender::new(Watermarks { offsets, leads: false, epoch_start: 0, ended: ended.clone() }),
+            watermarks: watch::Sender::new(Watermarks {
+                offsets,
+                leads: false,
+                epoch_start: 0,
+                apart_since: Some(Instant::now()),
+                ended: ended.clone(),
+            }),
             reader,
             admission: Arc::new(Semaphore::new(context.append_queue_bytes as usize)),
             admission_bytes: context.append_queue_bytes,

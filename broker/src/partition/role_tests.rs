@@ -322,3 +322,18 @@ async fn a_replica_that_hangs_in_a_flush_or_is_fenced_is_unfit() {
     };
     tokio::time::timeout(PATIENCE, gone).await.expect("nobody keeps it any more");
 }
+
+#[tokio::test]
+async fn a_replica_knows_since_when_it_has_no_leader() {
+    let replica = start(&assigned(2, 3, &[1, 2]));
+    replica.until("it looks for its leader", |now| now.apart_since.is_some()).await;
+    replica.tell(Message::Verdict(1, tenure(3, 0), Verdict::Agrees));
+    replica.until("it follows", |now| now.apart_since.is_none()).await;
+    replica.tell(Message::Lost(1));
+    let lost = replica.until("it lost it", |now| now.apart_since.is_some()).await;
+    // Other news change nothing of that.
+    replica.heard().await;
+    assert_eq!(replica.handle.watermarks().borrow().apart_since, lost.apart_since);
+    replica.handle.configure(assigned(1, 4, &[1, 2]));
+    replica.until("it leads", |now| now.leads && now.apart_since.is_none()).await;
+}

@@ -26,7 +26,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -601,6 +601,14 @@ impl Task {
                     }
                 }
             }
+        }
+        let is_apart = match &self.role {
+            Role::Leader(_) => false,
+            Role::Follower(following) => !following.is_led(),
+        };
+        if self.shared.watermarks.borrow().apart_since.is_some() != is_apart {
+            let since = is_apart.then(Instant::now);
+            self.shared.watermarks.send_modify(|watermarks| watermarks.apart_since = since);
         }
         if let Some(offsets) = publish {
             self.shared.watermarks.send_if_modified(|watermarks| {
