@@ -1,6 +1,6 @@
 //! Producers, members of a group and a reader, which write down what they do and see.
 
-use super::history::{Recorder, Seen, What};
+use super::history::{Recorder, Seen, What, to_lines};
 use futures::stream::FuturesUnordered;
 use futures::{Stream, StreamExt};
 use headwater_client::{
@@ -10,6 +10,7 @@ use headwater_client::{
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -25,10 +26,23 @@ pub(crate) const GROUP: &str = "g";
 const KEYS: u64 = 29;
 /// Records of one producer that have no outcome yet, at most.
 const IN_FLIGHT: usize = 400;
+/// How long a producer tries: beyond what anything here takes to heal.
+const DELIVERY: Duration = Duration::from_secs(90);
 /// How often a member commits.
 const COMMIT: Duration = Duration::from_millis(300);
 /// How long whatever goes wrong is not tried again.
 const PAUSE: Duration = Duration::from_millis(200);
+
+/// Leaves behind what was seen if a test fails before it is judged.
+pub(crate) struct Witness<'a>(pub(crate) &'a World);
+
+impl Drop for Witness<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.leave_behind();
+        }
+    }
+}
 
 /// Where clients find brokers, and where they write down what they see.
 #[derive(Clone)]
@@ -46,7 +60,20 @@ impl World {
     }
 
     fn complain(&self, who: &str, error: &dyn std::fmt::Display) {
-        self.complaints.lock().expect("whole").push(format!("{who}: {error}"));
+        let at = self.history.elapsed().as_secs_f64();
+        self.complaints.lock().expect("whole").push(format!("{at:8.2} s  {who}: {error}"));
+    }
+
+    /// Leaves what was seen where it can be looked at, and says what clients complained of last.
+    pub(crate) fn leave_behind(&self) {
+        let path = std::env::var_os("NEMESIS_HISTORY").map_or_else(
+            || std::env::temp_dir().join(format!("headwater-history-{}.jsonl", std::process::id())),
+            PathBuf::from,
+        );
+        std::fs::write(&path, to_lines(&self.history.entries())).expect("written");
+        let complaints = self.complaints.lock().expect("whole");
+        eprintln!("what clients saw is in {}; they complained {} times", path.display(), complaints.len());
+        complaints.iter().rev().take(30).rev().for_each(|complaint| eprintln!("{complaint}"));
     }
 
     fn config_of(&self, who: &str) -> ClientConfig {
@@ -83,7 +110,7 @@ pub(crate) fn produce(
         let mut rng = StdRng::seed_from_u64(seed);
         let Some(client) = world.connected(&who, &stop).await else { return };
         let producer = loop {
-            match client.producer().build().await {
+            match client.producer().delivery_timeout(DELIVERY).build().await {
                 Ok(producer) => break producer,
                 Err(error) => world.complain(&who, &error),
             }
@@ -323,6 +350,23 @@ impl World {
         told
     }
 
+    /// As [`World::ask_progress`], where somebody answers soon.
+    pub(crate) async fn note_progress(&self) {
+        let asked = self.history.len();
+        let config = ClientConfig {
+            connect_timeout: Duration::from_secs(2),
+            request_timeout: Duration::from_secs(2),
+            ..self.config_of("admin")
+        };
+        let Ok(client) = Client::connect(config).await else { return };
+        if let Ok(offsets) = client.admin().fetch_offsets(GROUP).await {
+            for told in offsets {
+                self.history.add("admin", What::Progress { partition: told.partition, offset: told.offset, asked });
+            }
+        }
+        client.close().await;
+    }
+
     /// Waits until the group has been given everything that the log holds.
     pub(crate) async fn wait_for_group(&self, ends: &BTreeMap<u32, i64>, deadline: Instant) {
         until(deadline, "the group reads everything", async || {
@@ -386,12 +430,13 @@ impl World {
 /// Tries until it succeeds; panics with the last error once the deadline is over.
 pub(crate) async fn until<T>(deadline: Instant, what: &str, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {
     let mut last = "it was never tried to the end".to_owned();
-    loop {
+    while Instant::now() < deadline {
         match timeout_at(deadline, attempt()).await {
             Ok(Ok(done)) => return done,
             Ok(Err(error)) => last = error,
-            Err(_) => panic!("{what}: not in time; the last try: {last}"),
+            Err(_) => break,
         }
         sleep(PAUSE).await;
     }
+    panic!("{what}: not in time; the last try: {last}");
 }

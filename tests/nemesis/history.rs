@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::sync::Mutex;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Something that a client did or saw.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,8 +73,13 @@ impl Recorder {
     /// Adds what this client did or saw, at this moment.
     pub(crate) fn add(&self, who: &str, what: What) {
         let mut entries = self.entries.lock().expect("whole");
-        let ms = u64::try_from(self.began.elapsed().as_millis()).expect("not that long");
+        let ms = u64::try_from(self.elapsed().as_millis()).expect("not that long");
         entries.push(Entry { ms, who: who.to_owned(), what });
+    }
+
+    /// How long it has gone on.
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
     }
 
     /// How many entries so far satisfy this.

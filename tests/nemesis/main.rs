@@ -7,9 +7,15 @@ mod checker;
 mod checker_tests;
 #[cfg(target_os = "linux")]
 mod clients;
+#[cfg(target_os = "linux")]
+mod cluster;
 mod history;
 #[cfg(target_os = "linux")]
 mod lost_writes;
+#[cfg(target_os = "linux")]
+mod nemesis;
+#[cfg(target_os = "linux")]
+mod relay;
 #[cfg(target_os = "linux")]
 mod serving;
 #[cfg(target_os = "linux")]

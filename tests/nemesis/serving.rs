@@ -1,6 +1,7 @@
-//! A broker as a process: this very binary, on files that remember what was not synced, which no binary that is shipped can do.
+//! Brokers as processes: the `headwater` command, or this very binary on files that remember what was not synced, which no binary
+//! that is shipped can do.
 
-use super::harness::{DEADLINE, eventually_within};
+use super::harness::{DEADLINE, eventually_within, headwater, signal};
 use super::unsynced::{Sync, UnsyncedFiles};
 use headwater_broker::Broker;
 use headwater_broker::config::BrokerConfig;
@@ -9,13 +10,19 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Names the configuration to the process that is to serve.
 const CONFIG: &str = "NEMESIS_CONFIG";
 /// How long a sync takes there, in milliseconds: long enough that a process is often killed while something waits for one.
 const SYNC_TAKES: u64 = 4;
+
+/// Held by one test after the other: several clusters at once are too many for a small machine.
+pub(crate) fn one_after_the_other() -> MutexGuard<'static, ()> {
+    static TURN: Mutex<()> = Mutex::new(());
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A broker's process. It ends when this is dropped, or whoever holds this ends.
 pub(crate) struct Process {
@@ -24,6 +31,13 @@ pub(crate) struct Process {
 }
 
 impl Process {
+    /// The `headwater` command with this configuration; what it says goes to `log`.
+    pub(crate) fn shipped(config: &Path, log: &Path) -> Process {
+        let mut command = headwater();
+        command.args(["broker", "--until-stdin-ends", "--json", "--config"]).arg(config);
+        Process::start(command, log)
+    }
+
     /// A broker with this configuration on files that remember what is not synced.
     pub(crate) fn on_unsynced_files(config: &Path, log: &Path) -> Process {
         let mut command = Command::new(std::env::current_exe().expect("this binary is a file"));
@@ -63,10 +77,26 @@ impl Process {
         })
     }
 
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("it can be asked").is_none()
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGKILL, and its end.
     pub(crate) fn kill(&mut self) {
         self.child.kill().expect("SIGKILL");
         self.child.wait().expect("it is gone");
+    }
+
+    /// SIGTERM, and its end. Whether it was a good one.
+    pub(crate) fn stop(&mut self) -> bool {
+        signal(self.child.id(), "TERM");
+        let child = &mut self.child;
+        eventually_within(DEADLINE, "the broker ends after SIGTERM", || child.try_wait().expect("it can be asked"))
+            .success()
     }
 }
 
