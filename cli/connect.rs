@@ -53,11 +53,6 @@ pub(crate) fn profile(global: &Global) -> Result<Option<PathBuf>> {
 }
 
 /// Connects, or says what to do.
-pub(crate) async fn connect(global: &Global) -> Result<Client> {
-    connect_with(client_config(global)?).await
-}
-
-/// Connects with a configuration.
 pub(crate) async fn connect_with(config: ClientConfig) -> Result<Client> {
     let addresses = config.bootstrap.join(", ");
     Client::connect(config)
@@ -79,8 +74,13 @@ pub(crate) fn block_on<T>(conversation: impl Future<Output = Result<T>>) -> Resu
 
 /// Connects, holds one conversation and closes.
 pub(crate) fn with_client<T>(global: &Global, conversation: impl AsyncFnOnce(&Client) -> Result<T>) -> Result<T> {
+    with_config(client_config(global)?, conversation)
+}
+
+/// As [`with_client`], with a configuration.
+pub(crate) fn with_config<T>(config: ClientConfig, conversation: impl AsyncFnOnce(&Client) -> Result<T>) -> Result<T> {
     block_on(async {
-        let client = connect(global).await?;
+        let client = connect_with(config).await?;
         let outcome = conversation(&client).await;
         client.close().await;
         outcome

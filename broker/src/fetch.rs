@@ -12,6 +12,9 @@
 //! A reader that replays, or has more than [`FAR_BYTES`] to catch up with, comes after whoever reads at the tail of the same
 //! connection, until it has caught up. (Not a moment earlier: the first of several would overtake the others near its end.)
 //!
+//! A reader may be elsewhere: where another in-sync replica is in its rack, the leader sends it there, and that one serves up to the high
+//! watermark that it knows.
+//!
 //! Owns: one stream. Refuses: to read above the high watermark. Read next: `storage/src/reader.rs`.
 
 use crate::error::PartitionError;
@@ -34,6 +37,11 @@ use tokio::sync::watch;
 
 /// Largest header of a credit frame, in bytes.
 const MAX_HEADER_BYTES: usize = 1 << 10;
+
+/// How often a follower that has nothing to send looks whether its readers are in good hands.
+const LOOK: Duration = Duration::from_secs(1);
+/// It sends them away when its leader has pushed nothing to it for so long.
+const APART: Duration = Duration::from_secs(3);
 
 /// What a reader is told first.
 const OPENING: &str = "the answer to the opening";
@@ -76,12 +84,17 @@ pub(crate) async fn serve(
     let precedence = if open.background { Precedence::Background } else { Precedence::Tail };
     prioritise(send, precedence);
     let Offsets { log_start, high_watermark, .. } = partition.offsets();
+    let leads = partition.is_leader();
     let opened = FetchOpened {
         error: None,
         leader_epoch: partition.leader_epoch(),
         log_start_offset: log_start,
         high_watermark,
+        preferred_replica: nearer(session, &partition, &open.rack).filter(|_| leads),
     };
+    if opened.preferred_replica.is_some() {
+        return send_within(send, &opened, session.patience(), OPENING).await;
+    }
     send_within(send, &opened, session.patience(), OPENING).await?;
     let credit = Account::default();
     credit.add(open.credit_bytes);
@@ -91,6 +104,7 @@ pub(crate) async fn serve(
         watermarks: partition.watermarks(),
         partition: partition.clone(),
         leader_epoch: opened.leader_epoch,
+        follows: !leads,
         credit: &credit,
         handed: Arc::default(),
         min_bytes: u64::from(open.min_bytes),
@@ -132,19 +146,43 @@ async fn grants(frames: &mut Frames<FetchCredit>, credit: &Account) -> Result<()
 }
 
 fn admit(session: &Session, open: &OpenFetch) -> Result<(PartitionHandle, LogReader), wire::Error> {
-    let partition = session.shared.partition(&open.topic_id, open.partition)?;
+    let partition = match open.from_follower {
+        true => session.shared.replica(&open.topic_id, open.partition)?,
+        false => session.shared.partition(&open.topic_id, open.partition)?,
+    };
     let current = partition.leader_epoch();
     if open.leader_epoch != -1 && open.leader_epoch != current {
         let code =
             if open.leader_epoch < current { ErrorCode::FencedLeaderEpoch } else { ErrorCode::UnknownLeaderEpoch };
         let why =
             format!("leader epoch {} was named, this is epoch {current}: refresh the metadata", open.leader_epoch);
-        let leader = Some(session.shared.leader_hint(current));
+        let leader = match partition.is_leader() {
+            true => Some(session.shared.leader_hint(current)),
+            // It knows the leader of its own epoch alone.
+            false => None,
+        };
         return Err(wire::Error { leader, ..wire::Error::new(code, why) });
     }
     let reader = partition.reader().map_err(|why| why.to_wire())?;
-    check_position(&reader, &partition, open).map_err(|why| why.to_wire())?;
+    check_position(&reader, &partition, open).map_err(|why| match partition.is_leader() {
+        true => why.to_wire(),
+        // What a position is worth, the leader says.
+        false => session.shared.refusal(&partition, &PartitionError::NotLeader(current)),
+    })?;
     Ok((partition, reader))
+}
+
+/// An in-sync replica of the partition in the reader's rack, where this broker's is none.
+fn nearer(session: &Session, partition: &PartitionHandle, rack: &str) -> Option<i32> {
+    if rack.is_empty() || session.shared.config.broker_rack == rack {
+        return None;
+    }
+    let (state, view) = (session.shared.metadata.state(), partition.view());
+    let is_there = |broker_id: i32| state.broker(broker_id).is_some_and(|broker| broker.rack == rack);
+    let near = view.replicas.iter().filter(|replica| replica.in_sync && replica.active);
+    let near: Vec<i32> = near.map(|replica| replica.member.broker).filter(|broker_id| is_there(*broker_id)).collect();
+    // Of several, each serves some partitions.
+    near.get(partition.partition() as usize % near.len().max(1)).copied()
 }
 
 /// Whether the log still holds the history on which the reader's position rests.
@@ -179,6 +217,8 @@ struct Sending<'a> {
     partition: PartitionHandle,
     /// The epoch in which the reader came.
     leader_epoch: i32,
+    /// The reader was sent here because it is near.
+    follows: bool,
     reader: LogReader,
     watermarks: watch::Receiver<Watermarks>,
     credit: &'a Account,
@@ -258,7 +298,12 @@ impl Sending<'_> {
             if let Some(why) = &watermarks.ended {
                 return Err(End::Partition(why.clone()));
             }
-            if !watermarks.leads {
+            let is_served = match self.follows {
+                // It goes on as long as nobody else leads, and it is in sync.
+                true => self.partition.leader_epoch() == self.leader_epoch && self.partition.is_in_sync(),
+                false => watermarks.leads,
+            };
+            if !is_served {
                 return Err(End::Partition(PartitionError::NotLeader(self.leader_epoch)));
             }
             watermarks.offsets.high_watermark
@@ -277,6 +322,13 @@ impl Sending<'_> {
         tokio::select! {
             biased;
             () = overdue => Ok(false),
+            () = tokio::time::sleep(LOOK), if self.follows => {
+                // Its leader pushes nothing to it: what it knows of the high watermark grows old.
+                if self.watermarks.borrow().apart_since.is_some_and(|since| since.elapsed() > APART) {
+                    return Err(End::Partition(PartitionError::NotLeader(self.leader_epoch)));
+                }
+                Ok(true)
+            }
             changed = self.watermarks.changed() => {
                 changed.map(|()| true).map_err(|_| End::Partition(PartitionError::ShuttingDown))
             }

@@ -93,6 +93,16 @@ impl Shared {
         })
     }
 
+    /// The partition that a reader names who was sent to this replica of it.
+    pub(crate) fn replica(&self, topic_id: &[u8], partition: u32) -> Result<PartitionHandle, wire::Error> {
+        let refused = match self.partition(topic_id, partition) {
+            Ok(found) => return Ok(found),
+            Err(refused) => refused,
+        };
+        let kept = TopicId::from_slice(topic_id).and_then(|id| self.partitions.replica(&id, partition));
+        kept.filter(PartitionHandle::is_in_sync).ok_or(refused)
+    }
+
     /// What a peer is told of a partition that refused something: where this broker does not lead it any more, who does.
     pub(crate) fn refusal(&self, partition: &PartitionHandle, error: &PartitionError) -> wire::Error {
         let mut told = error.to_wire();

@@ -133,6 +133,9 @@ pub(crate) struct ConsumeArgs {
     /// With --group: how long after its last sign of life a member is taken for dead. Without it: the broker's default.
     #[arg(long, value_name = "DURATION", requires = "group", value_parser = wait)]
     pub(crate) session_timeout: Option<Duration>,
+    /// Where this reader is: read from an in-sync replica of the same rack (broker.rack), if there is one.
+    #[arg(long, value_name = "RACK")]
+    pub(crate) rack: Option<String>,
     /// Only this partition; may be given several times.
     #[arg(long, value_name = "N", conflicts_with = "group")]
     pub(crate) partition: Vec<u32>,

@@ -23,7 +23,7 @@ use tokio::sync::{Mutex, Notify};
 
 use crate::args::{ConsumeArgs, Global};
 use crate::commands::{ago_ms, check_offset, chosen, confirm_offsets, now_ms};
-use crate::connect::with_client;
+use crate::connect::{client_config, with_config};
 use crate::filter::Filter;
 use crate::output::note;
 use crate::printer::{Printer, Progress, Rules, Work};
@@ -43,7 +43,9 @@ const GROUP_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 pub(crate) fn run(global: &Global, args: ConsumeArgs) -> Result<()> {
-    with_client(global, async |client| consume(global, client, args).await)
+    let mut config = client_config(global)?;
+    config.rack = args.rack.clone().or(config.rack);
+    with_config(config, async |client| consume(global, client, args).await)
 }
 
 async fn consume(global: &Global, client: &Client, args: ConsumeArgs) -> Result<()> {

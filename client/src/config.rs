@@ -32,6 +32,8 @@ pub struct ClientConfig {
     pub identity: Option<ClientIdentity>,
     /// What the broker calls this client in its log, metrics and group descriptions.
     pub client_id: String,
+    /// Where this client is. Consumers read from an in-sync replica of the same rack, if there is one. `None`: from the leader.
+    pub rack: Option<String>,
     /// Bytes of UDP payload in a packet. `None`: found out, from 1,200 up to 6,500. `Some(n)`: `n` at once and never
     /// more, for paths known to carry it (loopback, jumbo frames); on a path that does not, nothing large arrives. Above
     /// 6,550 bytes segmentation offload is off, which costs more than the larger packets gain.
@@ -57,6 +59,7 @@ impl Default for ClientConfig {
             ca_pem: Vec::new(),
             identity: None,
             client_id: "headwater".into(),
+            rack: None,
             mtu: None,
             connect_timeout: Duration::from_secs(10),
             request_timeout: Duration::from_secs(30),
@@ -169,12 +172,13 @@ struct Profile {
     certificate: Option<PathBuf>,
     key: Option<PathBuf>,
     client_id: Option<String>,
+    rack: Option<String>,
     mtu: Option<u16>,
 }
 
 impl ClientConfig {
     /// Reads a client profile (`client.toml`): `bootstrap`, `ca` (a file; a relative path starts at the profile's folder)
-    /// and, where wanted, `certificate` and `key` (files too), `server_name`, `client_id` and `mtu`.
+    /// and, where wanted, `certificate` and `key` (files too), `server_name`, `client_id`, `rack` and `mtu`.
     ///
     /// # Errors
     /// When a file cannot be read, or the profile holds an unknown key, a senseless value or no bootstrap address.
@@ -202,6 +206,7 @@ impl ClientConfig {
             ca_pem: read(&beside(&profile.ca))?,
             identity,
             client_id: profile.client_id.unwrap_or(defaults.client_id),
+            rack: profile.rack,
             mtu: profile.mtu,
             ..ClientConfig::default()
         };

@@ -77,6 +77,11 @@ impl Link {
         self.features.iter().any(|had| had == feature)
     }
 
+    /// Waits until nothing new is begun on the connection.
+    pub(crate) async fn left(&self) {
+        self.left.cancelled().await;
+    }
+
     /// Waits until the connection is of no more use.
     pub(crate) async fn ended(&self) {
         let _ = self.left.run_until_cancelled(self.connection.closed()).await;

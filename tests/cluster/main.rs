@@ -7,6 +7,7 @@ mod clients;
 
 use harness::{Running, eventually, headwater, run};
 use serde_json::Value;
+use std::io::{Read, Write};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 
@@ -30,7 +31,7 @@ impl Cluster {
             run(&[&["cert", "broker", "--ca", &at("ca"), "--id", &id, "--out", &data], &host[..]].concat()).ok();
             let settings = format!(
                 "data.dir = {data:?}\nbroker.id = {id}\nlisten = {listen:?}\nadmin.listen = \"127.0.0.1:0\"\n\
-                 controller.quorum.bootstrap.servers = {:?}\n",
+                 controller.quorum.bootstrap.servers = {:?}\nbroker.rack = \"rack-{id}\"\n",
                 addresses.join(",")
             );
             std::fs::write(folder.path().join(format!("{id}.toml")), settings).expect("written");
@@ -62,6 +63,18 @@ impl Cluster {
         self.running[id - 1] = Some(Running::start(command));
         let started = self.running[id - 1].as_ref().expect("started");
         eventually("the first line", || started.json().first().cloned());
+    }
+
+    /// A counter of a broker.
+    fn metric(&self, id: usize, name: &str) -> u64 {
+        let running = self.running[id - 1].as_ref().expect("it runs");
+        let admin = running.json()[0]["admin"].as_str().expect("an address").to_owned();
+        let mut connection = std::net::TcpStream::connect(&admin).expect("the admin port answers");
+        write!(connection, "GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n").expect("it reads");
+        let mut metrics = String::new();
+        connection.read_to_string(&mut metrics).expect("it answers");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.map_or(0, |value| value.parse::<f64>().expect("a number") as u64)
     }
 
     fn command(&self, args: &[&str]) -> harness::Answer {
@@ -183,4 +196,43 @@ fn a_development_cluster_survives_a_broker_and_ends_with_its_command_however_tha
     }
     assert!(again.terminate().success());
     assert!(pids(&ready_again).iter().all(|pid| !runs(*pid)));
+}
+
+#[test]
+fn a_reader_reads_from_the_replica_in_its_rack_and_from_another_one_when_that_is_gone() {
+    let mut cluster = Cluster::new();
+    run(&["cluster", "init", "--config", &cluster.config(1)]).ok();
+    cluster.start(1);
+    for id in [2, 3] {
+        run(&["cluster", "join", "--config", &cluster.config(id)]).ok();
+        cluster.start(id);
+        cluster.command(&["cluster", "voters", "add", &id.to_string()]).ok();
+    }
+    cluster.until("all are active", |told| states(told) == ["active"; 3]);
+    cluster.command(&["topic", "create", "t", "-p", "1", "-r", "3"]).ok();
+    let lines: String = (0..100).map(|n| format!("{n} {}\n", "x".repeat(1000))).collect();
+    std::fs::write(cluster.path("lines"), lines).expect("written");
+    cluster.command(&["produce", "t", "--file", &cluster.path("lines")]).ok();
+    let leader = eventually("all are in sync", || {
+        let described = cluster.object(&["topic", "describe", "t"]);
+        let partition = &described["partitions"][0];
+        let is_whole = partition["isr"].as_array().expect("a list").len() == 3;
+        partition["leader"].as_u64().filter(|_| is_whole)
+    });
+    let near = (1..4).find(|id| *id != leader as usize).expect("another broker");
+    let read = |cluster: &Cluster, rack: &str| {
+        let told = cluster.command(&["consume", "t", "--until", "end", "--rack", rack, "--json"]).ok().json();
+        assert_eq!(told.len(), 100);
+        told.iter().zip(0i64..).for_each(|(record, n)| assert_eq!(record["offset"], n));
+    };
+    let sent = |cluster: &Cluster, id: usize| cluster.metric(id, "headwater_fetch_bytes_total");
+    let before = [sent(&cluster, near), sent(&cluster, leader as usize)];
+    read(&cluster, &format!("rack-{near}"));
+    let after = [sent(&cluster, near), sent(&cluster, leader as usize)];
+    assert!(after[0] - before[0] > 100_000, "{before:?} {after:?}");
+    assert_eq!(after[1], before[1], "nothing came from the leader");
+    read(&cluster, "elsewhere");
+    assert!(sent(&cluster, leader as usize) - after[1] > 100_000, "there is nobody in that rack");
+    cluster.running[near - 1].take().expect("it runs").kill();
+    read(&cluster, &format!("rack-{near}"));
 }

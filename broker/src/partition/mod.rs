@@ -352,6 +352,12 @@ impl PartitionHandle {
         self.shared.leads()
     }
 
+    /// Whether this broker's replica is in the ISR, as far as it knows.
+    pub(crate) fn is_in_sync(&self) -> bool {
+        let (view, me) = (self.view(), self.shared.me);
+        view.replicas.iter().any(|replica| replica.member == me && replica.in_sync)
+    }
+
     /// Who keeps the partition, as far as this broker knows.
     pub(crate) fn view(&self) -> Arc<View> {
         Arc::clone(&self.shared.role.load().view)

@@ -205,6 +205,7 @@ pub fn open_fetch(topic_id: &Bytes, partition: u32, offset: i64) -> wire::OpenFe
         max_wait_ms: 500,
         credit_bytes: 1 << 20,
         background: false,
+        ..wire::OpenFetch::default()
     }
 }
 

@@ -32,6 +32,9 @@ use crate::watch::{LeaderWatch, WORTH_ASKING};
 /// A stream that is not opened within this time is tried anew.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the leader is read from where a nearer replica could not be, before that is tried again with the next stream.
+const NEAR_PAUSE: Duration = Duration::from_secs(10);
+
 /// What the broker was granted beyond a share that became smaller must have come within this time, or the stream is opened
 /// anew: at the end of a log it may never come, and others wait for it.
 const NARROW_TIMEOUT: Duration = Duration::from_millis(500);
@@ -67,6 +70,8 @@ pub(crate) struct Fetch {
     leader: LeaderWatch,
     /// The epoch of the leader to whom a stream was opened last, or was to be.
     leader_epoch: i32,
+    /// The leader is asked for a nearer replica from then on.
+    near_at: Instant,
 }
 
 /// An open fetch stream.
@@ -78,6 +83,8 @@ struct Stream {
     assembler: Assembler,
     /// What it was opened with.
     info: Arc<TopicInfo>,
+    /// It comes from a replica that is nearer than the leader.
+    is_near: bool,
 }
 
 /// Why reading stops.
@@ -96,7 +103,8 @@ impl Fetch {
     /// Reading from `next` on.
     pub(crate) fn new(context: Arc<Context>, life: Life, next: Position) -> Fetch {
         let leader = context.metadata.watch_leader(life.cell.topic_id, life.cell.at.partition);
-        Fetch { context, life, next, claimed_bytes: 0, since: Instant::now(), leader, leader_epoch: -1 }
+        let since = Instant::now();
+        Fetch { context, life, next, claimed_bytes: 0, since, leader, leader_epoch: -1, near_at: since }
     }
 
     /// Reads until the task is dropped or the application must decide how to go on.
@@ -209,7 +217,13 @@ impl Fetch {
             Ok(Err(stop)) => return stop,
             Err(_) => return Stop::Lost(Error::TimedOut { what: "opening a fetch stream", after: OPEN_TIMEOUT }),
         };
-        match self.drain(&mut stream, credit).await {
+        let ended = self.drain(&mut stream, credit).await;
+        if stream.is_near && !matches!(ended, Ok(Stop::Narrowed) | Err(Stop::Fatal(_))) {
+            self.near_at = Instant::now() + NEAR_PAUSE;
+        }
+        match ended {
+            // What a position is worth, the leader says.
+            Ok(Stop::Refused(refusal)) if stream.is_near => Stop::Lost(Error::Refused(refusal)),
             Ok(Stop::Refused(refusal)) => self.refused(refusal, &stream.info, doubted),
             Ok(stop) | Err(stop) => stop,
         }
@@ -261,15 +275,42 @@ impl Fetch {
         stream.map_err(lost)
     }
 
+    /// Opens a stream to the leader, or to a replica that the leader names because it is nearer.
     async fn open_at(
         &mut self,
         info: &Arc<TopicInfo>,
         leader: PartitionInfo,
         credit: &mut FetchCredit,
     ) -> Result<(Result<Stream, Error>, wire::FetchOpened), Error> {
+        let rack = self.context.connections.config.rack.clone();
+        let rack = rack.filter(|_| Instant::now() >= self.near_at).unwrap_or_default();
+        let opened = self.open_on(info, leader, (leader.leader, rack), credit).await?;
+        let Some(near) = opened.1.preferred_replica.filter(|near| *near != leader.leader) else { return Ok(opened) };
+        drop(opened);
+        credit.reopened();
+        let refusal = match self.open_on(info, leader, (near, String::new()), credit).await {
+            Ok((stream, answer)) if answer.error.is_none() => return Ok((stream, answer)),
+            Ok((_, answer)) => answer.error.map(|error| Error::Refused(error.into())),
+            Err(error) => Some(error),
+        };
+        let at = &self.life.cell.at;
+        tracing::debug!(%at, near, error = refusal.map(tracing::field::display), "not read from a replica that is nearer");
+        credit.reopened();
+        self.near_at = Instant::now() + NEAR_PAUSE;
+        self.open_on(info, leader, (leader.leader, String::new()), credit).await
+    }
+
+    async fn open_on(
+        &mut self,
+        info: &Arc<TopicInfo>,
+        leader: PartitionInfo,
+        (broker_id, rack): (i32, String),
+        credit: &mut FetchCredit,
+    ) -> Result<(Result<Stream, Error>, wire::FetchOpened), Error> {
         let share = self.life.feed.claim.share();
-        let mut lease = self.context.connections.lease(leader.leader, share).await?;
+        let mut lease = self.context.connections.lease(broker_id, share).await?;
         self.fit(&mut lease, credit);
+        let is_near = broker_id != leader.leader;
         let request = wire::OpenFetch {
             topic_id: info.id.to_wire(),
             partition: self.life.cell.at.partition,
@@ -280,6 +321,8 @@ impl Fetch {
             max_wait_ms: 0,
             credit_bytes: credit.grant(),
             background: self.context.background,
+            rack,
+            from_follower: is_near,
         };
         let (send, recv) = lease.link.open(open::Stream::Fetch(request)).await?;
         let address = lease.link.address().clone();
@@ -289,7 +332,7 @@ impl Fetch {
             Error::ConnectionLost { address: address.to_string(), reason }
         })?;
         let (info, assembler) = (info.clone(), Assembler::default());
-        let stream = opened.followed_by().map(|data| Stream { lease, address, send, data, assembler, info });
+        let stream = opened.followed_by().map(|data| Stream { lease, address, send, data, assembler, info, is_near });
         Ok((stream, answer))
     }
 
@@ -312,6 +355,7 @@ impl Fetch {
         // The offset that the frame at hand leads to.
         let mut leads_to = self.next.offset;
         let mut narrow_at = None;
+        let link = stream.lease.link.clone();
         // Once after each time that something came: whoever leads may be gone.
         let mut ask_at = None;
         loop {
@@ -336,6 +380,10 @@ impl Fetch {
                 _ = self.leader.replaced(self.leader_epoch) => {
                     return Ok(Stop::Lost(Error::refused(ErrorCode::NotLeader, REPLACED)));
                 }
+                () = link.left(), if stream.is_near => {
+                    let reason = "the replica is out of sync, or gone".into();
+                    return Ok(Stop::Lost(Error::ConnectionLost { address: stream.address.to_string(), reason }));
+                }
                 () = reached(ask_at) => {
                     self.context.metadata.nudge();
                     ask_at = None;
@@ -345,7 +393,14 @@ impl Fetch {
             ask_at = Some(Instant::now() + WORTH_ASKING);
             let whole = match event {
                 Some(FrameEvent::Header { message, payload_bytes }) => {
-                    self.life.cell.high_watermark.store(message.high_watermark, Ordering::Relaxed);
+                    let known = &self.life.cell.high_watermark;
+                    match stream.is_near {
+                        // The leader may have said more.
+                        true => {
+                            known.fetch_max(message.high_watermark, Ordering::Relaxed);
+                        }
+                        false => known.store(message.high_watermark, Ordering::Relaxed),
+                    }
                     if let Some(error) = message.error {
                         return Ok(Stop::Refused(error.into()));
                     }

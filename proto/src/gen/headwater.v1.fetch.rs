@@ -24,6 +24,12 @@ pub struct OpenFetch {
     /// A reader far behind (replay, catch-up) yields to those at the tail.
     #[prost(bool, tag = "9")]
     pub background: bool,
+    /// Where the reader is. A leader that is elsewhere names an in-sync replica there.
+    #[prost(string, tag = "10")]
+    pub rack: ::prost::alloc::string::String,
+    /// The reader was sent to this replica: it may follow.
+    #[prost(bool, tag = "11")]
+    pub from_follower: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchOpened {
@@ -35,6 +41,9 @@ pub struct FetchOpened {
     pub log_start_offset: i64,
     #[prost(int64, tag = "4")]
     pub high_watermark: i64,
+    /// The broker to read from instead: it is in the reader's rack. The stream ends after this.
+    #[prost(int32, optional, tag = "5")]
+    pub preferred_replica: ::core::option::Option<i32>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct FetchCredit {
