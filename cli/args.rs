@@ -20,7 +20,9 @@ use crate::spec::ResetTarget;
 
 pub(crate) use bench::{BenchArgs, Direction, Durability, Mode, NUMBER_BYTES};
 pub(crate) use cert::{BrokerCertArgs, CaArgs, CertCommand, ClientCertArgs};
-pub(crate) use cluster::{ClusterCommand, FolderArgs, VotersCommand};
+pub(crate) use cluster::{
+    ClusterCommand, ElectArgs, FolderArgs, PaceArgs, ReassignArgs, ReassignCommand, VotersCommand,
+};
 pub(crate) use data::{AcksArg, CodecArg, ConsumeArgs, ProduceArgs, ReplayArgs};
 pub(crate) use groups::{DeleteOffsetsArgs, GroupCommand, ResetArgs};
 pub(crate) use server::{
@@ -134,7 +136,7 @@ pub(crate) enum Command {
     /// Makes the certificates of a cluster: its authority's, its brokers', its clients'.
     #[command(subcommand)]
     Cert(CertCommand),
-    /// Shows the cluster, makes and joins one, and changes who votes on its metadata.
+    /// Shows the cluster, makes and joins one; says who votes, who leads and where partitions are kept.
     #[command(subcommand)]
     Cluster(ClusterCommand),
     /// Copies what Kafka wrote into a broker's folder, while that broker is not running.
@@ -222,6 +224,23 @@ mod tests {
             "topic describe t",
             "topic alter t -c retention.ms=1",
             "topic alter t --unset retention.ms",
+            "cluster health",
+            "cluster health 2",
+            "cluster elect --preferred",
+            "cluster elect --unclean --topic t --dry-run",
+            "cluster reassign --topic t --partition 0 --replicas 1,2,3 --throttle 10MB",
+            "cluster reassign status",
+            "cluster reassign cancel --topic t --partition 3",
+            "cluster reassign cancel",
+            "cluster rebalance --dry-run",
+            "cluster rebalance --throttle 500kB --no-wait",
+            "cluster drain 3",
+            "cluster drain 3 --cancel",
+            "cluster upgrade --finalize",
+            "topic create t --replica-placement 1:2:3,2:3:1",
+            "topic list --under-replicated",
+            "topic list --under-min-isr --stale",
+            "topic list --offline",
             "topic add-partitions t 5",
             "topic delete t",
             "topic delete-records t --partition 0 --before 7",
@@ -282,6 +301,16 @@ mod tests {
             "topic bogus",
             "topic create",
             "topic create t -p 0",
+            "topic create t --replica-placement 1:2,x",
+            "topic create t --replica-placement 1:2 -p 3",
+            "topic list --offline --under-replicated",
+            "cluster elect",
+            "cluster elect --preferred --unclean",
+            "cluster elect --preferred --dry-run",
+            "cluster reassign --topic t --partition 0",
+            "cluster reassign cancel --partition 3",
+            "cluster drain",
+            "cluster drain 3 --cancel --throttle 1MB",
             "topic alter t",
             "consume t --from yesterday",
             "consume t --until earliest",

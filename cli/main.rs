@@ -42,6 +42,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<output::StdoutClosed>() => ExitCode::SUCCESS,
+        Err(error) if error.is::<output::Told>() => ExitCode::FAILURE,
         Err(error) => {
             output::complain(format_args!("error: {}", sentence(&error)));
             ExitCode::FAILURE

@@ -26,6 +26,18 @@ impl std::fmt::Display for StdoutClosed {
 
 impl std::error::Error for StdoutClosed {}
 
+/// The answer is that something is not so: it was said, and the exit code says it too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Told;
+
+impl std::fmt::Display for Told {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("it is not so")
+    }
+}
+
+impl std::error::Error for Told {}
+
 /// Standard output as a plain file: no line buffer, and owned, so that a thread can have it.
 pub(crate) fn stdout() -> Result<File> {
     #[cfg(unix)]

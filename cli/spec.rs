@@ -311,6 +311,19 @@ pub(crate) fn byte_size(text: &str) -> Result<u64> {
     }
 }
 
+/// The brokers that keep a partition, the leader first.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Replicas(pub(crate) Vec<i32>);
+
+/// Brokers' ids: `1:2:3`.
+pub(crate) fn replicas(text: &str) -> Result<Replicas> {
+    let id = |id: &str| match id.trim().parse() {
+        Ok(id @ 0i32..) => Ok(id),
+        _ => bail!("{text:?} names no brokers; expected ids such as 1:2:3"),
+    };
+    text.split(':').map(id).collect::<Result<_>>().map(Replicas)
+}
+
 /// A number of things, at least one; `_` and `,` may stand between digits.
 pub(crate) fn count(text: &str) -> Result<u64> {
     let digits: String = text.chars().filter(|c| !matches!(c, '_' | ',')).collect();

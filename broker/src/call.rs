@@ -5,13 +5,14 @@
 //! Read next: [`crate::metadata`], [`crate::group`].
 
 use crate::clock::now_ms;
-use crate::cluster_calls;
+use crate::cluster_calls::{self, health, moves};
+use crate::command_id::CommandId;
 use crate::error::PartitionError;
 use crate::group::{CommitEntry, EntryError, Group, GroupError, OwnedSpeaker};
 use crate::member::to_topic_partitions;
 use crate::metadata::command::{self, command::Command as Kind};
 use crate::metadata::handle::{new_topic_id, topic_to_change};
-use crate::metadata::{MetadataError, MetadataState, Refusal, Topic, name, placement};
+use crate::metadata::{MetadataError, MetadataState, Outcome, Refusal, Topic, name, placement};
 use crate::os;
 use crate::partition::PartitionHandle;
 use crate::shared::Shared;
@@ -36,17 +37,21 @@ type Answer = Result<Response, wire::Error>;
 
 /// Answers a call. `lookups`: of the connection's [`LOOKUPS_AT_ONCE`], those that are free.
 pub(crate) async fn answer(shared: &Arc<Shared>, lookups: &Arc<Semaphore>, call: wire::Call) -> CallResponse {
+    let id = match CommandId::of_call(&call.command_id) {
+        Ok(id) => id,
+        Err(error) => return CallResponse { response: Some(Response::Error(error)) },
+    };
     let answer = match call.request {
         None | Some(Request::Hello(_)) => {
             Err(wire::Error::new(ErrorCode::InvalidRequest, "a call that this broker does not know"))
         }
         Some(Request::DescribeBroker(_)) => Ok(describe_broker(shared)),
         Some(Request::Metadata(request)) => metadata(shared, &request).await,
-        Some(Request::CreateTopic(request)) => create_topic(shared, request).await,
+        Some(Request::CreateTopic(request)) => create_topic(shared, request, id).await,
         Some(Request::DescribeTopic(request)) => describe_topic(shared, &request).await,
-        Some(Request::AlterTopic(request)) => alter_topic(shared, request).await,
-        Some(Request::AddPartitions(request)) => add_partitions(shared, request).await,
-        Some(Request::DeleteTopic(request)) => delete_topic(shared, request).await,
+        Some(Request::AlterTopic(request)) => alter_topic(shared, request, id).await,
+        Some(Request::AddPartitions(request)) => add_partitions(shared, request, id).await,
+        Some(Request::DeleteTopic(request)) => delete_topic(shared, request, id).await,
         Some(Request::DeleteRecords(request)) => delete_records(shared, request).await,
         Some(Request::ListOffsets(request)) => Ok(list_offsets(shared, lookups, request).await),
         Some(Request::AllocateProducerId(request)) => allocate_producer_id(shared, &request).await,
@@ -58,7 +63,14 @@ pub(crate) async fn answer(shared: &Arc<Shared>, lookups: &Arc<Semaphore>, call:
         Some(Request::DeleteOffsets(request)) => delete_offsets(shared, request).await,
         Some(Request::DescribeCluster(request)) => cluster_calls::describe(shared, &request).await,
         Some(Request::ChangeVoters(request)) => cluster_calls::change_voters(shared, &request).await,
-        Some(Request::RemoveBroker(request)) => cluster_calls::remove_broker(shared, &request).await,
+        Some(Request::RemoveBroker(request)) => cluster_calls::remove_broker(shared, &request, id).await,
+        Some(Request::ElectLeaders(request)) => moves::elect(shared, request, id).await,
+        Some(Request::MovePartitions(request)) => moves::move_partitions(shared, request, id).await,
+        Some(Request::CancelMoves(request)) => moves::cancel(shared, request, id).await,
+        Some(Request::ListMoves(request)) => moves::list(shared, &request).await,
+        Some(Request::DescribeReplicas(request)) => moves::describe_replicas(shared, request),
+        Some(Request::ClusterHealth(_)) => health::health(shared).await,
+        Some(Request::UpgradeCluster(request)) => health::upgrade(shared, &request, id).await,
     };
     CallResponse { response: Some(answer.unwrap_or_else(Response::Error)) }
 }
@@ -132,6 +144,7 @@ fn topic_metadata(shared: &Shared, topic: &Topic) -> wire::TopicMetadata {
         error: None,
         max_message_bytes: config.max_message_bytes,
         durability: config.durability.name().to_owned(),
+        min_insync_replicas: config.min_insync_replicas,
     }
 }
 
@@ -143,8 +156,10 @@ fn config_of(shared: &Shared, topic: &Topic) -> Arc<TopicConfig> {
     }
 }
 
-async fn create_topic(shared: &Arc<Shared>, request: wire::CreateTopic) -> Answer {
-    let partitions = or_default(request.partitions, shared.config.default_partitions);
+async fn create_topic(shared: &Arc<Shared>, request: wire::CreateTopic, id: CommandId) -> Answer {
+    let by_hand = placement_by_hand(&request)?;
+    let placed = by_hand.as_ref().and_then(|(placed, _)| u32::try_from(placed.len()).ok());
+    let partitions = placed.unwrap_or_else(|| or_default(request.partitions, shared.config.default_partitions));
     let (topic_id, created_ms, validate_only) = (new_topic_id(), now_ms(), request.validate_only);
     let (broker, (tell, mut told)) = (shared.config.clone(), oneshot::channel());
     let decide = move |state: &MetadataState| {
@@ -153,11 +168,15 @@ async fn create_topic(shared: &Arc<Shared>, request: wire::CreateTopic) -> Answe
         let changes = request.config.into_iter().map(|change| (change.name, change.value));
         let config = topic_config::change(&TopicValues::new(), changes, &broker.topic_defaults)?;
         let config = broker.topic_defaults.of_new_topic(config);
-        let copies = placement::copies(state, request.replication_factor, &broker);
+        let asked = by_hand.as_ref().map_or(request.replication_factor, |(_, replicas)| *replicas);
+        let copies = placement::copies(state, asked, &broker);
         // Whoever asked may have gone.
         let _ = tell.send(copies.replication_factor);
         let create = command::CreateTopic {
-            partitions: place(state, None, (&request.name, &topic_id), partitions, copies.replication_factor)?,
+            partitions: match by_hand {
+                Some((placed, _)) => placed,
+                None => place(state, None, (&request.name, &topic_id), partitions, copies.replication_factor)?,
+            },
             name: request.name,
             topic_id: topic_id.to_wire(),
             internal: false,
@@ -167,13 +186,41 @@ async fn create_topic(shared: &Arc<Shared>, request: wire::CreateTopic) -> Answe
         };
         Ok(Kind::CreateTopic(create).into())
     };
-    change_metadata(shared, validate_only, decide).await?;
+    let outcome = change_metadata(shared, validate_only, id, decide).await?;
+    // Asked for again, it is the one that was created before.
+    let topic_id = if let Outcome::TopicCreated(created) = outcome { created } else { topic_id };
+    let first = |topic: &Arc<Topic>| topic.partitions.first().map(|partition| partition.replicas.len() as u32);
+    let before = || shared.metadata.state().topic_by_id(&topic_id).and_then(first).unwrap_or_default();
     Ok(Response::CreateTopic(wire::CreateTopicResponse {
         topic_id: topic_id.to_wire(),
         partitions,
-        // What was accepted was decided.
-        replication_factor: told.try_recv().unwrap_or_default(),
+        // What was accepted was decided, now or before.
+        replication_factor: told.try_recv().unwrap_or_else(|_| before()),
     }))
+}
+
+/// Where a person wants the partitions of a new topic, and how many replicas each of them has then.
+fn placement_by_hand(request: &wire::CreateTopic) -> Result<Option<(Vec<command::Replicas>, u32)>, wire::Error> {
+    let placement = &request.placement;
+    let Some(first) = placement.first() else { return Ok(None) };
+    if placement.len() > MAX_PARTITIONS_PER_TOPIC as usize {
+        return Err(invalid(&format!("a topic has at most {MAX_PARTITIONS_PER_TOPIC} partitions")));
+    }
+    if let Some(other) = placement.iter().find(|other| other.brokers.len() != first.brokers.len()) {
+        let (one, other) = (first.brokers.len(), other.brokers.len());
+        return Err(invalid(&format!("one partition is placed on {one} brokers, and another on {other}")));
+    }
+    let (partitions, replicas) = (placement.len() as u32, first.brokers.len() as u32);
+    for (what, asked, placed) in [
+        ("partitions", request.partitions, partitions),
+        ("replicas of each partition", request.replication_factor, replicas),
+    ] {
+        if asked != 0 && asked != placed {
+            return Err(invalid(&format!("{asked} {what} are asked for, and the placement names {placed}")));
+        }
+    }
+    let placed = placement.iter().map(|partition| command::Replicas { brokers: partition.brokers.clone() });
+    Ok(Some((placed.collect(), replicas)))
 }
 
 /// The replicas of new partitions of a topic, of which there may be some.
@@ -197,13 +244,14 @@ fn place(
 async fn change_metadata(
     shared: &Shared,
     validate_only: bool,
+    id: CommandId,
     decide: impl FnOnce(&MetadataState) -> Result<command::Command, MetadataError> + Send + 'static,
-) -> Result<(), wire::Error> {
+) -> Result<Outcome, wire::Error> {
     let outcome = match validate_only {
         true => shared.metadata.validate(decide),
-        false => shared.metadata.propose_with(decide).await,
+        false => shared.metadata.propose_with(id.once(decide)).await,
     };
-    outcome.map(drop).map_err(|error| wire::Error::from(&error))
+    outcome.map_err(|error| wire::Error::from(&error))
 }
 
 async fn describe_topic(shared: &Shared, request: &wire::DescribeTopic) -> Answer {
@@ -247,7 +295,7 @@ async fn describe_topic(shared: &Shared, request: &wire::DescribeTopic) -> Answe
     }))
 }
 
-async fn alter_topic(shared: &Arc<Shared>, request: wire::AlterTopic) -> Answer {
+async fn alter_topic(shared: &Arc<Shared>, request: wire::AlterTopic, id: CommandId) -> Answer {
     let defaults = shared.config.topic_defaults.clone();
     let validate_only = request.validate_only;
     let decide = move |state: &MetadataState| {
@@ -256,11 +304,11 @@ async fn alter_topic(shared: &Arc<Shared>, request: wire::AlterTopic) -> Answer 
         let config = topic_config::change(&topic.config, changes, &defaults)?;
         Ok(Kind::AlterTopic(command::AlterTopic { topic_id: topic.id.to_wire(), config }).into())
     };
-    change_metadata(shared, validate_only, decide).await?;
+    change_metadata(shared, validate_only, id, decide).await?;
     Ok(Response::Done(Done {}))
 }
 
-async fn add_partitions(shared: &Arc<Shared>, request: wire::AddPartitions) -> Answer {
+async fn add_partitions(shared: &Arc<Shared>, request: wire::AddPartitions, id: CommandId) -> Answer {
     let decide = move |state: &MetadataState| {
         let topic = topic_to_change(state, &request.name)?;
         let from = topic.partitions.len() as u32;
@@ -273,16 +321,16 @@ async fn add_partitions(shared: &Arc<Shared>, request: wire::AddPartitions) -> A
         let partitions = place(state, Some(topic), (&request.name, &topic.id), more, replicas)?;
         Ok(Kind::AddPartitions(command::AddPartitions { topic_id: topic.id.to_wire(), from, partitions }).into())
     };
-    change_metadata(shared, false, decide).await?;
+    change_metadata(shared, false, id, decide).await?;
     Ok(Response::Done(Done {}))
 }
 
-async fn delete_topic(shared: &Arc<Shared>, request: wire::DeleteTopic) -> Answer {
+async fn delete_topic(shared: &Arc<Shared>, request: wire::DeleteTopic, id: CommandId) -> Answer {
     let decide = move |state: &MetadataState| {
         let topic = topic_to_change(state, &request.name)?;
         Ok(Kind::DeleteTopic(command::DeleteTopic { topic_id: topic.id.to_wire() }).into())
     };
-    change_metadata(shared, false, decide).await?;
+    change_metadata(shared, false, id, decide).await?;
     // The topic is gone. Its offsets go with it, or when the groups are read the next time.
     if let Err(error) = shared.groups.topics_changed().await {
         tracing::warn!(%error, "offsets of a deleted topic are not removed yet");

@@ -22,6 +22,7 @@ mod cleaner;
 mod clock;
 pub mod cluster;
 mod cluster_calls;
+mod command_id;
 pub mod config;
 mod credit;
 mod disk;

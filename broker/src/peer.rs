@@ -221,7 +221,7 @@ impl Peers {
             cluster_id: self.cluster_id.clone(),
             features: Vec::new(),
         };
-        let call = wire::Call { timeout_ms: 0, request: Some(call::Request::Hello(hello)) };
+        let call = wire::Call { request: Some(call::Request::Hello(hello)), ..wire::Call::default() };
         let open = Open { stream: Some(open::Stream::Call(call)) };
         send_within(&mut send, &open, patience, "hello").await?;
         // An error means that it was stopped, which reading tells.

@@ -477,6 +477,13 @@ fn call_name(request: Option<&call_message::Request>) -> &'static str {
         Some(Request::DescribeCluster(_)) => "describe_cluster",
         Some(Request::ChangeVoters(_)) => "change_voters",
         Some(Request::RemoveBroker(_)) => "remove_broker",
+        Some(Request::ElectLeaders(_)) => "elect_leaders",
+        Some(Request::MovePartitions(_)) => "move_partitions",
+        Some(Request::CancelMoves(_)) => "cancel_moves",
+        Some(Request::ListMoves(_)) => "list_moves",
+        Some(Request::DescribeReplicas(_)) => "describe_replicas",
+        Some(Request::ClusterHealth(_)) => "cluster_health",
+        Some(Request::UpgradeCluster(_)) => "upgrade_cluster",
     }
 }
 

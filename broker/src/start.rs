@@ -19,6 +19,7 @@ use crate::metadata::journal::JOURNAL_FILE;
 use crate::metadata::raft::office::Effect;
 use crate::metadata::raft::{Founding, NoNetwork, Office, RaftNode, Store, new_node_id, node};
 use crate::metadata::several::{Boots, Known, Member, Place};
+use crate::metadata::state::FEATURE_LEVEL;
 use crate::metadata::{MetadataError, MetadataHandle, MetadataState, alone};
 use crate::metrics::Metrics;
 use crate::partition::AssignedPartition;
@@ -652,8 +653,14 @@ async fn take_part(
     imported: Option<Command>,
     deadline: Instant,
 ) -> Result<Office, MetadataError> {
-    let register = alone::registration_command(&node.applied().borrow().state, registration);
+    let (register, begins) = {
+        let state = Arc::clone(&node.applied().borrow().state);
+        (alone::registration_command(&state, registration), alone::first_level(&state))
+    };
     node.propose(register, true, deadline).await?;
+    if let Some(begins) = begins {
+        node.propose(begins, true, deadline).await?;
+    }
     let mut office = Office::new(node::ELECTION_TIMEOUT_MS);
     // The only voter leads by now, and is a quorum.
     if office.observe(node.observed(0)) == Some(Effect::Take) {
@@ -685,6 +692,7 @@ fn registration(config: &BrokerConfig, address: String, node_id: u64) -> Registe
         rack: config.broker_rack.clone(),
         registered_ms: now_ms(),
         node_id,
+        feature_level: FEATURE_LEVEL,
         ..RegisterBroker::default()
     }
 }

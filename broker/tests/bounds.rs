@@ -54,7 +54,7 @@ async fn data_before_the_handshake_is_not_taken() {
         let connection = within("handshake", connecting).await.unwrap();
         // Tickets for another session, if there were any, come with the answer to hello, or before.
         let (mut send, mut recv) = connection.open_bi().await.unwrap();
-        let hello = open::Stream::Call(wire::Call { timeout_ms: 0, request: Some(Request::Hello(hello())) });
+        let hello = open::Stream::Call(wire::Call { request: Some(Request::Hello(hello())), ..wire::Call::default() });
         send.write_chunk(headwater_proto::frame::encode(&wire::Open { stream: Some(hello) }, 0)).await.unwrap();
         within("an answer", recv.read_to_end(1 << 16)).await.unwrap();
         connection.close(0u32.into(), b"");
@@ -209,7 +209,7 @@ async fn a_call_that_takes_too_long_is_answered_all_the_same() {
     let create = |name: &str| Request::CreateTopic(wire::CreateTopic { name: name.into(), ..Default::default() });
     for (timeout_ms, said) in [(0, "no answer within 300 ms"), (50, "no answer within 50 ms"), (9000, "within 300 ms")]
     {
-        let call = wire::Call { timeout_ms, request: Some(create("t")) };
+        let call = wire::Call { timeout_ms, request: Some(create("t")), ..wire::Call::default() };
         let stream = client.open(open::Stream::Call(call)).await;
         let answer = FrameReader::<wire::CallResponse>::new(stream.recv).next().await.unwrap().0.response.unwrap();
         let Response::Error(error) = answer else { panic!("{answer:?}") };

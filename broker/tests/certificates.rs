@@ -122,7 +122,7 @@ async fn hello_as(
     let lost = |_: &dyn std::fmt::Debug| connection.close_reason().expect("the connection ended");
     let (mut send, recv) = within("a stream", connection.open_bi()).await?;
     let hello = wire::Hello { role: role.into(), ..hello() };
-    let call = wire::Call { timeout_ms: 0, request: Some(call::Request::Hello(hello)) };
+    let call = wire::Call { request: Some(call::Request::Hello(hello)), ..wire::Call::default() };
     let open = wire::Open { stream: Some(wire::open::Stream::Call(call)) };
     send.write_chunk(headwater_proto::frame::encode(&open, 0)).await.map_err(|error| lost(&error))?;
     let mut frames = FrameReader::<wire::CallResponse>::new(recv);

@@ -1,6 +1,7 @@
 //! `headwater cluster ...`: the brokers of a cluster.
 
-use clap::{Args, Subcommand};
+use crate::spec::byte_size;
+use clap::{ArgGroup, Args, Subcommand};
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
@@ -10,6 +11,15 @@ pub(crate) enum ClusterCommand {
         /// What the broker that is asked knows, though others may know more; answers also without a majority.
         #[arg(long)]
         stale: bool,
+    },
+    /// Says in one line whether a broker may be stopped now, and which; exits 1 if none may.
+    ///
+    /// A broker may be stopped if the metadata keep their majority without it, and every partition its leader and as many in-sync
+    /// replicas as min.insync.replicas asks for.
+    Health {
+        /// Whether this one may be stopped.
+        #[arg(value_name = "ID")]
+        id: Option<i32>,
     },
     /// Makes the data folder of the first broker of a new cluster; then start it.
     ///
@@ -23,11 +33,43 @@ pub(crate) enum ClusterCommand {
     /// Changes which brokers vote on the metadata. Three or five are right: the cluster goes on while most of them run.
     #[command(subcommand)]
     Voters(VotersCommand),
+    /// Elects leaders: those that should lead, or where nobody leads one that may miss records.
+    Elect(ElectArgs),
+    /// Moves a partition to other brokers; shows what moves; cancels it.
+    ///
+    /// The new replicas copy the partition while the old ones serve it, which leave once all of the new ones are in sync.
+    Reassign(ReassignArgs),
+    /// Evens out which brokers keep and lead how many partitions, and in how many racks, with as few moves as possible; waits until
+    /// that is done.
+    Rebalance {
+        /// Only says what would move.
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        pace: PaceArgs,
+    },
+    /// Moves everything that a broker keeps to others, and says when it may be stopped and removed.
+    Drain {
+        /// The broker's id.
+        #[arg(value_name = "ID")]
+        id: i32,
+        /// What has not moved yet stays.
+        #[arg(long, conflicts_with_all = ["throttle", "no_wait"])]
+        cancel: bool,
+        #[command(flatten)]
+        pace: PaceArgs,
+    },
     /// Forgets a broker that does not run any more, does not vote and keeps no partition.
     Remove {
         /// The broker's id.
         #[arg(value_name = "ID")]
         id: i32,
+    },
+    /// Shows which commands the cluster may be given, and raises that once every broker runs the newer Headwater.
+    Upgrade {
+        /// Raises the feature level to the highest that every broker can. It never falls: older brokers cannot come back after this.
+        #[arg(long)]
+        finalize: bool,
     },
 }
 
@@ -52,4 +94,66 @@ pub(crate) enum VotersCommand {
         #[arg(value_name = "ID")]
         id: i32,
     },
+}
+
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("kind").required(true).args(["preferred", "unclean"]))]
+pub(crate) struct ElectArgs {
+    /// The first of each partition's replicas leads, where it is in sync. Nothing is lost.
+    #[arg(long)]
+    pub(crate) preferred: bool,
+    /// Where nobody leads, a replica leads that MAY MISS ACKNOWLEDGED RECORDS: those are LOST then, for good.
+    #[arg(long)]
+    pub(crate) unclean: bool,
+    /// Only this topic's partitions.
+    #[arg(long, value_name = "TOPIC")]
+    pub(crate) topic: Option<String>,
+    /// Only says what an unclean election would do.
+    #[arg(long, requires = "unclean")]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct ReassignArgs {
+    /// The topic.
+    #[arg(long, value_name = "TOPIC", required = true)]
+    pub(crate) topic: Option<String>,
+    /// The partition.
+    #[arg(long, value_name = "N", required = true)]
+    pub(crate) partition: Option<u32>,
+    /// The brokers that are to keep it; the first should lead.
+    #[arg(long, value_name = "ID,...", required = true, value_delimiter = ',')]
+    pub(crate) replicas: Vec<i32>,
+    /// Bytes a second that each new replica is sent at most, until it is in sync: 500kB, 10MiB. Said again, it changes.
+    #[arg(long, value_name = "BYTES", value_parser = byte_size)]
+    pub(crate) throttle: Option<u64>,
+    #[command(subcommand)]
+    pub(crate) command: Option<ReassignCommand>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ReassignCommand {
+    /// Shows every partition that moves, and how far its new replicas are.
+    Status,
+    /// Partitions that move stay where they were: all, those of a topic, or one.
+    Cancel {
+        /// Only this topic's.
+        #[arg(long, value_name = "TOPIC")]
+        topic: Option<String>,
+        /// Only this partition.
+        #[arg(long, value_name = "N", requires = "topic")]
+        partition: Option<u32>,
+    },
+}
+
+/// How fast partitions move, and whether that is waited for.
+#[derive(Debug, Args)]
+pub(crate) struct PaceArgs {
+    /// Bytes a second that each new replica of a partition is sent at most, until it is in sync: 500kB, 10MiB.
+    #[arg(long, value_name = "BYTES", value_parser = byte_size)]
+    pub(crate) throttle: Option<u64>,
+    /// Does not wait until everything has moved; `cluster reassign status` shows how far it is.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
 }

@@ -1,7 +1,7 @@
 //! `headwater topic ...`
 
 use crate::spec::Setting;
-use clap::Subcommand;
+use clap::{ArgGroup, Subcommand};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum TopicCommand {
@@ -15,12 +15,27 @@ pub(crate) enum TopicCommand {
         /// How many brokers keep each partition. Without it: the broker's default.
         #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
         replication_factor: Option<u32>,
+        /// Which brokers keep each partition, by hand, the leader first: 1:2:3,2:3:1 are two partitions of three replicas. Without it
+        /// the cluster spreads them over brokers and racks.
+        #[arg(long, value_name = "ID:ID,...", value_delimiter = ',', value_parser = crate::spec::replicas,
+              conflicts_with_all = ["partitions", "replication_factor"])]
+        replica_placement: Vec<crate::spec::Replicas>,
         /// A setting under Kafka's name, such as retention.ms=3600000.
         #[arg(short, long = "config", value_name = "KEY=VALUE")]
         config: Vec<Setting>,
     },
-    /// Lists the topics.
+    /// Lists the topics; or the partitions that are not as they should be.
+    #[command(group = ArgGroup::new("trouble").args(["under_replicated", "under_min_isr", "offline"]))]
     List {
+        /// Only partitions of which a replica is not in sync.
+        #[arg(long)]
+        under_replicated: bool,
+        /// Only partitions that take no records with acks=all, as too few replicas are in sync.
+        #[arg(long)]
+        under_min_isr: bool,
+        /// Only partitions that nobody leads.
+        #[arg(long)]
+        offline: bool,
         /// What the broker that is asked knows, though others may know more; answers also without a majority.
         #[arg(long)]
         stale: bool,

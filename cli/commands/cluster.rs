@@ -1,5 +1,8 @@
 //! `headwater cluster ...`
 
+mod health;
+mod moves;
+
 use anyhow::{Context, Result};
 use headwater_broker::cluster::{self, Prepared};
 use headwater_client::{Admin, ClusterBroker, ClusterDescription};
@@ -22,6 +25,27 @@ pub(crate) fn run(global: &Global, command: ClusterCommand) -> Result<()> {
             let told = admin.describe_cluster().await.context("cannot describe the cluster")?;
             if global.json { print_json(&Description::from(&told)) } else { print(text(&told)) }
         }),
+        ClusterCommand::Health { id } => {
+            with_client(global, async |client| health::health(global, &client.admin(), id).await)
+        }
+        ClusterCommand::Upgrade { finalize } => {
+            with_client(global, async |client| health::upgrade(global, &client.admin(), finalize).await)
+        }
+        ClusterCommand::Elect(args) => {
+            with_client(global, async |client| moves::elect(global, &client.admin(), &args).await)
+        }
+        ClusterCommand::Reassign(args) => {
+            with_client(global, async |client| moves::reassign(global, &client.admin(), args).await)
+        }
+        ClusterCommand::Rebalance { dry_run, pace } => {
+            with_client(global, async |client| moves::rebalance(global, &client.admin(), dry_run, &pace).await)
+        }
+        ClusterCommand::Drain { id, cancel: true, .. } => {
+            with_client(global, async |client| moves::cancel_drain(global, &client.admin(), id).await)
+        }
+        ClusterCommand::Drain { id, cancel: false, pace } => {
+            with_client(global, async |client| moves::drain(global, &client.admin(), id, &pace).await)
+        }
         ClusterCommand::Voters(command) => with_client(global, async |client| {
             let admin = client.admin();
             match command {

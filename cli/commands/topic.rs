@@ -1,24 +1,46 @@
 //! `headwater topic ...`
 
 use anyhow::{Context, Result};
-use headwater_client::{Admin, NewTopic, TopicDescription};
+use headwater_client::{Admin, NewTopic, PartitionState, TopicDescription};
 use serde::Serialize;
 use serde_json::json;
 
 use crate::args::{Global, TopicCommand};
 use crate::connect::with_client;
 use crate::output::{bytes, note, number, plural, print, print_all, print_json, table};
-use crate::spec::Setting;
+use crate::spec::{Replicas, Setting};
 
 /// Runs one of the subcommands.
 pub(crate) fn run(global: &Global, command: TopicCommand) -> Result<()> {
     with_client(global, async |client| {
         let admin = client.admin();
         match command {
-            TopicCommand::Create { name, partitions, replication_factor, config } => {
-                create(global, &admin, &name, partitions, replication_factor, config).await
+            TopicCommand::Create { name, partitions, replication_factor, replica_placement, config } => {
+                let mut topic = NewTopic::new(&name);
+                if let Some(partitions) = partitions {
+                    topic = topic.partitions(partitions);
+                }
+                if let Some(factor) = replication_factor {
+                    topic = topic.replication_factor(factor);
+                }
+                if !replica_placement.is_empty() {
+                    topic = topic.placement(replica_placement.into_iter().map(|Replicas(brokers)| brokers).collect());
+                }
+                create(global, &admin, &name, topic, config).await
             }
-            TopicCommand::List { stale } => list(global, &asked(admin, stale)).await,
+            TopicCommand::List { under_replicated, under_min_isr, offline, stale } => {
+                let admin = asked(admin, stale);
+                let trouble: Option<fn(&PartitionState) -> bool> = match (under_replicated, under_min_isr, offline) {
+                    (true, _, _) => Some(PartitionState::is_under_replicated),
+                    (_, true, _) => Some(PartitionState::is_under_min_isr),
+                    (_, _, true) => Some(PartitionState::is_offline),
+                    _ => None,
+                };
+                match trouble {
+                    None => list(global, &admin).await,
+                    Some(is_so) => list_those(global, &admin, is_so).await,
+                }
+            }
             TopicCommand::Describe { name, stale } => describe(global, &asked(admin, stale), &name).await,
             TopicCommand::Alter { name, config, unset } => alter(global, &admin, &name, config, unset).await,
             TopicCommand::AddPartitions { name, partitions } => {
@@ -74,19 +96,15 @@ async fn create(
     global: &Global,
     admin: &Admin,
     name: &str,
-    partitions: Option<u32>,
-    replication_factor: Option<u32>,
+    mut topic: NewTopic,
     config: Vec<Setting>,
 ) -> Result<()> {
-    let mut topic = NewTopic::new(name);
-    if let Some(partitions) = partitions {
-        topic = topic.partitions(partitions);
-    }
-    if let Some(factor) = replication_factor {
-        topic = topic.replication_factor(factor);
-    }
     for Setting { key, value } in config {
-        topic = topic.config(key, value);
+        // No setting of a topic, but one of its making.
+        topic = match &*key {
+            "replica.placement" => topic.placement(placement(&value)?),
+            _ => topic.config(key, value),
+        };
     }
     let created = admin.create_topic(topic).await.with_context(|| format!("cannot create topic {name}"))?;
     let answer = Listing {
@@ -123,6 +141,50 @@ async fn list(global: &Global, admin: &Admin) -> Result<()> {
             topic.replication_factor.to_string(),
             topic.topic_id.clone(),
             if topic.internal { "internal".to_owned() } else { String::new() },
+        ]
+    })
+}
+
+/// Which brokers keep each partition: `1:2:3,2:3:1`.
+fn placement(text: &str) -> Result<Vec<Vec<i32>>> {
+    let partitions = text.split(',').map(|partition| crate::spec::replicas(partition).map(|Replicas(brokers)| brokers));
+    partitions.collect::<Result<_>>().context("replica.placement")
+}
+
+/// A partition that is not as it should be.
+#[derive(Serialize)]
+struct Trouble<'a> {
+    topic: &'a str,
+    partition: u32,
+    leader: Option<i32>,
+    replicas: &'a [i32],
+    isr: &'a [i32],
+    min_insync_replicas: u32,
+}
+
+async fn list_those(global: &Global, admin: &Admin, is_so: fn(&PartitionState) -> bool) -> Result<()> {
+    let topics = admin.partition_states().await.context("cannot list the topics")?;
+    let those = topics.iter().flat_map(|(topic, partitions)| partitions.iter().map(move |it| (topic, it)));
+    let those: Vec<Trouble<'_>> = those
+        .filter(|(_, it)| is_so(it))
+        .map(|(topic, it)| Trouble {
+            topic,
+            partition: it.partition,
+            leader: it.leader,
+            replicas: &it.replicas,
+            isr: &it.isr,
+            min_insync_replicas: it.min_insync_replicas,
+        })
+        .collect();
+    let ids = |ids: &[i32]| ids.iter().map(i32::to_string).collect::<Vec<_>>().join(",");
+    print_all(global, &those, &["topic", "partition", "leader", "replicas", "isr", "min isr"], |it| {
+        vec![
+            it.topic.to_owned(),
+            it.partition.to_string(),
+            it.leader.map_or_else(|| "none".to_owned(), |leader| leader.to_string()),
+            ids(it.replicas),
+            ids(it.isr),
+            it.min_insync_replicas.to_string(),
         ]
     })
 }

@@ -101,9 +101,20 @@ impl Link {
         request: call::Request,
         deadline: Deadline,
     ) -> Result<Response, Error> {
+        self.call_as(what, request, bytes::Bytes::new(), deadline).await
+    }
+
+    /// As [`call`](Self::call), under an id: what was asked for under the same one before is answered, and not done again.
+    pub(crate) async fn call_as(
+        &self,
+        what: &'static str,
+        request: call::Request,
+        command_id: bytes::Bytes,
+        deadline: Deadline,
+    ) -> Result<Response, Error> {
         let timeout_ms = u32::try_from(deadline.left().as_millis()).unwrap_or(u32::MAX).max(1);
         let exchange = async {
-            let call = wire::Call { timeout_ms, request: Some(request) };
+            let call = wire::Call { timeout_ms, command_id, request: Some(request) };
             let (mut send, recv) = self.open(open::Stream::Call(call)).await?;
             // The broker may have answered and stopped the stream already.
             let _ = send.finish();
@@ -518,11 +529,13 @@ impl Connections {
     ) -> Result<Option<(i32, Response)>, Error> {
         let deadline = Deadline::within(self.config.request_timeout);
         let mut backoff = Backoff::new(&self.config);
+        // All attempts are one command.
+        let command_id = bytes::Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
         loop {
             let link = self.control_by(deadline).await?;
             let Some(request) = request() else { return Ok(None) };
             let repeatable = repeatable(&request);
-            let answer = link.call(what, request, deadline);
+            let answer = link.call_as(what, request, command_id.clone(), deadline);
             let answer = match repeatable {
                 // Another broker gives the answer too.
                 true => link.left.run_until_cancelled(answer).await.unwrap_or_else(|| Err(link.lost(&"it is silent"))),
@@ -720,12 +733,7 @@ impl Connections {
 fn repeatable(request: &call::Request) -> bool {
     use call::Request as R;
     match request {
-        R::CreateTopic(_)
-        | R::AddPartitions(_)
-        | R::DeleteTopic(_)
-        | R::DeleteGroup(_)
-        | R::DeleteOffsets(_)
-        | R::RemoveBroker(_) => false,
+        R::DeleteGroup(_) | R::DeleteOffsets(_) => false,
         R::Hello(_)
         | R::DescribeBroker(_)
         | R::Metadata(_)
@@ -739,7 +747,19 @@ fn repeatable(request: &call::Request) -> bool {
         | R::ListGroups(_)
         | R::DescribeGroup(_)
         | R::DescribeCluster(_)
-        | R::ChangeVoters(_) => true,
+        | R::ChangeVoters(_)
+        | R::ListMoves(_)
+        | R::DescribeReplicas(_)
+        | R::ClusterHealth(_) => true,
+        // They are done once under the id of their call.
+        R::CreateTopic(_)
+        | R::AddPartitions(_)
+        | R::DeleteTopic(_)
+        | R::RemoveBroker(_)
+        | R::ElectLeaders(_)
+        | R::MovePartitions(_)
+        | R::CancelMoves(_)
+        | R::UpgradeCluster(_) => true,
     }
 }
 

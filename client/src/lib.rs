@@ -35,9 +35,10 @@ mod stream;
 mod watch;
 
 pub use admin::{
-    Admin, BrokerDescription, ClusterBroker, ClusterDescription, ClusterMetadata, CommittedOffset, ConfigEntry,
-    CreatedTopic, GroupDescription, GroupListing, GroupOffset, MemberDescription, NewTopic, OffsetAnswer, OffsetAt,
-    OffsetQuery, PartitionDescription, TopicDescription, TopicListing,
+    AddingReplica, Admin, BrokerDescription, BrokerHealth, ClusterBroker, ClusterDescription, ClusterMetadata,
+    CommittedOffset, ConfigEntry, CreatedTopic, ElectedLeader, FeatureLevels, GroupDescription, GroupListing,
+    GroupOffset, MemberDescription, Moves, NewTopic, OffsetAnswer, OffsetAt, OffsetQuery, PartitionDescription,
+    PartitionMove, PartitionState, Reassignment, TopicDescription, TopicListing,
 };
 pub use config::{ClientConfig, ClientIdentity, ConfigError, IdentityFiles};
 pub use consumer::{

@@ -9,6 +9,9 @@
 #[path = "gen/headwater.v1.broker.rs"]
 mod broker;
 #[rustfmt::skip]
+#[path = "gen/headwater.v1.cluster.rs"]
+mod cluster;
+#[rustfmt::skip]
 #[path = "gen/headwater.v1.common.rs"]
 mod common;
 #[rustfmt::skip]
@@ -37,6 +40,7 @@ mod topics;
 mod watch;
 
 pub use broker::*;
+pub use cluster::*;
 pub use common::*;
 pub use fetch::*;
 pub use groups::*;

@@ -206,6 +206,9 @@ pub struct Reassign {
     pub partition: u32,
     #[prost(int32, repeated, tag = "3")]
     pub replicas: ::prost::alloc::vec::Vec<i32>,
+    /// Bytes a second that a new replica is sent until it is in sync. 0: as many as there is room for. Since feature level 2.
+    #[prost(uint64, tag = "4")]
+    pub throttle_bytes_per_second: u64,
 }
 /// A partition stays where it was.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -452,6 +455,9 @@ pub struct Partition {
     pub removing: ::prost::alloc::vec::Vec<i32>,
     #[prost(int32, repeated, tag = "12")]
     pub target: ::prost::alloc::vec::Vec<i32>,
+    /// While it moves: what a new replica is sent in a second at most. 0: no limit.
+    #[prost(uint64, tag = "13")]
+    pub throttle_bytes_per_second: u64,
 }
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]

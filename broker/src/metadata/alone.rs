@@ -5,14 +5,22 @@
 //!
 //! Owns: the commands of a start. Every one of them may be the last that is kept: the next start begins again.
 
-use super::command::{BecomeController, Command, RegisterBroker, UnfenceBroker, command::Command as Kind};
-use super::state::{MetadataState, Outcome};
+use super::command::{
+    BecomeController, Command, RaiseFeatureLevel, RegisterBroker, UnfenceBroker, command::Command as Kind,
+};
+use super::state::{FEATURE_LEVEL, MetadataState, Outcome};
 
 /// The command by which a broker that is alone registers. Its disk's starts are counted in the journal, which is on the same
 /// disk; for the same reason nothing needs to tell one disk from another.
 pub(crate) fn registration_command(state: &MetadataState, registration: &RegisterBroker) -> Command {
     let boots = state.broker(registration.broker_id).map_or(0, |known| known.boots) + 1;
     Kind::RegisterBroker(RegisterBroker { boots, ..registration.clone() }).into()
+}
+
+/// The command by which a cluster that nobody was in before begins at the level of this build: there is no older broker.
+pub(crate) fn first_level(state: &MetadataState) -> Option<Command> {
+    let is_new = state.brokers().next().is_none() && state.topics().next().is_none();
+    is_new.then(|| Kind::RaiseFeatureLevel(RaiseFeatureLevel { level: FEATURE_LEVEL }).into())
 }
 
 /// The command by which a registered broker takes the controller's office.

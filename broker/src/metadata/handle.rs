@@ -122,7 +122,15 @@ impl MetadataError {
                 Refusal::IneligibleReplica { .. } => ErrorCode::UnknownReplica,
                 Refusal::InvalidPartitions { .. } => ErrorCode::InvalidPartitions,
                 Refusal::InvalidReplicas { .. } => ErrorCode::InvalidReplicationFactor,
-                Refusal::UnknownProducerId(_) => ErrorCode::InvalidRequest,
+                Refusal::UnknownProducerId(_)
+                | Refusal::UnknownBroker(_)
+                | Refusal::Reassigning { .. }
+                | Refusal::NotReassigning { .. }
+                | Refusal::NoWayBack { .. }
+                | Refusal::HasReplicas { .. }
+                | Refusal::FeatureLevel { .. }
+                | Refusal::FeatureLevelFalls { .. }
+                | Refusal::AboveFeatureLevel { .. } => ErrorCode::InvalidRequest,
                 Refusal::UnknownProducerEpoch { .. } => ErrorCode::InvalidProducerEpoch,
                 _ => ErrorCode::Internal,
             },

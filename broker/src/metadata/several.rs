@@ -8,6 +8,7 @@
 //! there ([`super::raft::sessions`]). Read next: [`super::alone`], the same for a broker that is the whole cluster.
 
 use super::MetadataError;
+use super::alone;
 use super::command::{DrainBroker, RegisterBroker, command::Command as Kind};
 use super::raft::{Hearing, Heart, Links, LinksConfig, RaftNode, RaftServer, RaftThread, Store, links};
 use super::state::{BrokerState, MetadataState, Outcome};
@@ -131,7 +132,7 @@ impl Member {
         let count = boots.count.unwrap_or_else(|| known.map_or(0, |known| known.boots)) + 1;
         // The kernel is another one for as long as nobody was told so.
         keep_boots(Boots { count: Some(count), ..boots }, &path, files, pool).await?;
-        let replaces = known.map_or(0, |known| known.epoch);
+        let (replaces, begins) = (known.map_or(0, |known| known.epoch), alone::first_level(&state));
         let registration = RegisterBroker { boots: count, replaces, ..registration };
         let command: super::command::Command = Kind::RegisterBroker(registration.clone()).into();
         let registered = patiently("to register", || node.propose(command.clone(), true, Instant::now() + TRY));
@@ -140,6 +141,12 @@ impl Member {
             _ => count,
         };
         keep_boots(Boots { count: Some(counts), kernel: os::kernel_start() }, &path, files, pool).await?;
+        // Where an older broker came at the same time, a person raises it.
+        if let Some(begins) = begins
+            && let Err(error) = node.propose(begins, true, Instant::now() + TRY).await
+        {
+            tracing::info!(%error, "the cluster begins at an older feature level");
+        }
         Ok(registration)
     }
 

@@ -93,7 +93,7 @@ impl Client {
     }
 
     pub async fn call(&self, request: call::Request) -> call_response::Response {
-        let stream = self.open(open::Stream::Call(wire::Call { timeout_ms: 0, request: Some(request) })).await;
+        let stream = self.open(open::Stream::Call(wire::Call { request: Some(request), ..wire::Call::default() })).await;
         FrameReader::<wire::CallResponse>::new(stream.recv).next().await.unwrap().0.response.unwrap()
     }
 

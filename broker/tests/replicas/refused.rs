@@ -26,7 +26,7 @@ async fn dial(cluster: &Cluster, to: i32, shown: Option<&Issued>) -> quinn::Conn
     let connecting = endpoint.connect_with(client_config(tls, 1 << 20), broker.listen_addr(), "localhost").unwrap();
     let connection = within("handshake", connecting).await.unwrap();
     let (mut send, recv) = within("a stream", connection.open_bi()).await.unwrap();
-    let call = wire::Call { timeout_ms: 0, request: Some(wire::call::Request::Hello(hello())) };
+    let call = wire::Call { request: Some(wire::call::Request::Hello(hello())), ..wire::Call::default() };
     let open = wire::Open { stream: Some(wire::open::Stream::Call(call)) };
     send.write_chunk(headwater_proto::frame::encode(&open, 0)).await.unwrap();
     FrameReader::<wire::CallResponse>::new(recv).next().await.unwrap();

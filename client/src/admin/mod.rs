@@ -1,6 +1,7 @@
 //! Administration: topics, offsets, groups, brokers.
 //!
-//! Owns: one method for each call of the protocol. Refuses: state of its own. Read next: [`types`].
+//! Owns: one method for each call of the protocol; those about the cluster stand in [`cluster`]. Refuses: state of its own.
+//! Read next: [`types`].
 
 mod types;
 
@@ -18,9 +19,10 @@ use crate::metadata::Metadata;
 
 /// Administrative calls. Cheap to clone.
 ///
-/// Every call is repeated while that can help, for as long as [`crate::ClientConfig::request_timeout`] allows. Calls that
-/// would not give the same answer twice (creating, deleting) are not repeated once their outcome is unknown: then the
-/// error says that the request may have taken effect.
+/// Every call is repeated while that can help, for as long as [`crate::ClientConfig::request_timeout`] allows. What changes topics
+/// or the cluster bears an id, by which it is done once. Calls that have none and would not give the same answer twice (deleting
+/// groups and their offsets) are not repeated once their outcome is unknown: then the error says that the request may have taken
+/// effect.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), headwater_client::Error> {
@@ -55,6 +57,10 @@ macro_rules! call {
     };
 }
 
+mod cluster;
+
+pub use cluster::*;
+
 impl Admin {
     pub(crate) fn new(connections: Arc<Connections>, metadata: Arc<Metadata>) -> Admin {
         Admin { connections, metadata, stale: false }
@@ -70,35 +76,6 @@ impl Admin {
         Admin { stale: true, ..self.clone() }
     }
 
-    /// Who is in the cluster, who votes on its metadata, and who is the controller.
-    ///
-    /// # Errors
-    /// When the broker cannot be asked, or has not heard from a majority.
-    pub async fn describe_cluster(&self) -> Result<ClusterDescription, Error> {
-        let request = wire::DescribeCluster { stale: self.stale };
-        Ok(call!(self, "describe cluster", DescribeCluster(request) => DescribeCluster).into())
-    }
-
-    /// A broker votes on the metadata from now on, or only follows them. Done already is done.
-    ///
-    /// # Errors
-    /// When the broker is unknown, has not caught up, or the quorum would be lost by it.
-    pub async fn change_voters(&self, broker_id: i32, votes: bool) -> Result<(), Error> {
-        let request = wire::ChangeVoters { broker_id, votes };
-        call!(self, "change voters", ChangeVoters(request) => Done);
-        Ok(())
-    }
-
-    /// Forgets a broker that does not run, does not vote and keeps no partition.
-    ///
-    /// # Errors
-    /// When one of that is not so, by name.
-    pub async fn remove_broker(&self, broker_id: i32) -> Result<(), Error> {
-        let request = wire::RemoveBroker { broker_id };
-        call!(self, "remove broker", RemoveBroker(request) => Done);
-        Ok(())
-    }
-
     /// Creates a topic.
     ///
     /// # Errors
@@ -112,6 +89,7 @@ impl Admin {
             replication_factor: topic.replication_factor,
             config: config.collect(),
             validate_only: topic.validate_only,
+            placement: topic.placement.into_iter().map(|brokers| wire::TopicReplicas { brokers }).collect(),
         };
         let answer = call!(self, "create topic", CreateTopic(request) => CreateTopic);
         Ok(CreatedTopic {

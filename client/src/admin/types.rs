@@ -17,6 +17,7 @@ pub struct NewTopic {
     pub(super) replication_factor: u32,
     pub(super) config: Vec<(String, String)>,
     pub(super) validate_only: bool,
+    pub(super) placement: Vec<Vec<i32>>,
 }
 
 impl NewTopic {
@@ -40,6 +41,12 @@ impl NewTopic {
     /// A setting of the topic, under Kafka's name (`retention.ms`, ...).
     pub fn config(mut self, name: impl Into<String>, value: impl Into<String>) -> NewTopic {
         self.config.push((name.into(), value.into()));
+        self
+    }
+
+    /// Which brokers keep each partition, the leader first. Without it the cluster chooses.
+    pub fn placement(mut self, placement: Vec<Vec<i32>>) -> NewTopic {
+        self.placement = placement;
         self
     }
 

@@ -130,6 +130,8 @@ pub struct TopicMetadata {
     pub max_message_bytes: u32,
     #[prost(string, tag = "8")]
     pub durability: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "9")]
+    pub min_insync_replicas: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct PartitionMetadata {

@@ -30,9 +30,12 @@ pub struct Call {
     /// How long the client waits for the answer, in milliseconds; 0 means the broker's own limit.
     #[prost(uint32, tag = "1")]
     pub timeout_ms: u32,
+    /// Of what changes the metadata: sixteen random bytes. What was asked under the same ones before is answered, not done again.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub command_id: ::prost::bytes::Bytes,
     #[prost(
         oneof = "call::Request",
-        tags = "10, 11, 12, 20, 21, 22, 23, 24, 25, 26, 30, 40, 41, 42, 43, 44, 45, 50, 51, 52"
+        tags = "10, 11, 12, 20, 21, 22, 23, 24, 25, 26, 30, 40, 41, 42, 43, 44, 45, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59"
     )]
     pub request: ::core::option::Option<call::Request>,
 }
@@ -80,13 +83,27 @@ pub mod call {
         ChangeVoters(super::super::broker::ChangeVoters),
         #[prost(message, tag = "52")]
         RemoveBroker(super::super::broker::RemoveBroker),
+        #[prost(message, tag = "53")]
+        ElectLeaders(super::super::cluster::ElectLeaders),
+        #[prost(message, tag = "54")]
+        MovePartitions(super::super::cluster::MovePartitions),
+        #[prost(message, tag = "55")]
+        CancelMoves(super::super::cluster::CancelMoves),
+        #[prost(message, tag = "56")]
+        ListMoves(super::super::cluster::ListMoves),
+        #[prost(message, tag = "57")]
+        DescribeReplicas(super::super::cluster::DescribeReplicas),
+        #[prost(message, tag = "58")]
+        ClusterHealth(super::super::cluster::ClusterHealth),
+        #[prost(message, tag = "59")]
+        UpgradeCluster(super::super::cluster::UpgradeCluster),
     }
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct CallResponse {
     #[prost(
         oneof = "call_response::Response",
-        tags = "1, 10, 11, 12, 20, 21, 22, 25, 26, 30, 40, 41, 42, 43, 50"
+        tags = "1, 10, 11, 12, 20, 21, 22, 25, 26, 30, 40, 41, 42, 43, 50, 53, 54, 56, 57, 58, 59"
     )]
     pub response: ::core::option::Option<call_response::Response>,
 }
@@ -125,5 +142,18 @@ pub mod call_response {
         DescribeGroup(super::super::groups::DescribeGroupResponse),
         #[prost(message, tag = "50")]
         DescribeCluster(super::super::broker::DescribeClusterResponse),
+        #[prost(message, tag = "53")]
+        ElectLeaders(super::super::cluster::ElectLeadersResponse),
+        /// and cancel_moves
+        #[prost(message, tag = "54")]
+        MovePartitions(super::super::cluster::MovePartitionsResponse),
+        #[prost(message, tag = "56")]
+        ListMoves(super::super::cluster::ListMovesResponse),
+        #[prost(message, tag = "57")]
+        DescribeReplicas(super::super::cluster::DescribeReplicasResponse),
+        #[prost(message, tag = "58")]
+        ClusterHealth(super::super::cluster::ClusterHealthResponse),
+        #[prost(message, tag = "59")]
+        UpgradeCluster(super::super::cluster::UpgradeClusterResponse),
     }
 }

@@ -31,6 +31,15 @@ pub struct CreateTopic {
     pub config: ::prost::alloc::vec::Vec<ConfigChange>,
     #[prost(bool, tag = "5")]
     pub validate_only: bool,
+    /// Where each partition is kept, the leader first. Empty: where the cluster finds it right. Then `partitions` and
+    /// `replication_factor` are 0, or what this says.
+    #[prost(message, repeated, tag = "6")]
+    pub placement: ::prost::alloc::vec::Vec<TopicReplicas>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct TopicReplicas {
+    #[prost(int32, repeated, tag = "1")]
+    pub brokers: ::prost::alloc::vec::Vec<i32>,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct CreateTopicResponse {

@@ -15,6 +15,7 @@
 mod applied;
 mod brokers;
 mod elections;
+mod levels;
 mod partitions;
 mod producers;
 mod reassignments;
@@ -22,6 +23,7 @@ mod snapshot;
 mod topics;
 
 pub use brokers::{Broker, BrokerState};
+pub use levels::FEATURE_LEVEL;
 pub use partitions::{NO_LEADER, Partition};
 pub use snapshot::InvalidSnapshot;
 
@@ -314,6 +316,18 @@ pub enum Refusal {
         /// What it has to.
         level: u32,
     },
+    /// Brokers that run an older Headwater would not understand the command.
+    #[error(
+        "{what} needs feature level {needed}, and the cluster is at {level}: `headwater cluster upgrade --finalize` raises it once every broker can"
+    )]
+    AboveFeatureLevel {
+        /// What the command would do.
+        what: &'static str,
+        /// The level it needs.
+        needed: u32,
+        /// What it is.
+        level: u32,
+    },
     /// A feature level is for good.
     #[error("the feature level is {level} and cannot become {asked}: it never falls")]
     FeatureLevelFalls {
@@ -421,6 +435,11 @@ impl MetadataState {
         self.feature_level
     }
 
+    /// Whether a person's command of this id was applied, as far as that is remembered.
+    pub fn has_applied(&self, id: &[u8]) -> bool {
+        command_id(id).ok().flatten().is_some_and(|id| self.applied.outcome(&id).is_some())
+    }
+
     /// Applies one command.
     ///
     /// # Errors
@@ -436,6 +455,7 @@ impl MetadataState {
             self.index = index;
             return Ok(outcome);
         }
+        levels::check(kind, self.feature_level)?;
         self.check_controller(command.controller_epoch, matches!(kind, Kind::FenceBroker(_) | Kind::UnfenceBroker(_)))?;
         let outcome = match kind {
             Kind::RegisterBroker(register) => self.register(index, register),

@@ -46,6 +46,8 @@ pub struct Partition {
     pub adding: Vec<i32>,
     /// Those that will not keep it any more.
     pub removing: Vec<i32>,
+    /// While it moves: what a new replica is sent in a second at most, in bytes. 0: no limit.
+    pub throttle_bytes_per_second: u64,
 }
 
 /// What a partition's changes depend on.
@@ -74,7 +76,14 @@ impl Partition {
             target: Vec::new(),
             adding: Vec::new(),
             removing: Vec::new(),
+            throttle_bytes_per_second: 0,
         }
+    }
+
+    /// What is sent to a replica in a second at most, if there is a limit: while the partition moves to it.
+    pub fn throttle_of(&self, broker_id: i32) -> Option<u64> {
+        let moves_there = self.adding.contains(&broker_id) && !self.isr.contains(&broker_id);
+        Some(self.throttle_bytes_per_second).filter(|limit| *limit > 0 && moves_there)
     }
 
     /// Takes a replica out of the in-sync replicas. If it has its log it stays eligible, unless enough others remain

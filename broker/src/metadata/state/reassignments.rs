@@ -27,7 +27,14 @@ impl MetadataState {
         if let Err(why) = wanted.check().and_then(registered) {
             return Err(invalid_replicas(&self.name_of(topic)?, number as usize, &wanted, why));
         }
-        let changed = self.change_partition(topic, number, |partition, _| partition.begin_reassignment(target))?;
+        let throttle = reassign.throttle_bytes_per_second;
+        let changed = self.change_partition(topic, number, |partition, _| {
+            partition.begin_reassignment(target);
+            // Said again, it may be at another pace.
+            if !partition.target.is_empty() {
+                partition.throttle_bytes_per_second = throttle;
+            }
+        })?;
         Ok(Outcome::PartitionsChanged(usize::from(changed)))
     }
 
@@ -49,6 +56,7 @@ impl MetadataState {
             partition.keep_only(|broker| !adding.contains(&broker));
             partition.removing.clear();
             partition.target.clear();
+            partition.throttle_bytes_per_second = 0;
         })?;
         Ok(Outcome::PartitionsChanged(usize::from(changed)))
     }
@@ -84,6 +92,7 @@ impl Partition {
         self.replicas = std::mem::take(&mut self.target);
         self.adding.clear();
         self.removing.clear();
+        self.throttle_bytes_per_second = 0;
         let replicas = self.replicas.clone();
         self.keep_only(|broker| replicas.contains(&broker));
     }

@@ -151,6 +151,7 @@ fn topic_message(topic: &Topic) -> command::Topic {
                 target: partition.target.clone(),
                 adding: partition.adding.clone(),
                 removing: partition.removing.clone(),
+                throttle_bytes_per_second: partition.throttle_bytes_per_second,
             })
             .collect(),
     }
@@ -180,6 +181,7 @@ fn topic_from(message: command::Topic) -> Result<Topic, Refusal> {
                 target: partition.target,
                 adding: partition.adding,
                 removing: partition.removing,
+                throttle_bytes_per_second: partition.throttle_bytes_per_second,
             })
             .collect(),
     })

@@ -3,6 +3,10 @@
 //! Owns: what they mean in terms of the metadata and the quorum. Refuses: decisions ([`crate::metadata`] makes them).
 //! Read next: [`crate::metadata::raft::quorum`].
 
+pub(crate) mod health;
+pub(crate) mod moves;
+
+use crate::command_id::CommandId;
 use crate::metadata::command::{self, command::Command as Kind};
 use crate::metadata::raft::{Change, RaftNode};
 use crate::metadata::state::{BrokerState, NO_LEADER};
@@ -116,9 +120,12 @@ pub(crate) async fn change_voters(shared: &Shared, request: &wire::ChangeVoters)
 }
 
 /// Forgets a broker that does not run: it keeps nothing, and is no member of the quorum any more.
-pub(crate) async fn remove_broker(shared: &Shared, request: &wire::RemoveBroker) -> Answer {
+pub(crate) async fn remove_broker(shared: &Shared, request: &wire::RemoveBroker, id: CommandId) -> Answer {
     see(shared, false).await?;
     let (broker_id, state) = (request.broker_id, shared.metadata.state());
+    if id.is_known(&state) && state.broker(broker_id).is_none() {
+        return Ok(Response::Done(Done {}));
+    }
     let node_id = member_of(&state, broker_id).map_err(|error| wire::Error::from(&error))?;
     if state.broker(broker_id).is_some_and(|broker| broker.state != BrokerState::Fenced) {
         let why = format!("broker {broker_id} is running: stop it first");
@@ -129,10 +136,11 @@ pub(crate) async fn remove_broker(shared: &Shared, request: &wire::RemoveBroker)
             format!("broker {broker_id} votes on the metadata: `headwater cluster voters remove {broker_id}` first");
         return Err(wire::Error::new(ErrorCode::InvalidRequest, why));
     }
-    let remove = Kind::RemoveBroker(command::RemoveBroker { broker_id });
-    let removed = shared.metadata.propose(remove).await;
-    removed.map_err(|error| wire::Error::from(&error))?;
+    // Asked for again, it is found by its registration.
     let gone = node_of(shared)?.change_members(Change::Remove(node_id), Instant::now() + CHANGE).await;
     gone.map_err(|error| wire::Error::from(&error))?;
+    let remove = Kind::RemoveBroker(command::RemoveBroker { broker_id });
+    let removed = shared.metadata.propose(id.command(0, remove)).await;
+    removed.map_err(|error| wire::Error::from(&error))?;
     Ok(Response::Done(Done {}))
 }

@@ -1,0 +1,238 @@
+//! Calls about where partitions are kept and who leads them.
+//!
+//! What moves is planned on one state and proposed partition by partition: each proposal is judged anew, on the state of its time.
+//!
+//! Owns: what the calls mean in terms of plans and commands. Refuses: the plans ([`crate::metadata::moves`]).
+
+use super::{Answer, see};
+use crate::command_id::CommandId;
+use crate::metadata::command::{self, ElectionKind, command::Command as Kind};
+use crate::metadata::moves::{self, Move};
+use crate::metadata::state::NO_LEADER;
+use crate::metadata::{MetadataError, MetadataState, Partition, Topic};
+use crate::shared::Shared;
+use headwater_proto::wire::call_response::Response;
+use headwater_proto::wire::{self, move_partitions::What};
+use headwater_proto::{ErrorCode, TopicId};
+use std::sync::Arc;
+
+fn refused(error: &MetadataError) -> wire::Error {
+    wire::Error::from(error)
+}
+
+/// The partitions of this topic, or of all.
+fn partitions<'a>(
+    state: &'a MetadataState,
+    topic: &str,
+) -> Result<Vec<(&'a Topic, u32, &'a Partition)>, MetadataError> {
+    if !topic.is_empty() && state.topic(topic).is_none() {
+        return Err(MetadataError::UnknownTopic(topic.to_owned()));
+    }
+    let topics = state.topics().filter(|known| topic.is_empty() || known.name == topic);
+    let all = topics.flat_map(|known| known.partitions.iter().zip(0..).map(move |(it, number)| (&**known, number, it)));
+    Ok(all.collect())
+}
+
+pub(crate) async fn elect(shared: &Shared, request: wire::ElectLeaders, id: CommandId) -> Answer {
+    see(shared, false).await?;
+    let before = shared.metadata.state();
+    let concerned: Vec<(TopicId, u32)> = partitions(&before, &request.topic)
+        .map_err(|error| refused(&error))?
+        .into_iter()
+        .filter(|(_, _, partition)| match request.unclean {
+            true => partition.leader == NO_LEADER,
+            false => partition.replicas.first() != Some(&partition.leader),
+        })
+        .map(|(topic, number, _)| (topic.id, number))
+        .collect();
+    let kind = if request.unclean { ElectionKind::Unclean } else { ElectionKind::Preferred };
+    let of = |(topic_id, partition): &(TopicId, u32)| command::TopicPartition {
+        topic_id: topic_id.to_wire(),
+        partition: *partition,
+    };
+    let elect = command::ElectLeaders { kind: kind.into(), partitions: concerned.iter().map(of).collect() };
+    let after = match request.validate_only {
+        true => {
+            let mut tried = MetadataState::clone(&before);
+            let index = tried.index() + 1;
+            tried.apply(index, &Kind::ElectLeaders(elect).into()).map_err(|why| refused(&why.into()))?;
+            Arc::new(tried)
+        }
+        false => {
+            if !concerned.is_empty() {
+                let proposed = shared.metadata.propose(id.command(0, Kind::ElectLeaders(elect))).await;
+                proposed.map_err(|error| refused(&error))?;
+            }
+            shared.metadata.state()
+        }
+    };
+    let elected = concerned.iter().filter_map(|(topic_id, number)| {
+        let of = |state: &MetadataState| state.topic_by_id(topic_id)?.partitions.get(*number as usize).cloned();
+        let (was, is) = (of(&before)?, of(&after)?);
+        let had_everything = match request.unclean {
+            true => had_everything(&was, is.leader),
+            false => Vec::new(),
+        };
+        (was.leader != is.leader).then(|| wire::ElectedLeader {
+            topic: before.topic_by_id(topic_id).map(|topic| topic.name.clone()).unwrap_or_default(),
+            partition: *number,
+            leader_before: was.leader,
+            leader: is.leader,
+            had_everything,
+        })
+    });
+    let elected: Vec<_> = elected.collect();
+    if request.unclean && !request.validate_only {
+        for it in &elected {
+            tracing::warn!(
+                topic = it.topic,
+                partition = it.partition,
+                leader = it.leader,
+                had_everything = ?it.had_everything,
+                "UNCLEAN ELECTION by a person's command: acknowledged records that the new leader misses are lost"
+            );
+        }
+    }
+    Ok(Response::ElectLeaders(wire::ElectLeadersResponse { partitions: elected }))
+}
+
+/// Who was last known to have everything that was acknowledged.
+fn had_everything(partition: &Partition, leader: i32) -> Vec<i32> {
+    let known = if partition.elr.is_empty() { &partition.last_known } else { &partition.elr };
+    known.iter().copied().filter(|broker| *broker != leader).collect()
+}
+
+pub(crate) async fn move_partitions(shared: &Shared, request: wire::MovePartitions, id: CommandId) -> Answer {
+    see(shared, false).await?;
+    let state = shared.metadata.state();
+    let throttle = request.throttle_bytes_per_second;
+    let what = request.what.ok_or_else(|| {
+        wire::Error::new(ErrorCode::InvalidRequest, "it is not said which partitions move")
+    })?;
+    let planned = match what {
+        What::Partition(asked) => one(&state, asked).map(|it| vec![it]),
+        What::Rebalance(_) => {
+            let state = Arc::clone(&state);
+            Ok(shared.pool.run_long(move || moves::rebalance(&state)).await)
+        }
+        What::Drain(broker_id) => {
+            let state = Arc::clone(&state);
+            shared.pool.run_long(move || moves::drain(&state, broker_id)).await
+        }
+    };
+    let planned = planned.map_err(|error| refused(&error))?;
+    for planned in &planned {
+        let reassign = Kind::Reassign(command::Reassign {
+            topic_id: planned.topic_id.to_wire(),
+            partition: planned.partition,
+            replicas: planned.to.clone(),
+            throttle_bytes_per_second: throttle,
+        });
+        let outcome = match request.validate_only {
+            true => shared.metadata.validate(|_| Ok(reassign.into())),
+            false => shared.metadata.propose(id.about(&planned.topic_id, planned.partition, reassign)).await,
+        };
+        outcome.map_err(|error| refused(&error))?;
+    }
+    if !request.validate_only && !planned.is_empty() {
+        tracing::info!(partitions = planned.len(), throttle, "partitions move, by a person's command");
+    }
+    Ok(moved(planned))
+}
+
+fn moved(planned: Vec<Move>) -> Response {
+    let moves = planned.into_iter().map(|it| wire::PartitionMove {
+        topic: it.topic,
+        partition: it.partition,
+        from: it.from,
+        to: it.to,
+    });
+    Response::MovePartitions(wire::MovePartitionsResponse { moves: moves.collect() })
+}
+
+/// A partition that a person moves.
+fn one(state: &MetadataState, asked: wire::PartitionReplicas) -> Result<Move, MetadataError> {
+    let topic = state.topic(&asked.topic).ok_or(MetadataError::UnknownTopic(asked.topic))?;
+    let from = topic.partitions.get(asked.partition as usize).map(|it| it.replicas.clone()).unwrap_or_default();
+    Ok(Move {
+        topic: topic.name.clone(),
+        topic_id: topic.id,
+        partition: asked.partition,
+        from,
+        to: asked.replicas,
+    })
+}
+
+pub(crate) async fn cancel(shared: &Shared, request: wire::CancelMoves, id: CommandId) -> Answer {
+    see(shared, false).await?;
+    let state = shared.metadata.state();
+    let concerned = partitions(&state, &request.topic).map_err(|error| refused(&error))?;
+    let concerned = concerned.into_iter().filter(|(_, number, partition)| {
+        let leaves = |broker: &i32| partition.removing.contains(broker);
+        // Whoever names one is told that it does not move.
+        request.partition.map_or(!partition.target.is_empty(), |asked| asked == *number)
+            && request.leaving.as_ref().is_none_or(leaves)
+    });
+    let cancelled: Vec<Move> = concerned
+        .map(|(topic, number, partition)| {
+            let stays = partition.replicas.iter().copied().filter(|broker| !partition.adding.contains(broker));
+            Move {
+                topic: topic.name.clone(),
+                topic_id: topic.id,
+                partition: number,
+                from: partition.target.clone(),
+                to: stays.collect(),
+            }
+        })
+        .collect();
+    for it in &cancelled {
+        let cancel = Kind::CancelReassignment(command::CancelReassignment {
+            topic_id: it.topic_id.to_wire(),
+            partition: it.partition,
+        });
+        let outcome = shared.metadata.propose(id.about(&it.topic_id, it.partition, cancel)).await;
+        outcome.map_err(|error| refused(&error))?;
+    }
+    Ok(moved(cancelled))
+}
+
+pub(crate) async fn list(shared: &Shared, request: &wire::ListMoves) -> Answer {
+    see(shared, request.stale).await?;
+    let state = shared.metadata.state();
+    let all = partitions(&state, "").map_err(|error| refused(&error))?;
+    let moving = all.into_iter().filter(|(_, _, partition)| !partition.target.is_empty());
+    let moving = moving.map(|(topic, number, partition)| wire::MovingPartition {
+        topic: topic.name.clone(),
+        topic_id: topic.id.to_wire(),
+        partition: number,
+        leader: partition.leader,
+        replicas: partition.replicas.clone(),
+        isr: partition.isr.clone(),
+        target: partition.target.clone(),
+        adding: partition.adding.clone(),
+        removing: partition.removing.clone(),
+        throttle_bytes_per_second: partition.throttle_bytes_per_second,
+    });
+    Ok(Response::ListMoves(wire::ListMovesResponse { partitions: moving.collect() }))
+}
+
+/// What this broker has on its own disk.
+pub(crate) fn describe_replicas(shared: &Shared, request: wire::DescribeReplicas) -> Answer {
+    let described = request.replicas.into_iter().map(|named| {
+        let id = TopicId::from_slice(&named.topic_id);
+        match id.and_then(|id| shared.partitions.get(&id, named.partition)) {
+            None => wire::ReplicaDescription::default(),
+            Some(handle) => {
+                let status = handle.status();
+                wire::ReplicaDescription {
+                    is_there: true,
+                    log_start_offset: status.log_start_offset,
+                    high_watermark: status.high_watermark,
+                    log_end_offset: status.log_end_offset,
+                    size_bytes: status.size_bytes,
+                }
+            }
+        }
+    });
+    Ok(Response::DescribeReplicas(wire::DescribeReplicasResponse { replicas: described.collect() }))
+}

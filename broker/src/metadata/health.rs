@@ -1,0 +1,166 @@
+//! Which broker may be stopped now without anything becoming unavailable: pure.
+//!
+//! A broker may be stopped if the metadata quorum has a majority without it, and every partition that it is in sync of keeps
+//! a leader and as many in-sync replicas as its min.insync.replicas asks for.
+//!
+//! Owns: that judgement, and its words. Refuses: to stop anything.
+
+use super::state::{Broker, BrokerState, MetadataState};
+use std::collections::BTreeSet;
+
+/// Whether a broker may be stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BrokerHealth {
+    /// The broker.
+    pub broker_id: i32,
+    /// Why it may not; `None`: it may.
+    pub why_not: Option<String>,
+}
+
+/// Of every broker, whether it may be stopped. `voters`: the members of the quorum that vote.
+pub fn health(state: &MetadataState, voters: &BTreeSet<u64>) -> Vec<BrokerHealth> {
+    state
+        .brokers()
+        .map(|broker| BrokerHealth { broker_id: broker.id, why_not: why_not(state, voters, broker) })
+        .collect()
+}
+
+fn why_not(state: &MetadataState, voters: &BTreeSet<u64>, broker: &Broker) -> Option<String> {
+    match broker.state {
+        BrokerState::Active => {}
+        BrokerState::Fenced => return Some("it does not run, or is not heard of".to_owned()),
+        BrokerState::Draining => return Some("it is stopping already".to_owned()),
+    }
+    let others = state.brokers().filter(|other| other.id != broker.id && other.state == BrokerState::Active);
+    if others.clone().next().is_none() {
+        return Some("no other broker is active".to_owned());
+    }
+    let needed = voters.len() / 2 + 1;
+    let remain = others.filter(|other| voters.contains(&other.node_id)).count();
+    if voters.contains(&broker.node_id) && remain < needed {
+        return Some(format!(
+            "the metadata quorum would lose its majority: {remain} of {} voters would remain, and {needed} are needed",
+            voters.len()
+        ));
+    }
+    without(state, broker.id)
+}
+
+/// What the partitions lose with a broker.
+fn without(state: &MetadataState, broker_id: i32) -> Option<String> {
+    let is_active = |broker: &i32| state.broker(*broker).is_some_and(|broker| broker.state == BrokerState::Active);
+    let (mut offline, mut too_few, mut first) = (0usize, 0usize, None);
+    for topic in state.topics() {
+        for (number, partition) in topic.partitions.iter().enumerate() {
+            if !partition.isr.contains(&broker_id) {
+                continue;
+            }
+            let remain = partition.isr.iter().filter(|other| **other != broker_id && is_active(other)).count();
+            let needed = (topic.min_insync_replicas() as usize).min(partition.replicas.len());
+            if remain == 0 {
+                offline += 1;
+                // What goes offline is named before what only takes no records.
+                if offline == 1 {
+                    first = Some(format!("{}-{number}", topic.name));
+                }
+            } else if remain < needed {
+                too_few += 1;
+                first.get_or_insert_with(|| format!("{}-{number}", topic.name));
+            }
+        }
+    }
+    let first = first?;
+    let partitions = |count: usize| if count == 1 { "1 partition".to_owned() } else { format!("{count} partitions") };
+    let mut words = Vec::new();
+    if offline > 0 {
+        words.push(format!("{} would have no leader", partitions(offline)));
+    }
+    if too_few > 0 {
+        words.push(format!("{} would have fewer in-sync replicas than min.insync.replicas", partitions(too_few)));
+    }
+    Some(format!("{} ({first} is one)", words.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::command::{self, command::Command as Kind};
+    use super::*;
+    use headwater_proto::TopicId;
+
+    /// So many active brokers, each with the member of its number.
+    fn brokers(count: i32) -> MetadataState {
+        let mut state = MetadataState::new("cluster");
+        for broker_id in 1..=count {
+            let incarnation = vec![broker_id as u8; 16].into();
+            let node_id = broker_id as u64;
+            let register =
+                command::RegisterBroker { broker_id, node_id, incarnation, ..command::RegisterBroker::default() };
+            apply(&mut state, Kind::RegisterBroker(register));
+        }
+        state
+    }
+
+    fn apply(state: &mut MetadataState, kind: Kind) {
+        state.apply(state.index() + 1, &kind.into()).expect("accepted");
+    }
+
+    fn create(state: &mut MetadataState, replicas: &[&[i32]], min: u32) {
+        let partitions = replicas.iter().map(|brokers| command::Replicas { brokers: brokers.to_vec() }).collect();
+        let name = format!("t{}", state.topics().count());
+        let topic_id = TopicId::from_bytes([state.topics().count() as u8 + 1; 16]).to_wire();
+        let default_min_insync_replicas = min;
+        let create =
+            command::CreateTopic { name, topic_id, partitions, default_min_insync_replicas, ..Default::default() };
+        apply(state, Kind::CreateTopic(create));
+    }
+
+    fn voters(ids: &[u64]) -> BTreeSet<u64> {
+        ids.iter().copied().collect()
+    }
+
+    fn told(state: &MetadataState, voting: &[u64]) -> Vec<Option<String>> {
+        health(state, &voters(voting)).into_iter().map(|health| health.why_not).collect()
+    }
+
+    #[test]
+    fn each_of_three_may_be_stopped_while_two_suffice() {
+        let mut state = brokers(3);
+        create(&mut state, &[&[1, 2, 3], &[2, 3, 1]], 2);
+        assert_eq!(told(&state, &[1, 2, 3]), [None, None, None]);
+    }
+
+    #[test]
+    fn a_partition_keeps_a_broker_running() {
+        let mut state = brokers(3);
+        create(&mut state, &[&[1, 2], &[2, 1]], 2);
+        create(&mut state, &[&[1]], 1);
+        let told = told(&state, &[1, 2, 3]);
+        let first = told[0].as_deref().expect("not it");
+        assert!(first.contains("1 partition would have no leader") && first.contains("t1-0 is one"), "{first}");
+        assert!(first.contains("2 partitions would have fewer in-sync replicas"), "{first}");
+        let second = told[1].as_deref().expect("not it");
+        assert!(second.contains("t0-0 is one") && !second.contains("leader"), "{second}");
+        assert_eq!(told[2], None);
+    }
+
+    #[test]
+    fn the_quorum_keeps_its_majority() {
+        let state = brokers(3);
+        assert_eq!(told(&state, &[1, 2, 3]), [None, None, None]);
+        let of_two = told(&state, &[1, 2]);
+        assert!(of_two[0].as_deref().is_some_and(|why| why.contains("1 of 2 voters would remain, and 2 are needed")));
+        assert_eq!(of_two[2], None, "it does not vote");
+        // A voter that is gone counts against the others.
+        let mut state = state;
+        let drain = command::DrainBroker { broker_id: 2, incarnation: vec![2; 16].into() };
+        apply(&mut state, Kind::DrainBroker(drain));
+        let told = told(&state, &[1, 2, 3]);
+        assert!(told[0].as_deref().is_some_and(|why| why.contains("1 of 3 voters")), "{told:?}");
+        assert_eq!(told[1].as_deref(), Some("it is stopping already"));
+    }
+
+    #[test]
+    fn a_broker_alone_is_not_to_be_stopped() {
+        assert_eq!(told(&brokers(1), &[1]), [Some("no other broker is active".to_owned())]);
+    }
+}

@@ -1,0 +1,344 @@
+//! `headwater cluster elect | reassign | rebalance | drain`: who leads, and where partitions are kept.
+
+use anyhow::{Context, Result};
+use headwater_client::{Admin, AddingReplica, ElectedLeader, Moves, PartitionMove, Reassignment};
+use serde::Serialize;
+use serde_json::json;
+use std::time::Duration;
+
+use crate::args::{ElectArgs, Global, PaceArgs, ReassignArgs, ReassignCommand};
+use crate::output::{Unit, bytes, complain, note, number, plural, print, print_all, print_json, progress, table};
+
+/// How often it is looked how far things have moved.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// `headwater cluster elect`.
+pub(super) async fn elect(global: &Global, admin: &Admin, args: &ElectArgs) -> Result<()> {
+    let topic = args.topic.as_deref();
+    if !args.unclean {
+        let elected = admin.elect_preferred(topic).await.context("cannot elect leaders")?;
+        return print_elected(global, &elected, "every partition is led by who should lead it, or by who can");
+    }
+    let may_lose = admin.elect_unclean(topic, true).await.context("cannot elect leaders")?;
+    for line in warning(&may_lose) {
+        complain(line);
+    }
+    let elected = match args.dry_run {
+        true => may_lose,
+        false => admin.elect_unclean(topic, false).await.context("cannot elect leaders")?,
+    };
+    print_elected(global, &elected, "no partition is without a leader that could be given one")
+}
+
+/// What an unclean election may lose, loudly.
+fn warning(elected: &[ElectedLeader]) -> Vec<String> {
+    if elected.is_empty() {
+        return Vec::new();
+    }
+    let first = format!(
+        "UNCLEAN ELECTION of {}: ACKNOWLEDGED RECORDS MAY BE LOST FOR GOOD. To lose nothing, start the brokers named below instead.",
+        plural(elected.len() as i64, "leader")
+    );
+    let rest = elected.iter().map(|it| {
+        let holders = match &*it.had_everything {
+            [] => "whoever was in sync last".to_owned(),
+            brokers => format!("broker {}", ids(brokers)),
+        };
+        format!(
+            "  {}-{}: broker {} leads; whatever it misses of what {holders} has is LOST",
+            it.topic,
+            it.partition,
+            name(it.leader)
+        )
+    });
+    std::iter::once(first).chain(rest).collect()
+}
+
+#[derive(Serialize)]
+struct Elected<'a> {
+    topic: &'a str,
+    partition: u32,
+    leader_before: Option<i32>,
+    leader: Option<i32>,
+    had_everything: &'a [i32],
+}
+
+fn print_elected(global: &Global, elected: &[ElectedLeader], none: &str) -> Result<()> {
+    if elected.is_empty() && !global.json {
+        note(global, none);
+        return Ok(());
+    }
+    let rows: Vec<Elected<'_>> = elected
+        .iter()
+        .map(|it| Elected {
+            topic: &it.topic,
+            partition: it.partition,
+            leader_before: it.leader_before,
+            leader: it.leader,
+            had_everything: &it.had_everything,
+        })
+        .collect();
+    print_all(global, &rows, &["topic", "partition", "leader before", "leader"], |it| {
+        vec![it.topic.to_owned(), it.partition.to_string(), name(it.leader_before), name(it.leader)]
+    })
+}
+
+/// `headwater cluster reassign`.
+pub(super) async fn reassign(global: &Global, admin: &Admin, args: ReassignArgs) -> Result<()> {
+    match args.command {
+        Some(ReassignCommand::Status) => {
+            let moving = admin.reassignments().await.context("cannot see what moves")?;
+            status(global, &moving)
+        }
+        Some(ReassignCommand::Cancel { topic, partition }) => {
+            let cancelled = admin.cancel_moves(topic.as_deref(), partition, None).await;
+            print_cancelled(global, &cancelled.context("cannot cancel it")?)
+        }
+        None => {
+            let (topic, partition) = (args.topic.unwrap_or_default(), args.partition.unwrap_or_default());
+            let what = format!("cannot move partition {partition} of topic {topic}");
+            let moves = Moves::Partition { topic, partition, replicas: args.replicas };
+            let moved = admin.move_partitions(moves, args.throttle, false).await.context(what)?;
+            print_moves(global, &moved)?;
+            if !global.json {
+                note(global, "it moves now; `headwater cluster reassign status` shows how far it is");
+            }
+            Ok(())
+        }
+    }
+}
+
+/// `headwater cluster rebalance`.
+pub(super) async fn rebalance(global: &Global, admin: &Admin, dry_run: bool, pace: &PaceArgs) -> Result<()> {
+    let moved = admin.move_partitions(Moves::Rebalance, pace.throttle, dry_run).await.context("cannot rebalance")?;
+    if moved.is_empty() && !global.json {
+        note(global, "partitions and leaders are as even as they can be: nothing is to be moved");
+    } else {
+        print_moves(global, &moved)?;
+    }
+    if dry_run || pace.no_wait {
+        return Ok(());
+    }
+    wait(global, admin, "rebalance", |it| moved.iter().any(|moved| (&*moved.topic, moved.partition) == it)).await?;
+    // Whoever should lead has everything now.
+    let elected = admin.elect_preferred(None).await.context("cannot elect the leaders that should lead")?;
+    if !global.json {
+        let (moved, led) = (moved.len() as i64, elected.len() as i64);
+        note(global, format_args!("done: {}, {} elected", plural(moved, "partition"), plural(led, "leader")));
+    }
+    Ok(())
+}
+
+/// `headwater cluster drain`.
+pub(super) async fn drain(global: &Global, admin: &Admin, id: i32, pace: &PaceArgs) -> Result<()> {
+    let what = || format!("cannot drain broker {id}");
+    let mut first = true;
+    loop {
+        let moved = admin.move_partitions(Moves::Drain(id), pace.throttle, false).await.with_context(what)?;
+        if first {
+            print_moves(global, &moved)?;
+        }
+        first = false;
+        if pace.no_wait {
+            return Ok(());
+        }
+        wait(global, admin, "drain", |_| true).await?;
+        let told = admin.describe_cluster().await.with_context(what)?;
+        let keeps = told.brokers.iter().find(|broker| broker.id == id).map_or(0, |broker| broker.partitions);
+        if keeps > 0 {
+            // A topic was created meanwhile, or a move was cancelled.
+            tokio::time::sleep(LOOK).await;
+            continue;
+        }
+        if !global.json {
+            let votes = match told.voters.contains(&id) {
+                true => format!("`headwater cluster voters remove {id}`, "),
+                false => String::new(),
+            };
+            note(
+                global,
+                format_args!(
+                    "broker {id} keeps nothing any more: it may be removed ({votes}stop it, `headwater cluster remove {id}`)"
+                ),
+            );
+        }
+        return Ok(());
+    }
+}
+
+/// `headwater cluster drain --cancel`.
+pub(super) async fn cancel_drain(global: &Global, admin: &Admin, id: i32) -> Result<()> {
+    let cancelled = admin.cancel_moves(None, None, Some(id)).await;
+    print_cancelled(global, &cancelled.with_context(|| format!("cannot cancel the drain of broker {id}"))?)
+}
+
+/// Waits until none of these moves any more, and shows how far they are.
+async fn wait(
+    global: &Global,
+    admin: &Admin,
+    what: &'static str,
+    concerns: impl Fn((&str, u32)) -> bool,
+) -> Result<()> {
+    let (mut bar, mut most) = (None, 0);
+    loop {
+        let moving = admin.reassignments().await.context("cannot see what moves")?;
+        let mut moving = moving.iter().filter(|it| concerns((&it.topic, it.partition))).peekable();
+        if moving.peek().is_none() {
+            return Ok(());
+        }
+        let behind: u64 = moving.flat_map(|it| &it.adding).filter_map(|it| it.bytes_behind).sum();
+        most = most.max(behind);
+        let bar = bar.get_or_insert_with(|| progress(global, what, Unit::Bytes, Some(behind)));
+        bar.set_length(most);
+        bar.set_position(most - behind);
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+#[derive(Serialize)]
+struct Moved<'a> {
+    topic: &'a str,
+    partition: u32,
+    from: &'a [i32],
+    to: &'a [i32],
+}
+
+fn print_moves(global: &Global, moves: &[PartitionMove]) -> Result<()> {
+    let rows: Vec<Moved<'_>> = moves
+        .iter()
+        .map(|it| Moved { topic: &it.topic, partition: it.partition, from: &it.from, to: &it.to })
+        .collect();
+    if rows.is_empty() && !global.json {
+        return Ok(());
+    }
+    print_all(global, &rows, &["topic", "partition", "from", "to"], |it| {
+        vec![it.topic.to_owned(), it.partition.to_string(), ids(it.from), ids(it.to)]
+    })
+}
+
+fn print_cancelled(global: &Global, cancelled: &[PartitionMove]) -> Result<()> {
+    if global.json {
+        return print_moves(global, cancelled);
+    }
+    for it in cancelled {
+        note(global, format_args!("partition {} of topic {} stays on {}", it.partition, it.topic, ids(&it.to)));
+    }
+    if cancelled.is_empty() {
+        note(global, "nothing moves");
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Status<'a> {
+    topic: &'a str,
+    partition: u32,
+    leader: Option<i32>,
+    replicas: &'a [i32],
+    isr: &'a [i32],
+    target: &'a [i32],
+    adding: Vec<Adding>,
+    removing: &'a [i32],
+    throttle: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct Adding {
+    id: i32,
+    in_sync: bool,
+    records_behind: Option<i64>,
+    bytes_behind: Option<u64>,
+}
+
+impl From<&AddingReplica> for Adding {
+    fn from(it: &AddingReplica) -> Adding {
+        let AddingReplica { broker_id, in_sync, records_behind, bytes_behind } = it.clone();
+        Adding { id: broker_id, in_sync, records_behind, bytes_behind }
+    }
+}
+
+fn status(global: &Global, moving: &[Reassignment]) -> Result<()> {
+    if global.json {
+        let partitions: Vec<Status<'_>> = moving
+            .iter()
+            .map(|it| Status {
+                topic: &it.topic,
+                partition: it.partition,
+                leader: it.leader,
+                replicas: &it.replicas,
+                isr: &it.isr,
+                target: &it.target,
+                adding: it.adding.iter().map(Adding::from).collect(),
+                removing: &it.removing,
+                throttle: Some(it.throttle_bytes_per_second).filter(|limit| *limit > 0),
+            })
+            .collect();
+        return print_json(&json!({ "partitions": partitions }));
+    }
+    if moving.is_empty() {
+        note(global, "nothing moves");
+        return Ok(());
+    }
+    let mut text = table(
+        &["topic", "partition", "target", "leaving", "throttle", "new replicas"],
+        moving.iter().map(|it| {
+            let limit = match it.throttle_bytes_per_second {
+                0 => "-".to_owned(),
+                limit => format!("{}/s", bytes(limit)),
+            };
+            let adding: Vec<String> = it.adding.iter().map(how_far).collect();
+            vec![
+                it.topic.clone(),
+                it.partition.to_string(),
+                ids(&it.target),
+                ids(&it.removing),
+                limit,
+                adding.join("; "),
+            ]
+        }),
+    );
+    let behind: u64 = moving.iter().flat_map(|it| &it.adding).filter_map(|it| it.bytes_behind).sum();
+    text += &format!("\n{} move, {} to go\n", plural(moving.len() as i64, "partition"), bytes(behind));
+    print(text)
+}
+
+fn how_far(it: &AddingReplica) -> String {
+    if it.in_sync {
+        return format!("{} in sync", it.broker_id);
+    }
+    match (it.records_behind, it.bytes_behind) {
+        (Some(records), Some(size)) => {
+            format!("{} is {} behind ({} offsets)", it.broker_id, bytes(size), number(records))
+        }
+        _ => format!("{} does not say how far it is", it.broker_id),
+    }
+}
+
+fn ids(brokers: &[i32]) -> String {
+    brokers.iter().map(i32::to_string).collect::<Vec<_>>().join(",")
+}
+
+fn name(leader: Option<i32>) -> String {
+    leader.map_or_else(|| "none".to_owned(), |leader| leader.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unclean_election_is_announced_loudly_and_by_name() {
+        let elected = |had_everything: &[i32]| ElectedLeader {
+            topic: "t".into(),
+            partition: 3,
+            leader_before: None,
+            leader: Some(2),
+            had_everything: had_everything.to_vec(),
+        };
+        let words = warning(&[elected(&[1]), elected(&[])]).join("\n");
+        for said in ["ACKNOWLEDGED RECORDS MAY BE LOST", "2 leaders", "t-3: broker 2 leads", "what broker 1 has is LOST"] {
+            assert!(words.contains(said), "{said}: {words}");
+        }
+        assert!(warning(&[]).is_empty());
+    }
+}
