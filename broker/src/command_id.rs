@@ -58,7 +58,8 @@ impl CommandId {
     ) -> impl FnOnce(&MetadataState) -> Result<Command, MetadataError> {
         move |state| {
             // Only the id counts then.
-            let command = if self.is_known(state) { Kind::ElectLeaders(Default::default()).into() } else { decide(state)? };
+            let command =
+                if self.is_known(state) { Kind::ElectLeaders(Default::default()).into() } else { decide(state)? };
             Ok(Command { command_id: self.of(0), ..command })
         }
     }
@@ -96,7 +97,8 @@ mod tests {
             Ok::<_, MetadataError>(state.apply(state.index() + 1, &command)?)
         };
         let topic_id = TopicId::from_bytes([1; 16]);
-        let register = Kind::RegisterBroker(crate::metadata::command::RegisterBroker { broker_id: 1, ..Default::default() });
+        let register =
+            Kind::RegisterBroker(crate::metadata::command::RegisterBroker { broker_id: 1, ..Default::default() });
         run(9, &|_| Ok(register.clone().into())).expect("registered");
         let create = CreateTopic {
             name: "t".into(),

@@ -709,7 +709,8 @@ async fn an_answer_that_is_not_read_is_given_up() {
     let topic = client.create_topic("t", 1, &[]).await;
     let deaf = Client::connect_with_window(&broker, 2).await;
     deaf.greet().await;
-    let metadata = wire::Call { request: Some(call::Request::Metadata(wire::Metadata::default())), ..wire::Call::default() };
+    let metadata =
+        wire::Call { request: Some(call::Request::Metadata(wire::Metadata::default())), ..wire::Call::default() };
     for stream in [
         wire::open::Stream::Call(metadata),
         wire::open::Stream::Fetch(open_fetch(&topic, 0, 0)),

@@ -92,13 +92,7 @@ struct Listing {
     internal: bool,
 }
 
-async fn create(
-    global: &Global,
-    admin: &Admin,
-    name: &str,
-    mut topic: NewTopic,
-    config: Vec<Setting>,
-) -> Result<()> {
+async fn create(global: &Global, admin: &Admin, name: &str, mut topic: NewTopic, config: Vec<Setting>) -> Result<()> {
     for Setting { key, value } in config {
         // No setting of a topic, but one of its making.
         topic = match &*key {

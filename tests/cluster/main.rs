@@ -3,6 +3,9 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod development;
+mod moves;
+
 mod clients;
 
 use harness::{Running, eventually, headwater, run};

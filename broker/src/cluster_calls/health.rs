@@ -38,10 +38,8 @@ pub(crate) async fn upgrade(shared: &Shared, request: &wire::UpgradeCluster, id:
         raise.await.map_err(|error| wire::Error::from(&error))?;
     }
     let state = shared.metadata.state();
-    let levels = state.brokers().map(|broker| wire::BrokerLevel {
-        broker_id: broker.id,
-        feature_level: broker.feature_level,
-    });
+    let levels =
+        state.brokers().map(|broker| wire::BrokerLevel { broker_id: broker.id, feature_level: broker.feature_level });
     let brokers: Vec<_> = levels.collect();
     Ok(Response::UpgradeCluster(wire::UpgradeClusterResponse {
         feature_level: state.feature_level(),

@@ -106,9 +106,9 @@ pub(crate) async fn move_partitions(shared: &Shared, request: wire::MovePartitio
     see(shared, false).await?;
     let state = shared.metadata.state();
     let throttle = request.throttle_bytes_per_second;
-    let what = request.what.ok_or_else(|| {
-        wire::Error::new(ErrorCode::InvalidRequest, "it is not said which partitions move")
-    })?;
+    let what = request
+        .what
+        .ok_or_else(|| wire::Error::new(ErrorCode::InvalidRequest, "it is not said which partitions move"))?;
     let planned = match what {
         What::Partition(asked) => one(&state, asked).map(|it| vec![it]),
         What::Rebalance(_) => {
@@ -154,13 +154,7 @@ fn moved(planned: Vec<Move>) -> Response {
 fn one(state: &MetadataState, asked: wire::PartitionReplicas) -> Result<Move, MetadataError> {
     let topic = state.topic(&asked.topic).ok_or(MetadataError::UnknownTopic(asked.topic))?;
     let from = topic.partitions.get(asked.partition as usize).map(|it| it.replicas.clone()).unwrap_or_default();
-    Ok(Move {
-        topic: topic.name.clone(),
-        topic_id: topic.id,
-        partition: asked.partition,
-        from,
-        to: asked.replicas,
-    })
+    Ok(Move { topic: topic.name.clone(), topic_id: topic.id, partition: asked.partition, from, to: asked.replicas })
 }
 
 pub(crate) async fn cancel(shared: &Shared, request: wire::CancelMoves, id: CommandId) -> Answer {

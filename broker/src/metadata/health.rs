@@ -31,12 +31,13 @@ fn why_not(state: &MetadataState, voters: &BTreeSet<u64>, broker: &Broker) -> Op
         BrokerState::Fenced => return Some("it does not run, or is not heard of".to_owned()),
         BrokerState::Draining => return Some("it is stopping already".to_owned()),
     }
-    let others = state.brokers().filter(|other| other.id != broker.id && other.state == BrokerState::Active);
-    if others.clone().next().is_none() {
+    let is_other = |other: &&Broker| other.id != broker.id && other.state == BrokerState::Active;
+    let others: Vec<&Broker> = state.brokers().filter(is_other).collect();
+    if others.is_empty() {
         return Some("no other broker is active".to_owned());
     }
     let needed = voters.len() / 2 + 1;
-    let remain = others.filter(|other| voters.contains(&other.node_id)).count();
+    let remain = others.iter().filter(|other| voters.contains(&other.node_id)).count();
     if voters.contains(&broker.node_id) && remain < needed {
         return Some(format!(
             "the metadata quorum would lose its majority: {remain} of {} voters would remain, and {needed} are needed",

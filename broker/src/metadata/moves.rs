@@ -215,9 +215,9 @@ impl<'a> Plan<'a> {
                     (near(*broker), self.loads.get(broker).map_or(0, |load| load.replicas), *broker)
                 });
                 let chosen = leaver.and_then(|leaver| Some((leaver, self.taker(slot, leaver)?)));
-                let Some((leaver, taker)) = chosen.filter(|(leaver, taker)| {
-                    self.racks_after(slot, *leaver, *taker) > spread
-                }) else {
+                let Some((leaver, taker)) =
+                    chosen.filter(|(leaver, taker)| self.racks_after(slot, *leaver, *taker) > spread)
+                else {
                     break;
                 };
                 self.replace(slot, leaver, taker);

@@ -18,6 +18,7 @@ mod leader_tests;
 pub(crate) mod links;
 pub mod message;
 pub(crate) mod serve;
+mod throttle;
 
 use history::History;
 use uuid::Uuid;

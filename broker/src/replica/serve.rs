@@ -13,6 +13,7 @@
 use super::Member;
 use super::leader::HelloRefusal;
 use super::message::{self, Opening};
+use super::throttle::Throttle;
 use crate::error::PartitionError;
 use crate::metrics::Counted;
 use crate::partition::state::Offsets;
@@ -95,6 +96,7 @@ pub(crate) async fn serve(
         handed: Arc::default(),
         precedence: Precedence::Tail,
         told: (-1, -1),
+        throttle: Throttle::new(&session.shared.metadata, partition.topic_id(), partition.partition(), member.broker),
     };
     let ended = tokio::select! {
         biased;
@@ -186,6 +188,7 @@ struct Sending<'a> {
     precedence: Precedence,
     /// The high watermark and the log start that the follower was told last.
     told: (i64, i64),
+    throttle: Throttle,
 }
 
 impl Sending<'_> {
@@ -202,8 +205,10 @@ impl Sending<'_> {
             let room = HANDED_BYTES + self.session.connection.stats().path.cwnd;
             let credit = self.credit.get();
             let (is_granted, has_room) = (credit > 0, self.handed.get() < room);
-            let most = usize::try_from(credit).unwrap_or(chunk).min(chunk);
-            let slice = if is_granted && has_room { self.read(&mut cursor, most)? } else { None };
+            let (pause, piece) = self.throttle.allows();
+            let most = usize::try_from(credit).unwrap_or(chunk).min(chunk).min(piece);
+            let may_push = is_granted && has_room && pause.is_zero();
+            let slice = if may_push { self.read(&mut cursor, most)? } else { None };
             if let Some(slice) = slice {
                 self.take_precedence(send, self.precedence.after_read(|| self.reader.is_far(&cursor, FAR_BYTES)));
                 let cold = !slice.is_resident();
@@ -211,7 +216,7 @@ impl Sending<'_> {
                 self.push(send, slice, cold).await?;
                 continue;
             }
-            if is_granted && has_room {
+            if may_push {
                 self.take_precedence(send, self.precedence.at_the_end());
             }
             if self.told != (offsets.high_watermark, offsets.log_start) {
@@ -224,6 +229,7 @@ impl Sending<'_> {
                 moved = self.watermarks.changed() => moved.map_err(|_| PartitionError::ShuttingDown)?,
                 () = self.credit.until(|credit| credit > 0), if !is_granted => {}
                 () = self.handed.until(|handed| handed < room), if !has_room => {}
+                () = tokio::time::sleep(pause), if !pause.is_zero() => {}
             }
         }
     }
@@ -271,6 +277,7 @@ impl Sending<'_> {
         let mut frame = [frame::encode(&self.news(offsets), payload.len()), payload];
         write_all(send, &mut frame, self.session.patience()).await?;
         self.session.shared.metrics.pushed_bytes.increment(length);
+        self.throttle.sent(length);
         Ok(())
     }
 }

@@ -93,7 +93,8 @@ impl Client {
     }
 
     pub async fn call(&self, request: call::Request) -> call_response::Response {
-        let stream = self.open(open::Stream::Call(wire::Call { request: Some(request), ..wire::Call::default() })).await;
+        let stream =
+            self.open(open::Stream::Call(wire::Call { request: Some(request), ..wire::Call::default() })).await;
         FrameReader::<wire::CallResponse>::new(stream.recv).next().await.unwrap().0.response.unwrap()
     }
 

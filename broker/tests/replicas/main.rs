@@ -7,6 +7,7 @@ mod cluster;
 mod idle;
 mod lost;
 mod refused;
+mod throttle;
 
 use cluster::*;
 use harness::*;
@@ -176,7 +177,7 @@ async fn large_batches_reach_a_follower_that_comes_late() {
         assert_eq!(within("an acknowledgement", produce.answer()).await.error, None);
     }
     cluster.up(2).await;
-    let reassign = Reassign { topic_id: topic_id.clone(), partition: 0, replicas: vec![1, 2] };
+    let reassign = Reassign { topic_id: topic_id.clone(), partition: 0, replicas: vec![1, 2], ..Reassign::default() };
     cluster.common.apply(Kind::Reassign(reassign)).unwrap();
     cluster.until_in_sync("t", &[1, 2]).await;
     cluster.until_sample(2, &log_end("t"), 5.0).await;

@@ -35,8 +35,7 @@ fn line(told: &[BrokerHealth], id: Option<i32>) -> (String, bool) {
             Some(why) => (format!("broker {} may NOT be stopped now: {why}", broker.broker_id), false),
         };
     }
-    let may: Vec<String> =
-        told.iter().filter(|it| it.why_not.is_none()).map(|it| it.broker_id.to_string()).collect();
+    let may: Vec<String> = told.iter().filter(|it| it.why_not.is_none()).map(|it| it.broker_id.to_string()).collect();
     let not: Vec<String> =
         told.iter().filter_map(|it| Some(format!("not {}, as {}", it.broker_id, it.why_not.as_ref()?))).collect();
     let words = match (&*may, &*not) {
@@ -91,10 +90,8 @@ mod tests {
 
     #[test]
     fn the_line_says_who_may_be_stopped_and_why_others_may_not() {
-        let broker = |broker_id, why: &str| BrokerHealth {
-            broker_id,
-            why_not: (!why.is_empty()).then(|| why.to_owned()),
-        };
+        let broker =
+            |broker_id, why: &str| BrokerHealth { broker_id, why_not: (!why.is_empty()).then(|| why.to_owned()) };
         let well = [broker(1, ""), broker(2, ""), broker(3, "")];
         assert_eq!(line(&well, None), ("any one broker may be stopped now: 1, 2, 3".to_owned(), true));
         let one = [broker(1, "it leads"), broker(2, "")];

@@ -1,7 +1,7 @@
 //! `headwater cluster elect | reassign | rebalance | drain`: who leads, and where partitions are kept.
 
 use anyhow::{Context, Result};
-use headwater_client::{Admin, AddingReplica, ElectedLeader, Moves, PartitionMove, Reassignment};
+use headwater_client::{AddingReplica, Admin, ElectedLeader, Moves, PartitionMove, Reassignment};
 use serde::Serialize;
 use serde_json::json;
 use std::time::Duration;
@@ -336,7 +336,9 @@ mod tests {
             had_everything: had_everything.to_vec(),
         };
         let words = warning(&[elected(&[1]), elected(&[])]).join("\n");
-        for said in ["ACKNOWLEDGED RECORDS MAY BE LOST", "2 leaders", "t-3: broker 2 leads", "what broker 1 has is LOST"] {
+        for said in
+            ["ACKNOWLEDGED RECORDS MAY BE LOST", "2 leaders", "t-3: broker 2 leads", "what broker 1 has is LOST"]
+        {
             assert!(words.contains(said), "{said}: {words}");
         }
         assert!(warning(&[]).is_empty());

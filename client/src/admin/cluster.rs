@@ -270,13 +270,15 @@ impl Admin {
             // Whoever is asked has to be known where.
             self.metadata(&[]).await?;
         }
-        let told = join_all(asked.into_iter().map(async |(broker, replicas)| (broker, self.replicas(broker, replicas).await)));
+        let told =
+            join_all(asked.into_iter().map(async |(broker, replicas)| (broker, self.replicas(broker, replicas).await)));
         let mut held: HashMap<(i32, Option<TopicId>, u32), wire::ReplicaDescription> = HashMap::new();
         for (broker, told) in told.await {
             match told {
-                Ok(told) => held.extend(told.into_iter().map(|(name, it)| {
-                    ((broker, TopicId::from_slice(&name.topic_id), name.partition), it)
-                })),
+                Ok(told) => held.extend(
+                    told.into_iter()
+                        .map(|(name, it)| ((broker, TopicId::from_slice(&name.topic_id), name.partition), it)),
+                ),
                 Err(error) => tracing::debug!(broker, %error, "a broker does not say what it has"),
             }
         }
@@ -338,10 +340,10 @@ impl Admin {
     /// When the broker cannot be asked, or has not heard from a majority.
     pub async fn cluster_health(&self) -> Result<Vec<BrokerHealth>, Error> {
         let answer = call!(self, "cluster health", ClusterHealth(wire::ClusterHealth {}) => ClusterHealth);
-        let brokers = answer.brokers.into_iter().map(|it| BrokerHealth {
-            broker_id: it.broker_id,
-            why_not: (!it.may_stop).then_some(it.why_not),
-        });
+        let brokers = answer
+            .brokers
+            .into_iter()
+            .map(|it| BrokerHealth { broker_id: it.broker_id, why_not: (!it.may_stop).then_some(it.why_not) });
         Ok(brokers.collect())
     }
 

@@ -50,7 +50,12 @@ impl Cluster {
 }
 
 fn reassign(target: &[i32]) -> Kind {
-    Kind::Reassign(command::Reassign { topic_id: TOPIC.to_wire(), partition: 0, replicas: target.to_vec() })
+    Kind::Reassign(command::Reassign {
+        topic_id: TOPIC.to_wire(),
+        partition: 0,
+        replicas: target.to_vec(),
+        ..Default::default()
+    })
 }
 
 #[test]
@@ -266,4 +271,40 @@ fn a_removed_replica_is_nothing_in_the_partition_any_more() {
     cluster.reassign(&[1]);
     let partition = cluster.partition();
     assert_eq!((&partition.replicas[..], &partition.elr[..], &partition.fenced[..]), (&[1][..], &[][..], &[][..]));
+}
+
+#[test]
+fn a_throttle_needs_its_feature_level_is_changed_and_ends_with_the_move() {
+    let mut cluster = Cluster::new(0);
+    for broker in 1..=3 {
+        cluster.start_with(broker, |register| register.feature_level = 2);
+        if broker == 1 {
+            cluster.become_controller(1);
+        }
+        cluster.unfence(broker);
+    }
+    cluster.run(create_topic(&[&[1, 2]], &[]));
+    let throttled = |limit| match reassign(&[1, 3]) {
+        Kind::Reassign(it) => Kind::Reassign(command::Reassign { throttle_bytes_per_second: limit, ..it }),
+        _ => unreachable!(),
+    };
+    let refusal = cluster.refused(throttled(500));
+    assert_eq!(refusal, Refusal::AboveFeatureLevel { what: "a reassignment with a throttle", needed: 2, level: 1 });
+    cluster.run(Kind::RaiseFeatureLevel(command::RaiseFeatureLevel { level: 2 }));
+    let of = |cluster: &Cluster, broker| cluster.state.topic("topic").expect("there").partitions[0].throttle_of(broker);
+    for limit in [500, 700] {
+        cluster.run(throttled(limit));
+        assert_eq!((of(&cluster, 3), of(&cluster, 2), of(&cluster, 1)), (Some(limit), None, None));
+        let snapshot = cluster.state.snapshot();
+        assert_eq!(MetadataState::from_snapshot(snapshot).expect("whole"), cluster.state);
+    }
+    cluster.say(&[1, 2, 3]);
+    assert_eq!(cluster.state.topic("topic").expect("there").partitions[0].replicas, [1, 3]);
+    assert_eq!(cluster.state.topic("topic").expect("there").partitions[0].throttle_bytes_per_second, 0);
+    cluster.run(match reassign(&[1, 2]) {
+        Kind::Reassign(it) => Kind::Reassign(command::Reassign { throttle_bytes_per_second: 9, ..it }),
+        _ => unreachable!(),
+    });
+    cluster.run(Kind::CancelReassignment(command::CancelReassignment { topic_id: TOPIC.to_wire(), partition: 0 }));
+    assert_eq!(cluster.state.topic("topic").expect("there").partitions[0].throttle_bytes_per_second, 0);
 }

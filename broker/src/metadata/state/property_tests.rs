@@ -74,6 +74,7 @@ fn command_of(state: &MetadataState, draw: &Draw, step: usize) -> command::Comma
             topic_id: TOPIC.to_wire(),
             partition: draw.partition,
             replicas: draw.replicas.clone(),
+            throttle_bytes_per_second: 0,
         }),
         14 => Kind::CancelReassignment(command::CancelReassignment {
             topic_id: TOPIC.to_wire(),

@@ -23,7 +23,7 @@ impl World {
             }
             3..8 => {
                 let replicas = self.other_replicas();
-                Kind::Reassign(command::Reassign { topic_id, partition: number, replicas })
+                Kind::Reassign(command::Reassign { topic_id, partition: number, replicas, ..Default::default() })
             }
             8..10 => Kind::CancelReassignment(command::CancelReassignment { topic_id, partition: number }),
             10..12 => {
