@@ -109,7 +109,7 @@ pub(crate) struct ElectArgs {
     #[arg(long, value_name = "TOPIC")]
     pub(crate) topic: Option<String>,
     /// Only says what an unclean election would do.
-    #[arg(long, requires = "unclean")]
+    #[arg(long, conflicts_with = "preferred")]
     pub(crate) dry_run: bool,
 }
 

@@ -87,7 +87,7 @@ fn a_throttled_move_is_slow_shows_how_far_it_is_and_is_cancelled() {
     let told = cluster.object(&["topic", "describe", "t"]);
     assert_eq!(told["partitions"][0]["replicas"], json!([1, 2]));
     // Without a limit it is soon there.
-    cluster.command(&reassign[..9]).ok();
+    cluster.command(&reassign[..8]).ok();
     cluster.until("it has moved", || {
         (cluster.object(&["topic", "describe", "t"])["partitions"][0]["isr"] == json!([2, 3])).then_some(())
     });

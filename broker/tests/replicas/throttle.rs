@@ -1,7 +1,6 @@
 //! A partition that moves at a limited pace.
 
 use crate::cluster::*;
-use crate::harness::*;
 use headwater_broker::metadata::command::{RaiseFeatureLevel, Reassign, command::Command as Kind};
 use headwater_proto::wire::Acks;
 use std::time::{Duration, Instant};

@@ -1,0 +1,106 @@
+//! What is left when the majority of a quorum is lost for good: one member's folder becomes a quorum of one, and the others begin
+//! anew. Both are a person's decision, on folders that no broker runs on.
+//!
+//! The one goes on from everything in its log, be it committed or not, under another member id: whoever speaks to the old one,
+//! because it did not hear of this, is refused. What only the lost ones had is gone.
+//!
+//! Owns: the two new journals. Refuses: folders that are in use (whoever calls has them locked). Read next: [`super::store`].
+
+use super::super::journal::{self, JournalError};
+use super::super::format::{OLDEST_VERSION, RAFT_VERSION};
+use super::super::journal_file::{Bytes, JOURNAL_FILE, JournalFile};
+use super::super::state::MetadataState;
+use super::kept::Kept;
+use super::store::{Store, founded, replay};
+use headwater_storage::Files;
+use openraft::EntryPayload;
+use prost::Message;
+use std::path::Path;
+use std::sync::Arc;
+
+/// What a member that is a quorum of one now goes on from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovered {
+    /// The version of the metadata.
+    pub version: u64,
+    /// Entries of its log that it does not know to be committed: they count now.
+    pub uncommitted: usize,
+    /// Members that voted before, itself included.
+    pub voters: usize,
+}
+
+impl Store {
+    /// Makes a quorum of one of what the folder's member kept. May block.
+    ///
+    /// # Errors
+    /// [`JournalError`]: nothing changed.
+    pub fn recover_alone(
+        files: Arc<dyn Files>,
+        root: &Path,
+        cluster_id: &str,
+        new_node_id: u64,
+    ) -> Result<Recovered, JournalError> {
+        let path = root.join(JOURNAL_FILE);
+        let read = Bytes::read(&*files, root)?.ok_or(JournalError::Missing { path: path.clone() })?;
+        let scan = read.scan(OLDEST_VERSION..=RAFT_VERSION)?;
+        let (state, recovered) = match scan.version < RAFT_VERSION {
+            true => {
+                let state = journal::replay(&path, &scan.frames)?;
+                let version = state.index();
+                (state, Recovered { version, uncommitted: 0, voters: 1 })
+            }
+            false => {
+                let kept = replay(&path, &scan)?;
+                let voters = kept.voters().len();
+                let (state, uncommitted) = everything(&path, &kept)?;
+                let version = state.index();
+                (state, Recovered { version, uncommitted, voters })
+            }
+        };
+        journal::check_cluster(&path, state.cluster_id(), cluster_id)?;
+        write(files, &path, &founded(new_node_id, state))?;
+        Ok(recovered)
+    }
+
+    /// Makes a new member of the folder's, which waits to be taken in. May block.
+    ///
+    /// # Errors
+    /// [`JournalError`]: nothing changed.
+    pub fn begin_anew(
+        files: Arc<dyn Files>,
+        root: &Path,
+        cluster_id: &str,
+        new_node_id: u64,
+    ) -> Result<(), JournalError> {
+        write(files, &root.join(JOURNAL_FILE), &Kept::new(new_node_id, cluster_id))
+    }
+}
+
+fn write(files: Arc<dyn Files>, path: &Path, kept: &Kept) -> Result<(), JournalError> {
+    let payload = kept.message(kept.snapshot.as_ref()).encode_to_vec();
+    let written = JournalFile::create(files, path.to_owned(), RAFT_VERSION, 0, &payload);
+    written.map(drop).map_err(JournalError::at_start)
+}
+
+/// The state after all that is in the log, and how many entries of it were not known to be committed.
+fn everything(path: &Path, kept: &Kept) -> Result<(MetadataState, usize), JournalError> {
+    let in_snapshot = kept.snapshot.as_ref().and_then(|it| it.meta.last_log_id).map_or(0, |last| last.index);
+    let committed = kept.committed.map_or(0, |last| last.index).max(in_snapshot);
+    let mut state = match &kept.snapshot {
+        Some(snapshot) => MetadataState::clone(&snapshot.state),
+        None => MetadataState::new(&*kept.cluster_id),
+    };
+    let mut uncommitted = 0;
+    for (index, entry) in kept.entries.range(in_snapshot + 1..) {
+        uncommitted += usize::from(*index > committed);
+        if let EntryPayload::Normal(command) = &entry.payload {
+            if command.command.is_none() {
+                let why = format!("entry {index} of the log has no known kind: it was written by a newer Headwater");
+                return Err(JournalError::Unusable { path: path.to_owned(), position: 0, why });
+            }
+            // A refusal is an answer, as when it was applied before.
+            drop(state.apply(*index, command));
+        }
+    }
+    Ok((state, uncommitted))
+}
