@@ -26,7 +26,7 @@ fn serve_generations(peer: &Peer) -> Arc<AtomicU8> {
             Some(metadata(id, partitions))
         }
         // Whether it was created is not known.
-        Request::CreateTopic(_) => Some(Response::Error(wire::Error::new(ErrorCode::TimedOut, "no answer"))),
+        Request::CreateTopic(_) => Some(Response::Error(wire::Error::new(ErrorCode::Internal, "no answer"))),
         Request::AlterTopic(_) | Request::AddPartitions(_) | Request::DeleteTopic(_) => {
             Some(Response::Done(wire::Done {}))
         }
