@@ -172,7 +172,7 @@ impl Partitions {
                 match open.get(&key) {
                     None => new.push(assigned),
                     Some(handle) => {
-                        let is_same = |view: &Arc<View>| Arc::ptr_eq(view, &assigned.view) || *view == assigned.view;
+                        let is_same = |view: &Arc<View>| view.says_the_same(&assigned.view);
                         if !is_same(&handle.view()) || assigned.config != handle.config() {
                             handle.configure(assigned);
                         }

@@ -120,6 +120,22 @@ async fn a_recovery_tells_how_far_it_is_within_a_partition() {
     assert!(partitions.close().await);
 }
 
+/// With thousands of partitions in a topic, each command that concerned one of them woke all.
+#[tokio::test]
+async fn a_partition_is_told_only_what_is_new_of_it() {
+    let files = SimFiles::new(1);
+    let partitions = open_on(&files);
+    partitions.apply(vec![assigned(0)]).await;
+    let as_of = |index, partition_epoch| {
+        let view = View { index, partition_epoch, ..View::clone(&assigned(0).view) };
+        AssignedPartition { view: Arc::new(view), ..assigned(0) }
+    };
+    partitions.apply(vec![as_of(7, 0)]).await;
+    assert_eq!(handle(&partitions, 0).view().index, 0, "it knows that already");
+    partitions.apply(vec![as_of(8, 1)]).await;
+    assert_eq!(handle(&partitions, 0).view().index, 8);
+}
+
 /// A follower that forgot it would follow a leader below what was acknowledged, because of an election long ago.
 #[tokio::test]
 async fn the_unclean_elections_that_a_replica_has_taken_in_are_known_to_the_next_start() {

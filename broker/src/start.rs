@@ -1,9 +1,9 @@
 //! Starting and stopping a broker.
 //!
 //! Owns: the order. Start: lock the data folder, serve the admin port, certificates, replay the metadata, register this incarnation (which
-//! raises every leader epoch), recover the partitions, then groups, and only then serve. Stop: take nothing new, append
-//! and acknowledge what was received, close the logs in parallel, and write the clean-shutdown marker last, unless a
-//! partition is fenced. Refuses: signals and logging, which are the command's. Read next: [`crate::server`].
+//! raises every leader epoch), recover the partitions, then groups, and only then serve. Who is one of several recovers before it registers,
+//! so that it can name what it lost. Stop: hand leaderships over, take nothing new, append and acknowledge what was received, close the
+//! logs in parallel, and write the clean-shutdown marker last, unless a partition is fenced. Refuses: signals and logging, which are the command's. Read next: [`crate::server`].
 
 use crate::admin::{self, Shown};
 use crate::assignments::{self, Assignments};

@@ -433,6 +433,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_known_of_replicas_comes_back_and_no_flipped_byte_is_believed() {
+        let kept = |byte, flushed| KeptReplica { topic_id: TopicId::from_bytes([byte; 16]), flushed, unclean_taken: 2 };
+        let replicas = KeptReplicas::from([(("a".to_owned(), 0), kept(1, 500)), (("b".to_owned(), 7), kept(2, 0))]);
+        let text = encode_replicas(&replicas);
+        assert_eq!(decode_replicas(text.as_bytes()), Ok(replicas));
+        for place in 0..text.len() {
+            let mut bytes = text.clone().into_bytes();
+            bytes[place] ^= 1;
+            assert!(decode_replicas(&bytes).is_err(), "byte {place}");
+            assert!(decode_replicas(&text.as_bytes()[..place]).is_err(), "cut at {place}");
+        }
+        for bad in ["a 0 x 1 0", "a 0 AQEBAQEBAQEBAQEBAQEBAQ 1", "a x AQEBAQEBAQEBAQEBAQEBAQ 1 0"] {
+            let fault = decode_replicas(with_sum(format!("0\n1\n{bad}\n")).as_bytes()).unwrap_err();
+            assert_eq!(fault.line, 3, "{bad}");
+        }
+    }
+
+    #[test]
     fn meta_properties_are_read_from_kafka_and_from_us() {
         let ours = MetaProperties {
             cluster_id: "c1".into(),

@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use headwater_proto::TopicId;
-use headwater_storage::checkpoint::{self, HIGH_WATERMARKS, LOG_START_COPY, LOG_START_OFFSETS, RECOVERY_POINTS};
+use headwater_storage::checkpoint::{
+    self, HIGH_WATERMARKS, LOG_START_COPY, LOG_START_OFFSETS, RECOVERY_POINTS, REPLICAS,
+};
 use headwater_storage::sim::{Fault, Operation};
-use headwater_storage::{DataDir, DataDirError, Files, NewIdentity, OpenError, OsFiles, SimFiles, files};
+use headwater_storage::{DataDir, DataDirError, Files, KeptReplica, NewIdentity, OpenError, OsFiles, SimFiles, files};
 
 const ID: TopicId = TopicId::from_bytes([7; 16]);
 
@@ -176,4 +178,32 @@ fn log_starts_that_were_written_once_only_are_written_again() {
     let said = checkpoint::read_log_starts(&*files, path).unwrap();
     assert!(said.twice && said.fault.is_none());
     assert_eq!(said.offsets[&("t".to_owned(), 1)], 41);
+}
+
+#[test]
+fn what_is_known_of_a_replica_outlives_its_folder_and_not_its_damage() {
+    let files = SimFiles::new(1);
+    let files: Arc<dyn Files> = files;
+    let root = Path::new("/data");
+    let kept = KeptReplica { topic_id: TopicId::from_bytes([1; 16]), flushed: 42, unclean_taken: 1 };
+    let data_dir = open(&files, root);
+    assert!(!data_dir.knows_replicas() && data_dir.replica("t", 0).is_none());
+    data_dir.update_checkpoints(|checkpoints| {
+        checkpoints.replicas.insert(("t".into(), 0), kept);
+    });
+    data_dir.write_checkpoints().unwrap();
+    drop(data_dir);
+    let data_dir = open(&files, root);
+    assert_eq!((data_dir.knows_replicas(), data_dir.replica("t", 0)), (true, Some(kept)));
+    data_dir.update_checkpoints(|checkpoints| checkpoints.retain(|_| false));
+    data_dir.write_checkpoints().unwrap();
+    drop(data_dir);
+    let data_dir = open(&files, root);
+    assert_eq!((data_dir.knows_replicas(), data_dir.replica("t", 0)), (true, None));
+    drop(data_dir);
+
+    let path = root.join(REPLICAS);
+    headwater_storage::files::replace(&*files, &path, b"0\n0\n00000000\n").unwrap();
+    let data_dir = open(&files, root);
+    assert!(!data_dir.knows_replicas() && data_dir.faults().len() == 1, "{:?}", data_dir.faults());
 }

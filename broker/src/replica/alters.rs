@@ -18,6 +18,9 @@ use tokio::time::sleep;
 /// Most partitions of one command.
 const MOST: usize = 2_000;
 
+/// How long the first one waits for others: a broker that is lost or comes back concerns all of them.
+const GATHER: Duration = Duration::from_millis(10);
+
 /// Pauses after a command that nobody took.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -36,6 +39,12 @@ pub(super) async fn run(metadata: MetadataHandle, mut inbox: mpsc::UnboundedRece
     let mut pause = Duration::ZERO;
     let mut wanted = Vec::new();
     while inbox.recv_many(&mut wanted, MOST).await > 0 {
+        sleep(GATHER).await;
+        while wanted.len() < MOST
+            && let Ok(more) = inbox.try_recv()
+        {
+            wanted.push(more);
+        }
         let partitions = wanted.iter().map(message).collect();
         let command = Kind::AlterPartitions(command::AlterPartitions { partitions });
         match metadata.propose(command).await {

@@ -90,6 +90,13 @@ impl View {
         }
     }
 
+    /// Whether it says nothing that the other does not, as of whichever command: of many partitions each command concerns few.
+    pub fn says_the_same(&self, other: &View) -> bool {
+        let View { index: _, leader, leader_epoch, partition_epoch, min_insync_replicas, replicas } = other;
+        (&self.leader, &self.leader_epoch, &self.partition_epoch) == (leader, leader_epoch, partition_epoch)
+            && (&self.min_insync_replicas, &self.replicas) == (min_insync_replicas, replicas)
+    }
+
     /// A partition whose only replica is `me`.
     pub fn alone(me: Member, leader_epoch: i32) -> View {
         let replicas = vec![Assigned { member: me, active: true, in_sync: true }];

@@ -9,8 +9,8 @@ use super::super::command::TopicPartition;
 use super::super::state::{BrokerState, MetadataState};
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Most partitions that are given back at once.
-const MOST: usize = 1_000;
+/// Most partitions that are given back at once: for a moment nobody serves them.
+const MOST: usize = 250;
 
 /// What the controller remembers.
 #[derive(Debug)]
