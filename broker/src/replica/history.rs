@@ -131,7 +131,11 @@ impl History {
             None if is_empty && self.log_end == start => Verdict::Agrees,
             Some(agreed) if agreed >= start && agreed >= self.log_end => Verdict::Agrees,
             Some(agreed) if agreed >= start && agreed >= self.log_start => Verdict::Cut { to: agreed },
-            _ => Verdict::Restart { at: start, equal_below: start.max(agreed.unwrap_or(start)) },
+            _ => {
+                // What the follower deleted was committed: any leader has it, as far as its own log goes.
+                let deleted = self.log_start.min(leader.log_end);
+                Verdict::Restart { at: start, equal_below: start.max(agreed.unwrap_or(deleted)) }
+            }
         }
     }
 }
@@ -189,6 +193,12 @@ mod tests {
         );
         // It deleted everything, but knows in which epoch.
         assert_eq!(history(&[(4, 130)], 130, 130).compare(&leader), Verdict::Agrees);
+        // It led, deleted all that was committed, and wrote what nobody else kept.
+        let follower = history(&[(2, 14)], 14, 26);
+        let verdict = follower.compare(&history(&[(0, 0), (3, 14)], 5, 14));
+        assert_eq!(verdict, Verdict::Restart { at: 5, equal_below: 14 });
+        let verdict = follower.compare(&history(&[(0, 0), (3, 12)], 5, 12));
+        assert_eq!(verdict, Verdict::Restart { at: 5, equal_below: 12 }, "the leader lacks some of it");
         // Other records than the leader's, and not one epoch in common.
         let leader = history(&[(2, 0)], 0, 10);
         assert_eq!(history(&[(1, 0)], 0, 5).compare(&leader), Verdict::Restart { at: 0, equal_below: 0 });
