@@ -69,8 +69,8 @@ impl Cleaner {
         // of it in the checkpoint.
         let _compacting = handle.compacting().lock().await;
         let cleaned_until = self.partitions.cleaned_until(handle);
-        let high_watermark = handle.offsets().high_watermark;
-        let plan = handle.with_log(move |log| log.plan_compaction(now_ms(), high_watermark, cleaned_until)).await?;
+        let compactable = handle.offsets().compactable();
+        let plan = handle.with_log(move |log| log.plan_compaction(now_ms(), compactable, cleaned_until)).await?;
         let Some(plan) = plan else { return Ok(None) };
         let (memory_bytes, stop, watched) = (self.memory_bytes, self.shutdown.clone(), handle.clone());
         pulse.queue();

@@ -118,6 +118,26 @@ bugs! {
     EligibleOutliveSetting,
     /// A producer id is given out twice.
     ProducerIdTwice,
+    /// Compaction goes beyond the high watermark.
+    CompactionPastWatermark,
+    /// A new leader says where the log ends before it has seen all that was acknowledged.
+    OffsetsServedEarly,
+    /// A partition is given to a member before another has let go of it.
+    GivenBeforeLetGo,
+    /// A partition is taken back from a member that was not asked to let go of it.
+    TakenBackUnasked,
+    /// A member that names any epoch is heard.
+    AnyMemberEpoch,
+    /// A member that is silent for longer than its session stays in the group.
+    SilentMemberStays,
+    /// A commit is answered and not remembered until the group is read anew.
+    CommitForgotten,
+    /// A group that is read anew has forgotten what its members must let go of.
+    RevocationForgotten,
+    /// A group that is read anew has forgotten what its members own.
+    AssignmentForgotten,
+    /// A group that is read anew begins at the first epoch.
+    GroupEpochForgotten,
 }
 
 #[cfg(feature = "planted-bugs")]

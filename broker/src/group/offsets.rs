@@ -10,6 +10,7 @@
 use super::state::{Effects, Group};
 use super::{GroupError, GroupSettings, Now, records};
 use crate::metadata::MetadataState;
+use crate::planted::{Bug, planted};
 use headwater_proto::limits::MAX_OFFSET_METADATA_BYTES;
 use headwater_proto::{ErrorCode, TopicId};
 
@@ -151,7 +152,9 @@ impl Group {
                     topic_id,
                 };
                 effects.push(records::write_offset(&self.name, &entry.topic, entry.partition, Some(&committed)));
-                self.offsets.insert((entry.topic, entry.partition), committed);
+                if !planted(Bug::CommitForgotten) {
+                    self.offsets.insert((entry.topic, entry.partition), committed);
+                }
                 Ok(())
             })
             .collect();
@@ -186,6 +189,7 @@ impl Group {
         let unknown = || GroupError::UnknownMember { group: self.name.clone(), member: id.to_owned() };
         let member = self.members.get(id).filter(|member| !member.away).ok_or_else(unknown)?;
         match epoch.cmp(&member.epoch) {
+            _ if planted(Bug::AnyMemberEpoch) => Ok(()),
             std::cmp::Ordering::Equal => Ok(()),
             std::cmp::Ordering::Less => {
                 Err(GroupError::StaleEpoch { member: id.to_owned(), named: epoch, current: member.epoch })

@@ -9,6 +9,7 @@ use super::offsets::Committed;
 use super::state::{Effect, Effects, Group, Join, Member, Standing};
 use super::{GroupSettings, Now, Partitions};
 use crate::metadata::MetadataState;
+use crate::planted::{Bug, planted};
 use headwater_proto::TopicId;
 use headwater_storage::offsets_schema::{
     ConsumerMember, CurrentAssignment, MEMBER_STATE_STABLE, MEMBER_STATE_UNRELEASED_PARTITIONS,
@@ -211,7 +212,7 @@ impl Replay {
 impl Kept {
     fn into_group(mut self, name: &str, now: Now, settings: &GroupSettings) -> Group {
         let mut group = Group::new(name);
-        group.epoch = self.epoch;
+        group.epoch = if planted(Bug::GroupEpochForgotten) { 0 } else { self.epoch };
         group.offsets = self.offsets;
         for (id, kept) in self.members {
             let join = Join {
@@ -232,8 +233,12 @@ impl Kept {
                     true => (current.previous_member_epoch, 0),
                     false => (current.member_epoch, current.previous_member_epoch),
                 };
-                member.assigned = from_topics(&current.assigned);
-                member.revoking = from_topics(&current.pending_revocation);
+                if !planted(Bug::AssignmentForgotten) {
+                    member.assigned = from_topics(&current.assigned);
+                }
+                if !planted(Bug::RevocationForgotten) {
+                    member.revoking = from_topics(&current.pending_revocation);
+                }
             }
             group.target.insert(id.clone(), from_topics(&self.target.remove(&id).unwrap_or_default()));
             group.members.insert(id, member);

@@ -18,6 +18,7 @@ use super::assign::{self, Assignor, PartitionCounts, Subscriber, Subscribers};
 use super::offsets::Committed;
 use super::{GroupError, GroupSettings, Now, Partitions, records};
 use crate::metadata::MetadataState;
+use crate::planted::{Bug, planted};
 use headwater_proto::limits::MAX_GROUP_NAME_BYTES;
 use headwater_storage::offsets_schema::{OffsetsKey, OffsetsValue};
 use std::collections::{BTreeMap, BTreeSet};
@@ -309,7 +310,7 @@ impl Group {
         let Some(member) = self.members.get_mut(member_id).filter(|member| !member.away) else {
             return Err(GroupError::UnknownMember { group: self.name.clone(), member: member_id.to_owned() });
         };
-        if report.member_epoch > member.epoch {
+        if report.member_epoch > member.epoch && !planted(Bug::AnyMemberEpoch) {
             return Err(GroupError::FencedEpoch {
                 member: member_id.to_owned(),
                 named: report.member_epoch,
@@ -390,7 +391,7 @@ impl Group {
                 Some((id.clone(), why))
             })
             .collect();
-        if !late.is_empty() {
+        if !late.is_empty() && !planted(Bug::SilentMemberStays) {
             for (id, why) in late {
                 self.expel(now, &id, why, &mut effects);
             }
@@ -624,7 +625,8 @@ impl Group {
                 member.epoch = self.epoch;
             }
             for partition in target {
-                if !member.assigned.contains(partition) && taken.insert(*partition) {
+                let is_free = taken.insert(*partition) || planted(Bug::GivenBeforeLetGo);
+                if !member.assigned.contains(partition) && is_free {
                     member.assigned.insert(*partition);
                 }
             }
@@ -707,9 +709,9 @@ impl Member {
     fn take_back(&mut self, now: Now, target: &Partitions) {
         let surplus: Partitions = self.assigned.difference(target).copied().collect();
         for partition in surplus {
-            if self.away || self.confirmed.remove(&partition) {
+            if self.away || self.confirmed.remove(&partition) || planted(Bug::TakenBackUnasked) {
                 self.assigned.remove(&partition);
-                if !self.away {
+                if !self.away && !planted(Bug::TakenBackUnasked) {
                     self.revoking.insert(partition);
                 }
             }

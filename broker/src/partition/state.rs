@@ -68,6 +68,13 @@ pub struct Offsets {
     pub flushed: i64,
 }
 
+impl Offsets {
+    /// Up to where records may go for the sake of later ones: what is not committed may be cut, and would leave nothing.
+    pub fn compactable(&self) -> i64 {
+        if planted(Bug::CompactionPastWatermark) { self.log_end } else { self.high_watermark }
+    }
+}
+
 /// The bounds that a partition keeps.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {

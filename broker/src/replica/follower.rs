@@ -133,7 +133,7 @@ enum Phase {
 }
 
 /// See the module's head.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct FollowerState {
     member: Member,
     tenure: Tenure,

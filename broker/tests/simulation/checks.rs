@@ -1,6 +1,6 @@
 //! What must hold, whatever happens: the invariants of Kafka's replication as its TLA+ models state them, and some of our own.
 
-use crate::node::{Entry, Node};
+use crate::node::{Entry, Node, keyed};
 use headwater_broker::metadata::command::{self, ElectionKind, command::Command as Kind};
 use headwater_broker::metadata::state::BrokerState;
 use headwater_broker::metadata::{MetadataState, Outcome, Partition, Refusal};
@@ -8,7 +8,6 @@ use headwater_broker::replica::Member;
 use std::collections::{BTreeMap, HashSet};
 
 /// What was seen so far.
-#[derive(Default)]
 pub(crate) struct Checks {
     /// Everything that any reader may have read, by how many unclean elections had been by then: each may take some of it.
     lineages: BTreeMap<u32, Lineage>,
@@ -22,6 +21,29 @@ pub(crate) struct Checks {
     answered: BTreeMap<Vec<u8>, Outcome>,
     /// Up to where producer ids were given out.
     producer_ids: i64,
+    /// The smallest min.insync.replicas that ever was.
+    pub(crate) least_min_insync: usize,
+    /// The keys of records that are not the producer's, by what they say.
+    pub(crate) keys: BTreeMap<u64, Vec<u8>>,
+    /// What a producer sent again because its log, emptied by then, had forgotten it.
+    sent_anew: HashSet<u64>,
+}
+
+impl Default for Checks {
+    fn default() -> Checks {
+        Checks {
+            lineages: BTreeMap::new(),
+            acknowledged: 0,
+            leaders: BTreeMap::new(),
+            elected: BTreeMap::new(),
+            last: None,
+            answered: BTreeMap::new(),
+            producer_ids: 0,
+            least_min_insync: usize::MAX,
+            keys: BTreeMap::new(),
+            sent_anew: HashSet::new(),
+        }
+    }
 }
 
 #[derive(Default)]
@@ -59,7 +81,12 @@ impl Checks {
                     let is_new = lineage.values.insert(entry.1);
                     // A producer that was told of a gap sends what it has left under another epoch, and that may come to a leader
                     // that nobody follows any more.
-                    assert!(is_new || was_unclean, "record {} is committed twice, at {offset} too", entry.1);
+                    let is_again = self.sent_anew.contains(&entry.1);
+                    assert!(
+                        is_new || was_unclean || is_again,
+                        "record {} is committed twice, at {offset} too",
+                        entry.1
+                    );
                     lineage.committed.push(entry);
                     is_more = true;
                 }
@@ -100,6 +127,52 @@ impl Checks {
         self.acknowledged += values.len() as u64;
     }
 
+    /// What a log lacks, compaction took: a later record has the same key, and is committed. What an unclean election takes is
+    /// gone, whatever went for its sake.
+    pub(crate) fn compacted(&self, id: i32, holes: &[i64]) {
+        if self.unclean() > 0 || holes.is_empty() {
+            return;
+        }
+        let committed = self.committed(0);
+        let key = |value: u64| self.keys.get(&value).cloned().or_else(|| keyed(true, value).0);
+        let mut last = BTreeMap::new();
+        for (offset, entry) in (0i64..).zip(committed) {
+            last.insert(key(entry.1), offset);
+        }
+        for hole in holes {
+            let entry = committed.get(*hole as usize).map(|entry| key(entry.1));
+            let later = entry.and_then(|key| last.get(&key));
+            assert!(
+                later.is_some_and(|later| later > hole),
+                "broker {id} lacks the record at {hole}, which is the last one of its key"
+            );
+        }
+    }
+
+    /// The producer is told that records are kept, and not where.
+    pub(crate) fn acknowledged_somewhere(&mut self, unclean: u32, values: &[u64]) {
+        let known = self.lineages.get(&unclean).map(|lineage| &lineage.values);
+        for value in values {
+            let is_kept = known.is_some_and(|known| known.contains(value));
+            assert!(is_kept || self.unclean() > 0, "record {value} is said to be kept, and is not committed");
+        }
+        self.acknowledged += values.len() as u64;
+    }
+
+    /// The producer is told that nothing of it is in the log, and sends these again as another.
+    pub(crate) fn forgotten(&mut self, values: &[u64], deleted: i64) {
+        for (offset, entry) in (0i64..).zip(self.committed(self.unclean())) {
+            let is_there = offset >= deleted && values.contains(&entry.1);
+            assert!(!is_there || self.unclean() > 0, "record {} at {offset} is said to be nowhere", entry.1);
+        }
+        self.sent_anew.extend(values);
+    }
+
+    /// Whether records may be there twice: what was deleted was sent again by a producer that was forgotten.
+    pub(crate) fn has_sent_anew(&self) -> bool {
+        !self.sent_anew.is_empty()
+    }
+
     /// Everybody in sync, and everybody eligible, has everything that was committed (StrongIsr). Of a broker that is down, or
     /// whose present start the metadata do not know, nothing can be said.
     pub(crate) fn in_sync(&self, metadata: &MetadataState, partition: &Partition, nodes: &[Node], flushed: bool) {
@@ -138,8 +211,10 @@ impl Checks {
             let asks = now.topics().any(|topic| topic.unclean_leader_election());
             assert!(is_asked || asks, "an unclean election that nobody asked for");
         }
-        if let Some(Kind::AlterPartition(alter)) = command.command.as_ref().filter(|_| result.is_ok()) {
-            for named in &alter.isr {
+        if let (Some(Kind::AlterPartitions(alter)), Ok(Outcome::PartitionsAltered { changed: 1, .. })) =
+            (&command.command, result)
+        {
+            for named in alter.partitions.iter().flat_map(|alter| &alter.isr) {
                 let registered = before.broker(named.broker_id).map(|broker| broker.incarnation.into_bytes());
                 assert_eq!(registered.as_ref().map(|id| &id[..]), Some(&named.incarnation[..]), "another start joins");
             }

@@ -1,14 +1,19 @@
 //! A broker: its disk, its log, and what drives the pure machines.
 
+use crate::world::groups::Coordinator;
 use bytes::Bytes;
 use headwater_broker::metadata::MetadataState;
+use headwater_broker::metadata::command::TopicPartition;
+use headwater_broker::metadata::raft::sessions::{Says, Sessions};
 use headwater_broker::partition::state::PartitionState;
 use headwater_broker::replica::follower::FollowerState;
 use headwater_broker::replica::history::History;
 use headwater_broker::replica::{Member, Tenure};
 use headwater_proto::TopicId;
 use headwater_proto::batch::{BatchBuilder, Batches, BuildOptions, Records, check};
-use headwater_storage::{Files, Log, LogConfig, LogIdentity, NewBatch, OpenHints, SimFiles};
+use headwater_storage::{
+    Cleanup, CompactionPlan, CompactionResult, Files, Log, LogConfig, LogIdentity, NewBatch, OpenHints, SimFiles,
+};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
@@ -29,9 +34,22 @@ pub(crate) struct Kept {
     pub(crate) high_watermark: i64,
     pub(crate) unclean_taken: u32,
     pub(crate) boots: u64,
+    pub(crate) log_start: i64,
+    /// Up to where the log is compacted.
+    pub(crate) cleaned: Option<i64>,
     pub(crate) disk: u64,
     /// Whether it keeps the partition.
     pub(crate) has_replica: bool,
+    /// Its start found less than was there, and the metadata do not know it yet: a second start still says so.
+    pub(crate) claims_loss: bool,
+}
+
+/// What is special about the topic's logs.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Policy {
+    /// Of each key the last record stays.
+    pub(crate) compacts: bool,
+    pub(crate) retention_bytes: Option<u64>,
 }
 
 pub(crate) struct Node {
@@ -40,6 +58,10 @@ pub(crate) struct Node {
     pub(crate) kept: Kept,
     /// Something was lost, and the metadata do not know it yet.
     pub(crate) lost: bool,
+    /// The partition's folder alone is gone: the rest of the disk is what it was.
+    pub(crate) lost_folder: bool,
+    /// The disk fails under the partition, and the broker says so.
+    pub(crate) unfit: bool,
     /// The kernel booted since, and what was only in memory is gone.
     pub(crate) rebooted: bool,
     /// Up to where the log was on stable storage, whatever became of the disk since.
@@ -57,11 +79,14 @@ pub(crate) struct Process {
     pub(crate) log: Log,
     /// What the log holds.
     pub(crate) mirror: Vec<Entry>,
+    /// The group, in the leader epoch in which it was read.
+    pub(crate) coordinator: Option<(i32, Box<Coordinator>)>,
+    /// Where the leader's log begins.
+    pub(crate) begins_at: i64,
     pub(crate) metadata: MetadataState,
     /// How many commands were applied.
     pub(crate) applied: usize,
     pub(crate) apply_pending: bool,
-    pub(crate) claims_loss: bool,
     pub(crate) registered_at: i64,
     pub(crate) role: Role,
     /// The leader and the leader epoch of the role, and whether it keeps the partition.
@@ -72,18 +97,23 @@ pub(crate) struct Process {
     pub(crate) contact_ms: i64,
     /// How many unclean elections what it serves comes after.
     pub(crate) lineage: u32,
+    /// How many there had been when the role was given.
+    pub(crate) role_lineage: u32,
     /// Up to where readers were seen to be served what is committed.
     pub(crate) checked: i64,
-    pub(crate) heard: BTreeMap<i32, (Member, i64)>,
+    pub(crate) sessions: Sessions,
     pub(crate) asked: BTreeMap<i32, i64>,
-    pub(crate) in_office_since: Option<(u64, i64)>,
+    pub(crate) ticked_ms: i64,
+    /// A compaction under way, and one that waits to be put in place.
+    pub(crate) plan: Option<CompactionPlan>,
+    pub(crate) compacted: Option<CompactionResult>,
     pub(crate) connections: BTreeMap<u64, Option<u64>>,
     pub(crate) requests: BTreeMap<RequestId, Vec<u64>>,
 }
 
 pub(crate) enum Role {
     Idle,
-    Leader { state: Box<PartitionState<RequestId, ()>>, streams: BTreeMap<i32, Stream> },
+    Leader { state: Box<PartitionState<RequestId, Chore>>, streams: BTreeMap<i32, Stream> },
     Follower { state: FollowerState, stream: u64, heard_ms: i64, jobs: VecDeque<FollowerJob> },
 }
 
@@ -102,18 +132,49 @@ pub(crate) enum FollowerJob {
     Flush(Tenure),
     Cut(Tenure, i64),
     Restart(Tenure, i64),
+    Chore(Chore),
+}
+
+/// What is done to a log between its appends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Chore {
+    /// Delete what lies below.
+    Delete(i64),
+    /// Delete what is beyond the retention.
+    Retain,
+    /// Look whether it is worth compacting.
+    PlanCompaction,
+    /// Put compacted segments in place.
+    InstallCompaction,
 }
 
 impl Node {
     pub(crate) fn new(id: i32, seed: u64, clock: (i64, i64)) -> Node {
         let (files, kept) = (disk(seed), Kept { disk: seed, ..Kept::default() });
-        let (lost, rebooted, was_flushed, process) = (false, false, 0, None);
-        let (paused_until, slow_disk_until) = (0, 0);
-        Node { id, files, kept, lost, rebooted, was_flushed, process, paused_until, slow_disk_until, clock }
+        Node {
+            id,
+            files,
+            kept,
+            lost: false,
+            lost_folder: false,
+            unfit: false,
+            rebooted: false,
+            was_flushed: 0,
+            process: None,
+            paused_until: 0,
+            slow_disk_until: 0,
+            clock,
+        }
     }
 
     pub(crate) fn local(&self, now: i64) -> i64 {
         now * self.clock.0 / 1000 + self.clock.1
+    }
+
+    /// What the broker says of itself.
+    pub(crate) fn says(&self) -> Says {
+        let replica = TopicPartition { topic_id: TOPIC.to_wire(), partition: 0 };
+        Says { is_ready: true, unfit: if self.unfit { vec![replica] } else { Vec::new() } }
     }
 
     /// Everything on the disk is gone.
@@ -122,12 +183,38 @@ impl Node {
         self.kept = Kept { disk: seed, ..Kept::default() };
     }
 
-    pub(crate) fn open(&mut self, now: i64) -> Log {
+    /// The partition's folder is gone, and nothing else.
+    pub(crate) fn wipe_folder(&mut self, seed: u64) {
+        self.files = disk(seed);
+        (self.lost_folder, self.unfit) = (true, false);
+    }
+
+    pub(crate) fn open(&mut self, policy: Policy, now: i64) -> Log {
         let identity = LogIdentity { topic: "topic".into(), topic_id: TOPIC, partition: 0 };
-        let config = LogConfig { segment_bytes: 3000, ..LogConfig::default() };
-        let hints = OpenHints { clean_shutdown: false, recovery_point: self.kept.flushed, log_start_offset: 0 };
-        let files = Arc::clone(&self.files) as Arc<dyn Files>;
-        Log::open(files, Path::new(DIR), identity, config, hints, now).expect("a log that opens").0
+        let config = LogConfig {
+            segment_bytes: if policy.compacts { 1200 } else { 3000 },
+            cleanup: Cleanup { delete: !policy.compacts, compact: policy.compacts },
+            min_cleanable_dirty_ratio: 0.0,
+            retention_bytes: policy.retention_bytes,
+            ..LogConfig::default()
+        };
+        let hints = OpenHints {
+            clean_shutdown: false,
+            recovery_point: self.kept.flushed,
+            log_start_offset: self.kept.log_start,
+        };
+        let open = |hints| {
+            let files = Arc::clone(&self.files) as Arc<dyn Files>;
+            Log::open(files, Path::new(DIR), identity.clone(), config.clone(), hints, now).map(|(log, _)| log)
+        };
+        if self.lost_folder {
+            // It is gone, whatever is known to have been in it: a new follower, once the metadata know.
+            self.kept.claims_loss |= self.kept.has_replica;
+            (self.kept.flushed, self.kept.log_start, self.kept.high_watermark) = (0, 0, 0);
+            (self.kept.cleaned, self.kept.unclean_taken) = (None, 0);
+            return open(OpenHints::default()).expect("a new log");
+        }
+        open(hints).expect("a log that opens")
     }
 }
 
@@ -142,13 +229,16 @@ fn disk(seed: u64) -> Arc<SimFiles> {
 impl Process {
     pub(crate) fn history(&self) -> History {
         let log = &self.log;
-        History::of_log(log.leader_epochs(), log.log_start_offset(), log.log_end_offset())
+        let (start, end) = (log.log_start_offset(), log.log_end_offset());
+        // Whoever begins anew does so with a whole batch.
+        let start = if start < end { log.reader().batch_at(start).expect("a batch") } else { start };
+        History::of_log(log.leader_epochs(), start, end)
     }
 
     /// The batches from an offset on, as many as one message takes.
     pub(crate) fn batches_from(&self, from: i64) -> Vec<NewBatch> {
         let reader = self.log.reader();
-        let mut cursor = reader.seek(from).expect("an offset of the log");
+        let mut cursor = reader.seek(from.max(self.log.log_start_offset())).expect("an offset of the log");
         let mut bytes = Vec::new();
         while bytes.len() < 2000
             && let Some(slice) = reader.read(&mut cursor, 4000, i64::MAX).expect("a log that reads")
@@ -162,49 +252,103 @@ impl Process {
             let at = position + at;
             let Some(whole) = bytes.get(at..at + header.size()) else { break };
             position = at + header.size();
-            if header.base_offset >= from {
+            if header.next_offset() > from {
                 batches.push(NewBatch { header, bytes: bytes.slice_ref(whole) });
             }
         }
         batches
     }
 
-    /// Everything that the log holds.
-    pub(crate) fn read_all(&self) -> Vec<Entry> {
-        let mut entries = Vec::new();
+    /// Everything that the log holds, at its offsets, and where nothing is. `committed` stands for what was deleted, and for
+    /// what compaction took: nobody deletes what is not committed.
+    pub(crate) fn read_all(&self, committed: &[Entry]) -> (Vec<Entry>, Vec<i64>) {
+        let begin = self.log.log_start_offset();
+        let begin =
+            if begin < self.log.log_end_offset() { self.log.reader().batch_at(begin).expect("a batch") } else { begin };
+        let mut entries: Vec<Entry> =
+            committed.get(..begin as usize).expect("only what is committed is deleted").to_vec();
+        let mut holes = Vec::new();
         while (entries.len() as i64) < self.log.log_end_offset() {
             let batches = self.batches_from(entries.len() as i64);
             assert!(!batches.is_empty(), "the log ends before its end");
             for batch in batches {
-                assert_eq!(batch.header.base_offset, entries.len() as i64, "a hole in the log");
                 check(&batch.bytes).expect("a sound batch");
-                entries.extend(values(&batch).into_iter().map(|value| (batch.header.leader_epoch, value)));
+                holes.extend(self.extend(&mut entries, &batch, committed));
+            }
+        }
+        (entries, holes)
+    }
+
+    /// What can be read of what is committed, in order: compaction left it.
+    pub(crate) fn survivors(&self) -> Vec<Entry> {
+        let (mut next, end) = (self.log.log_start_offset(), self.high_watermark);
+        let mut entries = Vec::new();
+        while next < end {
+            for batch in self.batches_from(next) {
+                let shown = records(&batch).into_iter().filter(|(offset, _)| *offset < end);
+                entries.extend(shown.map(|(_, entry)| entry));
+                next = batch.header.next_offset();
             }
         }
         entries
     }
+
+    /// Puts a batch's records where they belong. Returns where there is none.
+    pub(crate) fn extend(&self, entries: &mut Vec<Entry>, batch: &NewBatch, committed: &[Entry]) -> Vec<i64> {
+        let (begin, compacts) = (entries.len() as i64, self.log.config().cleanup.compact);
+        assert!(batch.header.base_offset >= begin, "a batch from {} at {begin}", batch.header.base_offset);
+        let records: BTreeMap<i64, Entry> = records(batch).into_iter().collect();
+        let mut holes = Vec::new();
+        for offset in begin..batch.header.next_offset() {
+            let entry = records.get(&offset).copied().unwrap_or_else(|| {
+                assert!(compacts, "a hole in the log at {offset}");
+                holes.push(offset);
+                *committed.get(offset as usize).expect("only what is committed is compacted")
+            });
+            entries.push(entry);
+        }
+        holes
+    }
 }
 
-/// A batch of a producer.
-pub(crate) fn batch(epoch: i16, sequence: i32, first: u64, count: u64, padding: usize, now: i64) -> NewBatch {
-    let options =
-        BuildOptions { producer_id: 7, producer_epoch: epoch, base_sequence: sequence, ..BuildOptions::default() };
+/// What records say, and their keys.
+pub(crate) type Keyed = (Option<Vec<u8>>, u64);
+
+/// A record of the producer, with a key where the topic is compacted.
+pub(crate) fn keyed(compacts: bool, value: u64) -> Keyed {
+    (compacts.then(|| (value % 5).to_le_bytes().to_vec()), value)
+}
+
+/// A batch of the producer in an epoch of it, or one of nobody's.
+pub(crate) fn batch(epoch: Option<i16>, sequence: i32, records: &[Keyed], padding: usize, now: i64) -> NewBatch {
+    let options = match epoch {
+        Some(producer_epoch) => {
+            BuildOptions { producer_id: 7, producer_epoch, base_sequence: sequence, ..BuildOptions::default() }
+        }
+        None => BuildOptions::default(),
+    };
     let mut builder = BatchBuilder::new(options);
-    for value in first..first + count {
+    for (key, value) in records {
         let mut bytes = value.to_le_bytes().to_vec();
         bytes.resize(8 + padding, 0);
-        builder.append(now, None, Some(&bytes), &[]);
+        builder.append(now, key.as_deref(), Some(&bytes), &[]);
     }
     let bytes = builder.build().expect("a batch");
     NewBatch { header: check(&bytes).expect("a sound batch"), bytes }
 }
 
+/// What the records of a batch say, and where they lie.
+pub(crate) fn records(batch: &NewBatch) -> Vec<(i64, Entry)> {
+    let records = Records::new(&batch.bytes).expect("a sound batch");
+    let entry = |record: headwater_proto::batch::Record| {
+        let value = record.value.expect("a value");
+        let value = u64::from_le_bytes(value[..8].try_into().expect("eight bytes"));
+        (record.offset, (batch.header.leader_epoch, value))
+    };
+    records.map(|record| entry(record.expect("a sound record"))).collect()
+}
+
 /// What the records of a batch say.
 pub(crate) fn values(batch: &NewBatch) -> Vec<u64> {
-    let records = Records::new(&batch.bytes).expect("a sound batch");
-    let value = |record: headwater_proto::batch::Record| {
-        let value = record.value.expect("a value");
-        u64::from_le_bytes(value[..8].try_into().expect("eight bytes"))
-    };
-    records.map(|record| value(record.expect("a sound record"))).collect()
+    records(batch).into_iter().map(|(_, (_, value))| value).collect()
 }

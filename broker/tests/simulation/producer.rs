@@ -1,7 +1,7 @@
 //! The idempotent producer: numbers its batches, has at most five on the way, and sends all of them again, the same and in
 //! order, on another connection when one of them fails.
 
-use crate::node::{RequestId, batch, values};
+use crate::node::{RequestId, batch, keyed, values};
 use headwater_storage::NewBatch;
 use std::collections::VecDeque;
 
@@ -19,6 +19,8 @@ pub(crate) struct Producer {
     pub(crate) epoch: i16,
     pub(crate) next_sequence: i32,
     pub(crate) heard_ms: i64,
+    /// Whether records have keys.
+    pub(crate) compacts: bool,
 }
 
 impl Producer {
@@ -41,7 +43,8 @@ impl Producer {
         self.next_sequence = 0;
         for waiting in &mut self.waiting {
             let values = values(waiting);
-            *waiting = batch(self.epoch, self.next_sequence, values[0], values.len() as u64, 0, now);
+            let records: Vec<_> = values.iter().map(|value| keyed(self.compacts, *value)).collect();
+            *waiting = batch(Some(self.epoch), self.next_sequence, &records, 0, now);
             self.next_sequence += values.len() as i32;
         }
     }

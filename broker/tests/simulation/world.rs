@@ -1,17 +1,25 @@
 //! The scheduler: a virtual clock, a network, a quorum. What brokers do is in `broker.rs`, what goes wrong in `trouble.rs`.
 
 mod broker;
+pub(crate) mod groups;
+mod log;
 mod people;
+mod readers;
 mod trouble;
 
+use self::groups::{COORDINATOR, Members, ToCoordinator, ToMember};
+use self::readers::{Fetched, Reader};
 use crate::checks::Checks;
-use crate::node::{FollowerJob, Kept, Node, Process, RequestId, Role, Stream, TOPIC, batch, values};
+use crate::node::{
+    Chore, FollowerJob, Kept, Node, Policy, Process, RequestId, Role, Stream, TOPIC, batch, keyed, records, values,
+};
 use crate::producer::Producer;
 use crate::random::Random;
 use headwater_broker::error::PartitionError;
 use headwater_broker::metadata::command::{self, command::Command as Kind};
+use headwater_broker::metadata::raft::sessions::{Decision, Says, Sessions};
 use headwater_broker::metadata::state::BrokerState;
-use headwater_broker::metadata::{MetadataState, Partition};
+use headwater_broker::metadata::{MetadataState, Outcome as Applied, Partition};
 use headwater_broker::partition::state::{
     Append, AppendResult, Effect as LeaderEffect, Job, Limits, Offsets, PartitionState,
 };
@@ -20,6 +28,7 @@ use headwater_broker::replica::history::{History, Verdict};
 use headwater_broker::replica::leader::{AlterPartition, Altered, View};
 use headwater_broker::replica::{Hello, Member, Report, Tenure};
 use headwater_broker::topic_config::{TopicConfig, TopicDurability};
+use headwater_proto::TopicId;
 use headwater_proto::wire::Acks;
 use headwater_storage::{BatchOutcome, NewBatch, SequenceError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -33,6 +42,8 @@ const MAX_STEPS: u64 = 1_000_000;
 const TICK_MS: i64 = 50;
 const SESSION_MS: i64 = 600;
 const LEASE_MS: i64 = 400;
+/// A look that comes so much later: the process stood still, and heard nothing.
+const STOOD_STILL_MS: i64 = 150;
 const LAG_MS: u64 = 800;
 /// After which a proposal without an answer counts as unknown, and a stream without a word as dead.
 const PATIENCE_MS: i64 = 500;
@@ -53,6 +64,18 @@ pub(crate) struct Reached {
     pub(crate) disk_emptied: bool,
     pub(crate) setting_changed: bool,
     pub(crate) led_on: bool,
+    pub(crate) coordinator_moved: bool,
+    pub(crate) committed_offset: bool,
+    pub(crate) records_deleted: bool,
+    pub(crate) begun_anew: bool,
+    pub(crate) read_from_follower: bool,
+    pub(crate) latest_awaited: bool,
+    pub(crate) compacted: bool,
+    pub(crate) retained: bool,
+    pub(crate) loss_claimed: bool,
+    pub(crate) replica_fenced: bool,
+    pub(crate) broker_added: bool,
+    pub(crate) broker_removed: bool,
 }
 
 /// What became of a seed.
@@ -70,11 +93,15 @@ enum Event {
     Apply(i32, Member),
     Deliver(Box<Envelope>),
     Job(i32, Member, Box<Work>),
+    /// The segments that a compaction makes are written.
+    Compact(i32, Member),
     /// A command reaches the quorum's log.
     Commit(Box<Proposal>),
     /// Nobody answered a proposal in time, or somebody did.
     Answer(i32, Member, i32, Answer),
     Start(i32),
+    /// The disk of a broker, which has said so, loses the partition.
+    LoseFolder(i32),
     Elect,
     Trouble,
     People,
@@ -84,12 +111,15 @@ enum Event {
     Flushed(i32, Member, Tenure, i64),
     Heal(i32, i32),
     Producer,
+    Reader,
+    Member(usize),
 }
 
 #[derive(Debug, Clone)]
 enum Work {
     Commit(Vec<NewBatch>, i32, bool),
     Flush,
+    Chore(Chore),
     Follower(FollowerJob),
 }
 
@@ -104,7 +134,6 @@ struct Proposal {
 
 #[derive(Debug, Clone)]
 enum Answer {
-    Committed(View),
     Refused,
     Unknown,
 }
@@ -120,13 +149,18 @@ struct Envelope {
 
 #[derive(Debug, Clone)]
 enum Message {
-    Heartbeat(Member),
+    Heartbeat(Member, Says),
     Hello(u64, Hello),
     Verdict(u64, Tenure, Verdict),
     Push(u64, Push, Vec<NewBatch>),
     Report(Report),
     Produce(RequestId, NewBatch),
     Produced(RequestId, Done),
+    /// A reader asks from an offset on, and where the log ends for readers.
+    Fetch(i64),
+    Fetched(Fetched),
+    ToCoordinator(u64, ToCoordinator),
+    ToMember(u64, ToMember),
 }
 
 /// What became of a request.
@@ -136,12 +170,16 @@ enum Done {
     Refused,
     /// Batches of the producer that come before it are not there.
     Gap,
+    /// Nothing of the producer is there any more.
+    Forgotten,
 }
 
 /// The producer's place in the network.
 const CLIENT: i32 = -1;
 /// The quorum's.
 const QUORUM: i32 = -2;
+/// The reader's.
+const READER: i32 = -3;
 
 pub(crate) struct World {
     random: Random,
@@ -152,6 +190,11 @@ pub(crate) struct World {
     next_event: u64,
     nodes: Vec<Node>,
     topic: TopicConfig,
+    policy: Policy,
+    /// How many brokers there are at first.
+    first_brokers: i32,
+    /// What the producer had made when all was mended, and what members had committed.
+    at_heal: (u64, u64),
     /// Whether the topic asks for unclean elections.
     unclean: bool,
     /// The quorum's log, and the state after all of it.
@@ -165,6 +208,9 @@ pub(crate) struct World {
     next_stream: u64,
     last_on: BTreeMap<(u64, i32), i64>,
     producer: Producer,
+    reader: Reader,
+    has_group: bool,
+    members: Members,
     checks: Checks,
     healing: bool,
     trace: u64,
@@ -185,9 +231,19 @@ impl World {
             ..TopicConfig::default()
         };
         let unclean = random.percent(15);
+        let has_group = !unclean && random.percent(50);
+        // Of groups' records nothing is deleted but what later ones say anew.
+        let policy = match random.below(10) {
+            0..4 => Policy { compacts: true, ..Policy::default() },
+            4..7 if !has_group => Policy { retention_bytes: Some(4_000), ..Policy::default() },
+            _ => Policy::default(),
+        };
+        // Nothing that is acknowledged rests on clocks; a coordinator's lease rests on clocks that run nearly as fast.
+        let (slowest, fastest) = if has_group || random.percent(50) { (950, 1050) } else { (600, 1700) };
         let nodes = (1..=count)
-            .map(|id| Node::new(id, random.next(), (random.between(950, 1050), random.between(0, 100_000))))
+            .map(|id| Node::new(id, random.next(), (random.between(slowest, fastest), random.between(0, 100_000))))
             .collect();
+        let first_brokers = if count > 2 && random.percent(30) { count - 1 } else { count };
         let mut world = World {
             random,
             seed,
@@ -197,6 +253,9 @@ impl World {
             next_event: 0,
             nodes,
             topic,
+            policy,
+            first_brokers,
+            at_heal: (0, 0),
             unclean,
             commands: Vec::new(),
             truth: MetadataState::new("simulated"),
@@ -207,16 +266,20 @@ impl World {
             broken: BTreeSet::new(),
             next_stream: 0,
             last_on: BTreeMap::new(),
-            producer: Producer::default(),
+            producer: Producer { compacts: policy.compacts, ..Producer::default() },
+            reader: Reader::default(),
+            has_group: false,
+            members: Members::default(),
             checks: Checks::default(),
             healing: false,
             trace: 0xcbf2_9ce4_8422_2325,
             reached: Reached::default(),
             verbose: std::env::var_os("SIMULATION_TRACE").is_some(),
         };
-        for id in 1..=count {
+        for id in 1..=first_brokers {
             world.start(id);
         }
+        world.has_group = has_group;
         world.at(20, Event::Elect);
         world.at(50, Event::Producer);
         world
@@ -233,6 +296,15 @@ impl World {
         let begin = self.now;
         self.at(300, Event::Trouble);
         self.at(300, Event::People);
+        self.at(300, Event::Reader);
+        if self.has_group {
+            self.begin_group();
+        }
+        for id in self.first_brokers + 1..=self.nodes.len() as i32 {
+            let after = self.random.between(100, 4_000);
+            self.reached.broker_added = true;
+            self.at(after, Event::Start(id));
+        }
         while self.now < begin + TROUBLE_MS {
             self.step();
         }
@@ -316,7 +388,7 @@ impl World {
         self.now = self.now.max(at);
         let on = match &event {
             Event::Tick(id, _) | Event::Apply(id, _) | Event::Job(id, ..) | Event::Answer(id, ..) => *id,
-            Event::Flushed(id, ..) => *id,
+            Event::Flushed(id, ..) | Event::Compact(id, _) => *id,
             Event::Deliver(envelope) => envelope.to,
             _ => 0,
         };
@@ -333,9 +405,11 @@ impl World {
             Event::Apply(id, member) => self.apply(id, member),
             Event::Deliver(envelope) => self.deliver(*envelope),
             Event::Job(id, member, work) => self.work(id, member, *work),
+            Event::Compact(id, member) => self.compact(id, member),
             Event::Commit(proposal) => self.commit(*proposal),
             Event::Answer(id, member, epoch, answer) => self.answered(id, member, epoch, answer),
             Event::Start(id) => self.start(id),
+            Event::LoseFolder(id) => self.folder_lost(id),
             Event::Elect => self.elect(),
             Event::Trouble => self.trouble(),
             Event::People => self.people(),
@@ -343,6 +417,8 @@ impl World {
             Event::Flushed(id, member, tenure, offset) => self.flush_completed(id, member, tenure, offset),
             Event::Heal(from, to) => drop(self.cut.remove(&(from, to))),
             Event::Producer => self.produce(),
+            Event::Reader => self.read(),
+            Event::Member(place) => self.member(place),
         }
         if on > 0 {
             self.proceed(on);
@@ -384,6 +460,14 @@ impl World {
             let late = self.random.between(1, 4_000);
             self.at(after + late, Event::Deliver(Box::new(envelope.clone())));
         }
+        if let Message::ToCoordinator(_, ToCoordinator::Commit { .. }) = &envelope.message
+            && self.random.percent(10)
+        {
+            // A call of its own, of which nobody awaits the answer any more.
+            let late = self.random.between(100, 4_000);
+            let again = Envelope { connection: None, ..envelope.clone() };
+            self.at(after + late, Event::Deliver(Box::new(again)));
+        }
         self.at(after, Event::Deliver(Box::new(envelope)));
     }
 
@@ -397,11 +481,24 @@ impl World {
             }
             return;
         }
+        match message {
+            Message::Fetched(fetched) => return self.fetched(fetched),
+            Message::ToMember(stream, told) => return self.told(stream, told),
+            _ => {}
+        }
         if to == CLIENT {
             if let Message::Produced(id, done) = message {
                 let is_oldest = id == (self.producer.connection, self.producer.acknowledged);
                 let is_of_use = self.producer.answered(id, done == Done::Kept);
-                if done == Done::Gap && is_oldest && self.checks.unclean() > 0 {
+                if done == Done::Forgotten && is_oldest {
+                    // What of it was there is deleted.
+                    let starts = self.nodes.iter().filter_map(|node| node.process.as_ref());
+                    let deleted = starts.map(|process| process.log.log_start_offset()).max().unwrap_or(0);
+                    let waiting: Vec<u64> = self.producer.waiting.iter().flat_map(values).collect();
+                    self.checks.forgotten(&waiting, deleted);
+                }
+                let is_lost = done == Done::Gap && self.checks.unclean() > 0;
+                if is_oldest && (is_lost || done == Done::Forgotten) {
                     self.producer.begin_anew(self.now);
                 }
                 if !is_of_use {
@@ -410,24 +507,30 @@ impl World {
             }
             return;
         }
-        let now = self.now;
+        let local = self.local(to);
         let Some(process) = &mut self.node(to).process else { return };
         if connection.is_some_and(|(_, member)| member != Some(process.me)) {
             return;
         }
         match message {
-            Message::Heartbeat(member) => drop(process.heard.insert(from, (member, now))),
+            Message::Heartbeat(member, says) => {
+                process.sessions.hear(local as u64, from, member.incarnation, says, &process.metadata);
+            }
             Message::Hello(stream, hello) => self.hello(to, from, stream, hello),
             Message::Verdict(stream, tenure, verdict) => self.verdict(to, stream, tenure, verdict),
             Message::Push(stream, push, batches) => self.pushed(to, stream, push, batches),
             Message::Report(report) => {
-                let local = self.local(to);
                 if let Some(Process { role: Role::Leader { state, .. }, .. }) = &mut self.node(to).process {
                     state.replicas(|leader| leader.report(report, local));
                 }
             }
             Message::Produce(id, batch) => self.append(to, id, batch),
-            Message::Produced(..) => {}
+            Message::Fetch(from) => self.serve(to, from),
+            // What comes late is the word of an epoch that is over, or makes no difference.
+            Message::ToCoordinator(_, ToCoordinator::Commit { member, epoch, .. })
+                if connection.is_none() && !self.members.is_past(&member, epoch) => {}
+            Message::ToCoordinator(stream, asked) => self.asked(to, stream, asked),
+            Message::Produced(..) | Message::Fetched(_) | Message::ToMember(..) => {}
         }
     }
 
@@ -447,7 +550,14 @@ impl World {
             let after = if luck < 7 { self.random.between(100, 3_000) } else { self.delay() };
             *self.proposals.entry(from).or_default() += 1;
             let alter = alter.map(|epoch| (epoch, !is_unanswered));
-            self.at(after, Event::Commit(Box::new(Proposal { from, member, command, alter })));
+            let proposal = Box::new(Proposal { from, member, command, alter });
+            if !self.healing && self.random.percent(3) {
+                // Whoever passed it on passed it on again.
+                let late = self.random.between(1, 2_000);
+                let again = Proposal { alter: alter.map(|(epoch, _)| (epoch, false)), ..(*proposal).clone() };
+                self.at(after + late, Event::Commit(Box::new(again)));
+            }
+            self.at(after, Event::Commit(proposal));
         }
     }
 
@@ -466,7 +576,18 @@ impl World {
         let result = self.truth.apply(index, &command);
         self.note(format_args!("{from} commits {index}: {:?} {result:?}", command.command));
         self.checks.applied(&command, &state_before, &self.truth, &result);
+        if result.is_ok() {
+            match &command.command {
+                Some(Kind::RegisterBroker(register)) => self.reached.loss_claimed |= !register.lost.is_empty(),
+                Some(Kind::FenceReplicas(_)) => self.reached.replica_fenced = true,
+                Some(Kind::RemoveBroker(_)) => self.reached.broker_removed = true,
+                _ => {}
+            }
+        }
         self.commands.push(command);
+        if let Some(topic) = self.truth.topic_by_id(&TOPIC) {
+            self.checks.least_min_insync = self.checks.least_min_insync.min(topic.min_insync_replicas() as usize);
+        }
         if let Some(partition) = self.partition().cloned() {
             self.checks.partition(&self.truth, &partition);
             self.check_in_sync();
@@ -482,15 +603,12 @@ impl World {
         for id in 1..=self.nodes.len() as i32 {
             self.apply_later(id);
         }
-        if let Some((epoch, true)) = alter {
-            let topic = self.truth.topic_by_id(&TOPIC);
-            let view = topic.map(|topic| View::of(&self.truth, topic, &topic.partitions[0]));
-            let answer = match (result, view) {
-                (Ok(_), Some(view)) => Answer::Committed(view),
-                _ => Answer::Refused,
-            };
+        // Of what comes into force, and of what is too old to, the metadata tell.
+        if let (Some((epoch, true)), Ok(Applied::PartitionsAltered { refused, .. })) = (alter, &result)
+            && !refused.is_empty()
+        {
             let delay = self.delay();
-            self.at(delay, Event::Answer(from, member, epoch, answer));
+            self.at(delay, Event::Answer(from, member, epoch, Answer::Refused));
         }
     }
 
@@ -507,7 +625,6 @@ impl World {
         let Some(process) = self.process(id, member) else { return };
         let Role::Leader { state, .. } = &mut process.role else { return };
         let answer = match answer {
-            Answer::Committed(view) => Altered::Committed(view),
             Answer::Refused => Altered::Refused,
             Answer::Unknown => Altered::Unknown,
         };
@@ -583,7 +700,7 @@ impl World {
     }
 
     fn create_topic(&mut self) {
-        let count = self.nodes.len() as i32;
+        let count = self.first_brokers;
         let all_active = self.truth.brokers().filter(|broker| broker.state == BrokerState::Active).count();
         if all_active < count as usize || self.random.percent(90) {
             return;

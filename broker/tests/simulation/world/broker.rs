@@ -11,16 +11,17 @@ impl World {
         let now = self.now;
         let me = Member { broker: id, incarnation: self.random.uuid() };
         let durable = self.topic.durability == TopicDurability::Flushed;
-        let node = self.node(id);
+        let node = &mut self.nodes[id as usize - 1];
         node.kept.boots += 1;
-        let log = node.open(node.local(now));
+        let local = node.local(now);
+        let log = node.open(self.policy, local);
         let end = log.log_end_offset();
         assert!(
             node.lost || !durable || end >= node.kept.flushed,
             "broker {id} flushed up to {} and has {end}",
             node.kept.flushed
         );
-        let claims_loss = node.kept.has_replica && (end < node.kept.flushed || (node.rebooted && !durable));
+        node.kept.claims_loss |= node.kept.has_replica && (end < node.kept.flushed || (node.rebooted && !durable));
         // Recovery syncs what it keeps.
         node.kept.flushed = end;
         node.was_flushed = node.was_flushed.max(end);
@@ -28,10 +29,11 @@ impl World {
             me,
             log,
             mirror: Vec::new(),
+            begins_at: 0,
+            coordinator: None,
             metadata: MetadataState::new("simulated"),
             applied: 0,
             apply_pending: false,
-            claims_loss,
             registered_at: i64::MIN / 2,
             role: Role::Idle,
             role_of: (-1, -1, false),
@@ -40,14 +42,17 @@ impl World {
             generation: 0,
             contact_ms: i64::MIN / 2,
             lineage: node.kept.unclean_taken,
+            role_lineage: node.kept.unclean_taken,
             checked: 0,
-            heard: BTreeMap::new(),
+            sessions: Sessions::new(SESSION_MS as u64, local as u64),
             asked: BTreeMap::new(),
-            in_office_since: None,
+            ticked_ms: local,
+            plan: None,
+            compacted: None,
             connections: BTreeMap::new(),
             requests: BTreeMap::new(),
         };
-        process.mirror = process.read_all();
+        process.mirror = process.read_all(self.checks.committed(process.lineage)).0;
         node.process = Some(process);
         self.note(format_args!("{id} starts as {} with {end}", me.incarnation));
         let after = self.random.between(0, TICK_MS);
@@ -58,11 +63,17 @@ impl World {
     pub(super) fn tick(&mut self, id: i32, member: Member) {
         let (now, is_connected) = (self.now, !self.is_cut(id, QUORUM) && !self.is_cut(QUORUM, id));
         let local = self.local(id);
+        let (chore, says) = (self.chore(), self.node(id).says());
         let Some(process) = self.process(id, member) else { return };
         if is_connected {
-            process.contact_ms = now;
+            process.contact_ms = local;
         }
-        let has_lease = now - process.contact_ms < LEASE_MS;
+        let has_lease = local - process.contact_ms < LEASE_MS;
+        if local - process.ticked_ms > STOOD_STILL_MS {
+            process.sessions.could_not_hear(local as u64);
+        }
+        process.ticked_ms = local;
+        process.sessions.hear(local as u64, id, member.incarnation, says.clone(), &process.metadata);
         let stale_stream = matches!(&process.role, Role::Follower { heard_ms, .. } if now - heard_ms > PATIENCE_MS);
         if let Role::Leader { state, .. } = &mut process.role {
             if state.leader().has_lease() != has_lease {
@@ -86,6 +97,9 @@ impl World {
         {
             jobs.push_back(FollowerJob::Flush(state.tenure()));
         }
+        if let Some(chore) = chore {
+            process.begin_chore(chore);
+        }
         let unclean_taken = process.lineage;
         let kept = &mut self.node(id).kept;
         (kept.flushed, kept.high_watermark, kept.unclean_taken) = (flushed, high_watermark, unclean_taken);
@@ -93,7 +107,7 @@ impl World {
         for other in 1..=self.nodes.len() as i32 {
             if other != id && !self.is_cut(id, other) && !self.random.percent(2) {
                 let delay = self.delay();
-                let message = Message::Heartbeat(member);
+                let message = Message::Heartbeat(member, says.clone());
                 self.at(delay, Event::Deliver(Box::new(Envelope { from: id, to: other, connection: None, message })));
             }
         }
@@ -103,23 +117,23 @@ impl World {
     }
 
     fn register(&mut self, id: i32, member: Member) {
-        let now = self.now;
-        let boots = self.node(id).kept.boots;
-        let directory_id = self.node(id).kept.disk.to_string();
+        let local = self.local(id);
+        let Kept { boots, disk, claims_loss, .. } = self.node(id).kept;
+        let directory_id = disk.to_string();
         let Some(process) = self.process(id, member) else { return };
         let known = process.metadata.broker(id).cloned();
         if known.as_ref().is_some_and(|known| known.incarnation == member.incarnation) {
             let counted = known.map_or(boots, |known| known.boots);
-            self.node(id).kept.boots = counted;
-            self.node(id).lost = false;
-            self.node(id).rebooted = false;
+            let node = self.node(id);
+            (node.kept.boots, node.kept.claims_loss) = (counted, false);
+            (node.lost, node.lost_folder, node.rebooted) = (node.unfit, false, false);
             return;
         }
-        if now - process.registered_at < PATIENCE_MS {
+        if local - process.registered_at < PATIENCE_MS {
             return;
         }
-        process.registered_at = now;
-        let lost = match process.claims_loss {
+        process.registered_at = local;
+        let lost = match claims_loss {
             true => vec![command::TopicPartition { topic_id: TOPIC.to_wire(), partition: 0 }],
             false => Vec::new(),
         };
@@ -137,39 +151,30 @@ impl World {
 
     /// The controller fences who is not heard of, and unfences who is.
     fn control(&mut self, id: i32, member: Member) {
-        let now = self.now;
-        let mut commands = Vec::new();
+        let local = self.local(id);
         let Some(process) = self.process(id, member) else { return };
-        let epoch = process.metadata.controller_epoch();
         if process.metadata.controller() != Some((id, member.incarnation)) {
-            process.in_office_since = None;
             return;
         }
-        let since = match process.in_office_since {
-            Some((known, since)) if known == epoch => since,
-            _ => {
-                process.in_office_since = Some((epoch, now));
-                now
-            }
-        };
-        for broker in process.metadata.brokers() {
-            let registered = Member { broker: broker.id, incarnation: broker.incarnation };
-            let heard = match process.heard.get(&broker.id) {
-                Some((heard, at)) if *heard == registered => *at,
-                _ => i64::MIN / 2,
-            };
-            let is_fresh = broker.id == id || now - heard < 200;
-            let is_dead = broker.id != id && now - heard.max(since) > SESSION_MS;
-            let (broker_id, incarnation) = (broker.id, wire(broker.incarnation));
-            let kind = match broker.state {
-                BrokerState::Active if is_dead => Kind::FenceBroker(command::FenceBroker { broker_id, incarnation }),
-                BrokerState::Fenced if is_fresh => {
-                    Kind::UnfenceBroker(command::UnfenceBroker { broker_id, incarnation })
+        let epoch = process.metadata.controller_epoch();
+        let mut commands = Vec::new();
+        for decision in process.sessions.decide(local as u64, &process.metadata) {
+            let (broker_id, kind) = match decision {
+                Decision::Fence { broker_id, incarnation } => {
+                    let incarnation = wire(incarnation);
+                    (broker_id, Kind::FenceBroker(command::FenceBroker { broker_id, incarnation }))
                 }
-                _ => continue,
+                Decision::FenceReplicas { broker_id, incarnation, replicas } => {
+                    let incarnation = wire(incarnation);
+                    (broker_id, Kind::FenceReplicas(command::FenceReplicas { broker_id, incarnation, replicas }))
+                }
+                Decision::Unfence { broker_id, incarnation } => {
+                    let incarnation = wire(incarnation);
+                    (broker_id, Kind::UnfenceBroker(command::UnfenceBroker { broker_id, incarnation }))
+                }
             };
-            if process.asked.get(&broker_id).is_none_or(|asked| now - asked > PATIENCE_MS) {
-                process.asked.insert(broker_id, now);
+            if process.asked.get(&broker_id).is_none_or(|asked| local - asked > PATIENCE_MS) {
+                process.asked.insert(broker_id, local);
                 commands.push(command::Command { controller_epoch: epoch, ..kind.into() });
             }
         }
@@ -216,6 +221,7 @@ impl World {
         self.perform(id);
         self.push(id);
         self.look(id);
+        self.coordinate(id);
     }
 
     /// Looks at what readers of a broker may see.
@@ -230,7 +236,7 @@ impl World {
         let now = self.now;
         let mut settings = self.topic.clone();
         let local = self.local(id);
-        let Some(process) = &mut self.node(id).process else { return };
+        let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
         let Some(topic) = process.metadata.topic_by_id(&TOPIC) else { return };
         let Some(partition) = topic.partitions.first().cloned() else { return };
         settings.min_insync_replicas = topic.min_insync_replicas();
@@ -241,9 +247,11 @@ impl World {
             return;
         }
         // A later registration of this broker counts only once it is known: until then it may be another's leadership.
-        process.role_of = role_of;
+        (process.role_of, process.role_lineage) = (role_of, partition.unclean_recoveries);
         let (me, log_end) = (process.me, process.log.log_end_offset());
-        assert_eq!(process.mirror, process.read_all(), "broker {id} reads something else than it wrote");
+        let (read, holes) = process.read_all(self.checks.committed(process.lineage));
+        assert_eq!(process.mirror, read, "broker {id} reads something else than it wrote");
+        self.checks.compacted(id, &holes);
         if let Role::Leader { state, streams } = &mut process.role
             && partition.leader == id
             && !state.leader().is_ended()
@@ -267,8 +275,8 @@ impl World {
             }
             process.log.assign_leader_epoch(partition.leader_epoch);
             let offsets = Offsets {
-                log_start: 0,
-                high_watermark: process.high_watermark.min(log_end),
+                log_start: process.log.log_start_offset(),
+                high_watermark: process.high_watermark.clamp(process.log.log_start_offset(), log_end),
                 log_end,
                 flushed: process.log.flushed_offset(),
             };
@@ -308,6 +316,7 @@ impl World {
         let Some(process) = &mut node.process else { return };
         process.log.truncate_and_restart_at(0, local).expect("an empty log");
         process.mirror.clear();
+        process.begins_at = 0;
         process.generation += 1;
         (process.high_watermark, process.checked, process.lineage) = (0, 0, 0);
         let Kept { boots, disk, .. } = node.kept;
@@ -382,7 +391,11 @@ impl World {
                     process.high_watermark = to;
                 }
             }
-            follower::Effect::LogStart(_) => {}
+            follower::Effect::LogStart(to) => {
+                if let Some(process) = &mut self.node(id).process {
+                    process.begins_at = to;
+                }
+            }
             follower::Effect::Fence(why) => panic!("broker {id} is fenced: {why}"),
         }
     }
@@ -392,141 +405,6 @@ impl World {
         let job = job(state.tenure());
         jobs.clear();
         jobs.push_back(job);
-    }
-
-    // The log.
-
-    /// How long the disk takes for a job.
-    fn job_ms(&mut self, id: i32) -> i64 {
-        let is_slow = self.now < self.node(id).slow_disk_until;
-        if is_slow { self.random.between(20, 400) } else { self.random.between(1, 10) }
-    }
-
-    fn begin_job(&mut self, id: i32) {
-        let after = self.job_ms(id);
-        let local = self.local(id);
-        let Some(process) = &mut self.node(id).process else { return };
-        if process.busy {
-            return;
-        }
-        let work = match &mut process.role {
-            Role::Idle => None,
-            Role::Leader { state, .. } => state.next_job(local).map(|job| match job {
-                Job::Commit { mut requests, leader_epoch, flush, .. } => {
-                    let batches = requests.iter_mut().flat_map(|request| request.take().expect("checked"));
-                    Work::Commit(batches.collect(), leader_epoch, flush)
-                }
-                Job::Flush | Job::Work(()) => Work::Flush,
-            }),
-            Role::Follower { jobs, .. } => jobs.pop_front().map(Work::Follower),
-        };
-        if let Some(work) = work {
-            process.busy = true;
-            let me = process.me;
-            self.at(after, Event::Job(id, me, Box::new(work)));
-        }
-    }
-
-    pub(super) fn work(&mut self, id: i32, member: Member, work: Work) {
-        let after = self.job_ms(id);
-        let local = self.local(id);
-        let Some(process) = self.process(id, member) else { return };
-        match work {
-            Work::Commit(batches, epoch, flush) => {
-                let bytes = batches.iter().map(|batch| batch.bytes.len()).sum();
-                let outcomes = match batches.is_empty() {
-                    true => Vec::new(),
-                    false => process.log.append(&batches, epoch, local).expect("an append"),
-                };
-                for (batch, outcome) in batches.iter().zip(&outcomes) {
-                    if matches!(outcome, BatchOutcome::Appended { .. }) {
-                        process.mirror.extend(values(batch).into_iter().map(|value| (epoch, value)));
-                    }
-                }
-                let log_end = process.log.log_end_offset();
-                assert_eq!(process.mirror.len() as i64, log_end, "what was appended and what the log holds");
-                // Each request has one batch.
-                let became = outcomes.into_iter().map(|outcome| match outcome {
-                    BatchOutcome::Refused(error) => Err(PartitionError::Sequence(error)),
-                    done => Ok(vec![done]),
-                });
-                if let Role::Leader { state, .. } = &mut process.role {
-                    state.written(became.collect(), log_end, bytes, local);
-                }
-                self.note(format_args!("{id} appends up to {log_end}"));
-                if flush {
-                    return self.at(after, Event::Job(id, member, Box::new(Work::Flush)));
-                }
-            }
-            Work::Flush => {
-                let flushed = process.log.flush().expect("a flush");
-                if let Role::Leader { state, .. } = &mut process.role {
-                    state.flushed(flushed, local);
-                }
-                let node = self.node(id);
-                node.was_flushed = node.was_flushed.max(flushed);
-            }
-            Work::Follower(job) => self.follower_work(id, member, job, local),
-        }
-        let Some(process) = self.process(id, member) else { return };
-        process.busy = false;
-        if let Role::Leader { state, .. } = &mut process.role
-            && state.is_busy()
-        {
-            state.returned(0, local);
-        }
-    }
-
-    fn follower_work(&mut self, id: i32, member: Member, job: FollowerJob, local: i64) {
-        let durability = self.topic.durability;
-        if let FollowerJob::Cut(_, to) | FollowerJob::Restart(_, to) = job {
-            let node = self.node(id);
-            // A log that ends before its recovery point is taken for damaged.
-            node.kept.flushed = node.kept.flushed.min(to);
-            node.kept.high_watermark = node.kept.high_watermark.min(to);
-            node.was_flushed = node.was_flushed.min(to);
-            self.reached.truncation = true;
-            self.note(format_args!("{id} cuts at {to}"));
-        }
-        let Some(process) = self.process(id, member) else { return };
-        match job {
-            FollowerJob::Append(tenure, batches) => {
-                process.log.append_as_follower(&batches, local).expect("an append");
-                for batch in &batches {
-                    process.mirror.extend(values(batch).into_iter().map(|value| (batch.header.leader_epoch, value)));
-                }
-                let end = process.log.log_end_offset();
-                if let Role::Follower { state, jobs, .. } = &mut process.role {
-                    state.written(tenure, end);
-                    if durability == TopicDurability::Flushed {
-                        jobs.push_back(FollowerJob::Flush(tenure));
-                    }
-                }
-            }
-            FollowerJob::Flush(tenure) => {
-                let flushed = process.log.flush().expect("a flush");
-                let node = self.node(id);
-                node.was_flushed = node.was_flushed.max(flushed);
-                // The log goes on meanwhile, and may be cut.
-                let after = self.random.between(0, 25);
-                self.at(after, Event::Flushed(id, member, tenure, flushed));
-            }
-            FollowerJob::Cut(tenure, to) => {
-                process.log.truncate(to, local).expect("a cut");
-                process.was_cut(tenure, to);
-            }
-            FollowerJob::Restart(tenure, at) => {
-                process.log.truncate_and_restart_at(at, local).expect("a cut");
-                process.was_cut(tenure, at);
-            }
-        }
-    }
-
-    pub(super) fn flush_completed(&mut self, id: i32, member: Member, tenure: Tenure, offset: i64) {
-        let Some(process) = self.process(id, member) else { return };
-        if let Role::Follower { state, .. } = &mut process.role {
-            state.flushed(tenure, offset);
-        }
     }
 
     // Streams.
@@ -557,9 +435,14 @@ impl World {
             *heard_ms = now;
             state.verdict(tenure, verdict);
             let (taken, watermark) = (state.unclean_taken(), state.high_watermark());
-            if let Some(process) = &mut self.node(id).process
+            if let Some(process) = &mut self.nodes[id as usize - 1].process
                 && taken != process.lineage
             {
+                // What lies before the log stands for what the leader deleted.
+                let begin = process.log.log_start_offset();
+                if let Some(deleted) = self.checks.committed(taken).get(..begin as usize) {
+                    process.mirror[..begin as usize].copy_from_slice(deleted);
+                }
                 (process.lineage, process.checked, process.high_watermark) = (taken, 0, watermark);
             }
         }
@@ -568,16 +451,23 @@ impl World {
     /// Pushes to followers what they lack, or a sign of life.
     fn push(&mut self, id: i32) {
         let now = self.now;
-        let mut pushes = Vec::new();
+        let (mut pushes, mut ended) = (Vec::new(), Vec::new());
         let Some(process) = &self.node(id).process else { return };
         let Role::Leader { state, streams } = &process.role else { return };
         if state.leader().is_ended() {
             return;
         }
         let (end, high_watermark) = (process.log.log_end_offset(), process.high_watermark);
+        let log_start = process.log.log_start_offset();
         for (to, stream) in streams {
             let is_due = stream.next < end || high_watermark > stream.told || now % 100 == 0;
             if !is_due {
+                continue;
+            }
+            let is_there = || stream.next >= log_start.min(end) || stream.next >= process.history().log_start();
+            if stream.next < end && !is_there() {
+                // Records that it lacks are deleted by now: it is told so when it says hello again.
+                ended.push((*to, stream.id));
                 continue;
             }
             let batches = if stream.next < end { process.batches_from(stream.next) } else { Vec::new() };
@@ -587,8 +477,14 @@ impl World {
                 leader_epoch: batch.header.leader_epoch,
             });
             let (from, tenure) = (stream.next, stream.tenure);
-            let push = Push { tenure, from, batches: spans.collect(), high_watermark, log_start: 0 };
+            let push = Push { tenure, from, batches: spans.collect(), high_watermark, log_start };
             pushes.push((*to, stream.id, push, batches));
+        }
+        for (to, stream) in ended {
+            self.broken.insert(stream);
+            if let Some(Process { role: Role::Leader { streams, .. }, .. }) = &mut self.node(id).process {
+                streams.remove(&to);
+            }
         }
         for (to, stream, push, batches) in pushes {
             if let Some(Process { role: Role::Leader { streams, .. }, .. }) = &mut self.node(id).process
@@ -640,6 +536,9 @@ impl World {
     }
 
     fn answer(&mut self, id: i32, request: RequestId, result: AppendResult) {
+        if request.0 == COORDINATOR {
+            return self.group_kept(id, request.1, result.is_ok());
+        }
         let is_flushed = self.topic.durability == TopicDurability::Flushed;
         let Some(process) = &mut self.node(id).process else { return };
         let values = process.requests.remove(&request);
@@ -651,16 +550,13 @@ impl World {
             _ => 1,
         };
         let (epoch, lineage) = (process.role_of.1, process.lineage);
-        let is_gap = matches!(
-            result,
-            Err(PartitionError::Sequence(SequenceError::OutOfOrder { .. } | SequenceError::UnknownProducer { .. }))
-        );
-        let done = if result.is_ok() {
-            Done::Kept
-        } else if is_gap {
-            Done::Gap
-        } else {
-            Done::Refused
+        let done = match &result {
+            Ok(_) => Done::Kept,
+            // It is there; where, nobody remembers: the client takes that for an answer.
+            Err(PartitionError::Sequence(SequenceError::DuplicateTooOld { .. })) => Done::Kept,
+            Err(PartitionError::Sequence(SequenceError::OutOfOrder { .. })) => Done::Gap,
+            Err(PartitionError::Sequence(SequenceError::UnknownProducer { .. })) => Done::Forgotten,
+            Err(_) => Done::Refused,
         };
         match (result, values) {
             (Ok(done), Some(values)) => {
@@ -681,9 +577,13 @@ impl World {
                     let disks = self.nodes.iter().filter(has).count();
                     // The original was acknowledged as it was asked for then.
                     let is_retry = matches!(outcome, BatchOutcome::Duplicate { .. });
-                    let needed = if is_flushed && !is_retry { needed } else { 1 };
+                    let needed = if is_retry { needed.min(self.checks.least_min_insync) } else { needed };
+                    let needed = if is_flushed { needed } else { 1 };
                     self.checks.acknowledged(lineage, base_offset, &values, disks, needed);
                 }
+            }
+            (Err(PartitionError::Sequence(SequenceError::DuplicateTooOld { .. })), Some(values)) => {
+                self.checks.acknowledged_somewhere(lineage, &values);
             }
             (Err(PartitionError::Sequence(error)), _) => {
                 // A request that was sent twice, and the first is cut or still to come.
@@ -704,8 +604,10 @@ impl World {
         if room && (!self.healing || self.now % 3 == 0) {
             let count = self.random.below(3) + 1;
             let padding = self.random.below(200) as usize;
+            let (first, compacts) = (self.producer.next_value, self.producer.compacts);
+            let records: Vec<_> = (first..first + count).map(|value| keyed(compacts, value)).collect();
             let producer = &mut self.producer;
-            let batch = batch(producer.epoch, producer.next_sequence, producer.next_value, count, padding, self.now);
+            let batch = batch(Some(producer.epoch), producer.next_sequence, &records, padding, self.now);
             producer.next_value += count;
             producer.next_sequence += count as i32;
             producer.waiting.push_back(batch);
@@ -744,27 +646,15 @@ impl World {
     }
 }
 
-impl Process {
-    fn was_cut(&mut self, tenure: Tenure, end: i64) {
-        self.mirror.truncate(end as usize);
-        self.checked = self.checked.min(end);
-        self.generation = tenure.generation;
-        let history: History = self.history();
-        if let Role::Follower { state, .. } = &mut self.role {
-            state.cut(tenure, history);
-        }
-    }
-}
-
 fn alter_partition(alter: AlterPartition) -> command::Command {
     let member = |member: &Member| command::Member { broker_id: member.broker, incarnation: wire(member.incarnation) };
-    Kind::AlterPartition(command::AlterPartition {
+    let partition = command::AlterPartition {
         topic_id: TOPIC.to_wire(),
         partition: 0,
         leader: Some(member(&alter.leader)),
         leader_epoch: alter.leader_epoch,
         partition_epoch: alter.partition_epoch,
         isr: alter.isr.iter().map(member).collect(),
-    })
-    .into()
+    };
+    Kind::AlterPartitions(command::AlterPartitions { partitions: vec![partition] }).into()
 }

@@ -15,7 +15,13 @@ impl World {
         let (Some(through), Some(partition)) = (self.random.pick(&up), self.partition().cloned()) else { return };
         let (topic_id, number) = (TOPIC.to_wire(), 0);
         let named = vec![command::TopicPartition { topic_id: topic_id.clone(), partition: number }];
-        let kind = match self.random.below(16) {
+        if self.random.percent(25) {
+            // Nobody deletes the records of groups.
+            return if self.members.is_empty() {
+                self.delete_records(&partition)
+            };
+        }
+        let kind = match self.random.below(18) {
             0..3 => {
                 self.reached.setting_changed = true;
                 let least = self.random.between(1, partition.replicas.len().min(2) as i64) as u32;
@@ -39,6 +45,11 @@ impl World {
                 let incarnation = self.incarnation(through);
                 Kind::DrainBroker(command::DrainBroker { broker_id: through, incarnation })
             }
+            14..16 => {
+                // Refused as long as it keeps anything; else it registers again, as one that is new.
+                let broker_id = self.random.between(1, self.nodes.len() as i64) as i32;
+                Kind::RemoveBroker(command::RemoveBroker { broker_id })
+            }
             _ => Kind::AllocateProducerIds(command::AllocateProducerIds { broker_id: through, count: 10 }),
         };
         let is_drained = matches!(kind, Kind::DrainBroker(_));
@@ -56,6 +67,16 @@ impl World {
             let after = self.random.between(50, 1_000);
             let member = self.node(through).process.as_ref().map(|process| process.me);
             self.at(after, Event::Stop(through, member));
+        }
+    }
+
+    /// Somebody wants records deleted that the leader has shown.
+    fn delete_records(&mut self, partition: &Partition) {
+        let share = self.random.between(0, 100);
+        let leader = self.nodes.iter_mut().find(|node| node.id == partition.leader);
+        let Some(process) = leader.and_then(|node| node.process.as_mut()) else { return };
+        if let Role::Leader { state, .. } = &mut process.role {
+            state.work(Chore::Delete(process.high_watermark * share / 100));
         }
     }
 

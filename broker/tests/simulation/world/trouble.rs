@@ -1,7 +1,9 @@
 //! What goes wrong: power failures with torn writes, of one broker or of all, killed processes, emptied and slow disks, pauses, cut links. And the end, where all of
 //! it is mended and everything must come right.
 
+use super::groups::GROUP_VALUES;
 use super::*;
+use crate::node::Entry;
 
 impl World {
     pub(super) fn trouble(&mut self) {
@@ -11,11 +13,12 @@ impl World {
         let next = self.random.between(50, 700);
         self.at(next, Event::Trouble);
         let id = self.random.between(1, self.nodes.len() as i64) as i32;
-        match self.random.below(15) {
+        match self.random.below(17) {
             0..3 => self.power_off(id),
             3 => self.kill(id),
             4 => self.empty(id, false),
             14 => self.empty(id, true),
+            15..17 => self.lose_folder(id),
             5 => {
                 // What waits already goes on waiting, so that nothing overtakes it.
                 let until = (self.now + self.random.between(50, 1_500)).max(self.nodes[id as usize - 1].paused_until);
@@ -75,7 +78,7 @@ impl World {
         let sits = self.truth.controller().is_some_and(|(controller, _)| controller == id);
         self.reached.controller_lost |= sits && proposals > 0;
         self.node(id).process = None;
-        if self.node(id).lost {
+        if self.node(id).lost && !self.node(id).lost_folder {
             // A start that did not come to be registered counts for nothing: an older copy would catch up with the metadata.
             self.node(id).kept.boots = self.node(id).kept.boots.saturating_sub(1);
         }
@@ -106,7 +109,7 @@ impl World {
             let node = self.node(id);
             node.files.power_off_after(operations);
             if let Some(process) = &mut node.process {
-                let batch = batch(0, -1, u64::MAX - 8, 1, 300, now);
+                let batch = batch(Some(0), -1, &[(Some(vec![0]), u64::MAX - 8)], 300, now);
                 let epoch = process.log.leader_epochs().latest().unwrap_or(0).max(0);
                 // Nobody is told what becomes of these.
                 let _ = process.log.append(&[batch], epoch, now);
@@ -141,10 +144,42 @@ impl World {
         node.lost = true;
     }
 
+    /// The disk damages the partition, and nothing else. What became of it is seen while the broker runs, or at its next start.
+    fn lose_folder(&mut self, id: i32) {
+        if self.node(id).process.is_none() || !self.node(id).kept.has_replica || !self.may_lose(id) {
+            return;
+        }
+        self.node(id).lost = true;
+        if self.random.percent(50) {
+            self.node(id).unfit = true;
+            self.note(format_args!("{id} has a disk that fails"));
+            let after = self.random.between(50, 800);
+            return self.at(after, Event::LoseFolder(id));
+        }
+        self.folder_lost(id);
+    }
+
+    pub(super) fn folder_lost(&mut self, id: i32) {
+        // Everything else may have become of it meanwhile.
+        if !self.node(id).lost {
+            return;
+        }
+        self.note(format_args!("{id} loses the partition"));
+        self.kill(id);
+        let seed = self.random.next();
+        self.node(id).wipe_folder(seed);
+    }
+
     /// All links work, all brokers start.
     pub(super) fn heal(&mut self) {
         self.note(format_args!("all is mended"));
         self.healing = true;
+        for id in 1..=self.nodes.len() as i32 {
+            if self.node(id).unfit {
+                self.folder_lost(id);
+            }
+        }
+        self.at_heal = (self.producer.next_value, self.members.commits);
         self.slow = false;
         self.cut.clear();
         for id in 1..=self.nodes.len() as i32 {
@@ -154,7 +189,10 @@ impl World {
 
     /// Led, all replicas in sync, equal and read to their end, and everything that the producer sent is acknowledged.
     pub(super) fn is_healed(&mut self) -> bool {
-        if self.producer.unacknowledged() > 0 {
+        if self.producer.unacknowledged() > 0
+            || self.producer.next_value == self.at_heal.0
+            || !self.reader.is_at_the_end(self.checks.committed(self.checks.unclean()).len())
+        {
             return false;
         }
         let Some(partition) = self.partition() else { return false };
@@ -179,18 +217,22 @@ impl World {
             && partition.isr.len() == partition.replicas.len()
             && partition.replicas.iter().all(is_whole)
             && self.nodes.iter().all(is_up)
+            && self.is_group_settled()
     }
 
     pub(super) fn finish(self) -> Outcome {
         for node in &self.nodes {
             let process = node.process.as_ref().expect("every broker is up");
-            assert_eq!(process.mirror, process.read_all(), "broker {} reads something else", node.id);
+            let (read, holes) = process.read_all(self.checks.committed(process.lineage));
+            assert_eq!(process.mirror, read, "broker {} reads something else", node.id);
+            self.checks.compacted(node.id, &holes);
             assert_eq!(process.metadata, self.truth, "the metadata of broker {} differ", node.id);
         }
         let sent = self.producer.next_value;
         let committed = self.checks.committed(self.checks.unclean());
+        let committed: Vec<Entry> = committed.iter().filter(|entry| entry.1 < GROUP_VALUES).copied().collect();
         // In order, each once: a record that was sent later never comes before. What an unclean election takes is gone.
-        if self.checks.unclean() == 0 {
+        if self.checks.unclean() == 0 && !self.checks.has_sent_anew() {
             assert!(committed.windows(2).all(|pair| pair[0].1 < pair[1].1), "records changed places");
             assert_eq!(committed.len() as u64, sent, "sent, and kept");
         }

@@ -1,0 +1,589 @@
+//! A consumer group: the coordinator is whoever leads the partition, its records lie among the others, and its members are clients
+//! that come, go, fall silent and commit. The group's state machine and the reading of its records are the broker's.
+
+use super::*;
+use headwater_broker::group::offsets::Speaker;
+use headwater_broker::group::records::Replay;
+use headwater_broker::group::state::Phase;
+use headwater_broker::group::{
+    CommitEntry, Effect as GroupEffect, Effects, Group, GroupError, GroupSettings, Join, Now, PartitionOf, Partitions,
+    Report as MemberReport,
+};
+use headwater_storage::offsets_schema::{OffsetsKey, OffsetsValue};
+
+/// What the group reads: partitions that nobody simulates, but for who owns them.
+const READ: TopicId = TopicId::from_bytes([2; 16]);
+const READ_NAME: &str = "read";
+const READ_PARTITIONS: u32 = 3;
+
+/// Values of records from here on stand for records of the group.
+pub(crate) const GROUP_VALUES: u64 = 1 << 32;
+/// The coordinator's appends, among the requests of a leader.
+pub(super) const COORDINATOR: u64 = u64::MAX;
+/// The members' place in the network.
+pub(super) const MEMBERS: i32 = -4;
+
+const SESSION_TIMEOUT_MS: u32 = 1_500;
+/// After which a member that hears nothing looks for the coordinator again.
+const SILENCE_MS: i64 = 700;
+
+/// Groups as a coordinator has them, in one leader epoch.
+pub(crate) struct Coordinator {
+    group: Group,
+    streams: BTreeMap<String, u64>,
+    /// The append under way, and what waits for it. One at a time: if it fails nothing of the group is in the log and not below the high
+    /// watermark, so that the group can be read anew.
+    appending: Option<(u64, Vec<Then>)>,
+    /// Records for the next one, and what waits for that.
+    gathered: Vec<u64>,
+    then: Vec<Then>,
+}
+
+/// What waits for records to be kept.
+#[derive(Debug, Clone)]
+enum Then {
+    Tell(u64, ToMember),
+    Update(u64, String, i32, Partitions),
+    Out(u64, String),
+    Committed(u64, String, PartitionOf, i64),
+}
+
+/// What a member asks.
+#[derive(Debug, Clone)]
+pub(super) enum ToCoordinator {
+    Join(Join),
+    Report(String, MemberReport),
+    Leave(String),
+    Commit { member: String, epoch: i32, partition: u32, offset: i64 },
+    Offset { member: String, epoch: i32, partition: u32, known: i64 },
+}
+
+/// What a member is told.
+#[derive(Debug, Clone)]
+pub(super) enum ToMember {
+    Heard,
+    Update(i32, Partitions),
+    /// It is out, and comes back as another.
+    Out,
+    /// This is not the coordinator, or not yet.
+    Elsewhere,
+    Committed(u32, i64),
+    /// What was committed, and what is known to have been when it was asked.
+    Offset(u32, i64, i64),
+}
+
+/// The members, and what was seen of the group.
+#[derive(Default)]
+pub(crate) struct Members {
+    members: Vec<Consumer>,
+    /// What stands for records of the group.
+    records: Vec<(OffsetsKey, Option<OffsetsValue>)>,
+    /// Who was given what, and has not let go.
+    owners: BTreeMap<PartitionOf, String>,
+    /// What each was last told that it may own.
+    told: BTreeMap<String, Partitions>,
+    /// Up to where commits were acknowledged, or shown to a member.
+    committed: BTreeMap<u32, i64>,
+    /// Up to where members were delivered records, and asked to commit them.
+    delivered: BTreeMap<u32, i64>,
+    /// The last epoch that each was told.
+    epochs: BTreeMap<String, i32>,
+    /// How many commits were acknowledged.
+    pub(crate) commits: u64,
+    moved_from: Option<i32>,
+}
+
+struct Consumer {
+    id: String,
+    number: u32,
+    epoch: i32,
+    owned: Partitions,
+    /// The next offset of what it owns, once it knows.
+    offsets: BTreeMap<u32, i64>,
+    stream: Option<(u64, i32)>,
+    heard_ms: i64,
+    silent_until: i64,
+}
+
+impl Members {
+    pub(super) fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    /// Whether the member goes on in a later epoch than this.
+    pub(super) fn is_past(&self, id: &str, epoch: i32) -> bool {
+        self.members.iter().any(|member| member.id == id && member.epoch > epoch)
+    }
+
+    /// Whether this is the stream on which the member listens.
+    fn speaks_on(&self, id: &str, stream: u64) -> bool {
+        let is_it = |member: &Consumer| member.id == id && member.stream.is_some_and(|(on, _)| on == stream);
+        self.members.iter().any(is_it)
+    }
+}
+
+impl Consumer {
+    fn begin_anew(&mut self) {
+        self.number += 1;
+        let (name, _) = self.id.rsplit_once('-').expect("its number");
+        self.id = format!("{name}-{}", self.number);
+        (self.epoch, self.stream) = (0, None);
+        self.owned.clear();
+        self.offsets.clear();
+    }
+}
+
+fn settings() -> GroupSettings {
+    GroupSettings {
+        session_timeout_ms: SESSION_TIMEOUT_MS,
+        min_session_timeout_ms: 100,
+        max_session_timeout_ms: 10_000,
+        heartbeat_interval_ms: 300,
+        rebalance_timeout_ms: 2_000,
+        max_size: 100,
+        offsets_partitions: 1,
+        offsets_retention_minutes: 10_000,
+        offsets_check_interval_ms: 600_000,
+    }
+}
+
+fn now(local: i64) -> Now {
+    Now { monotonic_ms: local as u64, wall_ms: local }
+}
+
+impl World {
+    /// Members come, and the topic that they read.
+    pub(super) fn begin_group(&mut self) {
+        for place in 0..3 {
+            let member = Consumer {
+                id: format!("member-{place}-0"),
+                number: 0,
+                epoch: 0,
+                owned: Partitions::new(),
+                offsets: BTreeMap::new(),
+                stream: None,
+                heard_ms: 0,
+                silent_until: 0,
+            };
+            self.members.members.push(member);
+            self.at(100, Event::Member(place));
+        }
+    }
+
+    /// The topic that they read is made, however often it takes.
+    fn create_read(&mut self) {
+        let Some(first) = self.truth.brokers().next().map(|broker| broker.id) else { return };
+        let create = command::CreateTopic {
+            name: READ_NAME.into(),
+            topic_id: READ.to_wire(),
+            partitions: (0..READ_PARTITIONS).map(|_| command::Replicas { brokers: vec![first] }).collect(),
+            ..command::CreateTopic::default()
+        };
+        self.propose(first, Kind::CreateTopic(create).into(), None);
+    }
+
+    // The coordinator.
+
+    /// Whoever leads, has its lease, and sees everything that was acknowledged, reads the group and serves it.
+    pub(super) fn coordinate(&mut self, id: i32) {
+        if self.members.members.is_empty() {
+            return;
+        }
+        let local = self.local(id);
+        let node = &mut self.nodes[id as usize - 1];
+        let Some(process) = &mut node.process else { return };
+        let has_lease = local - process.contact_ms < LEASE_MS;
+        let serves = match &process.role {
+            Role::Leader { state, .. } => !state.leader().is_ended() && state.leader().serves_offsets() && has_lease,
+            _ => false,
+        };
+        let epoch = process.role_of.1;
+        if process.coordinator.as_ref().is_some_and(|(known, _)| *known != epoch) {
+            process.coordinator = None;
+        }
+        if !serves || process.metadata.topic(READ_NAME).is_none() {
+            return;
+        }
+        if process.coordinator.is_none() {
+            // Whom the one before put out, and could not tell any more.
+            for (_, value) in &process.mirror[..process.high_watermark as usize] {
+                let record = value.checked_sub(GROUP_VALUES).map(|n| &self.members.records[n as usize]);
+                if let Some((OffsetsKey::Member { member, .. }, None)) = record {
+                    self.members.owners.retain(|_, owner| owner != member);
+                    self.members.told.remove(member);
+                }
+            }
+            let mut replay = Replay::default();
+            for (_, value) in process.survivors() {
+                if let Some((key, value)) = value.checked_sub(GROUP_VALUES).map(|n| &self.members.records[n as usize]) {
+                    replay.apply(key.clone(), value.clone());
+                }
+            }
+            let (mut groups, effects) = replay.finish(now(local), &process.metadata, &settings());
+            let group = groups.remove("group").unwrap_or_else(|| Group::new("group"));
+            let standing = group.members().iter().fold(String::new(), |all, (id, member)| {
+                let numbers = |partitions: &Partitions| partitions.iter().map(|(_, n)| *n).collect::<Vec<_>>();
+                format!(
+                    "{all} {id} {:?} in {}, letting go {:?};",
+                    numbers(&member.assigned),
+                    member.epoch,
+                    numbers(&member.revoking)
+                )
+            });
+            let (streams, gathered, then) = (BTreeMap::new(), Vec::new(), Vec::new());
+            let coordinator = Coordinator { group, streams, appending: None, gathered, then };
+            process.coordinator = Some((epoch, Box::new(coordinator)));
+            self.reached.coordinator_moved |= self.members.moved_from.is_some_and(|from| from != id);
+            self.members.moved_from = Some(id);
+            self.note(format_args!("{id} coordinates in epoch {epoch}: {standing}"));
+            for (_, effects) in effects {
+                self.decided(id, effects, Vec::new());
+            }
+        }
+        let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
+        let Some((_, coordinator)) = &mut process.coordinator else { return };
+        if coordinator.group.next_deadline_ms().is_some_and(|deadline| deadline <= local as u64) {
+            let effects = coordinator.group.tick(now(local), &process.metadata);
+            self.decided(id, effects, Vec::new());
+        }
+    }
+
+    pub(super) fn asked(&mut self, id: i32, stream: u64, asked: ToCoordinator) {
+        let local = self.local(id);
+        self.note(format_args!("{id} is asked {asked:?} on {stream}"));
+        let elsewhere = |world: &mut World| world.tell(id, stream, ToMember::Elsewhere);
+        let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
+        let has_lease = local - process.contact_ms < LEASE_MS;
+        let is_led = matches!(&process.role, Role::Leader { state, .. } if !state.leader().is_ended());
+        let metadata = process.metadata.clone();
+        let Some((_, coordinator)) = process.coordinator.as_mut().filter(|_| has_lease && is_led) else {
+            return elsewhere(self);
+        };
+        let group = &mut coordinator.group;
+        let is_current = |member: &String| coordinator.streams.get(member) == Some(&stream);
+        let decided: Result<(Effects, Vec<Then>), GroupError> = match asked {
+            ToCoordinator::Join(join) => {
+                let (member, owned) = (join.member_id.clone(), join.owned.clone());
+                let joined = group.join(now(local), join, &metadata, &settings());
+                if joined.is_ok() {
+                    // What an earlier stream may still bring does not reach the member any more.
+                    if self.members.speaks_on(&member, stream) {
+                        self.members.owners.retain(|partition, owner| *owner != member || owned.contains(partition));
+                        self.members.told.remove(&member);
+                    }
+                    coordinator.streams.insert(member, stream);
+                }
+                joined.map(|effects| (effects, Vec::new()))
+            }
+            ToCoordinator::Report(member, _) | ToCoordinator::Leave(member) if !is_current(&member) => {
+                return elsewhere(self);
+            }
+            ToCoordinator::Report(member, report) => {
+                let owned = report.owned.clone();
+                let effects = group.heartbeat(now(local), &member, report, &metadata);
+                if effects.is_ok() {
+                    let told = self.members.told.entry(member.clone()).or_default();
+                    let keeps = |partition: &PartitionOf| owned.contains(partition) || told.contains(partition);
+                    self.members.owners.retain(|partition, owner| *owner != member || keeps(partition));
+                }
+                effects.map(|effects| (effects, vec![Then::Tell(stream, ToMember::Heard)]))
+            }
+            ToCoordinator::Leave(member) => {
+                group.leave(now(local), &member, false, &metadata).map(|effects| (effects, Vec::new()))
+            }
+            ToCoordinator::Commit { member, epoch, partition, offset } => {
+                let entry = CommitEntry {
+                    topic: READ_NAME.into(),
+                    topic_id: READ,
+                    partition,
+                    offset,
+                    leader_epoch: -1,
+                    metadata: String::new(),
+                };
+                let speaker = Speaker::Member { id: &member, epoch };
+                let committed = group.commit(now(local), speaker, vec![entry], &metadata);
+                let then = vec![Then::Committed(stream, member.clone(), (READ, partition), offset)];
+                match committed {
+                    Ok((effects, _)) => Ok((effects, then)),
+                    // Only this commit is refused.
+                    Err(_) => Ok((Effects::new(), Vec::new())),
+                }
+            }
+            ToCoordinator::Offset { member, epoch, partition, known } => {
+                match group.check_speaker(Speaker::Member { id: &member, epoch }) {
+                    Ok(()) => {
+                        let offset = group.offset(READ_NAME, partition).map_or(0, |committed| committed.offset);
+                        let told = ToMember::Offset(partition, offset, known);
+                        Ok((Effects::new(), vec![Then::Tell(stream, told)]))
+                    }
+                    Err(_) => Ok((Effects::new(), Vec::new())),
+                }
+            }
+        };
+        match decided {
+            Ok((effects, then)) => self.decided(id, effects, then),
+            Err(error) => {
+                self.note(format_args!("{id} refuses a member: {error}"));
+                self.tell(id, stream, ToMember::Out);
+            }
+        }
+    }
+
+    /// What a group decided is appended, and what it makes visible waits until that is kept.
+    fn decided(&mut self, id: i32, effects: Effects, then: Vec<Then>) {
+        let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
+        let Some((_, coordinator)) = &mut process.coordinator else { return };
+        let mut visible = Vec::new();
+        for effect in effects {
+            match effect {
+                GroupEffect::Write(key, value) => {
+                    coordinator.gathered.push(self.members.records.len() as u64);
+                    self.members.records.push((key, value));
+                }
+                GroupEffect::Update { member_id, epoch, assigned } => {
+                    if let Some(stream) = coordinator.streams.get(&member_id) {
+                        visible.push(Then::Update(*stream, member_id, epoch, assigned));
+                    }
+                }
+                GroupEffect::Expel { member_id, .. } | GroupEffect::Left { member_id } => {
+                    let stream = coordinator.streams.remove(&member_id).unwrap_or(0);
+                    visible.push(Then::Out(stream, member_id));
+                }
+            }
+        }
+        visible.extend(then);
+        if !coordinator.gathered.is_empty() {
+            coordinator.then.extend(visible);
+        } else if let Some((_, waiting)) = &mut coordinator.appending {
+            waiting.extend(visible);
+        } else {
+            self.show(id, visible);
+        }
+        self.append_gathered(id);
+    }
+
+    fn append_gathered(&mut self, id: i32) {
+        let now = self.now;
+        let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
+        let Some((_, coordinator)) = &mut process.coordinator else { return };
+        if coordinator.appending.is_some() || coordinator.gathered.is_empty() {
+            return;
+        }
+        let key = |place: &u64| self.members.records[*place as usize].0.encode().expect("a key").to_vec();
+        let gathered = std::mem::take(&mut coordinator.gathered);
+        let records: Vec<_> = gathered.iter().map(|place| (Some(key(place)), GROUP_VALUES + place)).collect();
+        self.checks.keys.extend(records.iter().map(|(key, value)| (*value, key.clone().unwrap_or_default())));
+        self.next_stream += 1;
+        coordinator.appending = Some((self.next_stream, std::mem::take(&mut coordinator.then)));
+        let batch = batch(None, -1, &records, 0, now);
+        let bytes = batch.bytes.len();
+        let reply = (COORDINATOR, self.next_stream);
+        if let Role::Leader { state, .. } = &mut process.role {
+            state.append(Append { batches: vec![batch], check: None, bytes, acks: Acks::All, reply });
+        }
+    }
+
+    /// An append of the coordinator is kept, or is not: then the group is read anew.
+    pub(super) fn group_kept(&mut self, id: i32, request: u64, is_kept: bool) {
+        let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
+        let Some((_, coordinator)) = &mut process.coordinator else { return };
+        let Some((_, visible)) = coordinator.appending.take_if(|(waits, _)| *waits == request) else { return };
+        if !is_kept {
+            process.coordinator = None;
+            return;
+        }
+        self.show(id, visible);
+        self.append_gathered(id);
+    }
+
+    fn show(&mut self, id: i32, visible: Vec<Then>) {
+        for then in visible {
+            match then {
+                Then::Tell(stream, told) => self.tell(id, stream, told),
+                // It listens on another stream by now, and never hears of this.
+                Then::Update(stream, member, ..) if !self.members.speaks_on(&member, stream) => {}
+                Then::Update(stream, member, epoch, assigned) => {
+                    for partition in &assigned {
+                        let owner = self.members.owners.insert(*partition, member.clone());
+                        assert!(
+                            owner.as_ref().is_none_or(|owner| *owner == member),
+                            "{member} is given what {owner:?} has not let go: {partition:?}"
+                        );
+                    }
+                    self.note(format_args!("{id} gives {member} {} partitions in {epoch}", assigned.len()));
+                    let last = self.members.epochs.insert(member.clone(), epoch);
+                    assert!(last.is_none_or(|last| last <= epoch), "{member} was in {last:?}, and is in {epoch}");
+                    self.members.told.insert(member, assigned.clone());
+                    self.tell(id, stream, ToMember::Update(epoch, assigned));
+                }
+                Then::Out(stream, member) => {
+                    self.note(format_args!("{id} puts {member} out"));
+                    self.members.owners.retain(|_, owner| *owner != member);
+                    self.members.told.remove(&member);
+                    self.tell(id, stream, ToMember::Out);
+                }
+                Then::Committed(stream, member, partition, offset) => {
+                    let owner = self.members.owners.get(&partition);
+                    assert!(
+                        owner.is_none_or(|owner| *owner == member),
+                        "{member} commits what {owner:?} owns: {partition:?}"
+                    );
+                    let committed = self.members.committed.entry(partition.1).or_default();
+                    assert!(offset >= *committed, "the commit of {partition:?} goes back from {committed} to {offset}");
+                    *committed = offset;
+                    self.members.commits += 1;
+                    self.reached.committed_offset = true;
+                    self.tell(id, stream, ToMember::Committed(partition.1, offset));
+                }
+            }
+        }
+    }
+
+    fn tell(&mut self, id: i32, stream: u64, told: ToMember) {
+        if stream > 0 {
+            self.send(id, MEMBERS, stream, Message::ToMember(stream, told));
+        }
+    }
+
+    // The members.
+
+    pub(super) fn member(&mut self, place: usize) {
+        let next = self.random.between(50, 150);
+        self.at(next, Event::Member(place));
+        if place == 0 && self.truth.topic(READ_NAME).is_none() {
+            self.create_read();
+        }
+        let clock = self.now;
+        let luck = if self.healing { 1_000 } else { self.random.below(1_000) };
+        let silent_for = self.random.between(500, 4_000);
+        let up: Vec<i32> = self.nodes.iter().filter(|node| node.process.is_some()).map(|node| node.id).collect();
+        let through = self.random.pick(&up);
+        let leader = through.and_then(|id| {
+            let process = self.nodes[id as usize - 1].process.as_ref()?;
+            process.metadata.topic_by_id(&TOPIC)?.partitions.first().map(|partition| partition.leader)
+        });
+        let known: Vec<i64> =
+            (0..READ_PARTITIONS).map(|n| self.members.committed.get(&n).copied().unwrap_or(0)).collect();
+        self.next_stream += 1;
+        let new_stream = self.next_stream;
+        let commits = self.random.percent(40);
+        let member = &mut self.members.members[place];
+        if clock < member.silent_until && !self.healing {
+            return;
+        }
+        if luck < 6 {
+            member.silent_until = clock + silent_for;
+            return;
+        }
+        if (12..18).contains(&luck) {
+            // It starts anew, and says so to nobody.
+            return member.begin_anew();
+        }
+        if member.stream.is_some() && clock - member.heard_ms > SILENCE_MS {
+            member.stream = None;
+        }
+        let mut asked = Vec::new();
+        let (stream, to) = match member.stream {
+            None => {
+                let Some(to) = leader.filter(|leader| *leader >= 0) else { return };
+                (member.stream, member.heard_ms) = (Some((new_stream, to)), clock);
+                asked.push(ToCoordinator::Join(Join {
+                    member_id: member.id.clone(),
+                    topics: [READ_NAME.to_owned()].into(),
+                    owned: member.owned.clone(),
+                    member_epoch: member.epoch,
+                    ..Join::default()
+                }));
+                (new_stream, to)
+            }
+            Some(stream) if luck < 12 => {
+                asked.push(ToCoordinator::Leave(member.id.clone()));
+                stream
+            }
+            Some(stream) => {
+                let report = MemberReport { member_epoch: member.epoch, owned: member.owned.clone(), topics: None };
+                asked.push(ToCoordinator::Report(member.id.clone(), report));
+                for (_, partition) in &member.owned {
+                    let (partition, id, epoch) = (*partition, member.id.clone(), member.epoch);
+                    match member.offsets.get(&partition) {
+                        None => {
+                            let known = known[partition as usize];
+                            asked.push(ToCoordinator::Offset { member: id, epoch, partition, known });
+                        }
+                        Some(offset) if commits => {
+                            let offset = *offset + 1;
+                            asked.push(ToCoordinator::Commit { member: id, epoch, partition, offset });
+                        }
+                        Some(_) => {}
+                    }
+                }
+                stream
+            }
+        };
+        for asked in asked {
+            if let ToCoordinator::Commit { partition, offset, .. } = &asked {
+                let delivered = self.members.delivered.entry(*partition).or_default();
+                *delivered = (*delivered).max(*offset);
+            }
+            self.send(MEMBERS, to, stream, Message::ToCoordinator(stream, asked));
+        }
+    }
+
+    pub(super) fn told(&mut self, on: u64, told: ToMember) {
+        let clock = self.now;
+        let is_on = |member: &&mut Consumer| member.stream.is_some_and(|(stream, _)| stream == on);
+        let Some(member) = self.members.members.iter_mut().find(is_on) else { return };
+        member.heard_ms = clock;
+        match told {
+            ToMember::Heard => {}
+            ToMember::Update(epoch, assigned) => {
+                member.epoch = epoch;
+                member.owned = assigned;
+                let owned = &member.owned;
+                member.offsets.retain(|partition, _| owned.contains(&(READ, *partition)));
+            }
+            ToMember::Out => member.begin_anew(),
+            ToMember::Elsewhere => member.stream = None,
+            ToMember::Committed(partition, offset) => {
+                if let Some(known) = member.offsets.get_mut(&partition) {
+                    *known = (*known).max(offset);
+                }
+            }
+            ToMember::Offset(partition, offset, known) => {
+                assert!(offset >= known, "{} is told that {offset} of {known} were committed", member.id);
+                let delivered = self.members.delivered.get(&partition).copied().unwrap_or(0);
+                assert!(offset <= delivered, "{} is told of {offset}, and {delivered} were delivered", member.id);
+                let committed = self.members.committed.entry(partition).or_default();
+                *committed = (*committed).max(offset);
+                if member.owned.contains(&(READ, partition)) {
+                    member.offsets.entry(partition).or_insert(offset);
+                }
+            }
+        }
+    }
+
+    /// Every partition has one owner, every member knows, and commits are taken.
+    pub(super) fn is_group_settled(&self) -> bool {
+        if self.members.members.is_empty() {
+            return true;
+        }
+        let Some(partition) = self.partition() else { return false };
+        let Some(node) = self.nodes.iter().find(|node| node.id == partition.leader) else { return false };
+        let coordinator = node.process.as_ref().and_then(|process| process.coordinator.as_ref());
+        let Some((_, coordinator)) = coordinator else { return false };
+        let group = &coordinator.group;
+        let owns = |member: &Consumer| {
+            group
+                .members()
+                .get(&member.id)
+                .is_some_and(|known| known.epoch == member.epoch && known.assigned == member.owned)
+        };
+        coordinator.appending.is_none()
+            && coordinator.gathered.is_empty()
+            && self.members.commits > self.at_heal.1
+            && group.phase() == Phase::Stable
+            && group.members().len() == self.members.members.len()
+            && self.members.members.iter().all(owns)
+            && self.members.owners.len() == READ_PARTITIONS as usize
+    }
+}
