@@ -31,7 +31,7 @@ const DELIVERY: Duration = Duration::from_secs(90);
 /// How often a member commits.
 const COMMIT: Duration = Duration::from_millis(300);
 /// How long whatever goes wrong is not tried again.
-const PAUSE: Duration = Duration::from_millis(200);
+const PAUSE: Duration = Duration::from_millis(100);
 
 /// Leaves behind what was seen if a test fails before it is judged.
 pub(crate) struct Witness<'a>(pub(crate) &'a World);
@@ -334,6 +334,16 @@ fn seen(record: &ConsumedRecord) -> Seen {
 }
 
 impl World {
+    /// Waits for so many more acknowledgements.
+    pub(crate) async fn more_acknowledgements(&self, more: usize) {
+        let count = || self.history.count(|what| matches!(what, What::Acknowledged { .. }));
+        let enough = count() + more;
+        until(Instant::now() + DELIVERY, "acknowledgements", async || {
+            (count() >= enough).then_some(()).ok_or_else(|| format!("{} of {enough}", count()))
+        })
+        .await;
+    }
+
     /// How far the group is.
     pub(crate) async fn ask_progress(&self, deadline: Instant) -> BTreeMap<u32, i64> {
         let asked = self.history.len();

@@ -23,10 +23,20 @@ pub(crate) struct Cluster {
     folder: tempfile::TempDir,
     pub(crate) network: Arc<Network>,
     pub(crate) brokers: Vec<Node>,
-    /// Whether brokers run on files that remember what is not synced.
-    on_unsynced_files: bool,
+    on: On,
     settings: String,
     cluster_id: String,
+}
+
+/// What brokers are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum On {
+    /// The command that is shipped.
+    Shipped,
+    /// The command that is shipped, without relays between brokers: for figures.
+    ShippedAlone,
+    /// Brokers on files that remember what is not synced.
+    UnsyncedFiles,
 }
 
 /// A broker, running or not.
@@ -39,12 +49,12 @@ pub(crate) struct Node {
 
 impl Cluster {
     /// So many brokers, of which the first three vote, with a setting a line for each of them; all of them are active.
-    pub(crate) async fn start(brokers: usize, seed: u64, on_unsynced_files: bool, settings: &str) -> Cluster {
+    pub(crate) async fn start(brokers: usize, seed: u64, on: On, settings: &str) -> Cluster {
         let mut cluster = Cluster {
             folder: tempfile::tempdir().expect("a folder"),
             network: Network::new(seed),
             brokers: Vec::new(),
-            on_unsynced_files,
+            on,
             settings: settings.to_owned(),
             cluster_id: String::new(),
         };
@@ -70,9 +80,13 @@ impl Cluster {
         let id = self.brokers.len() + 1;
         let socket = UdpSocket::bind((address_of(id), 0)).expect("a port");
         let listen = socket.local_addr().expect("bound");
-        let advertised = self.network.relay(id, listen).await;
+        let advertised = match self.on {
+            On::ShippedAlone => listen,
+            _ => self.network.relay(id, listen).await,
+        };
         self.brokers.push(Node { id, listen, advertised, process: None });
-        let host = ["--host", "localhost", "--host", "127.0.0.1"];
+        let own = address_of(id).to_string();
+        let host = ["--host", "localhost", "--host", "127.0.0.1", "--host", &own];
         let (ca, data) = (self.path("ca"), self.data(id));
         let (data, id) = (data.to_str().expect("text"), id.to_string());
         run(&[&["cert", "broker", "--ca", &ca, "--id", &id, "--out", data], &host[..]].concat()).ok();
@@ -147,9 +161,9 @@ impl Cluster {
     /// Starts a broker that does not run. It serves once there is a quorum, which nobody waits for here.
     pub(crate) fn spawn(&mut self, id: usize) {
         let (config, log) = (self.config(id), self.log(id));
-        let process = match self.on_unsynced_files {
-            true => Process::on_unsynced_files(&config, &log),
-            false => Process::shipped(&config, &log),
+        let process = match self.on {
+            On::UnsyncedFiles => Process::on_unsynced_files(&config, &log),
+            On::Shipped | On::ShippedAlone => Process::shipped(&config, &log),
         };
         assert!(self.node(id).process.replace(process).is_none(), "broker {id} runs");
     }

@@ -4,9 +4,8 @@
 
 use super::checker::{self, Kind};
 use super::clients::{TOPIC, Witness, World, belong, produce};
-use super::cluster::Cluster;
-use super::harness::{DEADLINE, eventually};
-use super::history::What;
+use super::cluster::{Cluster, On};
+use super::harness::DEADLINE;
 use super::serving::{Process, one_after_the_other};
 use super::unsynced::{Loss, PowerFailure};
 use headwater_client::{Client, ClientConfig, NewTopic};
@@ -73,13 +72,6 @@ impl Alone {
     }
 }
 
-/// Waits for so many more acknowledgements.
-fn more_acknowledgements(world: &World, more: usize) {
-    let count = || world.history.count(|what| matches!(what, What::Acknowledged { .. }));
-    let enough = count() + more;
-    eventually("acknowledgements", || (count() >= enough).then_some(()));
-}
-
 /// Says what a run found.
 #[track_caller]
 pub(crate) fn judge(world: &World, story: &str) -> checker::Counts {
@@ -111,7 +103,7 @@ fn what_one_broker_acknowledged_survives_power_failures() {
     let member = belong(&world, "m".into(), leave.clone(), Arc::default());
     let (mut story, mut pages) = (format!("seed {seed}:"), 0);
     for round in 0..times {
-        more_acknowledgements(&world, rng.random_range(100..700));
+        runtime.block_on(world.more_acknowledgements(rng.random_range(100..700)));
         broker.process.kill();
         let loss = match round % 3 {
             0 => Some(Loss::Everything),
@@ -124,7 +116,7 @@ fn what_one_broker_acknowledged_survives_power_failures() {
         pages += struck.map_or(0, |struck| struck.pages);
         broker.start_again();
     }
-    more_acknowledgements(&world, 100);
+    runtime.block_on(world.more_acknowledgements(100));
     stop.cancel();
     runtime.block_on(async {
         for producer in producers {
@@ -157,7 +149,7 @@ fn what_a_cluster_acknowledged_survives_power_failures_of_one_broker_and_of_all(
     let mut rng = StdRng::seed_from_u64(seed);
     let runtime = tokio::runtime::Runtime::new().expect("threads");
     let _entered = runtime.enter();
-    let mut cluster = runtime.block_on(Cluster::start(3, seed, true, ""));
+    let mut cluster = runtime.block_on(Cluster::start(3, seed, On::UnsyncedFiles, ""));
     let settings = [("min.insync.replicas", "2"), ("segment.bytes", "65536")];
     runtime.block_on(cluster.create_topic(TOPIC, 3, 3, &settings));
     let (world, stop, leave) = (World::new(cluster.client(), 3), CancellationToken::new(), CancellationToken::new());
@@ -168,7 +160,7 @@ fn what_a_cluster_acknowledged_survives_power_failures_of_one_broker_and_of_all(
         .collect::<Vec<_>>();
     let (mut story, mut pages) = (format!("seed {seed}:"), 0);
     for round in 0..times {
-        more_acknowledgements(&world, rng.random_range(100..500));
+        runtime.block_on(world.more_acknowledgements(rng.random_range(100..500)));
         // All at once, which no other replica makes good, and one that the others outlive.
         let ids: Vec<usize> = if round % 3 == 2 { vec![rng.random_range(1..=3)] } else { vec![1, 2, 3] };
         let loss = if round % 2 == 0 { Loss::Everything } else { Loss::Some(rng.random()) };
@@ -179,7 +171,7 @@ fn what_a_cluster_acknowledged_survives_power_failures_of_one_broker_and_of_all(
         ids.iter().for_each(|id| cluster.spawn(*id));
         cluster.check_processes();
     }
-    more_acknowledgements(&world, 100);
+    runtime.block_on(world.more_acknowledgements(100));
     stop.cancel();
     runtime.block_on(async {
         for producer in producers {
@@ -210,13 +202,13 @@ fn what_a_cluster_acknowledges_from_memory_is_seen_to_be_lost_where_all_of_it_fa
     let _turn = one_after_the_other();
     let runtime = tokio::runtime::Runtime::new().expect("threads");
     let _entered = runtime.enter();
-    let mut cluster = runtime.block_on(Cluster::start(3, 1, true, ""));
+    let mut cluster = runtime.block_on(Cluster::start(3, 1, On::UnsyncedFiles, ""));
     let settings = [("min.insync.replicas", "2"), ("durability", "replicated"), ("flush.ms", "600000")];
     runtime.block_on(cluster.create_topic(TOPIC, 3, 3, &settings));
     let (world, stop) = (World::new(cluster.client(), 3), CancellationToken::new());
     let _witness = Witness(&world);
     let producer = produce(&world, "p".into(), 1, 300, stop.clone());
-    more_acknowledgements(&world, 200);
+    runtime.block_on(world.more_acknowledgements(200));
     cluster.kill(&[1, 2, 3]);
     producer.abort();
     let struck = strike(&cluster, &[1, 2, 3], Loss::Everything);
@@ -241,7 +233,7 @@ fn what_is_acknowledged_before_it_is_flushed_is_seen_to_be_lost() {
     runtime.block_on(broker.create_topic(&[("durability", "replicated"), ("flush.ms", "600000")]));
     let (world, stop) = (World::new(broker.client.clone(), 3), CancellationToken::new());
     let producer = produce(&world, "p".into(), 1, 400, stop.clone());
-    more_acknowledgements(&world, 200);
+    runtime.block_on(world.more_acknowledgements(200));
     broker.process.kill();
     producer.abort();
     let struck = PowerFailure::strike(&broker.data(), Loss::Everything).expect("undone");

@@ -9,6 +9,8 @@ mod checker_tests;
 mod clients;
 #[cfg(target_os = "linux")]
 mod cluster;
+#[cfg(target_os = "linux")]
+mod figures;
 mod history;
 #[cfg(target_os = "linux")]
 mod lost_writes;

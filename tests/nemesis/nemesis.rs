@@ -6,7 +6,7 @@
 //! machine.
 
 use super::clients::{TOPIC, Witness, World, belong, produce};
-use super::cluster::Cluster;
+use super::cluster::{Cluster, On};
 use super::harness::{headwater, run, signal};
 use super::lost_writes::{environment, judge, soon};
 use super::relay::{CUT, Trouble, Way};
@@ -336,10 +336,49 @@ fn clients_of_a_cluster_see_no_anomaly_whatever_happens_to_it() {
     runtime.block_on(haunt(seed, Duration::from_secs(seconds)));
 }
 
+#[test]
+fn what_a_cluster_acknowledged_survives_the_end_of_all_its_brokers_at_once() {
+    let _turn = one_after_the_other();
+    let (seed, times) = (environment("NEMESIS_SEED", 1), environment("NEMESIS_KILLS", 4));
+    let runtime = tokio::runtime::Runtime::new().expect("threads");
+    runtime.block_on(kill_all(seed, times));
+}
+
+async fn kill_all(seed: u64, times: u64) {
+    let mut rng = StdRng::seed_from_u64(seed);
+    let mut cluster = Cluster::start(3, rng.random(), On::Shipped, "").await;
+    cluster.create_topic(TOPIC, PARTITIONS, 3, &[("min.insync.replicas", "2")]).await;
+    let (world, stop) = (World::new(cluster.client(), PARTITIONS), CancellationToken::new());
+    let _witness = Witness(&world);
+    let producer = produce(&world, "p".into(), rng.random(), 300, stop.clone());
+    let mut story = format!("seed {seed}");
+    for _ in 0..times {
+        world.more_acknowledgements(rng.random_range(50..400)).await;
+        cluster.kill(&[1, 2, 3]);
+        let killed = Instant::now();
+        // With one broker there is no quorum; a second one finds it again.
+        cluster.spawn(1);
+        let alone = Duration::from_millis(rng.random_range(0..1_500));
+        sleep(alone).await;
+        cluster.spawn(2);
+        world.more_acknowledgements(1).await;
+        story += &format!("\n  all killed, one alone for {alone:?}: acknowledged after {:?}", killed.elapsed());
+        cluster.spawn(3);
+        cluster.check_processes();
+    }
+    stop.cancel();
+    producer.await.expect("no panic");
+    cluster.wait_until_well(Instant::now() + HEALED).await;
+    world.read_all(soon()).await;
+    cluster.check_processes();
+    let counts = judge(&world, &story);
+    assert_eq!(counts.sent, counts.acknowledged, "every record was kept in the end");
+}
+
 async fn haunt(seed: u64, lasts: Duration) {
     let mut rng = StdRng::seed_from_u64(seed);
     // Retention and compaction run too; segments are small enough to be rolled.
-    let cluster = Cluster::start(3, rng.random(), false, "\"log.retention.check.interval.ms\" = 5000").await;
+    let cluster = Cluster::start(3, rng.random(), On::Shipped, "\"log.retention.check.interval.ms\" = 5000").await;
     cluster.create_topic(TOPIC, PARTITIONS, 3, &[("min.insync.replicas", "2"), ("segment.bytes", "262144")]).await;
     let (world, stop, leave) =
         (World::new(cluster.client(), PARTITIONS), CancellationToken::new(), CancellationToken::new());
