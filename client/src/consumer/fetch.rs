@@ -32,6 +32,8 @@ use crate::watch::{LeaderWatch, WORTH_ASKING};
 /// A stream that is not opened within this time is tried anew.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A nearer replica that is not opened within this time is not waited for: the leader serves too.
+const NEAR_PATIENCE: Duration = Duration::from_secs(1);
 /// How long the leader is read from where a nearer replica could not be, before that is tried again with the next stream.
 const NEAR_PAUSE: Duration = Duration::from_secs(10);
 
@@ -288,15 +290,21 @@ impl Fetch {
         let Some(near) = opened.1.preferred_replica.filter(|near| *near != leader.leader) else { return Ok(opened) };
         drop(opened);
         credit.reopened();
-        let refusal = match self.open_on(info, leader, (near, String::new()), credit).await {
-            Ok((stream, answer)) if answer.error.is_none() => return Ok((stream, answer)),
-            Ok((_, answer)) => answer.error.map(|error| Error::Refused(error.into())),
-            Err(error) => Some(error),
+        // Unless it serves: then the leader is asked again with the next stream.
+        self.near_at = Instant::now() + NEAR_PAUSE;
+        let opening = self.open_on(info, leader, (near, String::new()), credit);
+        let refusal = match tokio::time::timeout(NEAR_PATIENCE, opening).await {
+            Ok(Ok((stream, answer))) if answer.error.is_none() => {
+                self.near_at = Instant::now();
+                return Ok((stream, answer));
+            }
+            Ok(Ok((_, answer))) => answer.error.map(|error| Error::Refused(error.into())),
+            Ok(Err(error)) => Some(error),
+            Err(_) => Some(Error::TimedOut { what: "opening a fetch stream", after: NEAR_PATIENCE }),
         };
         let at = &self.life.cell.at;
         tracing::debug!(%at, near, error = refusal.map(tracing::field::display), "not read from a replica that is nearer");
         credit.reopened();
-        self.near_at = Instant::now() + NEAR_PAUSE;
         self.open_on(info, leader, (leader.leader, String::new()), credit).await
     }
 

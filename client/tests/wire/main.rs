@@ -13,3 +13,4 @@ mod remembered;
 mod retries;
 mod support;
 mod topics;
+mod watch;
