@@ -57,9 +57,10 @@ pub(crate) async fn answer(shared: &Arc<Shared>, lookups: &Arc<Semaphore>, call:
         Some(Request::AllocateProducerId(request)) => allocate_producer_id(shared, &request).await,
         Some(Request::CommitOffsets(request)) => commit_offsets(shared, request).await,
         Some(Request::FetchOffsets(request)) => fetch_offsets(shared, request).await,
-        Some(Request::ListGroups(_)) => list_groups(shared).await,
+        Some(Request::FindCoordinator(request)) => find_coordinator(shared, &request).await,
+        Some(Request::ListGroups(request)) => list_groups(shared, &request).await,
         Some(Request::DescribeGroup(request)) => describe_group(shared, &request.group).await,
-        Some(Request::DeleteGroup(request)) => done(shared.groups.delete(&request.group).await),
+        Some(Request::DeleteGroup(request)) => done(shared, &request.group, shared.groups.delete(&request.group).await),
         Some(Request::DeleteOffsets(request)) => delete_offsets(shared, request).await,
         Some(Request::DescribeCluster(request)) => cluster_calls::describe(shared, &request).await,
         Some(Request::ChangeVoters(request)) => cluster_calls::change_voters(shared, &request).await,
@@ -451,15 +452,28 @@ async fn allocate_producer_id(shared: &Shared, request: &wire::AllocateProducerI
 // ---------------------------------------------------------------- groups
 
 async fn commit_offsets(shared: &Shared, request: wire::CommitOffsets) -> Answer {
+    let is_known = |entry: &wire::OffsetEntry| is_known(&shared.metadata.state(), entry);
+    if !request.offsets.iter().all(is_known) {
+        // Another broker may know more of it than this one does yet.
+        cluster_calls::see(shared, false).await?;
+    }
     let state = shared.metadata.state();
     let entries = request.offsets.into_iter().map(|entry| to_commit(entry, &state)).collect::<Result<Vec<_>, _>>()?;
-    let speaker = speaker(request.member_id, request.member_epoch);
-    let results = shared.groups.commit(&request.group, speaker, entries).await.map_err(|error| refused(&error))?;
+    let (group, speaker) = (request.group, speaker(request.member_id, request.member_epoch));
+    let results = shared.groups.commit(&group, speaker, entries).await;
+    let results = results.map_err(|error| shared.group_refusal(&group, &error))?;
     let results = results.into_iter().map(|result| match result {
         Ok(()) => wire::Error::default(),
         Err(error) => wire::Error::new(error.code(), error.to_string()),
     });
     Ok(Response::CommitOffsets(wire::CommitOffsetsResponse { results: results.collect() }))
+}
+
+/// Whether the metadata known here have the partition.
+fn is_known(state: &MetadataState, entry: &wire::OffsetEntry) -> bool {
+    let by_id = TopicId::from_slice(&entry.topic_id).map(|id| state.topic_by_id(&id));
+    let topic = by_id.unwrap_or_else(|| state.topic(&entry.topic));
+    topic.is_some_and(|topic| (entry.partition as usize) < topic.partitions.len())
 }
 
 fn to_commit(entry: wire::OffsetEntry, state: &MetadataState) -> Result<CommitEntry, wire::Error> {
@@ -484,7 +498,8 @@ fn to_commit(entry: wire::OffsetEntry, state: &MetadataState) -> Result<CommitEn
 
 async fn fetch_offsets(shared: &Shared, request: wire::FetchOffsets) -> Answer {
     let speaker = speaker(request.member_id, request.member_epoch);
-    let committed = shared.groups.offsets(&request.group, speaker).await.map_err(|error| refused(&error))?;
+    let committed = shared.groups.offsets(&request.group, speaker).await;
+    let committed = committed.map_err(|error| shared.group_refusal(&request.group, &error))?;
     let state = shared.metadata.state();
     let mut wanted: BTreeSet<(&str, u32)> = BTreeSet::new();
     for topic in &request.partitions {
@@ -510,8 +525,22 @@ async fn fetch_offsets(shared: &Shared, request: wire::FetchOffsets) -> Answer {
     Ok(Response::FetchOffsets(wire::FetchOffsetsResponse { offsets: offsets.collect() }))
 }
 
-async fn list_groups(shared: &Shared) -> Answer {
-    let listed = shared.groups.list().await.map_err(|error| refused(&error))?;
+/// Who coordinates, as far as this broker knows. Whoever is named may know better, and say so.
+async fn find_coordinator(shared: &Shared, request: &wire::FindCoordinator) -> Answer {
+    let group = (!request.group.is_empty()).then_some(request.group.as_str());
+    let found = shared.groups.find(group).await.map_err(|error| shared.group_refusal(&request.group, &error))?;
+    let state = shared.metadata.state();
+    let coordinators = found.into_iter().map(|found| wire::Coordinator {
+        partition: found.partition,
+        broker_id: found.broker_id,
+        address: shared.address_of(&state, found.broker_id).unwrap_or_default(),
+        leader_epoch: found.leader_epoch,
+    });
+    Ok(Response::FindCoordinator(wire::FindCoordinatorResponse { coordinators: coordinators.collect() }))
+}
+
+async fn list_groups(shared: &Shared, request: &wire::ListGroups) -> Answer {
+    let listed = shared.groups.list(&request.partitions).await.map_err(|error| wire::Error::from(&error))?;
     let groups = listed.into_iter().map(|group| wire::GroupListing {
         group: group.group,
         state: group.state.to_owned(),
@@ -522,7 +551,7 @@ async fn list_groups(shared: &Shared) -> Answer {
 }
 
 async fn describe_group(shared: &Shared, name: &str) -> Answer {
-    let group = shared.groups.describe(name).await.map_err(|error| refused(&error))?;
+    let group = shared.groups.describe(name).await.map_err(|error| shared.group_refusal(name, &error))?;
     let state = shared.metadata.state();
     let members = group.members().iter().map(|(id, member)| wire::MemberDescription {
         member_id: id.clone(),
@@ -593,6 +622,7 @@ fn partition_of(shared: &Shared, topic: &str, partition: u32) -> Result<Partitio
 
 /// A topic or partition that is not there has no offsets: one that was mistyped must not look like work done.
 async fn delete_offsets(shared: &Shared, request: wire::DeleteOffsets) -> Answer {
+    cluster_calls::see(shared, false).await?;
     let count = match shared.metadata.state().topic(&request.topic) {
         Some(topic) => topic.partitions.len(),
         None => return Err(unknown_topic(&request.topic)),
@@ -601,15 +631,12 @@ async fn delete_offsets(shared: &Shared, request: wire::DeleteOffsets) -> Answer
         let error = EntryError::UnknownPartition { topic: request.topic, partition, count };
         return Err(wire::Error::new(error.code(), error.to_string()));
     }
-    done(shared.groups.delete_offsets(&request.group, request.topic, request.partitions).await)
+    let deleted = shared.groups.delete_offsets(&request.group, request.topic, request.partitions).await;
+    done(shared, &request.group, deleted)
 }
 
-fn done(result: Result<(), GroupError>) -> Answer {
-    result.map(|()| Response::Done(Done {})).map_err(|error| refused(&error))
-}
-
-fn refused(error: &GroupError) -> wire::Error {
-    error.into()
+fn done(shared: &Shared, group: &str, result: Result<(), GroupError>) -> Answer {
+    result.map(|()| Response::Done(Done {})).map_err(|error| shared.group_refusal(group, &error))
 }
 
 fn or_default(asked: u32, default: u32) -> u32 {

@@ -76,6 +76,7 @@ pub struct GroupSettings {
     pub rebalance_timeout_ms: u32,
     pub max_size: u32,
     pub offsets_partitions: u32,
+    pub offsets_replication_factor: u32,
     pub offsets_retention_minutes: u64,
     pub offsets_check_interval_ms: u64,
 }
@@ -297,6 +298,8 @@ keys! {
         "Members of a group.";
     "offsets.topic.num.partitions" => groups.offsets_partitions [(1..=1_000)], "a whole number from 1 to 1000",
         "Partitions of __consumer_offsets. Fixed once the topic exists.";
+    "offsets.topic.replication.factor" => groups.offsets_replication_factor [(1..=32)], "a whole number from 1 to 32",
+        "Brokers that keep each partition of __consumer_offsets, or as many as the cluster has. The topic is made once so many are known; a majority of them has to have what is committed.";
     "offsets.retention.minutes" => groups.offsets_retention_minutes [(1..=u64::MAX >> 20)], "a whole number that is 1 or more",
         "How long the committed offsets of a group without members are kept, in minutes.";
     "offsets.retention.check.interval.ms" => groups.offsets_check_interval_ms [(1..=86_400_000)], "a whole number from 1 to 86400000",
@@ -361,6 +364,7 @@ impl Default for BrokerConfig {
                 rebalance_timeout_ms: 45_000,
                 max_size: 10_000,
                 offsets_partitions: 16,
+                offsets_replication_factor: 3,
                 offsets_retention_minutes: 10_080,
                 offsets_check_interval_ms: 600_000,
             },

@@ -25,6 +25,8 @@ pub(crate) async fn serve(
     mut frames: Frames<MemberHeartbeat>,
 ) -> Result<(), StreamError> {
     let _counted = Counted::new(&shared.metrics.member_streams);
+    let group = open.group.clone();
+    let told = |error: &GroupError| refusal(shared.group_refusal(&group, error));
     let mut member = match join(shared, open, peer).await {
         Ok(member) => member,
         Err(error) => return tell(shared, send, &refusal(error)).await,
@@ -33,13 +35,15 @@ pub(crate) async fn serve(
         tokio::select! {
             biased;
             () = shared.shutdown.cancelled() => {
-                let error = wire::Error::from(&GroupError::ShuttingDown);
-                return tell(shared, send, &refusal(error)).await;
+                return tell(shared, send, &told(&GroupError::ShuttingDown)).await;
             }
             changed = member.view.changed() => {
                 // The sender is gone once another stream has taken this one's place.
                 let view = if changed.is_ok() { member.view.borrow_and_update().clone() } else { return Ok(()) };
-                let update = to_wire(&view, &shared.metadata.state(), member.heartbeat_interval_ms);
+                let update = match &view.ended {
+                    Some(Err(error)) => told(error),
+                    _ => to_wire(&view, &shared.metadata.state(), member.heartbeat_interval_ms),
+                };
                 tell(shared, send, &update).await?;
                 if view.ended.is_some() {
                     return Ok(());
@@ -53,7 +57,7 @@ pub(crate) async fn serve(
                     member.report(report(heartbeat, &shared.metadata.state())?).await
                 };
                 if let Err(error) = taken {
-                    return tell(shared, send, &refusal(wire::Error::from(&error))).await;
+                    return tell(shared, send, &told(&error)).await;
                 }
             }
         }
@@ -63,7 +67,7 @@ pub(crate) async fn serve(
 async fn join(shared: &Shared, open: OpenMember, peer: &Peer) -> Result<MemberStream, wire::Error> {
     let group = open.group.clone();
     let join = to_join(open, peer, &shared.metadata.state())?;
-    let refused = |error: &GroupError| wire::Error::from(error);
+    let refused = |error: &GroupError| shared.group_refusal(&group, error);
     match shared.groups.join(&group, join.clone()).await {
         Ok(member) => Ok(member),
         // A holder that has died looks alive until it misses a heartbeat: so long the newcomer waits, once.
@@ -149,11 +153,7 @@ fn to_wire(view: &MemberView, metadata: &MetadataState, heartbeat_interval_ms: u
         update.member_epoch = *epoch;
         update.assignment = to_topic_partitions(assigned, metadata);
     }
-    match &view.ended {
-        None => {}
-        Some(Ok(())) => update.left = true,
-        Some(Err(error)) => update.error = Some(wire::Error::from(error)),
-    }
+    update.left = matches!(view.ended, Some(Ok(())));
     update
 }
 

@@ -34,6 +34,7 @@ use lost::{Before, Found};
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 /// How often opening that takes long says how far it is.
@@ -68,6 +69,8 @@ pub(crate) struct Partitions {
     open: Mutex<HashMap<Key, PartitionHandle>>,
     /// Only one change at a time; whether there was one before. What the first one opens was there when the broker started.
     applying: tokio::sync::Mutex<bool>,
+    /// How often [`apply`](Self::apply) has brought something about.
+    applied: watch::Sender<u64>,
     /// How far the recoveries are.
     recovery: Arc<RecoveryProgress>,
     /// The offsets, and the unclean elections taken in, that the checkpoints were last made of; held while they are made.
@@ -101,6 +104,7 @@ impl Partitions {
             parallel: threads,
             open: Mutex::default(),
             applying: tokio::sync::Mutex::default(),
+            applied: watch::Sender::new(0),
             recovery: Arc::default(),
             seen: tokio::sync::Mutex::default(),
             before: Mutex::default(),
@@ -191,6 +195,12 @@ impl Partitions {
         stream::iter(gone).for_each_concurrent(self.parallel, |handle| self.remove(handle)).await;
         self.open_all(new, *applied_before).await;
         *applied_before = true;
+        self.applied.send_modify(|times| *times += 1);
+    }
+
+    /// Tells whenever what this broker keeps, or leads, has been brought in line with the metadata.
+    pub(crate) fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
     }
 
     /// Nothing that the checkpoints say of these partitions counts any more.

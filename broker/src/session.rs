@@ -476,6 +476,7 @@ fn call_name(request: Option<&call_message::Request>) -> &'static str {
         Some(Request::DeleteOffsets(_)) => "delete_offsets",
         Some(Request::DescribeCluster(_)) => "describe_cluster",
         Some(Request::ChangeVoters(_)) => "change_voters",
+        Some(Request::FindCoordinator(_)) => "find_coordinator",
         Some(Request::RemoveBroker(_)) => "remove_broker",
         Some(Request::ElectLeaders(_)) => "elect_leaders",
         Some(Request::MovePartitions(_)) => "move_partitions",

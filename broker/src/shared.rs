@@ -5,7 +5,8 @@
 
 use crate::config::BrokerConfig;
 use crate::error::PartitionError;
-use crate::group::Groups;
+use crate::group::{GroupError, Groups};
+use crate::metadata::name::OFFSETS_TOPIC;
 use crate::metadata::raft::RaftNode;
 use crate::metadata::several::Ready;
 use crate::metadata::{MetadataHandle, MetadataState};
@@ -112,6 +113,17 @@ impl Shared {
         told
     }
 
+    /// What whoever asks about a group is told: where this broker does not coordinate it, who does.
+    pub(crate) fn group_refusal(&self, group: &str, error: &GroupError) -> wire::Error {
+        let mut told = wire::Error::from(error);
+        if error.code() == ErrorCode::NotCoordinator {
+            let (state, found) = (self.metadata.state(), self.groups.known_coordinator(group));
+            let topic = state.topic(OFFSETS_TOPIC).zip(found.filter(|found| found.broker_id != self.broker_id()));
+            told.leader = topic.and_then(|(topic, found)| self.leader_of(&state, &topic.id, found.partition));
+        }
+        told
+    }
+
     /// Who leads a partition, as the metadata have it.
     fn leader_of(&self, state: &MetadataState, topic_id: &TopicId, partition: u32) -> Option<wire::LeaderHint> {
         let partition = state.topic_by_id(topic_id)?.partitions.get(partition as usize)?;
@@ -119,7 +131,15 @@ impl Shared {
         if partition.leader == self.broker_id() {
             return Some(self.leader_hint(leader_epoch));
         }
-        let leader = state.broker(partition.leader)?;
-        Some(wire::LeaderHint { broker_id: leader.id, address: leader.address.clone(), leader_epoch })
+        let address = self.address_of(state, partition.leader)?;
+        Some(wire::LeaderHint { broker_id: partition.leader, address, leader_epoch })
+    }
+
+    /// Where clients reach a broker.
+    pub(crate) fn address_of(&self, state: &MetadataState, broker_id: i32) -> Option<String> {
+        match broker_id == self.broker_id() {
+            true => Some(self.advertised()),
+            false => state.broker(broker_id).map(|broker| broker.address.clone()),
+        }
     }
 }

@@ -11,7 +11,7 @@ use crate::cleaner::Cleaner;
 use crate::clock::now_ms;
 use crate::config::BrokerConfig;
 use crate::error::StartError;
-use crate::group::Groups;
+use crate::group::{Groups, Standing};
 use crate::metadata::command::{Command, RegisterBroker, TopicPartition};
 use crate::metadata::handle::CarryOut;
 use crate::metadata::handle::common::Common;
@@ -365,10 +365,11 @@ async fn start(
             (metadata, None)
         }
     };
-    let groups = match &ready {
-        None => Groups::start(&config, metadata.clone(), Arc::clone(&partitions), pool.clone()).await?,
-        Some(_) => Groups::none(metadata.clone(), Arc::clone(&partitions)),
+    let standing = match node.clone().filter(|_| ready.is_some()) {
+        Some(node) => Standing::Quorum(node),
+        None => Standing::Alone,
     };
+    let groups = Groups::start(&config, metadata.clone(), Arc::clone(&partitions), pool.clone(), standing).await?;
     if let Some(manifest) = manifest {
         import::take_over_offsets(&manifest, &metadata.state(), &groups).await?;
         let root = root.clone();

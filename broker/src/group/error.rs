@@ -67,6 +67,20 @@ pub enum GroupError {
     /// Another broker has the group.
     #[error("another broker coordinates group {0}")]
     NotCoordinator(String),
+    /// This broker coordinates the groups no more.
+    #[error("another broker coordinates the group by now")]
+    Moved,
+    /// Nobody has confirmed that this broker coordinates still.
+    #[error("this broker has not heard from the metadata quorum: another one may coordinate the group by now")]
+    Unconfirmed,
+    /// There is nothing yet to keep groups in.
+    #[error("group {group} has no coordinator yet: {why}")]
+    Unavailable {
+        /// The group.
+        group: String,
+        /// What is missing.
+        why: String,
+    },
     /// The member's epoch is behind.
     #[error("member {member} names epoch {named} and has {current} by now: take the newest assignment first")]
     StaleEpoch {
@@ -159,9 +173,9 @@ impl GroupError {
             GroupError::NotEmpty { .. } => ErrorCode::GroupNotEmpty,
             GroupError::Assignor(_) => ErrorCode::UnsupportedAssignor,
             GroupError::Full { .. } => ErrorCode::GroupFull,
-            GroupError::Loading(_) => ErrorCode::CoordinatorLoading,
+            GroupError::Loading(_) | GroupError::Unavailable { .. } => ErrorCode::CoordinatorLoading,
             GroupError::NotKept { code, .. } => *code,
-            GroupError::NotCoordinator(_) => ErrorCode::NotCoordinator,
+            GroupError::NotCoordinator(_) | GroupError::Moved | GroupError::Unconfirmed => ErrorCode::NotCoordinator,
             GroupError::ShuttingDown => ErrorCode::ShuttingDown,
         }
     }

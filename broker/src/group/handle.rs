@@ -5,45 +5,36 @@
 
 use super::GroupError;
 use super::offsets::{CommitEntry, Committed, EntryError};
+use super::seats::{self, Coordinator, Seats};
+use super::standing::Standing;
 use super::state::{Group, Join, Report, check_name};
-use super::task::{GroupContext, Joined, Listed, MemberView, OwnedSpeaker, Request, Shard, Tell, WAITING_REQUESTS};
-use crate::clock::now_ms;
+use super::task::{GroupContext, Joined, Listed, MemberView, OwnedSpeaker, Request, Tell};
+use super::topic::OffsetsTopic;
 use crate::config::BrokerConfig;
 use crate::error::StartError;
-use crate::metadata::command::{CreateTopic, Replicas, command::Command as Kind};
-use crate::metadata::handle::new_topic_id;
+use crate::metadata::MetadataHandle;
 use crate::metadata::name::OFFSETS_TOPIC;
-use crate::metadata::{MetadataError, MetadataHandle, Topic};
 use crate::metrics::Samples;
 use crate::partitions::Partitions;
 use crate::pool::Pool;
-use crate::topic_config::{self, TopicValues};
 use futures::future::join_all;
-use headwater_storage::offsets_schema::partition_of_group;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
-
-/// The settings of the offsets topic: Kafka's, and room for a batch that holds all records of one event.
-const OFFSETS_TOPIC_CONFIG: [(&str, &str); 3] =
-    [("cleanup.policy", "compact"), ("segment.bytes", "104857600"), ("max.message.bytes", "67108864")];
 
 /// Time for a shard to tell what was committed, for the metrics.
 const SAMPLES_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// All groups of this broker.
+/// All groups that this broker coordinates.
 #[derive(Clone)]
 pub(crate) struct Groups {
-    /// `None` where another broker leads the partition of the offsets topic.
-    shards: Arc<[Option<mpsc::Sender<Request>>]>,
-    metadata: MetadataHandle,
-    partitions: Arc<Partitions>,
-    stop: CancellationToken,
-    tasks: TaskTracker,
+    context: GroupContext,
+    seats: Seats,
+    topic: OffsetsTopic,
+    me: i32,
 }
 
 /// A joined member's end. When it is dropped without [`leave`](MemberStream::leave), the member stays in its group until
@@ -60,8 +51,9 @@ pub(crate) struct MemberStream {
 }
 
 impl Groups {
-    /// Makes the offsets topic if there is none, and starts a task for each of its partitions that this broker leads. Requests wait
-    /// until the groups of their partition were read.
+    /// Coordinates the groups of each partition of the offsets topic that this broker leads, from when it does for as long as it does.
+    /// A broker that is alone makes the topic if there is none; one of several, when it is first needed. Requests wait until the groups
+    /// of their partition were read.
     ///
     /// # Errors
     /// [`StartError`] if the topic cannot be made.
@@ -70,46 +62,84 @@ impl Groups {
         metadata: MetadataHandle,
         partitions: Arc<Partitions>,
         pool: Pool,
+        standing: Standing,
     ) -> Result<Groups, StartError> {
-        let topic = offsets_topic(config, &metadata).await?;
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
+        let topic = OffsetsTopic::new(config);
+        if standing.is_alone() {
+            let made = topic.make_alone(&metadata).await;
+            made.map_err(|error| StartError::Groups(format!("{OFFSETS_TOPIC}: {error}")))?;
+        }
         let context = GroupContext {
             settings: config.groups.clone(),
-            metadata: metadata.clone(),
+            metadata,
             pool,
-            logs: Arc::clone(&partitions),
-            stop: stop.clone(),
+            logs: partitions,
+            standing,
+            stop: CancellationToken::new(),
         };
-        let mut shards = Vec::with_capacity(topic.partitions.len());
-        for (number, _) in (0u32..).zip(&topic.partitions) {
-            let Some(partition) = partitions.get(&topic.id, number) else {
-                shards.push(None);
-                continue;
-            };
-            let (shard, requests) = mpsc::channel(WAITING_REQUESTS);
-            tasks.spawn(Shard::new(context.clone(), partition).run(requests));
-            shards.push(Some(shard));
-        }
-        tasks.close();
-        Ok(Groups { shards: shards.into(), metadata, partitions, stop, tasks })
-    }
-
-    /// The groups of a broker that coordinates none.
-    pub(crate) fn none(metadata: MetadataHandle, partitions: Arc<Partitions>) -> Groups {
-        let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        tasks.close();
-        Groups { shards: Arc::new([]), metadata, partitions, stop, tasks }
+        let me = i32::try_from(config.broker_id).unwrap_or(i32::MAX);
+        let groups = Groups { context, seats: Seats::new(), topic, me };
+        let (mut applied, mut published) = (groups.context.logs.applied(), groups.context.metadata.changes());
+        applied.mark_unchanged();
+        published.mark_unchanged();
+        groups.seats.take(&groups.context);
+        let keeper = groups.clone();
+        groups.seats.beside(async move {
+            loop {
+                let changed = async {
+                    // A role is taken before the metadata are published, or after it.
+                    tokio::select! {
+                        changed = applied.changed() => changed,
+                        changed = published.changed() => changed,
+                    }
+                };
+                match keeper.context.stop.run_until_cancelled(changed).await {
+                    Some(Ok(())) => keeper.seats.take(&keeper.context),
+                    // The metadata stop before the groups do: nothing changes any more.
+                    Some(Err(_)) | None => return,
+                }
+            }
+        });
+        Ok(groups)
     }
 
     /// The metadata that say which groups there may be.
     pub(crate) fn metadata(&self) -> &MetadataHandle {
-        &self.metadata
+        &self.context.metadata
     }
 
     /// Keeps and answers what was decided, refuses the rest, and ends the members' streams.
     pub(crate) async fn shutdown(&self) {
-        self.stop.cancel();
-        self.tasks.wait().await;
+        self.context.stop.cancel();
+        self.seats.ended().await;
+    }
+
+    /// Who coordinates a group, or (`None`) all of them, as far as is known here. For a group the offsets topic is made, if there is none.
+    ///
+    /// # Errors
+    /// [`GroupError`] if it cannot be made, or not yet.
+    pub(crate) async fn find(&self, group: Option<&str>) -> Result<Vec<Coordinator>, GroupError> {
+        let Some(group) = group else { return Ok(seats::coordinators(&self.context.metadata.state())) };
+        check_name(group)?;
+        self.make_topic(group).await?;
+        Ok(seats::coordinator(&self.context.metadata.state(), group).into_iter().collect())
+    }
+
+    /// Who coordinates a group, as far as is known here.
+    pub(crate) fn known_coordinator(&self, group: &str) -> Option<Coordinator> {
+        seats::coordinator(&self.context.metadata.state(), group)
+    }
+
+    async fn make_topic(&self, group: &str) -> Result<(), GroupError> {
+        if self.context.metadata.state().topic(OFFSETS_TOPIC).is_some() {
+            return Ok(());
+        }
+        let unavailable = |why: String| GroupError::Unavailable { group: group.to_owned(), why };
+        match self.topic.make(&self.context.metadata).await {
+            Ok(None) => Ok(()),
+            Ok(Some(why)) => Err(unavailable(why)),
+            Err(error) => Err(unavailable(error.to_string())),
+        }
     }
 
     /// A member opens its stream.
@@ -117,7 +147,8 @@ impl Groups {
     /// # Errors
     /// [`GroupError`]: the member is not in the group, unless an earlier stream of it is.
     pub(crate) async fn join(&self, group: &str, join: Join) -> Result<MemberStream, GroupError> {
-        let (shard, member) = (self.shard(group)?.clone(), join.member_id.clone());
+        self.make_topic(group).await?;
+        let (shard, member) = (self.shard(group)?, join.member_id.clone());
         let name = group.to_owned();
         let Joined { stream_id, view, heartbeat_interval_ms } =
             ask(&shard, |tell| Request::Join { group: name, join, tell }).await?;
@@ -135,7 +166,8 @@ impl Groups {
         entries: Vec<CommitEntry>,
     ) -> Result<Vec<Result<(), EntryError>>, GroupError> {
         let name = group.to_owned();
-        ask(self.shard(group)?, |tell| Request::Commit { group: name, speaker, entries, tell }).await
+        self.make_topic(group).await?;
+        ask(&self.shard(group)?, |tell| Request::Commit { group: name, speaker, entries, tell }).await
     }
 
     /// What the group committed.
@@ -148,7 +180,7 @@ impl Groups {
         speaker: OwnedSpeaker,
     ) -> Result<Vec<(String, u32, Committed)>, GroupError> {
         let name = group.to_owned();
-        ask(self.shard(group)?, |tell| Request::Offsets { group: name, speaker, tell }).await
+        ask(&self.shard(group)?, |tell| Request::Offsets { group: name, speaker, tell }).await
     }
 
     /// The group as it stands.
@@ -157,15 +189,23 @@ impl Groups {
     /// [`GroupError::NotFound`].
     pub(crate) async fn describe(&self, group: &str) -> Result<Box<Group>, GroupError> {
         let name = group.to_owned();
-        ask(self.shard(group)?, |tell| Request::Describe { group: name, tell }).await
+        ask(&self.shard(group)?, |tell| Request::Describe { group: name, tell }).await
     }
 
-    /// Every group, by name.
+    /// Every group of these partitions of the offsets topic, by name; none named: of those that this broker has.
     ///
     /// # Errors
-    /// [`GroupError`] if the groups of a partition cannot be read.
-    pub(crate) async fn list(&self) -> Result<Vec<Listed>, GroupError> {
-        let mut all = self.ask_all(|tell| Request::List { tell }).await?;
+    /// [`GroupError`] if the groups of a partition cannot be read, or another broker has it.
+    pub(crate) async fn list(&self, partitions: &[u32]) -> Result<Vec<Listed>, GroupError> {
+        let shards: Vec<_> = match partitions {
+            [] => self.seats.all(),
+            named => {
+                let found = named.iter().map(|number| self.seats.of_partition(*number).ok_or(GroupError::Moved));
+                found.collect::<Result<_, _>>()?
+            }
+        };
+        let listed = join_all(shards.iter().map(|shard| ask(shard, |tell| Request::List { tell }))).await;
+        let mut all: Vec<Listed> = listed.into_iter().collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
         all.sort_by(|a, b| a.group.cmp(&b.group));
         Ok(all)
     }
@@ -176,7 +216,7 @@ impl Groups {
     /// [`GroupError::NotFound`], [`GroupError::NotEmpty`].
     pub(crate) async fn delete(&self, group: &str) -> Result<(), GroupError> {
         let name = group.to_owned();
-        ask(self.shard(group)?, |tell| Request::Delete { group: name, tell }).await
+        ask(&self.shard(group)?, |tell| Request::Delete { group: name, tell }).await
     }
 
     /// Forgets what a group committed for a topic: for these partitions, or for all if none are named.
@@ -190,7 +230,7 @@ impl Groups {
         partitions: Vec<u32>,
     ) -> Result<(), GroupError> {
         let name = group.to_owned();
-        ask(self.shard(group)?, |tell| Request::DeleteOffsets { group: name, topic, partitions, tell }).await
+        ask(&self.shard(group)?, |tell| Request::DeleteOffsets { group: name, topic, partitions, tell }).await
     }
 
     /// Takes over what a group of Kafka committed, where this broker's group committed nothing.
@@ -203,7 +243,7 @@ impl Groups {
         offsets: Vec<(String, u32, Committed)>,
     ) -> Result<(), GroupError> {
         let name = group.to_owned();
-        ask(self.shard(group)?, |tell| Request::TakeOver { group: name, offsets, tell }).await
+        ask(&self.shard(group)?, |tell| Request::TakeOver { group: name, offsets, tell }).await
     }
 
     /// Returns once every group has taken note of the newest metadata, and what became of it is kept.
@@ -211,8 +251,8 @@ impl Groups {
     /// # Errors
     /// [`GroupError`] if it could not be kept; the groups take note again when they are read anew.
     pub(crate) async fn topics_changed(&self) -> Result<(), GroupError> {
-        for shard in self.shards.iter().flatten() {
-            ask(shard, |tell| Request::TopicsChanged { tell }).await?;
+        for shard in self.seats.all() {
+            ask(&shard, |tell| Request::TopicsChanged { tell }).await?;
         }
         Ok(())
     }
@@ -220,40 +260,31 @@ impl Groups {
     /// The lag of every group, as metrics.
     pub(crate) async fn samples(&self, samples: &mut Samples) {
         // Of a shard that is being read, or cannot be, there is nothing to show; the others are shown without it.
-        let asked = self.shards.iter().flatten().map(|shard| {
+        let shards = self.seats.all();
+        let asked = shards.iter().map(|shard| {
             let committed = ask(shard, |tell| Request::Committed { tell });
             async { timeout(SAMPLES_TIMEOUT, committed).await.ok()?.ok() }
         });
         let committed = join_all(asked).await.into_iter().flatten().flatten();
-        let state = self.metadata.state();
+        let state = self.context.metadata.state();
         samples.begin(
             "headwater_group_lag",
             "gauge",
             "Records between a group's committed offset and the high watermark.",
         );
         for (group, topic, partition, offset) in committed {
-            let Some(found) = state.topic(&topic).and_then(|topic| self.partitions.get(&topic.id, partition)) else {
-                continue;
-            };
+            // A replica knows the high watermark too, as of a moment ago.
+            let kept = state.topic(&topic).and_then(|topic| self.context.logs.replica(&topic.id, partition));
+            let Some(found) = kept else { continue };
             let lag = (found.offsets().high_watermark - offset).max(0);
             let labels: [(&str, &dyn Display); 3] = [("group", &group), ("topic", &topic), ("partition", &partition)];
             samples.sample("headwater_group_lag", &labels, lag);
         }
     }
 
-    fn shard(&self, group: &str) -> Result<&mpsc::Sender<Request>, GroupError> {
+    fn shard(&self, group: &str) -> Result<mpsc::Sender<Request>, GroupError> {
         check_name(group)?;
-        let count = u32::try_from(self.shards.len()).unwrap_or(u32::MAX);
-        let shard = self.shards.get(partition_of_group(group, count) as usize);
-        shard.and_then(Option::as_ref).ok_or_else(|| GroupError::NotCoordinator(group.to_owned()))
-    }
-
-    async fn ask_all<T>(&self, request: impl Fn(Tell<Vec<T>>) -> Request) -> Result<Vec<T>, GroupError> {
-        let mut all = Vec::new();
-        for shard in self.shards.iter().flatten() {
-            all.append(&mut ask(shard, &request).await?);
-        }
-        Ok(all)
+        self.seats.of_group(&self.context.metadata.state(), self.me, group)
     }
 }
 
@@ -287,7 +318,7 @@ impl MemberStream {
     }
 
     async fn send(&self, request: Request) -> Result<(), GroupError> {
-        self.shard.send(request).await.map_err(|_| GroupError::ShuttingDown)
+        self.shard.send(request).await.map_err(|_| GroupError::Moved)
     }
 }
 
@@ -303,30 +334,9 @@ impl Drop for MemberStream {
     }
 }
 
-/// The offsets topic, made if there is none.
-async fn offsets_topic(config: &BrokerConfig, metadata: &MetadataHandle) -> Result<Arc<Topic>, StartError> {
-    let failed = |error: MetadataError| StartError::Groups(format!("{OFFSETS_TOPIC}: {error}"));
-    if metadata.state().topic(OFFSETS_TOPIC).is_none() {
-        let settings = OFFSETS_TOPIC_CONFIG.map(|(key, value)| (key.to_owned(), Some(value.to_owned())));
-        let settings = topic_config::change(&TopicValues::new(), settings, &config.topic_defaults);
-        let replicas = Replicas { brokers: vec![i32::try_from(config.broker_id).unwrap_or(i32::MAX)] };
-        let create = CreateTopic {
-            name: OFFSETS_TOPIC.to_owned(),
-            topic_id: new_topic_id().to_wire(),
-            internal: true,
-            partitions: vec![replicas; config.groups.offsets_partitions as usize],
-            config: settings.map_err(|error| failed(error.into()))?,
-            created_ms: now_ms(),
-            default_min_insync_replicas: config.topic_defaults.min_insync_replicas(1),
-        };
-        metadata.propose(Kind::CreateTopic(create)).await.map_err(failed)?;
-    }
-    let state = metadata.state();
-    state.topic(OFFSETS_TOPIC).cloned().ok_or_else(|| StartError::Groups(format!("{OFFSETS_TOPIC} is missing")))
-}
-
 async fn ask<T>(shard: &mpsc::Sender<Request>, request: impl FnOnce(Tell<T>) -> Request) -> Result<T, GroupError> {
     let (tell, told) = oneshot::channel();
-    shard.send(request(tell)).await.map_err(|_| GroupError::ShuttingDown)?;
-    told.await.unwrap_or(Err(GroupError::ShuttingDown))
+    // Whoever shuts down says so; a coordinator that is none any more has gone.
+    shard.send(request(tell)).await.map_err(|_| GroupError::Moved)?;
+    told.await.unwrap_or(Err(GroupError::Moved))
 }

@@ -3,9 +3,9 @@
 //! Owns: the way from the log's bytes to a [`Replay`]. Refuses: what the records mean ([`super::records`]).
 
 use super::records::Replay;
+use super::task::GroupContext;
 use crate::error::PartitionError;
 use crate::partition::PartitionHandle;
-use crate::pool::Pool;
 use bytes::{Bytes, BytesMut};
 use headwater_proto::batch::{BatchError, BatchHeader, LENGTH_PREFIX_BYTES, Records};
 use headwater_storage::{LogReader, ReadError, offsets_schema};
@@ -19,26 +19,49 @@ const READ_BYTES: usize = 1 << 20;
 const COUNTED_WITHIN: Duration = Duration::from_secs(1);
 
 /// Waits, then reads everything that is there. Records beyond the high watermark may be lost yet, or count later without anybody saying so:
-/// the groups are not read before it is known which.
+/// the groups are not read before it is known which. Nor before the metadata known here are those of now: what was committed for a
+/// topic that this broker has not heard of yet is not to be taken for that of a deleted one.
 ///
 /// # Errors
-/// When the partition is fenced, cannot be read, holds bytes that are no batches, or does not know its high watermark in time.
-pub(super) async fn read(partition: PartitionHandle, pool: Pool, after: Duration) -> Result<Replay, PartitionError> {
-    tokio::time::sleep(after).await;
-    let reader = partition.reader()?;
-    let end = partition.offsets().log_end;
-    let mut watermarks = partition.watermarks();
-    let counted = watermarks.wait_for(|now| now.ended.is_some() || now.offsets.high_watermark >= end);
-    if timeout(COUNTED_WITHIN, counted).await.is_err() {
-        let counted = partition.offsets().high_watermark;
-        let why = format!(
-            "the log of the groups ends at offset {end}, and only what lies before {counted} is certain to stay"
-        );
-        return Err(PartitionError::Internal(why.into()));
+/// When the partition is fenced, cannot be read, holds bytes that are no batches, or does not know its high watermark in time; when it
+/// is not confirmed that this broker leads it in this epoch.
+pub(super) fn read(
+    context: &GroupContext,
+    partition: PartitionHandle,
+    epoch: i32,
+    after: Duration,
+) -> impl Future<Output = Result<Replay, PartitionError>> + Send + use<> {
+    let context = context.clone();
+    async move {
+        tokio::time::sleep(after).await;
+        let counted = timeout(COUNTED_WITHIN, counted(&partition));
+        let Ok(counted) = counted.await else {
+            let offsets = partition.offsets();
+            let why = format!(
+                "the log of the groups ends at offset {}, and only what lies before {} is certain to stay",
+                offsets.log_end, offsets.high_watermark
+            );
+            return Err(PartitionError::Internal(why.into()));
+        };
+        let (reader, end) = counted?;
+        if !context.standing.confirm(&context.metadata, &partition, epoch).await {
+            return Err(PartitionError::NotLeader(epoch));
+        }
+        context.pool.run_long(move || replay(&partition, &reader, end)).await
     }
+}
+
+/// The log, and where it ends, once everything in it counts.
+async fn counted(partition: &PartitionHandle) -> Result<(LogReader, i64), PartitionError> {
+    let mut watermarks = partition.watermarks();
+    // Who leads by the metadata takes the role when its log is at hand. An error means that the partition is gone.
+    drop(watermarks.wait_for(|now| now.ended.is_some() || now.leads).await);
+    let reader = partition.reader()?;
+    let end = partition.written_end().await?;
+    drop(watermarks.wait_for(|now| now.ended.is_some() || now.offsets.high_watermark >= end).await);
     // Not where the partition ended meanwhile.
     partition.reader()?;
-    pool.run_long(move || replay(&partition, &reader, end)).await
+    Ok((reader, end))
 }
 
 fn replay(partition: &PartitionHandle, reader: &LogReader, end: i64) -> Result<Replay, PartitionError> {

@@ -1,7 +1,8 @@
 //! Consumer groups: who reads which partition, and how far it got.
 //!
 //! Owns: the assignors ([`assign`]), the state machine of one group ([`state`] its members, [`offsets`] what it
-//! committed, [`records`] how both stand in `__consumer_offsets`), and the tasks that drive it. Read next: [`state`].
+//! committed, [`records`] how both stand in `__consumer_offsets`), and the tasks that drive it where this broker coordinates (`seats`,
+//! `task`). Read next: [`state`].
 
 pub mod assign;
 pub mod error;
@@ -9,8 +10,11 @@ mod handle;
 mod load;
 pub mod offsets;
 pub mod records;
+mod seats;
+mod standing;
 pub mod state;
 mod task;
+mod topic;
 
 use headwater_proto::TopicId;
 use std::collections::BTreeSet;
@@ -19,6 +23,7 @@ pub use crate::config::GroupSettings;
 pub use error::GroupError;
 pub(crate) use handle::{Groups, MemberStream};
 pub use offsets::{CommitEntry, Committed, EntryError};
+pub(crate) use standing::Standing;
 pub use state::{Effect, Effects, Group, Join, Report};
 pub(crate) use task::{MemberView, OwnedSpeaker};
 

@@ -1,15 +1,21 @@
-//! The driver of groups: one task for each partition of the offsets topic, which owns the groups whose records lie there.
+//! The driver of groups: one task for each partition of the offsets topic that this broker leads, and each epoch in which it does,
+//! which owns the groups whose records lie there.
 //!
 //! An event changes the groups in memory at once; what it makes visible (answers, updates to members) waits until the
 //! records it wrote are kept, and so does everything that was decided after it. Events that arrive during an append
 //! share the next one. If the partition refuses an append, memory has run ahead of the log: the groups are read anew,
 //! whoever waited is told to try again, and members open their streams again.
 //!
+//! What is read of a group (and that somebody belongs to it) is told only once it is confirmed that this broker leads still: that
+//! is asked after the question came. As long as members hold streams here it is asked all the time, so that none of them stays
+//! with a coordinator which is cut off, while another one takes it for dead.
+//!
 //! Owns: clocks, streams and appends of groups. Refuses: decisions ([`super::state`], [`super::offsets`]).
 //! Read next: [`super::load`].
 
 use super::offsets::{CommitEntry, Committed, EntryError, Speaker};
 use super::records::Replay;
+use super::standing::Standing;
 use super::state::{Effect, Effects, Group, Join, Report};
 use super::{GroupError, GroupSettings, Now, Partitions, load};
 use crate::clock::now_ms;
@@ -35,6 +41,8 @@ use tokio_util::sync::CancellationToken;
 pub(super) const WAITING_REQUESTS: usize = 4096;
 /// Bytes of records that may gather while an append is under way.
 const GATHERED_BYTES: usize = 4 << 20;
+/// How often it is asked whether this broker leads still, while members hold streams here.
+const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 /// Time between two tries to read the groups of a partition that refuses.
 const RELOAD_AFTER: Duration = Duration::from_millis(500);
 
@@ -97,6 +105,13 @@ pub(super) enum Request {
     TopicsChanged { tell: Tell<()> },
 }
 
+impl Request {
+    /// Whether a coordinator that is none any more could answer it, though nothing that it decides is kept.
+    fn needs_confirmation(&self) -> bool {
+        matches!(self, Request::Join { .. } | Request::Offsets { .. } | Request::Describe { .. } | Request::List { .. })
+    }
+}
+
 /// What waits for records to be kept.
 enum Then {
     Update(watch::Sender<MemberView>, (i32, Partitions)),
@@ -140,16 +155,31 @@ pub(crate) struct GroupContext {
     pub(crate) metadata: MetadataHandle,
     pub(crate) pool: Pool,
     pub(crate) logs: Arc<crate::partitions::Partitions>,
+    /// Says whether this broker leads still.
+    pub(crate) standing: Standing,
     /// Tells the tasks to end.
     pub(crate) stop: CancellationToken,
 }
 
 type Loading = BoxFuture<'static, Result<Replay, PartitionError>>;
 type Appending = BoxFuture<'static, Result<(), PartitionError>>;
+/// Whether this broker leads still.
+type Confirming = BoxFuture<'static, bool>;
+
+/// Why a shard ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    /// The broker stops.
+    Stop,
+    /// This broker does not lead in this epoch any more.
+    Over,
+}
 
 pub(super) struct Shard {
     context: GroupContext,
     partition: PartitionHandle,
+    /// In which it leads the partition.
+    epoch: i32,
     began: Instant,
     groups: BTreeMap<String, Group>,
     streams: HashMap<(String, String), Stream>,
@@ -165,14 +195,23 @@ pub(super) struct Shard {
     gathered: Gathered,
     /// The append under way, and what waits for it.
     appending: Option<(Appending, Vec<Then>)>,
+    /// What waits until it is asked whether this broker leads still.
+    unconfirmed: Vec<Request>,
+    /// The question under way, and what waits for its answer.
+    confirming: Option<(Confirming, Vec<Request>)>,
+    /// When it is asked next, though nobody waits for it.
+    confirm_at: Instant,
+    /// The partition took nothing any more in this epoch.
+    is_over: bool,
 }
 
 impl Shard {
-    pub(super) fn new(context: GroupContext, partition: PartitionHandle) -> Shard {
-        let loading = load::read(partition.clone(), context.pool.clone(), Duration::ZERO).boxed();
+    pub(super) fn new(context: GroupContext, partition: PartitionHandle, epoch: i32) -> Shard {
+        let loading = load::read(&context, partition.clone(), epoch, Duration::ZERO).boxed();
         Shard {
             context,
             partition,
+            epoch,
             began: Instant::now(),
             groups: BTreeMap::new(),
             streams: HashMap::new(),
@@ -183,21 +222,32 @@ impl Shard {
             refusing: None,
             gathered: Gathered::default(),
             appending: None,
+            unconfirmed: Vec::new(),
+            confirming: None,
+            confirm_at: Instant::now(),
+            is_over: false,
         }
     }
 
-    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+    /// Serves the groups until the broker stops, or `over`: it does not lead in this epoch any more.
+    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>, over: CancellationToken) {
         let stop = self.context.stop.clone();
         let mut changes = self.context.metadata.changes();
         let mut watching = true;
         let expire_every = Duration::from_millis(self.context.settings.offsets_check_interval_ms);
         let mut expire_at = Instant::now() + expire_every;
-        loop {
+        let ending = loop {
             let deadline = self.next_deadline().map_or(expire_at, |deadline| deadline.min(expire_at));
-            let admits = self.gathered.bytes < GATHERED_BYTES && (self.loading.is_none() || self.refusing.is_some());
+            let admits = self.gathered.bytes < GATHERED_BYTES
+                && self.unconfirmed.len() < WAITING_REQUESTS
+                && (self.loading.is_none() || self.refusing.is_some());
+            let confirms = !self.streams.is_empty() && self.confirming.is_none() && !self.context.standing.is_alone();
             tokio::select! {
                 biased;
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => break Ending::Stop,
+                () = over.cancelled() => break Ending::Over,
+                confirmed = confirmed(&mut self.confirming) => self.confirmed(confirmed),
+                () = sleep_until(self.confirm_at), if confirms => self.confirm(),
                 kept = appended(&mut self.appending) => self.appended(kept),
                 replay = loaded(&mut self.loading) => self.loaded(replay),
                 changed = changes.changed(), if watching => match changed {
@@ -219,15 +269,55 @@ impl Shard {
                 }
                 request = requests.recv(), if admits => match request {
                     Some(request) => self.handle(request),
-                    None => break,
+                    None => break Ending::Stop,
                 },
             }
+            if self.is_over {
+                break Ending::Over;
+            }
+            if !self.unconfirmed.is_empty() && self.confirming.is_none() {
+                self.confirm();
+            }
             self.append_gathered();
-        }
-        self.shut_down(&mut requests).await;
+        };
+        self.end(ending, &mut requests).await;
     }
 
     fn handle(&mut self, request: Request) {
+        match self.loading.is_none() && request.needs_confirmation() && !self.context.standing.is_alone() {
+            // What is asked before is of no use: the question has to come after the request.
+            true => self.unconfirmed.push(request),
+            false => self.serve(request),
+        }
+    }
+
+    /// Asks whether this broker leads still, on behalf of whoever waits for that by now.
+    fn confirm(&mut self) {
+        let (context, partition, epoch) = (self.context.clone(), self.partition.clone(), self.epoch);
+        let confirming = async move { context.standing.confirm(&context.metadata, &partition, epoch).await };
+        self.confirming = Some((confirming.boxed(), std::mem::take(&mut self.unconfirmed)));
+        self.confirm_at = Instant::now() + CONFIRM_EVERY;
+    }
+
+    fn confirmed(&mut self, leads: bool) {
+        let Some((_, waiting)) = self.confirming.take() else { return };
+        if leads {
+            waiting.into_iter().for_each(|request| self.serve(request));
+            return;
+        }
+        // Members look for whoever coordinates. If it is this broker after all, they have their whole session from then on: whether they
+        // were silent or not heard, nobody can say.
+        for request in waiting {
+            refuse(request, |_| GroupError::Unconfirmed);
+        }
+        if self.loading.is_none() {
+            let waiting = self.appending.take().map(|(_, waiting)| waiting).unwrap_or_default();
+            self.fail(waiting, &GroupError::Unconfirmed);
+            self.reload(GroupError::Unconfirmed);
+        }
+    }
+
+    fn serve(&mut self, request: Request) {
         let now = self.now();
         if self.loading.is_some() {
             let refusing = self.refusing.clone();
@@ -511,6 +601,10 @@ impl Shard {
         let Some((_, then)) = self.appending.take() else { return };
         match kept {
             Ok(()) => then.into_iter().for_each(|then| then.run(Ok(()))),
+            Err(PartitionError::NotLeader(_)) => {
+                self.fail(then, &GroupError::Moved);
+                self.is_over = true;
+            }
             Err(error) => {
                 tracing::warn!(partition = ?self.partition, %error, "group records not kept; reading the groups anew");
                 self.fail(then, &not_kept(&error));
@@ -539,8 +633,7 @@ impl Shard {
         if let Some(partition) = self.context.logs.get(&self.partition.topic_id(), self.partition.partition()) {
             self.partition = partition;
         }
-        let read = load::read(self.partition.clone(), self.context.pool.clone(), RELOAD_AFTER);
-        self.loading = Some(read.boxed());
+        self.loading = Some(load::read(&self.context, self.partition.clone(), self.epoch, RELOAD_AFTER).boxed());
     }
 
     fn loaded(&mut self, replay: Result<Replay, PartitionError>) {
@@ -548,6 +641,7 @@ impl Shard {
         match replay {
             Ok(replay) => {
                 self.refusing = None;
+                self.confirm_at = Instant::now() + CONFIRM_EVERY;
                 let passed_over = replay.passed_over();
                 let metadata = self.context.metadata.state();
                 let (groups, effects) = replay.finish(self.now(), &metadata, &self.context.settings);
@@ -564,7 +658,8 @@ impl Shard {
                 self.topics_changed();
             }
             Err(error) => {
-                if self.refusing.is_none() {
+                // Not where others have not confirmed it yet, or lead by now.
+                if self.refusing.is_none() && !matches!(error, PartitionError::NotLeader(_)) {
                     tracing::error!(partition = ?self.partition, %error, "groups cannot be read; trying again");
                 }
                 self.reload(not_kept(&error));
@@ -582,11 +677,23 @@ impl Shard {
         Some(self.began + Duration::from_millis(*deadline))
     }
 
-    /// What was decided is kept and answered; the rest is refused.
-    async fn shut_down(mut self, requests: &mut mpsc::Receiver<Request>) {
+    /// Where the broker stops, what was decided is kept and answered; the rest is refused.
+    async fn end(mut self, ending: Ending, requests: &mut mpsc::Receiver<Request>) {
+        let why = match ending {
+            Ending::Stop => GroupError::ShuttingDown,
+            Ending::Over => GroupError::Moved,
+        };
         requests.close();
+        let waiting = self.confirming.take().map(|(_, waiting)| waiting).unwrap_or_default();
+        for request in waiting.into_iter().chain(std::mem::take(&mut self.unconfirmed)) {
+            refuse(request, |_| why.clone());
+        }
         while let Ok(request) = requests.try_recv() {
-            refuse(request, |_| GroupError::ShuttingDown);
+            refuse(request, |_| why.clone());
+        }
+        if ending == Ending::Over {
+            let waiting = self.appending.take().map(|(_, waiting)| waiting).unwrap_or_default();
+            return self.fail(waiting, &why);
         }
         self.append_gathered();
         while self.appending.is_some() {
@@ -594,7 +701,7 @@ impl Shard {
             self.appended(kept);
             self.append_gathered();
         }
-        self.fail(Vec::new(), &GroupError::ShuttingDown);
+        self.fail(Vec::new(), &why);
     }
 }
 
@@ -602,6 +709,14 @@ impl Shard {
 async fn appended(appending: &mut Option<(Appending, Vec<Then>)>) -> Result<(), PartitionError> {
     match appending {
         Some((append, _)) => append.await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The answer to the question under way; never, without one.
+async fn confirmed(confirming: &mut Option<(Confirming, Vec<Request>)>) -> bool {
+    match confirming {
+        Some((confirming, _)) => confirming.await,
         None => std::future::pending().await,
     }
 }
@@ -615,6 +730,9 @@ async fn loaded(loading: &mut Option<Loading>) -> Result<Replay, PartitionError>
 }
 
 fn not_kept(error: &PartitionError) -> GroupError {
+    if matches!(error, PartitionError::NotLeader(_)) {
+        return GroupError::Unconfirmed;
+    }
     let code = match error.code() {
         // The coordinator can go on; it has to read what is there.
         ErrorCode::PartitionFenced => ErrorCode::PartitionFenced,

@@ -358,6 +358,27 @@ impl PartitionHandle {
         view.replicas.iter().any(|replica| replica.member == me && replica.in_sync)
     }
 
+    /// The epoch in which this broker leads the partition, if it does as far as it knows.
+    pub(crate) fn leads_in(&self) -> Option<i32> {
+        let role = self.shared.role.load();
+        (role.view.leader == Some(self.shared.me)).then_some(role.view.leader_epoch)
+    }
+
+    /// This broker.
+    pub(crate) fn me(&self) -> Member {
+        self.shared.me
+    }
+
+    /// Where the log ends once everything is written that was handed over before.
+    ///
+    /// # Errors
+    /// [`PartitionError`] where the partition is not served, or is led elsewhere.
+    pub(crate) async fn written_end(&self) -> Result<i64, PartitionError> {
+        // An empty append waits for those before it.
+        self.append(Vec::new(), Acks::Leader).await?;
+        self.with_log(|log| Ok(log.log_end_offset())).await
+    }
+
     /// Who keeps the partition, as far as this broker knows.
     pub(crate) fn view(&self) -> Arc<View> {
         Arc::clone(&self.shared.role.load().view)

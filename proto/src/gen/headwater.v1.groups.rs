@@ -142,8 +142,38 @@ pub struct CommittedOffset {
     #[prost(bytes = "bytes", tag = "7")]
     pub topic_id: ::prost::bytes::Bytes,
 }
-#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ListGroups {}
+/// Who coordinates groups: the leaders of the partitions of the offsets topic.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct FindCoordinator {
+    /// Of this group: the offsets topic is made, if there is none. Empty: of all groups.
+    #[prost(string, tag = "1")]
+    pub group: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct FindCoordinatorResponse {
+    /// By the partition's number.
+    #[prost(message, repeated, tag = "1")]
+    pub coordinators: ::prost::alloc::vec::Vec<Coordinator>,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Coordinator {
+    /// Of the offsets topic: that of the groups whose names it is given by Kafka's hash.
+    #[prost(uint32, tag = "1")]
+    pub partition: u32,
+    /// -1: nobody leads it at the moment.
+    #[prost(int32, tag = "2")]
+    pub broker_id: i32,
+    #[prost(string, tag = "3")]
+    pub address: ::prost::alloc::string::String,
+    #[prost(int32, tag = "4")]
+    pub leader_epoch: i32,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListGroups {
+    /// Partitions of the offsets topic, all of which the broker has to coordinate. Empty: those that it does.
+    #[prost(uint32, repeated, tag = "1")]
+    pub partitions: ::prost::alloc::vec::Vec<u32>,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListGroupsResponse {
     #[prost(message, repeated, tag = "1")]

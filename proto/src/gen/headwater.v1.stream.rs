@@ -35,7 +35,7 @@ pub struct Call {
     pub command_id: ::prost::bytes::Bytes,
     #[prost(
         oneof = "call::Request",
-        tags = "10, 11, 12, 20, 21, 22, 23, 24, 25, 26, 30, 40, 41, 42, 43, 44, 45, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59"
+        tags = "10, 11, 12, 20, 21, 22, 23, 24, 25, 26, 30, 40, 41, 42, 43, 44, 45, 46, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59"
     )]
     pub request: ::core::option::Option<call::Request>,
 }
@@ -77,6 +77,8 @@ pub mod call {
         DeleteGroup(super::super::groups::DeleteGroup),
         #[prost(message, tag = "45")]
         DeleteOffsets(super::super::groups::DeleteOffsets),
+        #[prost(message, tag = "46")]
+        FindCoordinator(super::super::groups::FindCoordinator),
         #[prost(message, tag = "50")]
         DescribeCluster(super::super::broker::DescribeCluster),
         #[prost(message, tag = "51")]
@@ -103,7 +105,7 @@ pub mod call {
 pub struct CallResponse {
     #[prost(
         oneof = "call_response::Response",
-        tags = "1, 10, 11, 12, 20, 21, 22, 25, 26, 30, 40, 41, 42, 43, 50, 53, 54, 56, 57, 58, 59"
+        tags = "1, 10, 11, 12, 20, 21, 22, 25, 26, 30, 40, 41, 42, 43, 46, 50, 53, 54, 56, 57, 58, 59"
     )]
     pub response: ::core::option::Option<call_response::Response>,
 }
@@ -140,6 +142,8 @@ pub mod call_response {
         ListGroups(super::super::groups::ListGroupsResponse),
         #[prost(message, tag = "43")]
         DescribeGroup(super::super::groups::DescribeGroupResponse),
+        #[prost(message, tag = "46")]
+        FindCoordinator(super::super::groups::FindCoordinatorResponse),
         #[prost(message, tag = "50")]
         DescribeCluster(super::super::broker::DescribeClusterResponse),
         #[prost(message, tag = "53")]

@@ -142,6 +142,7 @@ fn settings() -> GroupSettings {
         rebalance_timeout_ms: 2_000,
         max_size: 100,
         offsets_partitions: 1,
+        offsets_replication_factor: 3,
         offsets_retention_minutes: 10_000,
         offsets_check_interval_ms: 600_000,
     }
