@@ -7,7 +7,7 @@
 //! What must always hold, for a data connection: its long streams are at most as many as hello allows, and the fetch
 //! credit its streams have outstanding is at most what hello allows and below the receive window.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -85,6 +85,11 @@ impl Link {
     /// Waits until the connection is of no more use.
     pub(crate) async fn ended(&self) {
         let _ = self.left.run_until_cancelled(self.connection.closed()).await;
+    }
+
+    /// How much was heard from the broker so far: it changes as long as the broker acknowledges what it is sent.
+    pub(crate) fn heard(&self) -> u64 {
+        self.connection.stats().udp_rx.datagrams
     }
 
     /// Opens a stream and says what it is for. Waits where the broker allows no more streams at this moment.
@@ -477,6 +482,13 @@ impl Connections {
         }
     }
 
+    /// The brokers of which it is known where they are.
+    pub(crate) fn known_brokers(&self) -> Vec<i32> {
+        let known = lock(&self.known);
+        let brokers: BTreeSet<i32> = known.reached.keys().chain(known.advertised.keys()).copied().collect();
+        brokers.into_iter().collect()
+    }
+
     /// Whether it is known where a broker is.
     pub(crate) fn knows_address_of(&self, broker_id: i32) -> bool {
         self.addresses_of(broker_id).is_ok()
@@ -730,7 +742,7 @@ impl Connections {
 
 /// Whether asking twice gives what asking once gives. Where it does not (the second answer to "create" is "exists"), an
 /// unknown outcome is told to the caller.
-fn repeatable(request: &call::Request) -> bool {
+pub(crate) fn repeatable(request: &call::Request) -> bool {
     use call::Request as R;
     match request {
         R::DeleteGroup(_) | R::DeleteOffsets(_) => false,
@@ -746,6 +758,7 @@ fn repeatable(request: &call::Request) -> bool {
         | R::FetchOffsets(_)
         | R::ListGroups(_)
         | R::DescribeGroup(_)
+        | R::FindCoordinator(_)
         | R::DescribeCluster(_)
         | R::ChangeVoters(_)
         | R::ListMoves(_)

@@ -227,6 +227,39 @@ impl Leaders {
         }
     }
 
+    /// What the leaders say of partitions whose logs the group's coordinator knows nothing of; -1 stays where one says nothing.
+    pub(crate) async fn fill_in_offsets(&self, offsets: &mut [wire::GroupOffset]) -> Result<(), Error> {
+        let deadline = Deadline::within(DESCRIBE_PATIENCE.min(self.connections.config.request_timeout));
+        let mut backoff = Backoff::new(&self.connections.config);
+        loop {
+            let mut missing: Vec<&mut wire::GroupOffset> =
+                offsets.iter_mut().filter(|offset| offset.high_watermark < 0).collect();
+            let queries = missing.iter().map(|offset| wire::OffsetQuery {
+                topic: offset.topic.clone(),
+                partition: offset.partition,
+                at: Some(At::Latest(wire::Done {})),
+            });
+            let queries: Vec<_> = queries.collect();
+            let mut again = false;
+            let told =
+                |index: usize, answer: Result<wire::OffsetAnswer, Refusal>| match (missing.get_mut(index), answer) {
+                    (Some(offset), Ok(answer)) => {
+                        // Without a commit everything in the log is still to be read.
+                        let read_to = if offset.committed < 0 { answer.log_start_offset } else { offset.committed };
+                        offset.lag = (answer.high_watermark - read_to).max(0);
+                        (offset.log_start_offset, offset.high_watermark) =
+                            (answer.log_start_offset, answer.high_watermark);
+                    }
+                    (_, Err(refusal)) => again |= refusal.retryable,
+                    (None, Ok(_)) => {}
+                };
+            self.list_offsets(&queries, told).await?;
+            if !again || tokio::time::timeout_at(deadline.at, backoff.pause()).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+
     /// Asks the leaders that the broker which described the topic is not. `false`: one did not answer.
     async fn fill_in(&self, topic: &mut wire::DescribeTopicResponse, described_by: i32) -> Result<bool, Error> {
         let others: BTreeSet<i32> = topic.partitions.iter().map(|partition| partition.leader).collect();

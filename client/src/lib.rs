@@ -22,6 +22,7 @@ mod admin;
 mod config;
 mod connection;
 mod consumer;
+mod coordinators;
 mod error;
 mod leaders;
 mod lookup;

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::connection::{Connections, lock};
+use crate::coordinators::Coordinators;
 use crate::error::{ConsumeError, Error, LeaderHint};
 use crate::lookup::Lookups;
 use crate::retry::Deadline;
@@ -61,6 +62,7 @@ impl TopicInfo {
 /// The cache, shared by a client's producers and consumers.
 pub(crate) struct Metadata {
     knowledge: Arc<Knowledge>,
+    coordinators: Coordinators,
     /// A thousand partitions with the same doubt ask once.
     lookups: Lookups<Arc<TopicInfo>, Error>,
     runtime: Handle,
@@ -208,8 +210,15 @@ impl Drop for Changing<'_> {
 impl Metadata {
     /// On the current runtime.
     pub(crate) fn new(connections: Arc<Connections>) -> Metadata {
+        let coordinators = Coordinators::new(connections.clone());
         let knowledge = Arc::new(Knowledge { connections, topics: Mutex::default(), nudge: Nudge::default() });
-        Metadata { knowledge, lookups: Lookups::new(), runtime: Handle::current(), watching: OnceLock::new() }
+        let (lookups, runtime, watching) = (Lookups::new(), Handle::current(), OnceLock::new());
+        Metadata { knowledge, coordinators, lookups, runtime, watching }
+    }
+
+    /// Who coordinates groups.
+    pub(crate) fn coordinators(&self) -> &Coordinators {
+        &self.coordinators
     }
 
     /// What is known, unless it is too old.

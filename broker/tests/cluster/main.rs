@@ -1,6 +1,9 @@
 //! Several brokers that are one cluster: how they come together, who they believe each other to be, and who serves while some
 //! are gone. Real sockets, certificates as `headwater cert` makes them, each broker with its own threads for the quorum.
 
+#![recursion_limit = "256"]
+
+mod groups;
 #[path = "../harness/mod.rs"]
 mod harness;
 mod identity;

@@ -1,6 +1,8 @@
 //! A broker in this process and a client made of frames: what a test says on the wire is exactly what it writes down.
 #![allow(dead_code, unreachable_pub, reason = "a module of each test binary, which uses a part of it")]
 
+pub mod members;
+
 use bytes::Bytes;
 use headwater_broker::{Broker, config::BrokerConfig, quic};
 use headwater_proto::batch::{BatchBuilder, BuildOptions, Records};

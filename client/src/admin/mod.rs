@@ -57,6 +57,16 @@ macro_rules! call {
     };
 }
 
+/// As `call!`, to the coordinator of a group.
+macro_rules! call_coordinator {
+    ($admin:expr, $group:expr, $what:literal, $request:ident($body:expr) => $response:ident) => {
+        match $admin.metadata.coordinators().call($group, $what, Request::$request($body)).await? {
+            Response::$response(answer) => answer,
+            _ => return Err(Error::Protocol(concat!("an answer that does not belong to ", $what).into())),
+        }
+    };
+}
+
 mod cluster;
 
 pub use cluster::*;
@@ -185,8 +195,7 @@ impl Admin {
     /// # Errors
     /// When the broker cannot be asked.
     pub async fn list_groups(&self) -> Result<Vec<GroupListing>, Error> {
-        let answer = call!(self, "list groups", ListGroups(wire::ListGroups {}) => ListGroups);
-        Ok(answer.groups.into_iter().map(Into::into).collect())
+        Ok(self.metadata.coordinators().list().await?.into_iter().map(Into::into).collect())
     }
 
     /// A group's members, what they own, and how far the group is.
@@ -195,7 +204,9 @@ impl Admin {
     /// When there is no such group.
     pub async fn describe_group(&self, group: &str) -> Result<GroupDescription, Error> {
         let request = wire::DescribeGroup { group: group.into() };
-        Ok(call!(self, "describe group", DescribeGroup(request) => DescribeGroup).into())
+        let mut described = call_coordinator!(self, group, "describe group", DescribeGroup(request) => DescribeGroup);
+        self.leaders().fill_in_offsets(&mut described.offsets).await?;
+        Ok(described.into())
     }
 
     /// Deletes a group and its offsets.
@@ -204,7 +215,7 @@ impl Admin {
     /// When it has members, or does not exist.
     pub async fn delete_group(&self, group: &str) -> Result<(), Error> {
         let request = wire::DeleteGroup { group: group.into() };
-        call!(self, "delete group", DeleteGroup(request) => Done);
+        call_coordinator!(self, group, "delete group", DeleteGroup(request) => Done);
         Ok(())
     }
 
@@ -214,7 +225,7 @@ impl Admin {
     /// When a member subscribes to the topic, or the group, the topic or a partition does not exist.
     pub async fn delete_offsets(&self, group: &str, topic: &str, partitions: &[u32]) -> Result<(), Error> {
         let request = wire::DeleteOffsets { group: group.into(), topic: topic.into(), partitions: partitions.to_vec() };
-        call!(self, "delete offsets", DeleteOffsets(request) => Done);
+        call_coordinator!(self, group, "delete offsets", DeleteOffsets(request) => Done);
         Ok(())
     }
 
@@ -224,7 +235,7 @@ impl Admin {
     /// When the broker cannot be asked.
     pub async fn fetch_offsets(&self, group: &str) -> Result<Vec<CommittedOffset>, Error> {
         let request = wire::FetchOffsets { group: group.into(), ..wire::FetchOffsets::default() };
-        let answer = call!(self, "fetch offsets", FetchOffsets(request) => FetchOffsets);
+        let answer = call_coordinator!(self, group, "fetch offsets", FetchOffsets(request) => FetchOffsets);
         Ok(answer.offsets.into_iter().map(Into::into).collect())
     }
 
@@ -246,7 +257,7 @@ impl Admin {
         });
         let request =
             wire::CommitOffsets { group: group.into(), offsets: entries.collect(), ..wire::CommitOffsets::default() };
-        let results = call!(self, "commit offsets", CommitOffsets(request) => CommitOffsets).results;
+        let results = call_coordinator!(self, group, "commit offsets", CommitOffsets(request) => CommitOffsets).results;
         if results.len() != offsets.len() {
             return Err(Error::Protocol(format!("{} answers to {} commits", results.len(), offsets.len())));
         }

@@ -171,7 +171,7 @@ impl Committer {
             let (group, partitions) = (self.inner.group.to_string(), partitions.clone());
             Some(call::Request::FetchOffsets(wire::FetchOffsets { group, partitions, member_id, member_epoch }))
         };
-        let answer = self.inner.connections.call_with("fetch offsets", request).await;
+        let answer = self.inner.metadata.coordinators().call_with(&self.inner.group, "fetch offsets", request).await;
         let offsets = match answer {
             Ok(Some(Response::FetchOffsets(answer))) => answer.offsets,
             Ok(_) => return Err(Error::Protocol("no answer to fetch offsets".into()).into()),
@@ -230,7 +230,7 @@ impl Inner {
                 offsets,
             }))
         };
-        let answer = self.connections.call_with("commit offsets", request).await;
+        let answer = self.metadata.coordinators().call_with(&self.group, "commit offsets", request).await;
         let sent = std::mem::take(&mut *lock(&sent));
         let results = match answer.map_err(|error| self.refused(error))? {
             None => Vec::new(),

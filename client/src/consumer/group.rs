@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::Either;
+use futures::future::{BoxFuture, Either, FutureExt, OptionFuture};
 use headwater_proto::wire::{self, open};
 use headwater_proto::{ErrorCode, TopicId};
 use quinn::SendStream;
@@ -23,9 +23,11 @@ use super::commit::Committer;
 use super::rebalance::{Hands, Job, Rebalance};
 use super::state::State;
 use crate::TopicPartition;
-use crate::connection::Connections;
+use crate::connection::{Connections, Link};
+use crate::coordinators::{Coordinator, SILENCE, moved_away};
 use crate::error::{ConsumeError, Error, Refusal};
-use crate::retry::{Backoff, after};
+use crate::metadata::Metadata;
+use crate::retry::{Backoff, Deadline, after};
 use crate::stream::{FrameReader, write_message};
 
 /// How long a coordinator may take to answer that a member left.
@@ -73,6 +75,8 @@ enum End {
 
 /// An open membership stream.
 struct Membership {
+    link: Arc<Link>,
+    coordinator: Coordinator,
     send: SendStream,
     updates: FrameReader<wire::MemberUpdate>,
     address: Arc<str>,
@@ -222,8 +226,9 @@ impl Member {
         let patience = self.connections.config.request_timeout.max(self.settings.session_timeout.unwrap_or_default());
         let answer_by = after(Instant::now(), patience);
         let late = || End::Lost(Error::TimedOut { what: "join group", after: patience });
-        let reported = self.owned.clone();
-        let opening = open_member(self.connections.clone(), self.join(topics));
+        let (reported, group) = (self.owned.clone(), self.committer.group().clone());
+        let metadata = self.hands.readers.context.metadata.clone();
+        let opening = open_member(self.connections.clone(), metadata.clone(), self.join(topics));
         let leave = self.leave.clone();
         let opening = async move {
             let mut opening = std::pin::pin!(tokio::time::timeout_at(answer_by, opening));
@@ -248,6 +253,10 @@ impl Member {
             heartbeat_at = Instant::now();
         }
         let mut joined = false;
+        // Whoever is heard acknowledges what it is told. Where nothing comes the others are asked: a member is out when its session ends, at
+        // whichever broker has the group by then.
+        let (mut heard, mut wonder_at) = (stream.link.heard(), Instant::now() + SILENCE);
+        let mut asking: Option<BoxFuture<'static, bool>> = None;
         let end = loop {
             let leaving = self.leave.is_cancelled();
             self.begin_job();
@@ -288,7 +297,20 @@ impl Member {
                 }
                 () = sleep_until(heartbeat_at) => {
                     heartbeat_at = Instant::now() + heartbeat_interval;
+                    (heard, wonder_at) = (stream.link.heard(), Instant::now() + SILENCE);
                     stream.tell(&self.heartbeat(None)).await
+                }
+                () = sleep_until(wonder_at), if asking.is_none() => {
+                    wonder_at = heartbeat_at + SILENCE;
+                    if stream.link.heard() == heard {
+                        let (metadata, group, found) = (metadata.clone(), group.clone(), stream.coordinator);
+                        asking = Some(async move { metadata.coordinators().has_moved(&group, found).await }.boxed());
+                    }
+                    Ok(())
+                }
+                Some(moved) = OptionFuture::from(asking.as_mut()) => {
+                    (asking, wonder_at) = (None, Instant::now() + SILENCE);
+                    if moved { Err(End::Lost(moved_away(stream.coordinator))) } else { Ok(()) }
                 }
                 () = sleep_until(answer_by), if !joined => Err(late()),
                 // A consumer that went away also asked to leave.
@@ -302,6 +324,11 @@ impl Member {
                 break end;
             }
         };
+        match &end {
+            End::Lost(error) => metadata.coordinators().failed(&group, stream.coordinator, error),
+            End::Refused(refusal) => metadata.coordinators().refused(&group, stream.coordinator, refusal),
+            End::Left | End::Fatal(_) => {}
+        }
         (end, joined)
     }
 
@@ -450,11 +477,21 @@ async fn job_done(job: &mut Option<Job>) -> Result<bool, ConsumeError> {
     .await
 }
 
-async fn open_member(connections: Arc<Connections>, request: wire::OpenMember) -> Result<Membership, Error> {
-    let link = connections.control().await?;
-    let (send, recv) = link.open(open::Stream::Member(request)).await?;
-    let address = link.address().clone();
-    Ok(Membership { send, updates: FrameReader::new(recv, address.clone()), address })
+async fn open_member(
+    connections: Arc<Connections>,
+    metadata: Arc<Metadata>,
+    request: wire::OpenMember,
+) -> Result<Membership, Error> {
+    let (coordinators, group) = (metadata.coordinators(), request.group.clone());
+    let coordinator = coordinators.find(&group, Deadline::within(connections.config.request_timeout)).await?;
+    let opening = async {
+        let link = connections.control_at(coordinator.broker_id).await?;
+        let (send, recv) = link.open(open::Stream::Member(request)).await?;
+        let address = link.address().clone();
+        Ok(Membership { send, updates: FrameReader::new(recv, address.clone()), address, link, coordinator })
+    };
+    let opened = coordinators.unless_moved(&group, coordinator, opening).await;
+    opened.inspect_err(|error| coordinators.failed(&group, coordinator, error))
 }
 
 fn to_wire(owned: &Owned) -> Vec<wire::TopicPartitions> {

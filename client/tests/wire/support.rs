@@ -1,5 +1,5 @@
 //! A QUIC peer that speaks the protocol's frames and is no broker: a test receives every long stream the client opens,
-//! reads what comes on it, and answers as it likes. Calls are answered at once: hello and metadata of one topic by
+//! reads what comes on it, and answers as it likes. Calls are answered at once: hello, metadata of one topic and who coordinates by
 //! themselves, the rest by a function that the test may set.
 
 use std::collections::HashSet;
@@ -41,13 +41,15 @@ pub type Answer = dyn Fn(&call::Request) -> Option<Response> + Send + Sync;
 struct Shared {
     streams: mpsc::UnboundedSender<PeerStream>,
     answer: Mutex<Arc<Answer>>,
-    /// Calls other than hello and metadata, in order of arrival.
+    /// Calls other than hello, metadata and who coordinates, in order of arrival.
     calls: Mutex<Vec<call::Request>>,
     connections: Mutex<Vec<quinn::Connection>>,
     deaf: AtomicBool,
     /// Attempts to connect that were not answered.
     knocks: watch::Sender<HashSet<String>>,
     hello: Mutex<wire::HelloResponse>,
+    /// Who coordinates every group; `None`: this peer.
+    coordinator: Mutex<Option<wire::Coordinator>>,
     /// How often metadata was asked for, and whether the answers are held back.
     metadata: (AtomicUsize, watch::Sender<bool>),
     /// Whether answers about offsets are held back.
@@ -112,6 +114,7 @@ impl Peer {
             deaf: AtomicBool::new(false),
             knocks: watch::Sender::default(),
             hello: Mutex::new(hello),
+            coordinator: Mutex::default(),
             metadata: Default::default(),
             offsets: watch::Sender::default(),
             partitions,
@@ -157,12 +160,18 @@ impl Peer {
         change(&mut self.shared.hello.lock().unwrap());
     }
 
+    /// Says that this one coordinates every group.
+    pub fn set_coordinator(&self, broker_id: i32, address: String, leader_epoch: i32) {
+        let coordinator = wire::Coordinator { partition: 0, broker_id, address, leader_epoch };
+        *self.shared.coordinator.lock().unwrap() = Some(coordinator);
+    }
+
     /// Answers calls from now on, where `answer` gives an answer.
     pub fn answer(&self, answer: impl Fn(&call::Request) -> Option<Response> + Send + Sync + 'static) {
         *self.shared.answer.lock().unwrap() = Arc::new(answer);
     }
 
-    /// The calls that came since this was last asked, hello and metadata left out.
+    /// The calls that came since this was last asked, hello, metadata and who coordinates left out.
     pub fn calls(&self) -> Vec<call::Request> {
         std::mem::take(&mut *self.shared.calls.lock().unwrap())
     }
@@ -394,6 +403,12 @@ async fn connection(shared: Arc<Shared>, incoming: quinn::Incoming) {
 fn respond(shared: &Shared, request: &call::Request) -> Response {
     if let call::Request::Hello(_) = request {
         return Response::Hello(shared.hello.lock().unwrap().clone());
+    }
+    if let call::Request::FindCoordinator(_) = request {
+        let own = || wire::Coordinator { broker_id: shared.hello.lock().unwrap().broker_id, ..Default::default() };
+        let coordinator = shared.coordinator.lock().unwrap().clone().unwrap_or_else(own);
+        let coordinators = vec![coordinator];
+        return Response::FindCoordinator(wire::FindCoordinatorResponse { coordinators });
     }
     let answer = shared.answer.lock().unwrap().clone();
     if !matches!(request, call::Request::Metadata(_)) {

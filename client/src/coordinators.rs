@@ -1,0 +1,340 @@
+//! Finding who coordinates a group, and asking there.
+//!
+//! The brokers know who leads the group's partition of the offsets topic; any of them says it. It moves when a broker dies, and the
+//! one before may only be silent: so where an answer is long in coming, the others are asked whether it has moved.
+//!
+//! Owns: [`Coordinators`], what was learned last. Refuses: what is asked. Read next: `consumer/commit.rs`, `consumer/group.rs`.
+//!
+//! What must always hold: nobody goes back to the coordinator of an earlier epoch than was heard of.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt, join_all};
+use futures::stream::{FuturesUnordered, StreamExt};
+use headwater_proto::ErrorCode;
+use headwater_proto::wire::{self, call::Request, call_response::Response};
+use tokio::time::{sleep, timeout_at};
+
+use crate::connection::{Connections, lock, repeatable};
+use crate::error::{Error, LeaderHint, Refusal};
+use crate::retry::{Backoff, Deadline};
+
+/// An answer that takes longer makes one wonder whether somebody else would give it.
+pub(crate) const SILENCE: Duration = Duration::from_secs(1);
+/// Time for somebody to say who coordinates, where there is another one to ask.
+const ASK_ONE: Duration = Duration::from_secs(1);
+/// So long only one broker is asked who coordinates, then the next one too.
+const NEXT_ONE: Duration = Duration::from_millis(300);
+
+/// The broker that has a group, in the epoch in which it has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Coordinator {
+    pub(crate) broker_id: i32,
+    leader_epoch: i32,
+}
+
+/// What is known of a group.
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    coordinator: Coordinator,
+    /// It has turned out wrong, or did not answer.
+    doubted: bool,
+}
+
+/// Who coordinates which group.
+pub(crate) struct Coordinators {
+    connections: Arc<Connections>,
+    known: Mutex<HashMap<String, Known>>,
+}
+
+impl Coordinators {
+    pub(crate) fn new(connections: Arc<Connections>) -> Coordinators {
+        Coordinators { connections, known: Mutex::default() }
+    }
+
+    /// One call to the group's coordinator, repeated with whoever has it then while that can help and cannot do harm, until the request's
+    /// time is up.
+    pub(crate) async fn call(&self, group: &str, what: &'static str, request: Request) -> Result<Response, Error> {
+        self.call_with(group, what, || Some(request.clone())).await?.ok_or(Error::Closed)
+    }
+
+    /// As [`Coordinators::call`], with a request made anew for each attempt; `None` where nothing is left to be asked.
+    pub(crate) async fn call_with(
+        &self,
+        group: &str,
+        what: &'static str,
+        request: impl Fn() -> Option<Request>,
+    ) -> Result<Option<Response>, Error> {
+        let deadline = Deadline::within(self.connections.config.request_timeout);
+        let mut backoff = Backoff::new(&self.connections.config);
+        loop {
+            let error = match self.find(group, deadline).await {
+                Err(error) => error,
+                Ok(found) => {
+                    let Some(request) = request() else { return Ok(None) };
+                    let repeatable = repeatable(&request);
+                    let call = self.connections.call_at(found.broker_id, what, request, deadline);
+                    let error = match self.unless_moved(group, found, call).await {
+                        Ok(response) => return Ok(Some(response)),
+                        Err(error) => error,
+                    };
+                    self.failed(group, found, &error);
+                    let unknown_outcome = match &error {
+                        Error::Refused(refusal) => refusal.code == ErrorCode::TimedOut,
+                        Error::Connect { .. } => false,
+                        _ => true,
+                    };
+                    if unknown_outcome && !repeatable {
+                        return Err(error);
+                    }
+                    error
+                }
+            };
+            if !error.retryable() || deadline.passed() {
+                return Err(error);
+            }
+            tracing::debug!(what, group, %error, "the coordinator gives no answer, trying again");
+            timeout_at(deadline.at, backoff.pause()).await.map_err(|_| error)?;
+        }
+    }
+
+    /// All groups: those of every coordinator.
+    pub(crate) async fn list(&self) -> Result<Vec<wire::GroupListing>, Error> {
+        let deadline = Deadline::within(self.connections.config.request_timeout);
+        let mut backoff = Backoff::new(&self.connections.config);
+        // By the partition of the offsets topic: whoever has it by now lists its groups.
+        let mut listed: HashMap<u32, Vec<wire::GroupListing>> = HashMap::new();
+        loop {
+            let error = match self.ask("", None, deadline).await {
+                Err(error) => error,
+                Ok(found) => match self.list_once(found, &mut listed, deadline).await {
+                    None => {
+                        let mut groups: Vec<_> = listed.into_values().flatten().collect();
+                        groups.sort_by(|a, b| a.group.cmp(&b.group));
+                        return Ok(groups);
+                    }
+                    Some(error) => error,
+                },
+            };
+            if !error.retryable() || deadline.passed() {
+                return Err(error);
+            }
+            tracing::debug!(%error, "not every coordinator has answered, trying again");
+            timeout_at(deadline.at, backoff.pause()).await.map_err(|_| error)?;
+        }
+    }
+
+    /// Asks each coordinator of partitions that are missing yet; what kept one from answering.
+    async fn list_once(
+        &self,
+        found: Vec<wire::Coordinator>,
+        listed: &mut HashMap<u32, Vec<wire::GroupListing>>,
+        deadline: Deadline,
+    ) -> Option<Error> {
+        let mut by_broker: BTreeMap<i32, Vec<u32>> = BTreeMap::new();
+        for coordinator in found.iter().filter(|found| !listed.contains_key(&found.partition)) {
+            by_broker.entry(coordinator.broker_id).or_default().push(coordinator.partition);
+        }
+        let asking = by_broker.into_iter().map(|(broker_id, partitions)| async move {
+            if broker_id < 0 {
+                return Err(nobody("some groups"));
+            }
+            let request = Request::ListGroups(wire::ListGroups { partitions: partitions.clone() });
+            let by = Deadline::within(deadline.left().min(SILENCE * 3));
+            match self.connections.call_at(broker_id, "list groups", request, by).await? {
+                Response::ListGroups(answer) => Ok((partitions, answer.groups)),
+                _ => Err(Error::Protocol("an answer that does not belong to list groups".into())),
+            }
+        });
+        let mut failed = None;
+        for answer in join_all(asking).await {
+            match answer {
+                Ok((partitions, groups)) => {
+                    let mut groups = Some(groups);
+                    listed
+                        .extend(partitions.into_iter().map(|partition| (partition, groups.take().unwrap_or_default())));
+                }
+                // One that asking again does not help counts for more.
+                Err(error) if failed.as_ref().is_none_or(Error::retryable) => failed = Some(error),
+                Err(_) => {}
+            }
+        }
+        failed
+    }
+
+    /// The group's coordinator, as far as is known; asked anew where that is in doubt.
+    ///
+    /// # Errors
+    /// When nobody says, or nobody coordinates it at the moment.
+    pub(crate) async fn find(&self, group: &str, deadline: Deadline) -> Result<Coordinator, Error> {
+        let known = lock(&self.known).get(group).copied();
+        if let Some(Known { coordinator, doubted: false }) = known {
+            return Ok(coordinator);
+        }
+        let found = self.ask(group, None, deadline).await?;
+        let found = found.into_iter().next().filter(|found| found.broker_id >= 0).ok_or_else(|| nobody(group))?;
+        Ok(self.note(group, found.broker_id, found.leader_epoch))
+    }
+
+    /// Works with the coordinator that was found, for as long as nobody says that it has moved.
+    ///
+    /// # Errors
+    /// The work's own; [`Error::ConnectionLost`] where it has moved.
+    pub(crate) async fn unless_moved<T>(
+        &self,
+        group: &str,
+        found: Coordinator,
+        work: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let mut work = std::pin::pin!(work);
+        loop {
+            let moved = async {
+                sleep(SILENCE).await;
+                self.has_moved(group, found).await
+            };
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                moved = moved => if moved {
+                    return Err(moved_away(found));
+                }
+            }
+        }
+    }
+
+    /// Asks the other brokers whether another one coordinates by now.
+    pub(crate) async fn has_moved(&self, group: &str, found: Coordinator) -> bool {
+        let asked = self.ask(group, Some(found.broker_id), Deadline::within(ASK_ONE)).await;
+        let others = asked.ok().and_then(|found| found.into_iter().next()).filter(|other| other.broker_id >= 0);
+        match others {
+            Some(other) if other.leader_epoch > found.leader_epoch => {
+                self.note(group, other.broker_id, other.leader_epoch) != found
+            }
+            _ => false,
+        }
+    }
+
+    /// The coordinator that was found did not do what it was asked.
+    pub(crate) fn failed(&self, group: &str, found: Coordinator, error: &Error) {
+        match error {
+            Error::Refused(refusal) => self.refused(group, found, refusal),
+            _ => self.doubt(group, found),
+        }
+    }
+
+    /// The coordinator that was found refused.
+    pub(crate) fn refused(&self, group: &str, found: Coordinator, refusal: &Refusal) {
+        let is_elsewhere =
+            matches!(refusal.code, ErrorCode::NotCoordinator | ErrorCode::NotLeader | ErrorCode::ShuttingDown);
+        if !is_elsewhere {
+            return;
+        }
+        self.doubt(group, found);
+        if let Some(LeaderHint { broker_id, address, leader_epoch }) = &refusal.leader {
+            self.connections.learn_brokers(&[wire::BrokerNode {
+                broker_id: *broker_id,
+                address: address.clone(),
+                ..wire::BrokerNode::default()
+            }]);
+            self.note(group, *broker_id, *leader_epoch);
+        }
+    }
+
+    fn doubt(&self, group: &str, found: Coordinator) {
+        if let Some(known) = lock(&self.known).get_mut(group).filter(|known| known.coordinator == found) {
+            known.doubted = true;
+        }
+    }
+
+    /// Somebody says who coordinates: that, or what was heard of a later epoch.
+    fn note(&self, group: &str, broker_id: i32, leader_epoch: i32) -> Coordinator {
+        let said = Known { coordinator: Coordinator { broker_id, leader_epoch }, doubted: false };
+        let mut known = lock(&self.known);
+        let known = known.entry(group.to_owned()).or_insert(said);
+        if leader_epoch >= known.coordinator.leader_epoch {
+            *known = said;
+        }
+        known.coordinator
+    }
+
+    /// Asks who coordinates a group, or ("") all of them: one broker after the other, until one says it. `not`: who is not asked.
+    async fn ask(&self, group: &str, not: Option<i32>, deadline: Deadline) -> Result<Vec<wire::Coordinator>, Error> {
+        let request = Request::FindCoordinator(wire::FindCoordinator { group: group.to_owned() });
+        let brokers = self.connections.known_brokers().into_iter().filter(|broker| Some(*broker) != not);
+        let mut others = brokers.collect::<Vec<_>>().into_iter();
+        let mut asking: FuturesUnordered<BoxFuture<'_, Result<Vec<wire::Coordinator>, Error>>> =
+            FuturesUnordered::new();
+        if not.is_none() {
+            asking.push(self.ask_anybody(request.clone(), deadline).boxed());
+        }
+        let mut failed = None;
+        loop {
+            if asking.is_empty() {
+                match others.next() {
+                    Some(broker) => asking.push(self.ask_broker(broker, request.clone(), deadline).boxed()),
+                    None => return Err(failed.unwrap_or_else(|| nobody(group))),
+                }
+            }
+            tokio::select! {
+                biased;
+                Some(answer) = asking.next() => match answer {
+                    Ok(found) => return Ok(found),
+                    Err(error) => failed = Some(error),
+                },
+                () = sleep(NEXT_ONE), if others.len() > 0 => {
+                    if let Some(broker) = others.next() {
+                        asking.push(self.ask_broker(broker, request.clone(), deadline).boxed());
+                    }
+                }
+            }
+        }
+    }
+
+    async fn ask_broker(
+        &self,
+        broker_id: i32,
+        request: Request,
+        deadline: Deadline,
+    ) -> Result<Vec<wire::Coordinator>, Error> {
+        let deadline = Deadline::within(deadline.left().min(ASK_ONE));
+        self.coordinators(self.connections.call_at(broker_id, "find coordinator", request, deadline).await?)
+    }
+
+    async fn ask_anybody(&self, request: Request, deadline: Deadline) -> Result<Vec<wire::Coordinator>, Error> {
+        let link = self.connections.control_by(deadline).await?;
+        match link.call("find coordinator", request, deadline).await {
+            // One of the time when there was one broker: it has all groups.
+            Err(Error::Refused(refusal)) if refusal.code == ErrorCode::InvalidRequest => {
+                Ok(vec![wire::Coordinator { broker_id: link.broker_id, ..wire::Coordinator::default() }])
+            }
+            answer => self.coordinators(answer?),
+        }
+    }
+
+    fn coordinators(&self, answer: Response) -> Result<Vec<wire::Coordinator>, Error> {
+        let Response::FindCoordinator(found) = answer else {
+            return Err(Error::Protocol("an answer that does not belong to find coordinator".into()));
+        };
+        let brokers = found.coordinators.iter().filter(|found| found.broker_id >= 0).map(|found| wire::BrokerNode {
+            broker_id: found.broker_id,
+            address: found.address.clone(),
+            ..wire::BrokerNode::default()
+        });
+        self.connections.learn_brokers(&brokers.collect::<Vec<_>>());
+        Ok(found.coordinators)
+    }
+}
+
+/// What is told of a coordinator that another one has followed.
+pub(crate) fn moved_away(found: Coordinator) -> Error {
+    Error::ConnectionLost {
+        address: format!("broker {}", found.broker_id),
+        reason: "it was silent, and another broker coordinates the group by now".into(),
+    }
+}
+
+fn nobody(group: &str) -> Error {
+    Error::refused(ErrorCode::NotCoordinator, format!("nobody coordinates {group} at the moment"))
+}
