@@ -7,6 +7,7 @@ mod development;
 mod moves;
 
 mod clients;
+mod groups;
 
 use harness::{Running, eventually, headwater, run};
 use serde_json::Value;

@@ -229,10 +229,10 @@ impl ConsumerBuilder {
             stop: stop.clone(),
         });
         let readers = Arc::new(Readers { context });
-        let committer = self.group.clone().map(|group| {
-            let (connections, metadata) = (self.connections.clone(), self.metadata.clone());
-            Committer::new(connections, metadata, state.clone(), group, !self.topics.is_empty())
-        });
+        let committer = self
+            .group
+            .clone()
+            .map(|group| Committer::new(self.metadata.clone(), state.clone(), group, !self.topics.is_empty()));
         let auto_commit = self.auto_commit.is_some();
         // From now on whatever ends this, if only that nobody waits for it any more, ends what it has begun.
         let mut consumer = Consumer::new(readers.clone(), committer.clone(), auto_commit, stop.clone());

@@ -20,7 +20,7 @@ use super::cell::Cell;
 use super::record::Position;
 use super::state::State;
 use crate::TopicPartition;
-use crate::connection::{Connections, lock};
+use crate::connection::lock;
 use crate::error::{ConsumeError, Error};
 use crate::metadata::{Metadata, unknown_topic};
 use crate::retry::NEVER;
@@ -43,7 +43,6 @@ impl std::fmt::Debug for Committer {
 }
 
 struct Inner {
-    connections: Arc<Connections>,
     metadata: Arc<Metadata>,
     state: Arc<State>,
     group: Arc<str>,
@@ -79,17 +78,9 @@ struct Sent {
 }
 
 impl Committer {
-    pub(crate) fn new(
-        connections: Arc<Connections>,
-        metadata: Arc<Metadata>,
-        state: Arc<State>,
-        group: Arc<str>,
-        subscribed: bool,
-    ) -> Committer {
+    pub(crate) fn new(metadata: Arc<Metadata>, state: Arc<State>, group: Arc<str>, subscribed: bool) -> Committer {
         let (member, committed, turn) = (Mutex::default(), Mutex::default(), Arc::default());
-        Committer {
-            inner: Arc::new(Inner { connections, metadata, state, group, subscribed, member, committed, turn }),
-        }
+        Committer { inner: Arc::new(Inner { metadata, state, group, subscribed, member, committed, turn }) }
     }
 
     pub(crate) fn group(&self) -> &Arc<str> {

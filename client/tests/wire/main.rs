@@ -6,6 +6,7 @@
 mod commits;
 mod connect;
 mod consumer;
+mod coordinators;
 mod group;
 mod prefetch;
 mod producer;
