@@ -4,11 +4,11 @@ mod harness;
 
 use bytes::Bytes;
 use harness::members::{Member, commit, committed, entry, open_member};
-use harness::{Client, FrameReader, batch, batch_with, open_produce, start, start_with, within};
+use harness::{Client, batch, batch_with, open_produce, start, start_with, within};
 use headwater_broker::{Broker, StartError};
+use headwater_proto::ErrorCode;
 use headwater_proto::batch::{BatchBuilder, BuildOptions, Codec};
 use headwater_proto::wire::{self, call::Request, call_response::Response};
-use headwater_proto::{ErrorCode, frame};
 use headwater_storage::SimFiles;
 use headwater_storage::import::{self, ImportOptions, import};
 use headwater_storage::{DataDirError, Files, NewIdentity, OsFiles};
@@ -401,7 +401,7 @@ async fn deleting_topics_and_groups_removes_offsets_for_good() {
         assert_eq!(committed(client, "g").await, [("t".into(), 0, 1), ("t".into(), 1, 2)]);
         assert_eq!(committed(client, "h").await, []);
         assert_eq!(committed(client, "k").await, [("t".into(), 0, 1)]);
-        let Response::ListGroups(listed) = client.call(Request::ListGroups(wire::ListGroups {})).await else {
+        let Response::ListGroups(listed) = client.call(Request::ListGroups(wire::ListGroups::default())).await else {
             panic!("no list");
         };
         let names: Vec<&str> = listed.groups.iter().map(|group| group.group.as_str()).collect();

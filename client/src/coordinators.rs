@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::future::{BoxFuture, FutureExt, join_all};
+use futures::future::{BoxFuture, FutureExt, OptionFuture, join_all};
 use futures::stream::{FuturesUnordered, StreamExt};
 use headwater_proto::ErrorCode;
 use headwater_proto::wire::{self, call::Request, call_response::Response};
@@ -266,12 +266,11 @@ impl Coordinators {
         let mut others = brokers.collect::<Vec<_>>().into_iter();
         let mut asking: FuturesUnordered<BoxFuture<'_, Result<Vec<wire::Coordinator>, Error>>> =
             FuturesUnordered::new();
-        if not.is_none() {
-            asking.push(self.ask_anybody(request.clone(), deadline).boxed());
-        }
+        // Whoever answers on the control connection says most, of why nobody does too.
+        let mut anybody = not.is_none().then(|| self.ask_anybody(request.clone(), deadline).boxed());
         let mut failed = None;
         loop {
-            if asking.is_empty() {
+            if asking.is_empty() && anybody.is_none() {
                 match others.next() {
                     Some(broker) => asking.push(self.ask_broker(broker, request.clone(), deadline).boxed()),
                     None => return Err(failed.unwrap_or_else(|| nobody(group))),
@@ -279,9 +278,15 @@ impl Coordinators {
             }
             tokio::select! {
                 biased;
+                Some(answer) = OptionFuture::from(anybody.as_mut()) => match answer {
+                    Ok(found) => return Ok(found),
+                    Err(error) => (anybody, failed) = (None, Some(error)),
+                },
                 Some(answer) = asking.next() => match answer {
                     Ok(found) => return Ok(found),
-                    Err(error) => failed = Some(error),
+                    Err(error) => {
+                        failed.get_or_insert(error);
+                    }
                 },
                 () = sleep(NEXT_ONE), if others.len() > 0 => {
                     if let Some(broker) = others.next() {

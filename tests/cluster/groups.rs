@@ -85,7 +85,12 @@ impl Up {
 fn members(group: &Value) -> BTreeMap<String, (Value, Value)> {
     let members = group["members"].as_array().expect("members").iter();
     members
-        .map(|it| (it["member_id"].as_str().expect("an id").to_owned(), (it["member_epoch"].clone(), it["partitions"].clone())))
+        .map(|it| {
+            (
+                it["member_id"].as_str().expect("an id").to_owned(),
+                (it["member_epoch"].clone(), it["partitions"].clone()),
+            )
+        })
         .collect()
 }
 

@@ -143,7 +143,6 @@ fn made(outcome: Result<(), MetadataError>) -> Result<(), MetadataError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metadata::alone;
     use crate::metadata::command::{BecomeController, Command, FenceBroker, RegisterBroker, UnfenceBroker};
     use std::collections::BTreeSet;
 

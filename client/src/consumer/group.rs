@@ -300,6 +300,10 @@ impl Member {
                     (heard, wonder_at) = (stream.link.heard(), Instant::now() + SILENCE);
                     stream.tell(&self.heartbeat(None)).await
                 }
+                () = stream.link.ended() => Err(End::Lost(Error::ConnectionLost {
+                    address: stream.address.to_string(),
+                    reason: "the broker is not there any more".into(),
+                })),
                 () = sleep_until(wonder_at), if asking.is_none() => {
                     wonder_at = heartbeat_at + SILENCE;
                     if stream.link.heard() == heard {
