@@ -20,7 +20,9 @@ impl Up {
         let folder = tempfile::tempdir().expect("a folder");
         let mut command = headwater();
         command.current_dir(folder.path()).args(["up", "--brokers", "3", "--data", "data", "--json"]);
-        settings.iter().for_each(|setting| drop(command.args(["-c", setting])));
+        for setting in settings {
+            command.args(["-c", setting]);
+        }
         let running = Running::start(command);
         let ready = eventually("the first line", || running.json().first().cloned());
         let profile = ready["profile"].as_str().expect("a path").to_owned();
