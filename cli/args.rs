@@ -162,7 +162,12 @@ pub(crate) enum Command {
     /// Measures, on a topic and data of its own.
     Bench(BenchArgs),
     /// Shows the whole of it in a minute: a broker, a week of flights, a group, a takeover, a replay, and checks it all.
-    Demo,
+    Demo {
+        /// Three brokers: the one that leads is killed in the middle of the flights, two lose packets between them, a segment is cut;
+        /// and nothing that was acknowledged is lost.
+        #[arg(long)]
+        cluster: bool,
+    },
     /// Prints the completions of a shell.
     Completions {
         /// The shell.
@@ -237,6 +242,8 @@ mod tests {
             "cluster drain 3",
             "cluster drain 3 --cancel",
             "cluster upgrade --finalize",
+            "cluster join --config f --again",
+            "cluster unsafe-recover --config f --yes-lose-what-only-others-know C",
             "topic create t --replica-placement 1:2:3,2:3:1",
             "topic list --under-replicated",
             "topic list --under-min-isr --stale",
@@ -274,6 +281,7 @@ mod tests {
             "bench disk",
             "bench isolation --partitions 64 --stalled 8",
             "demo",
+            "demo --cluster",
             "completions bash",
             "--broker 127.0.0.1:9 topic list",
             "topic list --broker 127.0.0.1:9 --broker 127.0.0.1:10 --profile x --quiet",
@@ -310,6 +318,7 @@ mod tests {
             "cluster reassign --topic t --partition 0",
             "cluster reassign cancel --partition 3",
             "cluster drain",
+            "cluster unsafe-recover --config f",
             "cluster drain 3 --cancel --throttle 1MB",
             "topic alter t",
             "consume t --from yesterday",

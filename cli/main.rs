@@ -74,7 +74,7 @@ fn run(global: &Global, command: Command) -> anyhow::Result<()> {
         Command::Replay(args) => commands::replay::run(global, args),
         Command::Segment(command) => commands::segment::run(global, command),
         Command::Bench(args) => commands::bench::run(global, args),
-        Command::Demo => commands::demo::run(global),
+        Command::Demo { cluster } => commands::demo::run(global, cluster),
         Command::Completions { shell } => commands::completions::run(shell),
     }
 }

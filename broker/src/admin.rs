@@ -6,7 +6,9 @@
 //! going away; where its metadata take nothing any more, it says why; `/metrics`: Prometheus text. The port is served before anything is recovered, which may take long.
 //! Refuses: to change anything. Read next: [`crate::metrics`].
 
+use crate::cluster_metrics;
 use crate::group::Groups;
+use crate::metadata::raft::RaftNode;
 use crate::metrics::{Metrics, Samples};
 use crate::os;
 use crate::partition::PartitionHandle;
@@ -59,6 +61,8 @@ pub(crate) struct Shown {
     pub(crate) partitions: Arc<Partitions>,
     /// Set once everything was recovered and clients are served.
     pub(crate) groups: OnceLock<Groups>,
+    /// This broker, and its member of the metadata quorum.
+    pub(crate) member: OnceLock<(i32, Option<RaftNode>)>,
     /// Shutdown has begun.
     pub(crate) shutdown: CancellationToken,
     /// Shutdown is over.
@@ -228,6 +232,16 @@ async fn render(shown: &Shown) -> String {
             "How long the metadata command under way waits; 0 where there is none.",
             groups.metadata().waits().as_secs_f64(),
         );
+        if let Some((me, node)) = shown.member.get() {
+            cluster_metrics::samples(&mut samples, groups.metadata(), node.as_ref(), *me);
+            one(
+                &mut samples,
+                "headwater_lease_held",
+                "gauge",
+                "1 while a majority confirms that this broker is not fenced: without, it refuses acks 0 and 1, and changes no ISR.",
+                u8::from(shown.partitions.lease().holds()),
+            );
+        }
         groups.samples(&mut samples).await;
     }
     samples.finish()

@@ -4,11 +4,15 @@
 //! quorum. The first one holds a quorum of one, so that it leads when it starts; every other one waits to be taken in. Nothing
 //! is said to anybody but the question which cluster it is; so each can be done again where it was cut short.
 //!
-//! Owns: [`init`] and [`join`]. Refuses: folders that belong to a cluster already. Read next: [`crate::metadata`].
+//! Where the majority of a quorum is lost for good, [`recover`] makes a quorum of one of a folder, and [`join_again`] has the others
+//! begin anew.
+//!
+//! Owns: these. Refuses: folders that belong to a cluster already, or to another one. Read next: [`crate::metadata`].
 
 use crate::config::BrokerConfig;
 use crate::error::StartError;
 use crate::metadata::journal::JOURNAL_FILE;
+pub use crate::metadata::raft::recover::Recovered;
 use crate::metadata::raft::{Founding, Store, new_node_id};
 use crate::peer::Peers;
 use crate::start::{configured, new_id};
@@ -65,6 +69,78 @@ pub async fn join(config: &BrokerConfig) -> Result<Prepared, StartError> {
 pub async fn join_known(config: &BrokerConfig, cluster_id: String) -> Result<Prepared, StartError> {
     check(config)?;
     prepare(config, cluster_id, Founding::Joins).await
+}
+
+/// Makes a quorum of one of the folder of a broker that does not run, where the majority of its cluster is lost for good. `cluster_id`
+/// is what a person says: another one is refused.
+///
+/// # Errors
+/// [`StartError`]: nothing changed.
+pub async fn recover(config: &BrokerConfig, cluster_id: &str) -> Result<Recovered, StartError> {
+    let cluster_id = cluster_id.to_owned();
+    on_folder(config, move |files, folder| {
+        folder.check_cluster(&cluster_id)?;
+        Ok(Store::recover_alone(files, folder.root(), &cluster_id, new_node_id())?)
+    })
+    .await
+}
+
+/// Makes a new member of the metadata quorum of the folder of a broker that does not run: after [`recover`] of another one it has to be
+/// taken in like a new one. Its partitions stay.
+///
+/// # Errors
+/// [`StartError`]: nothing changed.
+pub async fn join_again(config: &BrokerConfig) -> Result<Prepared, StartError> {
+    check(config)?;
+    let live = open_tls(config).await?;
+    let any = SocketAddr::new(config.listen.ip(), 0);
+    let endpoint = quinn::Endpoint::client(any).map_err(|error| StartError::Listen { address: any, error })?;
+    let cluster_id = ask(&Peers::new(endpoint, live, config, ""), config).await?;
+    let broker_id = config.broker_id;
+    on_folder(config, move |files, folder| {
+        folder.check_cluster(&cluster_id)?;
+        Store::begin_anew(files, folder.root(), &cluster_id, new_node_id())?;
+        Ok(Prepared { cluster_id, broker_id })
+    })
+    .await
+}
+
+/// A broker's folder, locked.
+struct Folder(DataDir);
+
+impl Folder {
+    fn root(&self) -> &std::path::Path {
+        self.0.path()
+    }
+
+    fn check_cluster(&self, named: &str) -> Result<(), StartError> {
+        let (ours, root) = (&self.0.meta().cluster_id, self.root().display());
+        match ours == named {
+            true => Ok(()),
+            false => Err(StartError::Quorum(format!("{root} is of cluster {ours}, not of {named}"))),
+        }
+    }
+}
+
+/// Does something to the folder of a broker that does not run.
+async fn on_folder<T: Send + 'static>(
+    config: &BrokerConfig,
+    change: impl FnOnce(Arc<dyn Files>, &Folder) -> Result<T, StartError> + Send + 'static,
+) -> Result<T, StartError> {
+    let (root, broker_id) = (config.data_dir.clone(), config.broker_id);
+    let changed = tokio::task::spawn_blocking(move || {
+        let files: Arc<dyn Files> = Arc::new(OsFiles::new());
+        let journal = root.join(JOURNAL_FILE);
+        let is_there = files::exists(&*files, &journal);
+        if !is_there.map_err(|error| StartError::Boots { path: journal, error })? {
+            return Err(StartError::NoCluster(root));
+        }
+        let identity = NewIdentity { cluster_id: new_id(), broker_id, directory_id: new_id() };
+        // Nobody else may have it.
+        let folder = Folder(DataDir::open(Arc::clone(&files), &root, &identity)?);
+        change(files, &folder)
+    });
+    changed.await.map_err(|error| StartError::Quorum(error.to_string()))?
 }
 
 fn check(config: &BrokerConfig) -> Result<(), StartError> {

@@ -5,10 +5,10 @@
 //!
 //! Owns: their names and meanings. Refuses: judging what changed ([`crate::metadata::changes`]).
 
+use crate::metadata::MetadataHandle;
 use crate::metadata::changes::{changes, standing};
 use crate::metadata::raft::RaftNode;
 use crate::metadata::state::BrokerState;
-use crate::metadata::MetadataHandle;
 use crate::metrics::{Metrics, Samples};
 use std::fmt::Display;
 use std::sync::Arc;
@@ -69,8 +69,16 @@ pub(crate) fn samples(samples: &mut Samples, metadata: &MetadataHandle, node: Op
         let committed = node.committed().max(applied);
         gauge("headwater_raft_term", "The term of the metadata quorum, as this member knows it.", &told.current_term);
         gauge("headwater_raft_commit_index", "The last entry that is known to be committed.", &committed);
-        gauge("headwater_raft_last_log_index", "The last entry in this member's log.", &told.last_log_index.unwrap_or(0));
-        gauge("headwater_metadata_lag_entries", "Committed entries that are not applied here yet.", &(committed - applied));
+        gauge(
+            "headwater_raft_last_log_index",
+            "The last entry in this member's log.",
+            &told.last_log_index.unwrap_or(0),
+        );
+        gauge(
+            "headwater_metadata_lag_entries",
+            "Committed entries that are not applied here yet.",
+            &(committed - applied),
+        );
         gauge("headwater_raft_voters", "Members that vote on the metadata.", &node.membership().voter_ids().count());
         let leads = told.current_leader == Some(node.node_id());
         gauge("headwater_raft_leader", "1 on the member that leads the metadata quorum.", &u8::from(leads));

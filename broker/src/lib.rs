@@ -22,6 +22,7 @@ mod cleaner;
 mod clock;
 pub mod cluster;
 mod cluster_calls;
+mod cluster_metrics;
 mod command_id;
 pub mod config;
 mod credit;

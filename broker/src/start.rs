@@ -9,6 +9,7 @@ use crate::admin::{self, Shown};
 use crate::assignments::{self, Assignments};
 use crate::cleaner::Cleaner;
 use crate::clock::now_ms;
+use crate::cluster_metrics;
 use crate::config::BrokerConfig;
 use crate::error::StartError;
 use crate::group::{Groups, Standing};
@@ -254,6 +255,7 @@ async fn start(
         metrics: Arc::clone(&metrics),
         partitions: Arc::clone(&partitions),
         groups: OnceLock::new(),
+        member: OnceLock::new(),
         shutdown: shutdown.clone(),
         closed: closed.clone(),
     });
@@ -334,6 +336,7 @@ async fn start(
                 carried_out,
                 lease: partitions.lease().clone(),
                 disk: Arc::clone(partitions.disk()),
+                elections: metrics.leader_election_seconds.clone(),
             };
             let ready = member.live(&registration, &config, known, closed);
             partitions.learn_from(&metadata);
@@ -444,8 +447,11 @@ async fn start(
         // Whoever waits for it waits no more.
         drop(serves);
     });
-    // Nobody else sets it.
+    // Nobody else sets them.
+    drop(shown.member.set((shared.broker_id(), shared.node.clone())));
     drop(shown.groups.set(shared.groups.clone()));
+    let (metadata, metrics, stop) = (shared.metadata.clone(), Arc::clone(&shared.metrics), shutdown.clone());
+    tasks.spawn(cluster_metrics::watch(metadata, shared.broker_id(), metrics, stop));
     if let Some(ready) = &shared.ready {
         ready.say().await;
     }

@@ -29,7 +29,14 @@ pub(crate) enum ClusterCommand {
     /// Makes the data folder of another broker of a cluster, of which a broker runs; then start it.
     ///
     /// It follows the metadata and serves; `cluster voters add` lets it vote.
-    Join(FolderArgs),
+    Join {
+        #[command(flatten)]
+        folder: FolderArgs,
+        /// The broker was in the cluster before another one was recovered (`cluster unsafe-recover`): what it kept of the metadata is
+        /// thrown away, its partitions stay.
+        #[arg(long)]
+        again: bool,
+    },
     /// Changes which brokers vote on the metadata. Three or five are right: the cluster goes on while most of them run.
     #[command(subcommand)]
     Voters(VotersCommand),
@@ -64,6 +71,18 @@ pub(crate) enum ClusterCommand {
         /// The broker's id.
         #[arg(value_name = "ID")]
         id: i32,
+    },
+    /// LOSES METADATA: makes a cluster of one broker of a stopped broker's folder, where most of its voters are lost FOR GOOD.
+    ///
+    /// What the others knew and this one does not is lost, and with it records that it does not know of. Never do this while a majority
+    /// can come back: there would be two clusters of one name. Then start this broker, and have every other one begin anew:
+    /// `headwater cluster join --again`.
+    UnsafeRecover {
+        #[command(flatten)]
+        folder: FolderArgs,
+        /// The cluster's id (`meta.properties` in the data folder says it): that you know what you do.
+        #[arg(long, value_name = "CLUSTER_ID")]
+        yes_lose_what_only_others_know: String,
     },
     /// Shows which commands the cluster may be given, and raises that once every broker runs the newer Headwater.
     Upgrade {

@@ -2,6 +2,7 @@
 
 mod health;
 mod moves;
+mod recover;
 
 use anyhow::{Context, Result};
 use headwater_broker::cluster::{self, Prepared};
@@ -18,7 +19,11 @@ use crate::output::{note, plural, print, print_json, table};
 pub(crate) fn run(global: &Global, command: ClusterCommand) -> Result<()> {
     match command {
         ClusterCommand::Init(args) => prepare(global, &args, true),
-        ClusterCommand::Join(args) => prepare(global, &args, false),
+        ClusterCommand::Join { folder, again: false } => prepare(global, &folder, false),
+        ClusterCommand::Join { folder, again: true } => recover::join_again(global, &folder),
+        ClusterCommand::UnsafeRecover { folder, yes_lose_what_only_others_know: cluster_id } => {
+            recover::recover(global, &folder, &cluster_id)
+        }
         ClusterCommand::Describe { stale } => with_client(global, async |client| {
             let admin = client.admin();
             let admin = if stale { admin.stale() } else { admin };

@@ -5,6 +5,7 @@
 //! process. Refuses: leaving anything behind.
 
 mod broker;
+mod cluster;
 mod members;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
@@ -36,7 +37,10 @@ const REPLAYED: u32 = 2;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// Runs the demo; an error if anything did not hold.
-pub(crate) fn run(global: &Global) -> Result<()> {
+pub(crate) fn run(global: &Global, with_cluster: bool) -> Result<()> {
+    if with_cluster {
+        return cluster::run(global);
+    }
     let report = Report { global, color: std::io::stdout().is_terminal(), began: Instant::now() };
     report.title()?;
     let folder = tempfile::Builder::new().prefix("headwater-demo-").tempdir().context("cannot make a folder")?;
@@ -256,6 +260,11 @@ fn replay_partition(profile: &Path, placed: &Placed) -> Result<String> {
 
 /// Checks the files that the broker left.
 fn verify(data: &Path) -> Result<String> {
+    verify_folders(data)
+}
+
+/// Checks the files of all the flights in a broker's folder.
+fn verify_folders(data: &Path) -> Result<String> {
     #[derive(Deserialize)]
     struct Verified {
         batches: u64,
@@ -345,6 +354,20 @@ impl Report<'_> {
             print(format!("{mark} {name:<9} {detail}\n"))?;
         }
         outcome.map(|_| ()).with_context(|| format!("the demo's step {name:?} failed"))
+    }
+
+    fn end_of_cluster(&self) -> Result<()> {
+        if self.global.json || self.global.quiet {
+            return Ok(());
+        }
+        print(format!(
+            "\nEverything held, in {:.1} s. The same by hand:\n\n  \
+             headwater up --brokers 3                                  # a cluster, in a terminal of its own\n  \
+             headwater produce flights --create -p 6 --json-key tail --timestamp-field ts --file cli/data/flights-week.jsonl\n  \
+             headwater cluster describe                                # who leads; kill -9 one of them\n  \
+             headwater cluster health                                  # what the rest bears\n",
+            self.began.elapsed().as_secs_f64()
+        ))
     }
 
     fn end(&self) -> Result<()> {

@@ -1,6 +1,6 @@
 //! `headwater up`: a development broker with nothing to prepare; and what it shares with `headwater broker`.
 
-mod several;
+pub(super) mod several;
 
 use anyhow::{Context, Result, bail};
 use headwater_broker::config::BrokerConfig;

@@ -4,7 +4,9 @@
 mod harness;
 
 mod development;
+mod metrics;
 mod moves;
+mod recover;
 
 mod clients;
 mod groups;

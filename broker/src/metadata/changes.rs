@@ -138,19 +138,28 @@ mod tests {
         let mut state = MetadataState::new("cluster");
         for broker_id in 1..=3 {
             let incarnation = incarnation(broker_id);
-            apply(&mut state, Kind::RegisterBroker(command::RegisterBroker { broker_id, incarnation, ..Default::default() }));
+            apply(
+                &mut state,
+                Kind::RegisterBroker(command::RegisterBroker { broker_id, incarnation, ..Default::default() }),
+            );
         }
-        apply(&mut state, Kind::BecomeController(command::BecomeController { broker_id: 3, incarnation: incarnation(3) }));
+        apply(
+            &mut state,
+            Kind::BecomeController(command::BecomeController { broker_id: 3, incarnation: incarnation(3) }),
+        );
         let partitions = [vec![1, 2], vec![2, 1], vec![1]].map(|brokers| command::Replicas { brokers });
         let config = [("unclean.leader.election.enable".to_owned(), unclean.to_owned())];
-        apply(&mut state, Kind::CreateTopic(command::CreateTopic {
-            name: "t".into(),
-            topic_id: TopicId::from_bytes([1; 16]).to_wire(),
-            partitions: partitions.into(),
-            config: config.into(),
-            default_min_insync_replicas: 1,
-            ..Default::default()
-        }));
+        apply(
+            &mut state,
+            Kind::CreateTopic(command::CreateTopic {
+                name: "t".into(),
+                topic_id: TopicId::from_bytes([1; 16]).to_wire(),
+                partitions: partitions.into(),
+                config: config.into(),
+                default_min_insync_replicas: 1,
+                ..Default::default()
+            }),
+        );
         state
     }
 

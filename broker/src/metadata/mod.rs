@@ -6,6 +6,7 @@
 //! reach the machine, which is the quorum's ([`raft`]). Read next: [`state`].
 
 pub(crate) mod alone;
+pub mod changes;
 pub mod command;
 pub mod format;
 pub mod handle;

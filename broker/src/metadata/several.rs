@@ -155,7 +155,7 @@ impl Member {
         &self,
         registration: &RegisterBroker,
         config: &BrokerConfig,
-        Known { in_office, carried_out, lease, disk }: Known,
+        Known { in_office, carried_out, lease, disk, elections }: Known,
         stop: &CancellationToken,
     ) -> Ready {
         let is_ready = Arc::new(AtomicBool::new(false));
@@ -175,6 +175,7 @@ impl Member {
             balance_after: config
                 .leader_rebalance
                 .then(|| Duration::from_secs(config.leader_imbalance_check_interval_s)),
+            elections,
         };
         self.thread.runtime().spawn(heart.clone().beat(stop.clone()));
         self.thread.runtime().spawn(heart.control(stop.clone()));
@@ -190,6 +191,8 @@ pub(crate) struct Known {
     pub(crate) carried_out: watch::Receiver<u64>,
     pub(crate) lease: Lease,
     pub(crate) disk: Arc<DiskHealth>,
+    /// How long elections take.
+    pub(crate) elections: metrics::Histogram,
 }
 
 /// Says that a broker has recovered.

@@ -27,6 +27,7 @@ use crate::commands::now_ms;
 use crate::logs;
 use crate::output::{StdoutClosed, print, print_json};
 use crate::signals::Signals;
+use crate::spec::Setting;
 
 /// A broker's configuration, in its folder.
 const CONFIG_FILE: &str = "broker.toml";
@@ -39,9 +40,9 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// What the first line says.
 #[derive(Serialize)]
-struct Ready {
+pub(in crate::commands) struct Ready {
     ready: bool,
-    profile: String,
+    pub(in crate::commands) profile: String,
     brokers: Vec<ReadyBroker>,
 }
 
@@ -55,12 +56,31 @@ struct ReadyBroker {
 }
 
 /// A broker's process.
-struct Process {
+pub(in crate::commands) struct Process {
     id: u32,
     child: Child,
     /// While it is open, the broker runs.
     life: Option<ChildStdin>,
     served: Option<oneshot::Receiver<String>>,
+}
+
+impl Process {
+    /// Kills it as a power cut would.
+    pub(in crate::commands) fn kill(&mut self) -> Result<()> {
+        self.child.kill().with_context(|| format!("cannot kill broker {}", self.id))?;
+        self.child.wait()?;
+        Ok(())
+    }
+}
+
+/// The brokers: their folders, and their processes once they are started.
+pub(in crate::commands) struct Brokers {
+    data: PathBuf,
+    settings: Vec<Setting>,
+    /// Whether the folders were made by this start.
+    is_new: bool,
+    configs: Vec<(PathBuf, BrokerConfig)>,
+    processes: Vec<Process>,
 }
 
 /// Runs the command.
@@ -71,14 +91,13 @@ pub(super) fn run(global: &Global, args: &UpArgs, brokers: u32) -> Result<()> {
     if data.join(JOURNAL_FILE).exists() {
         bail!("{} is the folder of one broker: a cluster needs one of its own (--data DIR)", data.display());
     }
-    let configs = configure(&data, args, brokers)?;
+    let mut brokers = Brokers::configure(&data, &args.config, brokers)?;
+    brokers.write()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let signals = Signals::catch();
-        prepare(&configs).await?;
-        let mut processes: Vec<Process> =
-            configs.iter().map(|(path, config)| start(path, config.broker_id)).collect::<Result<_>>()?;
-        let served = signals.unless_asked(serve(&data, &configs, &mut processes)).await;
+        brokers.start().await?;
+        let served = signals.unless_asked(brokers.serve()).await;
         let outcome = match served {
             None => Ok(()),
             Some(Err(error)) => Err(error),
@@ -90,63 +109,114 @@ pub(super) fn run(global: &Global, args: &UpArgs, brokers: u32) -> Result<()> {
                 }
             },
         };
-        end(processes).await;
+        brokers.end().await;
         outcome
     })
 }
 
-/// The brokers' configurations: those that are there, with what this start says, or new ones.
-fn configure(data: &Path, args: &UpArgs, brokers: u32) -> Result<Vec<(PathBuf, BrokerConfig)>> {
-    let folders: Vec<PathBuf> = (1..=brokers).map(|id| data.join(id.to_string())).collect();
-    let there = folders.iter().filter(|folder| folder.join(CONFIG_FILE).exists()).count();
-    let is_more = data.join((brokers + 1).to_string()).join(CONFIG_FILE).exists();
-    if is_more || (there != 0 && there != folders.len()) {
-        bail!("{} holds another number of brokers than {brokers}", data.display());
-    }
-    // All at once, so that none is given twice.
-    let ports = (0..brokers).map(|_| Ok((UdpSocket::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?)));
-    let ports: Vec<_> = ports.collect::<std::io::Result<_>>().context("there is no free port")?;
-    let mut configs = Vec::new();
-    for ((id, folder), (listen, admin)) in (1..=brokers).zip(&folders).zip(&ports) {
-        let mut config = BrokerConfig::default();
-        if there != 0 {
-            config.apply_file(&folder.join(CONFIG_FILE))?;
-        } else {
-            (config.listen, config.admin) = (listen.local_addr()?, admin.local_addr()?);
+impl Brokers {
+    /// The brokers' configurations: those that are there, with what this start says, or new ones.
+    pub(in crate::commands) fn configure(data: &Path, settings: &[Setting], brokers: u32) -> Result<Brokers> {
+        let folders: Vec<PathBuf> = (1..=brokers).map(|id| data.join(id.to_string())).collect();
+        let there = folders.iter().filter(|folder| folder.join(CONFIG_FILE).exists()).count();
+        let is_more = data.join((brokers + 1).to_string()).join(CONFIG_FILE).exists();
+        if is_more || (there != 0 && there != folders.len()) {
+            bail!("{} holds another number of brokers than {brokers}", data.display());
         }
-        (config.data_dir, config.broker_id) = (folder.clone(), id);
-        configs.push((folder.join(CONFIG_FILE), config));
+        // All at once, so that none is given twice.
+        let ports = (0..brokers).map(|_| Ok((UdpSocket::bind("127.0.0.1:0")?, TcpListener::bind("127.0.0.1:0")?)));
+        let ports: Vec<_> = ports.collect::<std::io::Result<_>>().context("there is no free port")?;
+        let mut configs = Vec::new();
+        for ((id, folder), (listen, admin)) in (1..=brokers).zip(&folders).zip(&ports) {
+            let mut config = BrokerConfig::default();
+            if there != 0 {
+                config.apply_file(&folder.join(CONFIG_FILE))?;
+            } else {
+                (config.listen, config.admin) = (listen.local_addr()?, admin.local_addr()?);
+            }
+            (config.data_dir, config.broker_id) = (folder.clone(), id);
+            configs.push((folder.join(CONFIG_FILE), config));
+        }
+        let (data, settings) = (data.to_owned(), settings.to_vec());
+        Ok(Brokers { data, settings, is_new: there == 0, configs, processes: Vec::new() })
     }
-    drop(ports);
-    let servers: Vec<String> = configs.iter().map(|(_, config)| config.listen.to_string()).collect();
-    let servers = servers.join(",");
-    if there == 0 {
-        sign(data, &folders)?;
+
+    /// What the brokers are told, before it is written.
+    pub(in crate::commands) fn configs_mut(&mut self) -> impl Iterator<Item = &mut BrokerConfig> {
+        self.configs.iter_mut().map(|(_, config)| config)
     }
-    for (path, config) in &mut configs {
-        let mut text = format!(
-            "# A broker of `headwater up --brokers {brokers}`. Written at each start.\ndata.dir = {:?}\nbroker.id = {}\nlisten = \"{}\"\n\
-             admin.listen = \"{}\"\ncontroller.quorum.bootstrap.servers = \"{servers}\"\n",
-            config.data_dir.display().to_string(),
-            config.broker_id,
-            config.listen,
-            config.admin
+
+    /// Writes the configurations, and the certificates of a new cluster.
+    pub(in crate::commands) fn write(&mut self) -> Result<()> {
+        let servers: Vec<String> = self.configs.iter().map(|(_, config)| config.listen.to_string()).collect();
+        let (servers, brokers) = (servers.join(","), self.configs.len());
+        if self.is_new {
+            let folders: Vec<PathBuf> = self.configs.iter().map(|(_, config)| config.data_dir.clone()).collect();
+            sign(&self.data, &folders)?;
+        }
+        for (path, config) in &mut self.configs {
+            let mut text = format!(
+                "# A broker of `headwater up --brokers {brokers}`. Written at each start.\ndata.dir = {:?}\nbroker.id = {}\nlisten = \"{}\"\n\
+                 admin.listen = \"{}\"\ncontroller.quorum.bootstrap.servers = \"{servers}\"\n",
+                config.data_dir.display().to_string(),
+                config.broker_id,
+                config.listen,
+                config.admin
+            );
+            if let Some(advertised) = &config.advertised_listener {
+                text += &format!("advertised.listener = {advertised:?}\n");
+            }
+            config.set("up", "controller.quorum.bootstrap.servers", &servers)?;
+            for setting in &self.settings {
+                config.set("-c", &setting.key, &setting.value)?;
+                text += &format!("{:?} = {:?}\n", setting.key, setting.value);
+            }
+            config.check()?;
+            write_aside(path, text.as_bytes(), false)?;
+        }
+        let bootstrap: Vec<String> =
+            self.configs.iter().map(|(_, config)| format!("{:?}", config.listen.to_string())).collect();
+        let profile = format!(
+            "# How a client reaches these brokers. Written at each start.\nbootstrap = [{}]\nca = {CA_FILE:?}\n",
+            bootstrap.join(", ")
         );
-        config.set("up", "controller.quorum.bootstrap.servers", &servers)?;
-        for setting in &args.config {
-            config.set("-c", &setting.key, &setting.value)?;
-            text += &format!("{:?} = {:?}\n", setting.key, setting.value);
-        }
-        config.check()?;
-        write_aside(path, text.as_bytes(), false)?;
+        write_aside(&self.data.join(PROFILE_FILE), profile.as_bytes(), false)?;
+        Ok(())
     }
-    let bootstrap: Vec<String> = configs.iter().map(|(_, config)| format!("{:?}", config.listen.to_string())).collect();
-    let profile = format!(
-        "# How a client reaches these brokers. Written at each start.\nbootstrap = [{}]\nca = {CA_FILE:?}\n",
-        bootstrap.join(", ")
-    );
-    write_aside(&data.join(PROFILE_FILE), profile.as_bytes(), false)?;
-    Ok(configs)
+
+    /// Makes them one cluster, where they are none yet, and starts them.
+    pub(in crate::commands) async fn start(&mut self) -> Result<()> {
+        prepare(&self.configs).await?;
+        for (path, config) in &self.configs {
+            self.processes.push(start(path, config.broker_id)?);
+        }
+        Ok(())
+    }
+
+    /// A broker's process.
+    pub(in crate::commands) fn process(&mut self, id: u32) -> Result<&mut Process> {
+        let process = self.processes.iter_mut().find(|process| process.id == id);
+        process.with_context(|| format!("there is no broker {id}"))
+    }
+
+    /// Starts a broker that has ended again.
+    pub(in crate::commands) fn start_again(&mut self, id: u32) -> Result<()> {
+        let config = self.configs.iter().find(|(_, config)| config.broker_id == id);
+        let (path, _) = config.with_context(|| format!("there is no broker {id}"))?;
+        let started = start(path, id)?;
+        *self.process(id)? = started;
+        Ok(())
+    }
+
+    /// Waits until all serve, a majority votes, and a controller has let all of them in.
+    pub(in crate::commands) async fn serve(&mut self) -> Result<Ready> {
+        serve(&self.data, &self.configs, &mut self.processes).await
+    }
+
+    /// Ends the brokers, and waits for them.
+    pub(in crate::commands) async fn end(self) {
+        end(self.processes).await;
+    }
 }
 
 /// One authority, and a certificate for each broker.
@@ -168,7 +238,6 @@ fn sign(data: &Path, folders: &[PathBuf]) -> Result<()> {
     Ok(())
 }
 
-/// Makes them one cluster, where they are none yet.
 async fn prepare(configs: &[(PathBuf, BrokerConfig)]) -> Result<()> {
     let mut cluster_id = None;
     for (_, config) in configs {
@@ -209,7 +278,6 @@ fn start(config: &Path, id: u32) -> Result<Process> {
     Ok(Process { id, child, life, served: Some(told) })
 }
 
-/// Waits until all serve, a majority votes, and a controller has let all of them in.
 async fn serve(data: &Path, configs: &[(PathBuf, BrokerConfig)], processes: &mut [Process]) -> Result<Ready> {
     let deadline = Instant::now() + READY;
     let mut brokers = Vec::new();
@@ -252,7 +320,6 @@ async fn serve(data: &Path, configs: &[(PathBuf, BrokerConfig)], processes: &mut
     Ok(Ready { ready: true, profile: profile.display().to_string(), brokers })
 }
 
-/// Ends the brokers, and waits for them.
 async fn end(mut processes: Vec<Process>) {
     processes.iter_mut().for_each(|process| drop(process.life.take()));
     let ended = tokio::task::spawn_blocking(move || {

@@ -9,11 +9,12 @@ use super::super::command::{
     RaftResponse, TopicPartition, UnfenceBroker, command::Command as Kind, raft_request::Request,
     raft_response::Response,
 };
-use super::super::state::BrokerState;
+use super::super::state::{BrokerState, MetadataState};
 use super::balance::Balance;
 use super::links::{Links, RaftStream};
 use super::node::RaftNode;
 use super::sessions::{self, Decision, Says, Sessions};
+use super::story;
 use crate::disk::DiskHealth;
 use crate::lease::{Lease, confirmed_ms};
 use bytes::Bytes;
@@ -102,6 +103,8 @@ pub(crate) struct Heart {
     pub(crate) disk: Arc<DiskHealth>,
     /// How long a broker has to be in sync everywhere before it leads again what it should; `None`: it is not made to.
     pub balance_after: Option<Duration>,
+    /// How long elections took, since the broker that led was heard last.
+    pub elections: metrics::Histogram,
 }
 
 impl Heart {
@@ -234,6 +237,7 @@ impl Heart {
         let settled_ms = self.balance_after.map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX));
         let mut balance = settled_ms.map(Balance::new);
         let (mut office, mut balanced) = (None, Instant::now());
+        let mut known: Option<Arc<MetadataState>> = None;
         loop {
             let due = Instant::now() + LOOK;
             if stop.run_until_cancelled(tokio::time::sleep_until(due)).await.is_none() {
@@ -246,9 +250,13 @@ impl Heart {
             let in_office = *self.in_office.borrow();
             if std::mem::replace(&mut office, in_office) != in_office {
                 balance.iter_mut().for_each(Balance::forget);
+                known = None;
             }
             let Some(epoch) = in_office else { continue };
             let state = Arc::clone(&self.node.applied().borrow().state);
+            if let Some(before) = known.replace(Arc::clone(&state)) {
+                story::tell(&before, &state);
+            }
             // Somebody else's office has begun, which this broker has not heard of otherwise.
             if state.controller_epoch() != epoch {
                 continue;
@@ -294,15 +302,21 @@ impl Heart {
             }
         };
         let command = Command { controller_epoch, ..kind.into() };
+        let state = || Arc::clone(&self.node.applied().borrow().state);
+        let (before, began) = (state(), Instant::now());
+        let heard_before = match &decision {
+            Decision::Fence { broker_id, .. } => self.hearing.lock().unheard_ms(*broker_id, self.hearing.now_ms()),
+            _ => 0,
+        };
         // What belongs to an office is said by whoever holds it, and by nobody for it.
         match self.node.propose_leading(command, true, Instant::now() + DECISION).await {
-            Ok(_) => match decision {
-                Decision::Fence { broker_id, .. } => tracing::warn!(broker_id, "broker fenced: it is not heard of"),
-                Decision::Unfence { broker_id, .. } => tracing::info!(broker_id, "broker unfenced"),
-                Decision::FenceReplicas { broker_id, replicas, .. } => {
-                    tracing::warn!(broker_id, replicas = replicas.len(), "replicas fenced: their disk failed");
+            Ok(_) => {
+                let took = began.elapsed();
+                if matches!(decision, Decision::Fence { .. }) {
+                    self.elections.record((Duration::from_millis(heard_before) + took).as_secs_f64());
                 }
-            },
+                story::decided(&decision, (&before, &state()), heard_before, took);
+            }
             Err(error) => tracing::info!(%error, ?decision, "the controller's decision did not come into force"),
         }
     }

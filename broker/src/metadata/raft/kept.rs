@@ -64,6 +64,11 @@ impl Kept {
         matches!(configs, [voters] if voters.iter().eq([&self.node_id]))
     }
 
+    /// Who votes, as its log says.
+    pub(super) fn voters(&self) -> std::collections::BTreeSet<u64> {
+        self.members().map(|members| members.voter_ids().collect()).unwrap_or_default()
+    }
+
     /// Whether it votes, and nobody else votes or follows.
     pub(super) fn is_only_member(&self) -> bool {
         let mut members = self.members().into_iter().flat_map(|members| members.nodes());

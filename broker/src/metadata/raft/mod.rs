@@ -34,9 +34,11 @@ pub mod network;
 pub mod node;
 pub mod office;
 pub mod quorum;
+pub mod recover;
 pub mod server;
 pub mod sessions;
 pub mod store;
+mod story;
 pub mod thread;
 
 pub use heartbeat::Hearing;

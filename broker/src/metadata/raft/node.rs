@@ -298,6 +298,11 @@ impl RaftNode {
         self.store.node_id()
     }
 
+    /// The last entry that is known to be committed.
+    pub fn committed(&self) -> u64 {
+        self.store.kept().committed.map_or(0, |last| last.index)
+    }
+
     /// Has a snapshot written if one is due.
     pub async fn snapshot_if_due(&self) {
         if self.store.blocking(Store::is_snapshot_due).await {

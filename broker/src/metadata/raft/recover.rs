@@ -6,8 +6,8 @@
 //!
 //! Owns: the two new journals. Refuses: folders that are in use (whoever calls has them locked). Read next: [`super::store`].
 
-use super::super::journal::{self, JournalError};
 use super::super::format::{OLDEST_VERSION, RAFT_VERSION};
+use super::super::journal::{self, JournalError};
 use super::super::journal_file::{Bytes, JOURNAL_FILE, JournalFile};
 use super::super::state::MetadataState;
 use super::kept::Kept;

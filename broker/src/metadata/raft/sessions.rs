@@ -90,6 +90,12 @@ impl Sessions {
         self.since_ms = self.since_ms.max(now_ms);
     }
 
+    /// How long nothing was heard of a broker.
+    pub fn unheard_ms(&self, broker_id: i32, now_ms: u64) -> u64 {
+        let heard = self.heard.get(&broker_id).map_or(self.since_ms, |heard| heard.at_ms);
+        now_ms.saturating_sub(heard)
+    }
+
     /// What a controller is to propose in this state.
     pub fn decide(&self, now_ms: u64, state: &MetadataState) -> Vec<Decision> {
         let mut decisions = Vec::new();

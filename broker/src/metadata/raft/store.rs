@@ -340,7 +340,7 @@ impl Writer {
 }
 
 /// The first member of a quorum, which goes on from this state.
-fn founded(node_id: u64, state: MetadataState) -> Kept {
+pub(super) fn founded(node_id: u64, state: MetadataState) -> Kept {
     let founding = LogId::new(CommittedLeaderId::new(FIRST_TERM, node_id), state.index());
     let nodes = BTreeMap::from([(node_id, EmptyNode {})]);
     let members = Membership::new(vec![BTreeSet::from([node_id])], nodes);
@@ -358,7 +358,7 @@ fn founded(node_id: u64, state: MetadataState) -> Kept {
     }
 }
 
-fn replay(path: &Path, scan: &Scan<'_>) -> Result<Kept, JournalError> {
+pub(super) fn replay(path: &Path, scan: &Scan<'_>) -> Result<Kept, JournalError> {
     let Some((first, records)) = scan.frames.split_first() else {
         let why = "there is no beginning".to_owned();
         return Err(JournalError::Unusable { path: path.to_owned(), position: scan.end, why });

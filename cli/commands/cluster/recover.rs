@@ -1,0 +1,61 @@
+//! `headwater cluster unsafe-recover | join --again`: what is left when the majority is lost for good.
+
+use anyhow::{Context, Result};
+use headwater_broker::cluster::{self, Prepared, Recovered};
+use serde_json::json;
+
+use super::read;
+use crate::args::{FolderArgs, Global};
+use crate::output::{complain, note, plural, print_json};
+
+/// `headwater cluster unsafe-recover`.
+pub(super) fn recover(global: &Global, args: &FolderArgs, cluster_id: &str) -> Result<()> {
+    let config = read(&args.config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let recovered = runtime
+        .block_on(cluster::recover(&config, cluster_id))
+        .with_context(|| format!("{} is not recovered, and is as it was", config.data_dir.display()))?;
+    let Recovered { version, uncommitted, voters } = recovered;
+    complain(format_args!(
+        "UNSAFE RECOVERY: broker {} is a metadata quorum BY ITSELF now, at version {version}. WHAT ONLY THE OTHERS KNEW IS LOST.",
+        config.broker_id
+    ));
+    if uncommitted > 0 {
+        complain(format_args!(
+            "{} that no majority was known to have count now.",
+            plural(uncommitted as i64, "metadata entry").replace("entrys", "entries")
+        ));
+    }
+    if global.json {
+        return print_json(&json!({
+            "cluster_id": cluster_id,
+            "id": config.broker_id,
+            "metadata_version": version,
+            "uncommitted": uncommitted,
+            "voters_before": voters,
+        }));
+    }
+    note(
+        global,
+        format_args!(
+            "Start it: headwater broker --config {}. On every other broker, which must not run on as it is: headwater cluster join --config FILE --again",
+            args.config.display()
+        ),
+    );
+    Ok(())
+}
+
+/// `headwater cluster join --again`.
+pub(super) fn join_again(global: &Global, args: &FolderArgs) -> Result<()> {
+    let config = read(&args.config)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let joined = runtime.block_on(cluster::join_again(&config)).context("cannot join the cluster again")?;
+    let Prepared { cluster_id, broker_id } = joined;
+    let data = config.data_dir.display().to_string();
+    if global.json {
+        return print_json(&json!({ "cluster_id": cluster_id, "id": broker_id, "data": data }));
+    }
+    let start = format!("headwater broker --config {}", args.config.display());
+    note(global, format_args!("{data} is that of broker {broker_id} of cluster {cluster_id} again; start it: {start}"));
+    Ok(())
+}
