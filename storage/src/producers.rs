@@ -291,6 +291,15 @@ fn duplicate(producer: &Producer, header: &BatchHeader) -> Result<Option<Admissi
     if behind < 1 << 30 && sequence_before(expected, oldest_known) < behind {
         return Err(SequenceError::DuplicateTooOld { given, oldest_known });
     }
+    // Compaction may have taken the batch from between those that are remembered, once the log was opened anew.
+    let ends = sequence_before(expected, last_sequence);
+    let is_remembered = |batch: &RememberedBatch| {
+        ends <= sequence_before(expected, batch.first_sequence())
+            && sequence_before(expected, batch.last_sequence) <= behind
+    };
+    if (1..=behind).contains(&ends) && behind < 1 << 30 && !producer.batches.iter().any(is_remembered) {
+        return Err(SequenceError::DuplicateTooOld { given, oldest_known });
+    }
     Err(SequenceError::OutOfOrder { given, expected })
 }
 
@@ -624,6 +633,24 @@ mod tests {
             Err(SequenceError::OutOfOrder { given: 65, expected: 70 })
         );
         assert_eq!(state.last_sequence(1), Some(LastSequence { epoch: 0, sequence: 69, offset: 69 }));
+    }
+
+    /// The retry of a batch that was acknowledged on its way to nobody, and compacted meanwhile, is no gap: its records were kept.
+    #[test]
+    fn a_batch_that_compaction_took_from_between_others_was_appended() {
+        let mut state = ProducerState::default();
+        for (first, offset) in [(0, 0), (20, 20), (40, 40)] {
+            state.replay(&batch(1, 0, first, 10, offset), None, 0);
+        }
+        for given in [10, 30, 35] {
+            let too_old = SequenceError::DuplicateTooOld { given, oldest_known: 0 };
+            assert_eq!(append(&mut state, &batch(1, 0, given, 5, 50)), Err(too_old));
+        }
+        // Nobody ever sent these: they overlap others, or go beyond the end.
+        for (given, count) in [(15, 10), (18, 4), (22, 3), (45, 10), (60, 5)] {
+            let gap = SequenceError::OutOfOrder { given, expected: 50 };
+            assert_eq!(append(&mut state, &batch(1, 0, given, count, 50)), Err(gap));
+        }
     }
 
     #[test]

@@ -203,7 +203,11 @@ impl Task {
             Message::Reported(report) => {
                 if let Role::Leader(state) = &mut self.role {
                     let now = now_ms();
-                    state.replicas(|leader| leader.report(report, now));
+                    let counts = state.replicas(|leader| leader.report(report, now));
+                    if !counts && state.leader().awaits_hello(report.member) {
+                        // Its stream is one that nobody here remembers: it opens another.
+                        self.streams.remove(&report.member.broker);
+                    }
                 }
             }
             Message::Altered(partition_epoch, altered) => {

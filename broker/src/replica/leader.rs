@@ -395,6 +395,13 @@ impl LeaderState {
         true
     }
 
+    /// Whether this replica has to say hello before it counts: another start of its broker was known meanwhile, and nothing is left of what
+    /// it said before.
+    pub fn awaits_hello(&self, member: Member) -> bool {
+        let known = self.others.get(&member.broker).filter(|known| known.member == member);
+        !self.ended && known.is_some_and(|known| !known.agreed)
+    }
+
     /// The metadata say this of the partition. What is older than what is known changes nothing; another leader epoch ends this one.
     pub fn view(&mut self, view: &View, now_ms: i64) {
         if self.ended || (view.index < self.index && !planted(Bug::OlderViewTaken)) {
@@ -442,7 +449,7 @@ impl LeaderState {
 
     /// The broker got or lost its lease.
     pub fn lease(&mut self, held: bool, now_ms: i64) {
-        self.lease = held;
+        self.lease = held || planted(Bug::LeaseOutlived);
         self.step(now_ms);
     }
 

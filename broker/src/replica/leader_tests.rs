@@ -401,3 +401,21 @@ fn nothing_outlives_its_epoch() {
     assert!(state.admit(Acks::All).is_err() && state.is_ended());
     assert_eq!(state.take_effects(), []);
 }
+
+/// A registration that comes late may count for a moment. What the broker said before is forgotten then, and its stream is of no use.
+#[test]
+fn a_follower_whose_broker_was_another_start_meanwhile_says_hello_again() {
+    let mut state = leader(&[1, 2, 3]);
+    all_follow(&mut state);
+    assert!(!state.awaits_hello(member(2)));
+    let mut other = view(8, &[1, 3]);
+    other.replicas[1].member = nobody(2);
+    state.view(&other, 0);
+    assert!(!state.awaits_hello(member(2)), "it is none of the replicas");
+    state.view(&view(9, &[1, 3]), 0);
+    assert!(!report(&mut state, 2, 10, 10, 0));
+    assert!(state.awaits_hello(member(2)));
+    hello(&mut state, 2, 10, 0);
+    assert!(report(&mut state, 2, 10, 10, 0));
+    assert!(!state.awaits_hello(member(2)));
+}

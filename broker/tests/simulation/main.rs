@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use world::{Outcome, World};
 
 /// How many seeds a run without instructions tries.
-const SEEDS: u64 = 60;
+const SEEDS: u64 = 300;
 /// Seeds that fail before a thread gives up.
 const MOST_FAILED: usize = 10;
 

@@ -181,6 +181,7 @@ impl Node {
     pub(crate) fn wipe(&mut self, seed: u64) {
         self.files = disk(seed);
         self.kept = Kept { disk: seed, ..Kept::default() };
+        (self.lost_folder, self.unfit) = (false, false);
     }
 
     /// The partition's folder is gone, and nothing else.

@@ -233,7 +233,9 @@ impl World {
         let unclean = random.percent(15);
         let has_group = !unclean && random.percent(50);
         // Of groups' records nothing is deleted but what later ones say anew.
+        // What an unclean election takes, and what was deleted before it, cannot be told apart here.
         let policy = match random.below(10) {
+            _ if unclean => Policy::default(),
             0..4 => Policy { compacts: true, ..Policy::default() },
             4..7 if !has_group => Policy { retention_bytes: Some(4_000), ..Policy::default() },
             _ => Policy::default(),
@@ -399,6 +401,7 @@ impl World {
                 self.queue.insert((paused_until, number), event);
                 return;
             }
+            self.look_at_lease(on);
         }
         match event {
             Event::Tick(id, member) => self.tick(id, member),
@@ -520,8 +523,13 @@ impl World {
             Message::Verdict(stream, tenure, verdict) => self.verdict(to, stream, tenure, verdict),
             Message::Push(stream, push, batches) => self.pushed(to, stream, push, batches),
             Message::Report(report) => {
-                if let Some(Process { role: Role::Leader { state, .. }, .. }) = &mut self.node(to).process {
-                    state.replicas(|leader| leader.report(report, local));
+                let Some(Process { role: Role::Leader { state, streams }, .. }) = &mut self.node(to).process else {
+                    return;
+                };
+                let counts = state.replicas(|leader| leader.report(report, local));
+                if !counts && state.leader().awaits_hello(report.member) {
+                    let ended = streams.remove(&report.member.broker);
+                    self.broken.extend(ended.map(|stream| stream.id));
                 }
             }
             Message::Produce(id, batch) => self.append(to, id, batch),

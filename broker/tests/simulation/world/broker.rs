@@ -68,7 +68,6 @@ impl World {
         if is_connected {
             process.contact_ms = local;
         }
-        let has_lease = local - process.contact_ms < LEASE_MS;
         if local - process.ticked_ms > STOOD_STILL_MS {
             process.sessions.could_not_hear(local as u64);
         }
@@ -76,9 +75,6 @@ impl World {
         process.sessions.hear(local as u64, id, member.incarnation, says.clone(), &process.metadata);
         let stale_stream = matches!(&process.role, Role::Follower { heard_ms, .. } if now - heard_ms > PATIENCE_MS);
         if let Role::Leader { state, .. } = &mut process.role {
-            if state.leader().has_lease() != has_lease {
-                state.replicas(|leader| leader.lease(has_lease, local));
-            }
             state.replicas(|leader| leader.tick(local));
         }
         if stale_stream && !process.busy {
@@ -114,6 +110,18 @@ impl World {
         self.control(id, member);
         let interval = TICK_MS * 1000 / self.node(id).clock.0;
         self.at(interval, Event::Tick(id, member));
+    }
+
+    /// Tells a leader of its lease before it does anything: it may have stood still, and the lease is over.
+    pub(super) fn look_at_lease(&mut self, id: i32) {
+        let local = self.local(id);
+        let Some(process) = &mut self.node(id).process else { return };
+        let has_lease = local - process.contact_ms < LEASE_MS;
+        if let Role::Leader { state, .. } = &mut process.role
+            && state.leader().has_lease() != has_lease
+        {
+            state.replicas(|leader| leader.lease(has_lease, local));
+        }
     }
 
     fn register(&mut self, id: i32, member: Member) {

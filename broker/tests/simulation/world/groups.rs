@@ -82,8 +82,8 @@ pub(crate) struct Members {
     owners: BTreeMap<PartitionOf, String>,
     /// What each was last told that it may own.
     told: BTreeMap<String, Partitions>,
-    /// Up to where commits were acknowledged, or shown to a member.
-    committed: BTreeMap<u32, i64>,
+    /// Up to where commits were acknowledged, or shown to a member; and in which leader epoch.
+    committed: BTreeMap<u32, (i32, i64)>,
     /// Up to where members were delivered records, and asked to commit them.
     delivered: BTreeMap<u32, i64>,
     /// The last epoch that each was told.
@@ -193,9 +193,11 @@ impl World {
         let local = self.local(id);
         let node = &mut self.nodes[id as usize - 1];
         let Some(process) = &mut node.process else { return };
-        let has_lease = local - process.contact_ms < LEASE_MS;
         let serves = match &process.role {
-            Role::Leader { state, .. } => !state.leader().is_ended() && state.leader().serves_offsets() && has_lease,
+            Role::Leader { state, .. } => {
+                let leader = state.leader();
+                !leader.is_ended() && leader.serves_offsets() && leader.has_lease()
+            }
             _ => false,
         };
         let epoch = process.role_of.1;
@@ -254,10 +256,10 @@ impl World {
         self.note(format_args!("{id} is asked {asked:?} on {stream}"));
         let elsewhere = |world: &mut World| world.tell(id, stream, ToMember::Elsewhere);
         let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
-        let has_lease = local - process.contact_ms < LEASE_MS;
-        let is_led = matches!(&process.role, Role::Leader { state, .. } if !state.leader().is_ended());
+        let is_led = matches!(&process.role, Role::Leader { state, .. }
+            if !state.leader().is_ended() && state.leader().has_lease());
         let metadata = process.metadata.clone();
-        let Some((_, coordinator)) = process.coordinator.as_mut().filter(|_| has_lease && is_led) else {
+        let Some((_, coordinator)) = process.coordinator.as_mut().filter(|_| is_led) else {
             return elsewhere(self);
         };
         let group = &mut coordinator.group;
@@ -429,9 +431,15 @@ impl World {
                         owner.is_none_or(|owner| *owner == member),
                         "{member} commits what {owner:?} owns: {partition:?}"
                     );
+                    // An earlier coordinator may hear late that what it wrote was kept.
+                    let epoch = self.nodes[id as usize - 1].process.as_ref().map_or(0, |process| process.role_of.1);
                     let committed = self.members.committed.entry(partition.1).or_default();
-                    assert!(offset >= *committed, "the commit of {partition:?} goes back from {committed} to {offset}");
-                    *committed = offset;
+                    let (of, known) = *committed;
+                    assert!(
+                        offset >= known || epoch < of,
+                        "the commit of {partition:?} goes back from {known} to {offset}"
+                    );
+                    *committed = (of.max(epoch), known.max(offset));
                     self.members.commits += 1;
                     self.reached.committed_offset = true;
                     self.tell(id, stream, ToMember::Committed(partition.1, offset));
@@ -464,10 +472,10 @@ impl World {
             process.metadata.topic_by_id(&TOPIC)?.partitions.first().map(|partition| partition.leader)
         });
         let known: Vec<i64> =
-            (0..READ_PARTITIONS).map(|n| self.members.committed.get(&n).copied().unwrap_or(0)).collect();
+            (0..READ_PARTITIONS).map(|n| self.members.committed.get(&n).map_or(0, |(_, offset)| *offset)).collect();
         self.next_stream += 1;
         let new_stream = self.next_stream;
-        let commits = self.random.percent(40);
+        let (commits, forgets) = (self.random.percent(40), self.random.percent(10));
         let member = &mut self.members.members[place];
         if clock < member.silent_until && !self.healing {
             return;
@@ -502,6 +510,10 @@ impl World {
                 stream
             }
             Some(stream) => {
+                if forgets {
+                    // It asks anew from where it is to read.
+                    member.offsets.clear();
+                }
                 let report = MemberReport { member_epoch: member.epoch, owned: member.owned.clone(), topics: None };
                 asked.push(ToCoordinator::Report(member.id.clone(), report));
                 for (_, partition) in &member.owned {
@@ -555,7 +567,7 @@ impl World {
                 let delivered = self.members.delivered.get(&partition).copied().unwrap_or(0);
                 assert!(offset <= delivered, "{} is told of {offset}, and {delivered} were delivered", member.id);
                 let committed = self.members.committed.entry(partition).or_default();
-                *committed = (*committed).max(offset);
+                committed.1 = committed.1.max(offset);
                 if member.owned.contains(&(READ, partition)) {
                     member.offsets.entry(partition).or_insert(offset);
                 }
