@@ -32,7 +32,7 @@ use crate::shared::Shared;
 use crate::{import, os, quic, runtime, server, tls};
 use headwater_proto::{ResetCode, TopicId};
 use headwater_storage::import::{self as storage_import, Manifest};
-use headwater_storage::{DataDir, Files, NewIdentity, OsFiles};
+use headwater_storage::{DataDir, DataDirError, Files, NewIdentity, OsFiles};
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -41,7 +41,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -53,6 +53,10 @@ const GOODBYE: Duration = Duration::from_secs(1);
 
 /// Time for the metadata to be led and to take what a start says.
 const METADATA_START: Duration = Duration::from_secs(60);
+/// How long a data folder may be another process's that is about to end.
+const LOCK_PATIENCE: Duration = Duration::from_secs(3);
+/// How often it is tried again.
+const LOCK_RETRY: Duration = Duration::from_millis(20);
 
 /// A running broker. Dropping it without [`shutdown`](Broker::shutdown) stops serving at once, as if it had crashed.
 pub struct Broker {
@@ -227,10 +231,7 @@ async fn start(
     check_folder(&config, &files, &pool).await?;
     // The folder is locked before anything in it is touched.
     let identity = NewIdentity { cluster_id: new_id(), broker_id: config.broker_id, directory_id: new_id() };
-    let data_dir = {
-        let (files, root) = (Arc::clone(&files), root.clone());
-        Arc::new(pool.run(move || DataDir::open(files, &root, &identity)).await?)
-    };
+    let data_dir = Arc::new(open_folder(&files, &root, &identity, &pool).await?);
     for fault in data_dir.faults() {
         tracing::error!(%fault, "a checkpoint is damaged: recovery scans more, or logs are compacted from their beginnings");
     }
@@ -569,6 +570,23 @@ async fn by_quorum(
     let office = take_part(&node, &registration, imported, deadline).await.map_err(refused)?;
     let state = Arc::clone(&node.applied().borrow().state);
     Ok(By { manifest, registration, state, source: Source::Quorum(node, office), door: Some(door) })
+}
+
+/// Opens the data folder. A process that was killed may hold it until its last write has ended: that is waited for.
+async fn open_folder(
+    files: &Arc<dyn Files>,
+    root: &Path,
+    identity: &NewIdentity,
+    pool: &Pool,
+) -> Result<DataDir, DataDirError> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        let (files, path, identity) = (Arc::clone(files), root.to_owned(), identity.clone());
+        match pool.run(move || DataDir::open(files, &path, &identity)).await {
+            Err(DataDirError::Locked(_)) if Instant::now() < deadline => sleep(LOCK_RETRY).await,
+            opened => return opened,
+        }
+    }
 }
 
 /// What the settings say of certificates.

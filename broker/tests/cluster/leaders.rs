@@ -28,7 +28,9 @@ async fn leaderships_are_handed_over_before_a_broker_stops_and_given_back_once_i
     assert_eq!(leaders(&nodes.describe(0, false).await), [2, 2, 2]);
     nodes.stop(1).await;
     let told = nodes.describe(0, false).await;
-    assert_eq!((leaders(&told), told.offline), (vec![3, 0, 3], 0), "it told them before it went");
+    // Whoever comes next among a partition's replicas leads it then, which may be the same broker for both.
+    let led = leaders(&told);
+    assert_eq!((led[1], led.iter().sum::<u64>(), told.offline), (0, 6, 0), "it told them before it went: {led:?}");
     nodes.start(1).await;
     nodes.until(0, "it leads again what it should", |told| leaders(told) == [2, 2, 2]).await;
 }
