@@ -67,6 +67,12 @@ async fn a_leader_that_is_cut_off_from_the_quorum_acknowledges_nothing_by_itself
             }
         }
     };
+    within("the new partition is open", async {
+        while produce(Acks::Leader).await.is_some_and(|error| error.retryable) {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
     assert_eq!(produce(Acks::Leader).await, None);
     nodes.kill(1);
     nodes.kill(2);
