@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::members::{Seen, headwater};
+use super::members::{self, Seen};
 use super::{FLIGHTS, Flight, PARTITIONS, Placed, Report, TOPIC, eventually, exactly_once, verify_folders};
 use crate::args::Global;
 use crate::commands::up::several::Brokers;
@@ -53,6 +53,7 @@ async fn tell(report: &Report<'_>, data: &Path, running: &mut Option<Brokers>) -
     for config in prepared.configs_mut() {
         let address = relay.add(config.broker_id, config.listen).await?;
         config.advertised_listener = Some(address.to_string());
+        config.logging_level = "error".to_owned();
     }
     prepared.write()?;
     prepared.start().await?;
@@ -89,7 +90,7 @@ async fn tell(report: &Report<'_>, data: &Path, running: &mut Option<Brokers>) -
     relay.lose_nothing();
 
     report.step("heal", heal(&admin, brokers, data, killed).await)?;
-    report.step("read", read(&profile, &placed))?;
+    report.step("read", read(&profile, &placed).await)?;
     report.step("replicas", same_everywhere(data).await)?;
     client.close().await;
     Ok(())
@@ -217,9 +218,19 @@ async fn in_sync(admin: &Admin) -> Result<()> {
     .await
 }
 
+/// Runs the command beside the relay, which goes on meanwhile.
+async fn headwater(profile: &Path, args: &[&str]) -> Result<String> {
+    let (profile, args): (_, Vec<String>) = (profile.to_owned(), args.iter().map(|arg| (*arg).to_owned()).collect());
+    tokio::task::spawn_blocking(move || {
+        let args: Vec<&str> = args.iter().map(String::as_str).collect();
+        members::headwater(&profile, &args)
+    })
+    .await?
+}
+
 /// Every flight is read once, where it was acknowledged.
-fn read(profile: &Path, placed: &Placed) -> Result<String> {
-    let out = headwater(profile, &["consume", TOPIC, "--from", "earliest", "--until", "end", "--json"])?;
+async fn read(profile: &Path, placed: &Placed) -> Result<String> {
+    let out = headwater(profile, &["consume", TOPIC, "--from", "earliest", "--until", "end", "--json"]).await?;
     let seen: Vec<Seen> = out.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
     exactly_once(seen.iter(), placed)?;
     Ok(format!(
@@ -230,9 +241,9 @@ fn read(profile: &Path, placed: &Placed) -> Result<String> {
 }
 
 /// What identifies a partition's batches on one broker's disk.
-fn batches(data: &Path, broker: u32, partition: u32) -> Result<Vec<[Value; 4]>> {
+async fn batches(data: &Path, broker: u32, partition: u32) -> Result<Vec<[Value; 4]>> {
     let folder = data.join(broker.to_string()).join(format!("{TOPIC}-{partition}"));
-    let out = headwater(Path::new(""), &["segment", "dump", "--json", folder.to_str().context("text")?])?;
+    let out = headwater(Path::new(""), &["segment", "dump", "--json", folder.to_str().context("text")?]).await?;
     let batch = |line: &str| -> Result<[Value; 4]> {
         let told: Value = serde_json::from_str(line)?;
         Ok(["base_offset", "last_offset", "crc", "leader_epoch"].map(|key| told.get(key).cloned().unwrap_or_default()))
@@ -245,9 +256,9 @@ async fn same_everywhere(data: &Path) -> Result<String> {
     let mut count = 0;
     for partition in 0..PARTITIONS {
         count += eventually("the replicas are the same", async || {
-            let first = batches(data, 1, partition)?;
+            let first = batches(data, 1, partition).await?;
             for broker in 2..=BROKERS {
-                if batches(data, broker, partition)? != first {
+                if batches(data, broker, partition).await? != first {
                     return Ok(None);
                 }
             }
