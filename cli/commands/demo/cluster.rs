@@ -21,7 +21,7 @@ use crate::commands::up::several::Brokers;
 use crate::connect::block_on;
 use crate::output::{number, plural};
 use crate::signals::Signals;
-use crate::spec::time_ms;
+use crate::spec::{Setting, time_ms};
 use relay::Relay;
 
 const BROKERS: u32 = 3;
@@ -48,12 +48,12 @@ pub(super) fn run(global: &Global) -> Result<()> {
 
 async fn tell(report: &Report<'_>, data: &Path, running: &mut Option<Brokers>) -> Result<()> {
     let relay = Arc::new(Relay::new(LOST_PERCENT));
-    let mut prepared = Brokers::configure(data, &[], BROKERS)?;
+    let quiet = Setting { key: "logging.level".to_owned(), value: "error".to_owned() };
+    let mut prepared = Brokers::configure(data, &[quiet], BROKERS)?;
     // Whoever dials a broker dials its relay.
     for config in prepared.configs_mut() {
         let address = relay.add(config.broker_id, config.listen).await?;
         config.advertised_listener = Some(address.to_string());
-        config.logging_level = "error".to_owned();
     }
     prepared.write()?;
     prepared.start().await?;
