@@ -122,8 +122,6 @@ bugs! {
     CompactionPastWatermark,
     /// A new leader says where the log ends before it has seen all that was acknowledged.
     OffsetsServedEarly,
-    /// A leader keeps its lease though nobody confirms it.
-    LeaseOutlived,
     /// A partition is given to a member before another has let go of it.
     GivenBeforeLetGo,
     /// A partition is taken back from a member that was not asked to let go of it.

@@ -449,7 +449,7 @@ impl LeaderState {
 
     /// The broker got or lost its lease.
     pub fn lease(&mut self, held: bool, now_ms: i64) {
-        self.lease = held || planted(Bug::LeaseOutlived);
+        self.lease = held;
         self.step(now_ms);
     }
 
