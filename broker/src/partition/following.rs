@@ -26,6 +26,8 @@ const RETRY_MS: i64 = 1000;
 pub(super) enum Job<W> {
     /// Check and write these; then flush, if so told.
     Append {
+        /// Where the log has to end for them.
+        from: i64,
         batches: Vec<NewBatch>,
         bytes: usize,
         flush: bool,
@@ -80,7 +82,8 @@ pub(super) struct Following<W> {
     stream: u64,
     /// It ended: another is to be opened once the write half is here.
     is_lost: bool,
-    waiting: VecDeque<Pushed>,
+    /// What was pushed, and where each push begins.
+    waiting: VecDeque<(i64, Pushed)>,
     cut: Option<Cut>,
     /// Where the leader's log begins.
     begins_at: i64,
@@ -216,7 +219,7 @@ impl<W> Following<W> {
         }
         let Some(state) = &mut self.state else { return };
         match state.push(push) {
-            Ok(Take::Append(_)) => self.waiting.push_back(pushed),
+            Ok(Take::Append(_)) => self.waiting.push_back((push.from, pushed)),
             Ok(Take::Nothing) if pushed.bytes > 0 => self.effects.push(Effect::Released(pushed.bytes)),
             Ok(Take::Nothing) => {}
             Err(error) => {
@@ -268,10 +271,11 @@ impl<W> Following<W> {
             return Some(Job::Cut(cut));
         }
         let (mut batches, mut bytes, mut memory) = (Vec::new(), 0, 0);
-        while let Some(next) = self.waiting.pop_front() {
+        let from = self.waiting.front().map_or(self.offsets.log_end, |(from, _)| *from);
+        while let Some((begins, next)) = self.waiting.pop_front() {
             let more: usize = next.batches.iter().map(|batch| batch.bytes.len()).sum();
             if bytes > 0 && bytes + more > self.limits.group_bytes {
-                self.waiting.push_front(next);
+                self.waiting.push_front((begins, next));
                 break;
             }
             bytes += more;
@@ -284,7 +288,7 @@ impl<W> Following<W> {
             let flush = self.durability == TopicDurability::Flushed
                 || self.unflushed_bytes + bytes >= self.limits.unflushed_bytes
                 || self.flush_is_due(now_ms);
-            return Some(Job::Append { batches, bytes, flush });
+            return Some(Job::Append { from, batches, bytes, flush });
         }
         if self.flush_is_due(now_ms) {
             return Some(Job::Flush);
@@ -359,9 +363,12 @@ impl<W> Following<W> {
         }
     }
 
-    /// What was to be written is not sound: it is asked for again, on another stream.
+    /// What was to be written is not sound: it is asked for again, on another stream. Of this one nothing is taken any more.
     pub(super) fn refused(&mut self) {
         self.waiting.clear();
+        if let Some(state) = &mut self.state {
+            state.refused();
+        }
         self.effects.push(Effect::Close(self.writing.1));
         self.release();
     }

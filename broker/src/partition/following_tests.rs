@@ -150,6 +150,30 @@ fn what_is_not_sound_is_asked_for_on_another_stream() {
     let effects = following.take_effects();
     assert!(effects.contains(&Effect::Close(8)) && effects.contains(&Effect::Released(bytes)), "{effects:?}");
     assert!(following.next_job(0).is_none(), "what came behind it would leave a hole");
+    // The stream's end takes a while, and what was on its way arrives meanwhile.
+    push(&mut following, 8, 11, 100);
+    push(&mut following, 8, 12, 100);
+    assert!(following.next_job(0).is_none(), "so does what comes later");
+    following.verdict(8, TENURE, Verdict::Agrees);
+    push(&mut following, 8, 11, 100);
+    assert!(following.next_job(0).is_none(), "no second verdict on the same stream changes that");
+    following.lost(8);
+    following.reopen(|| history(10));
+    following.verdict(9, TENURE, Verdict::Agrees);
+    push(&mut following, 9, 10, 100);
+    assert!(matches!(following.next_job(0), Some(Job::Append { from: 10, .. })));
+}
+
+#[test]
+fn nothing_is_written_behind_what_found_no_room() {
+    let mut following = following(TopicDurability::Flushed);
+    push(&mut following, 8, 10, 100);
+    assert!(following.next_job(0).is_some());
+    following.postponed(0);
+    following.returned(0);
+    assert!(following.take_effects().contains(&Effect::Close(8)));
+    push(&mut following, 8, 11, 100);
+    assert!(following.next_job(5000).is_none(), "the room may be there now, and what comes before it is not");
 }
 
 #[test]

@@ -84,9 +84,9 @@ pub(super) fn follow(
         }
     };
     match job {
-        following::Job::Append { batches, bytes, flush } => {
+        following::Job::Append { from, batches, bytes, flush } => {
             let began = Instant::now();
-            let came = match append_pushed(log, &batches) {
+            let came = match append_pushed(log, from, &batches) {
                 Ok(()) => Followed::Appended { log_end: log.log_end_offset(), bytes },
                 Err(Refused::Log(error)) if log.is_poisoned() => {
                     *failed = Some(error.to_string());
@@ -130,6 +130,8 @@ pub(super) fn follow(
 
 #[derive(Debug, thiserror::Error)]
 enum Refused {
+    #[error("batches from offset {from} for a log that ends at {log_end}")]
+    Hole { from: i64, log_end: i64 },
     #[error("a batch at offset {0}: {1}")]
     Batch(i64, batch::BatchError),
     #[error(transparent)]
@@ -137,7 +139,11 @@ enum Refused {
 }
 
 /// Checks what a leader pushed to the last byte, and writes it as it is.
-fn append_pushed(log: &mut Log, batches: &[NewBatch]) -> Result<(), Refused> {
+fn append_pushed(log: &mut Log, from: i64, batches: &[NewBatch]) -> Result<(), Refused> {
+    let log_end = log.log_end_offset();
+    if from != log_end {
+        return Err(Refused::Hole { from, log_end });
+    }
     for pushed in batches {
         batch::check(&pushed.bytes).map_err(|error| Refused::Batch(pushed.header.base_offset, error))?;
     }

@@ -126,6 +126,8 @@ enum Phase {
     Cutting,
     /// Batches come.
     Following,
+    /// What was taken was not written: nothing more of this stream can follow it.
+    Refusing,
     /// It is fenced.
     Fenced,
     /// The epoch is over.
@@ -206,7 +208,7 @@ impl FollowerState {
 
     /// The stream ended, or no answer came: says hello again, with the log as it is (no job is on its way).
     pub fn reconnect(&mut self, history: History) {
-        if matches!(self.phase, Phase::Asking | Phase::Following) {
+        if matches!(self.phase, Phase::Asking | Phase::Following | Phase::Refusing) {
             self.phase = Phase::Asking;
             self.taken = history.log_end();
             self.history = history;
@@ -299,6 +301,14 @@ impl FollowerState {
             self.effects.push(Effect::LogStart(push.log_start));
         }
         Ok(take)
+    }
+
+    /// What was taken is not written, and will not be: nothing more is taken until the driver ended the stream and
+    /// [`reconnect`](Self::reconnect)ed. What comes behind it would leave a hole.
+    pub fn refused(&mut self) {
+        if self.is_following() {
+            self.phase = Phase::Refusing;
+        }
     }
 
     /// Everything below `offset` is written to the log.
