@@ -15,7 +15,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 use tokio::sync::mpsc;
 
-/// What comes back from the I/O pool.
+/// What comes back from the I/O pool; boxed on its way, as what the task is told is.
 pub(super) enum Report {
     Written(Written),
     Done {
@@ -186,14 +186,14 @@ pub(super) fn cut_back(
 pub(super) fn run(
     job: Job<Work>,
     mut log: Box<Log>,
-    reports: &mpsc::UnboundedSender<Report>,
+    reports: &mpsc::UnboundedSender<Box<Report>>,
     metrics: &Metrics,
 ) -> Report {
     let (mut written, mut refused, mut flushed, mut failed) = (None, None, Flushed::Not, None);
     match job {
         Job::Commit { mut requests, leader_epoch, flush, tell_written, .. } => {
             match append(&mut log, &mut requests, leader_epoch, metrics) {
-                Ok(done) if tell_written => drop(reports.send(Report::Written(done))),
+                Ok(done) if tell_written => drop(reports.send(Box::new(Report::Written(done)))),
                 Ok(done) => written = Some(done),
                 Err(error) => {
                     requests.iter().for_each(Request::fail);

@@ -118,7 +118,7 @@ pub struct PartitionStatus {
 pub struct PartitionHandle {
     shared: Arc<PartitionShared>,
     /// Only handles have it: without any the task ends.
-    mailbox: mpsc::UnboundedSender<Message>,
+    mailbox: mpsc::UnboundedSender<Box<Message>>,
 }
 
 struct PartitionShared {
@@ -169,6 +169,7 @@ struct Reply {
 /// Work for the write half, or the reason why it will never be done.
 type Work = Box<dyn FnOnce(Result<&mut Log, PartitionError>) + Send>;
 
+/// What the task is told; boxed, for a channel keeps room for 32 of what it carries, and most partitions are idle.
 enum Message {
     Append(Append<Reply>),
     Work(Work),
@@ -195,13 +196,13 @@ enum Message {
 
 /// How what a partition waits for reaches it; does not keep its task alive.
 #[derive(Clone)]
-pub(crate) struct Inbox(mpsc::WeakUnboundedSender<Message>);
+pub(crate) struct Inbox(mpsc::WeakUnboundedSender<Box<Message>>);
 
 impl Inbox {
     fn send(&self, message: Message) {
         if let Some(mailbox) = self.0.upgrade() {
             // The task may have ended.
-            drop(mailbox.send(message));
+            drop(mailbox.send(Box::new(message)));
         }
     }
 
@@ -630,7 +631,7 @@ impl PartitionHandle {
     }
 
     fn send(&self, message: Message) -> Result<(), PartitionError> {
-        self.mailbox.send(message).map_err(|_| self.why_ended())
+        self.mailbox.send(Box::new(message)).map_err(|_| self.why_ended())
     }
 
     fn check_served(&self) -> Result<(), PartitionError> {

@@ -62,7 +62,7 @@ struct Task {
     fenced: Option<Counted>,
     /// Says to the controller that the replica is of no use.
     unfit: Option<disk::Fenced>,
-    reports: mpsc::UnboundedSender<Report>,
+    reports: mpsc::UnboundedSender<Box<Report>>,
     inbox: Inbox,
     context: PartitionContext,
 }
@@ -72,7 +72,7 @@ pub(super) fn spawn(
     log: Option<Log>,
     ended: Option<PartitionError>,
     inbox: Inbox,
-    messages: mpsc::UnboundedReceiver<Message>,
+    messages: mpsc::UnboundedReceiver<Box<Message>>,
     context: &PartitionContext,
 ) {
     let fenced = ended.is_some().then(|| Counted::new(&context.metrics.partitions_fenced));
@@ -110,8 +110,8 @@ pub(super) fn spawn(
 impl Task {
     async fn run(
         mut self,
-        mut messages: mpsc::UnboundedReceiver<Message>,
-        mut reported: mpsc::UnboundedReceiver<Report>,
+        mut messages: mpsc::UnboundedReceiver<Box<Message>>,
+        mut reported: mpsc::UnboundedReceiver<Box<Report>>,
     ) {
         loop {
             self.take_role();
@@ -127,12 +127,12 @@ impl Task {
             });
             tokio::select! {
                 biased;
-                Some(report) = reported.recv() => self.report(report),
+                Some(report) = reported.recv() => self.report(*report),
                 message = messages.recv() => match message {
                     Some(message) => {
-                        self.message(message);
+                        self.message(*message);
                         while let Ok(message) = messages.try_recv() {
-                            self.message(message);
+                            self.message(*message);
                         }
                     }
                     // Every handle is gone: nobody can ask for anything any more, and nobody closed the log.
@@ -678,7 +678,7 @@ impl Task {
         self.context.pool.spawn(move || {
             let done = catch_unwind(AssertUnwindSafe(run));
             // The task may have ended with its runtime.
-            drop(reports.send(done.unwrap_or(Report::Lost)));
+            drop(reports.send(Box::new(done.unwrap_or(Report::Lost))));
         });
     }
 
