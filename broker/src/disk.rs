@@ -1,12 +1,13 @@
 //! What the disk does to this broker's replicas: which of them it fenced, and which wait for it.
 //!
 //! A replica whose log failed, or whose flush does not come back, is of no use to anybody: the broker's heartbeats name it, and the
-//! controller takes it out of the in-sync and the eligible replicas, so that its leadership moves.
+//! controller takes it out of the in-sync and the eligible replicas, so that its leadership moves. A flush that comes back after all is
+//! named too, and the replica may be in sync again; a log that failed stays fenced until its broker starts.
 //!
 //! Owns: [`DiskHealth`]. Refuses: to fence (partitions do) and to decide (the controller does).
 
 use crate::rounds::Key;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ struct State {
     fenced: HashMap<Key, usize>,
     /// Since when each replica's log is being written or flushed.
     busy: HashMap<Key, Instant>,
+    /// Those that took too long, and came back.
+    restored: HashSet<Key>,
 }
 
 impl DiskHealth {
@@ -33,7 +36,10 @@ impl DiskHealth {
 
     /// A replica is fenced, until what is returned is dropped.
     pub(crate) fn fenced(self: &Arc<Self>, key: Key) -> Fenced {
-        *self.lock().fenced.entry(key).or_default() += 1;
+        let mut state = self.lock();
+        *state.fenced.entry(key).or_default() += 1;
+        state.restored.remove(&key);
+        drop(state);
         Fenced { health: Arc::clone(self), key }
     }
 
@@ -51,6 +57,15 @@ impl DiskHealth {
         unfit.sort_unstable();
         unfit.dedup();
         unfit
+    }
+
+    /// The replicas that were of no use while the disk hung, and are whole now that it came back, in order.
+    pub(crate) fn restored(&self) -> Vec<Key> {
+        let state = self.lock();
+        let hangs = |key: &Key| state.busy.get(key).is_some_and(|since| since.elapsed() >= self.patience);
+        let mut restored: Vec<Key> = state.restored.iter().copied().filter(|key| !hangs(key)).collect();
+        restored.sort_unstable();
+        restored
     }
 
     /// How old the oldest write or flush under way is.
@@ -91,7 +106,12 @@ pub(crate) struct Busy {
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.health.lock().busy.remove(&self.key);
+        let mut state = self.health.lock();
+        let since = state.busy.remove(&self.key);
+        let was_late = since.is_some_and(|since| since.elapsed() >= self.health.patience);
+        if was_late && !state.fenced.contains_key(&self.key) {
+            state.restored.insert(self.key);
+        }
     }
 }
 
@@ -116,7 +136,16 @@ mod tests {
         let hasty = Arc::new(DiskHealth::new(Duration::ZERO));
         let hangs = hasty.begin(key(4));
         assert_eq!(hasty.unfit(), [key(4)]);
+        assert_eq!(hasty.restored(), []);
         drop(hangs);
-        assert_eq!(hasty.unfit(), []);
+        assert_eq!((hasty.unfit(), hasty.restored()), (vec![], vec![key(4)]));
+        let hangs = hasty.begin(key(4));
+        assert_eq!((hasty.unfit(), hasty.restored()), (vec![key(4)], vec![]), "it hangs again");
+        drop(hangs);
+        let fenced = hasty.fenced(key(4));
+        drop(fenced);
+        assert_eq!(hasty.restored(), [], "what failed is not whole because its task ended");
+        drop(hasty.begin(key(5)));
+        assert_eq!((patient.restored(), hasty.restored()), (vec![], vec![key(5)]));
     }
 }

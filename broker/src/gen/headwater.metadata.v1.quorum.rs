@@ -418,6 +418,9 @@ pub struct BrokerHeartbeat {
     /// How old the oldest write or flush under way is.
     #[prost(uint64, tag = "5")]
     pub oldest_flush_ms: u64,
+    /// Replicas that the metadata count as fenced, and whose flush came back.
+    #[prost(message, repeated, tag = "6")]
+    pub restored: ::prost::alloc::vec::Vec<super::state::TopicPartition>,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BrokerHeard {

@@ -13,7 +13,7 @@ pub struct Command {
     pub untried: bool,
     #[prost(
         oneof = "command::Command",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21"
     )]
     pub command: ::core::option::Option<command::Command>,
 }
@@ -61,6 +61,8 @@ pub mod command {
         CancelReassignment(super::CancelReassignment),
         #[prost(message, tag = "20")]
         AlterPartitions(super::AlterPartitions),
+        #[prost(message, tag = "21")]
+        RestoreReplicas(super::RestoreReplicas),
     }
 }
 /// A broker started. Every leadership of an earlier incarnation ends: the epochs of the partitions it led go up. It leaves
@@ -146,6 +148,16 @@ pub struct RemoveBroker {
 /// A disk fenced these replicas of the broker.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct FenceReplicas {
+    #[prost(int32, tag = "1")]
+    pub broker_id: i32,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub incarnation: ::prost::bytes::Bytes,
+    #[prost(message, repeated, tag = "3")]
+    pub replicas: ::prost::alloc::vec::Vec<TopicPartition>,
+}
+/// The disk under these replicas of the broker, which hung, came back: they may be in sync again.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct RestoreReplicas {
     #[prost(int32, tag = "1")]
     pub broker_id: i32,
     #[prost(bytes = "bytes", tag = "2")]

@@ -74,7 +74,8 @@ impl View {
                     broker: *broker,
                     incarnation: registered.map_or(Uuid::nil(), |broker| broker.incarnation),
                 },
-                active: registered.is_some_and(|broker| broker.state == BrokerState::Active),
+                active: registered.is_some_and(|broker| broker.state == BrokerState::Active)
+                    && !partition.fenced.contains(broker),
                 in_sync: partition.isr.contains(broker),
             }
         };
@@ -520,6 +521,7 @@ impl LeaderState {
         // Whoever joins does so at the high watermark as it is by now.
         self.advance();
         self.propose(now_ms);
+        self.time_who_lags(now_ms);
         let in_sync = self.others.values().filter(|follower| self.isr.contains(&follower.member));
         let reported = in_sync.map(|follower| self.counted(follower.received, follower.flushed)).min();
         let unreported = |batch: &Appended| reported.is_some_and(|reported| batch.end > reported);
@@ -542,7 +544,8 @@ impl LeaderState {
         isr.push(self.me);
         isr.sort();
         self.propose_from_ms = None;
-        if isr != self.isr {
+        // What was left unknown may be in force yet, and counts until then: whatever is committed now ends that.
+        if isr != self.isr || !self.doubtful.is_empty() {
             self.in_flight = Some(isr.clone());
             let (leader_epoch, partition_epoch) = (self.tenure.leader_epoch, self.partition_epoch);
             self.effects.push(Effect::Propose(AlterPartition { leader: self.me, leader_epoch, partition_epoch, isr }));
@@ -567,6 +570,18 @@ impl LeaderState {
     fn unreported_since_ms(&self, follower: &Follower) -> Option<i64> {
         let counted = self.counted(follower.received, follower.flushed);
         self.appended.iter().find(|batch| batch.end > counted).map(|batch| batch.at_ms)
+    }
+
+    /// Whoever came to be in sync below the log's end, of which no time is kept, has the time from now on to take the rest.
+    fn time_who_lags(&mut self, now_ms: i64) {
+        let is_behind = |follower: &Follower| {
+            self.isr.contains(&follower.member)
+                && self.counted(follower.received, follower.flushed) < self.written
+                && self.unreported_since_ms(follower).is_none()
+        };
+        if self.others.values().any(is_behind) {
+            self.note_appended(self.written, now_ms);
+        }
     }
 
     fn note_appended(&mut self, end: i64, at_ms: i64) {

@@ -223,6 +223,20 @@ fn a_follower_that_never_comes_leaves_though_nothing_is_appended() {
 }
 
 #[test]
+fn a_follower_that_joins_below_the_logs_end_and_stands_still_leaves_though_nothing_is_appended() {
+    let mut state = leader(&[1]);
+    append(&mut state, 20, 0);
+    hello(&mut state, 2, 10, 10);
+    report(&mut state, 2, 10, 10, 10);
+    assert_eq!(proposed(&mut state), [(7, vec![1, 2])]);
+    state.view(&view(8, &[1, 2]), 100);
+    assert_eq!(state.high_watermark(), 10);
+    assert_eq!(state.deadline_ms(), Some(1101));
+    state.tick(1101);
+    assert_eq!(proposed(&mut state), [(8, vec![1])]);
+}
+
+#[test]
 fn a_proposed_member_holds_the_high_watermark() {
     let mut state = leader(&[1, 2]);
     all_follow(&mut state);
@@ -252,6 +266,26 @@ fn a_proposal_left_unknown_counts_until_a_later_partition_epoch() {
     assert_eq!(state.high_watermark(), 10);
     state.view(&view(8, &[1, 2]), 100);
     assert_eq!(state.high_watermark(), 20);
+}
+
+#[test]
+fn a_proposal_left_unknown_does_not_hold_the_high_watermark_when_whom_it_names_is_gone() {
+    let mut state = leader(&[1, 2]);
+    all_follow(&mut state);
+    assert_eq!(proposed(&mut state), [(7, vec![1, 2, 3])]);
+    state.altered(7, Altered::Unknown, 0);
+    append(&mut state, 20, 0);
+    report(&mut state, 2, 20, 20, 0);
+    let mut gone = view(7, &[1, 2]);
+    gone.replicas[2].active = false;
+    state.view(&gone, 50);
+    assert_eq!(state.high_watermark(), 10, "it may be in sync all the same");
+    state.tick(100);
+    assert_eq!(proposed(&mut state), [(7, vec![1, 2])], "what is committed ends the doubt");
+    state.altered(7, Altered::Committed(view(8, &[1, 2])), 100);
+    assert_eq!(state.high_watermark(), 20);
+    state.tick(1000);
+    assert_eq!(proposed(&mut state), [], "and once is enough");
 }
 
 #[test]

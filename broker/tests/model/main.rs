@@ -70,8 +70,8 @@ const fn bounds(replicas: i32, least: u32, [records, crashes, fences, lags]: [u8
 
 #[test]
 fn two_replicas_of_which_one_suffices() {
-    check("two replicas, one suffices: a crash", bounds(2, 1, [1, 1, 0, 0]), 1_800, &MOST);
-    check("two replicas, one suffices: a crash, a lag", bounds(2, 1, [1, 1, 0, 1]), 16_000, &MOST);
+    check("two replicas, one suffices: a crash", bounds(2, 1, [1, 1, 0, 0]), 1_700, &MOST);
+    check("two replicas, one suffices: a crash, a lag", bounds(2, 1, [1, 1, 0, 1]), 15_600, &MOST);
     check("two replicas, one suffices: a fence", bounds(2, 1, [1, 0, 1, 0]), 1_000, &MOST);
     if is_deep() {
         check("two replicas, one suffices: two records", bounds(2, 1, [2, 1, 0, 1]), 16_000, &MOST);
@@ -87,7 +87,7 @@ fn two_replicas_of_which_both_are_needed() {
         1_500,
         &[COMMITTED, ISR_OF_ONE, CUT, FAILOVER],
     );
-    check("two replicas, both are needed: a crash, a lag", bounds(2, 2, [1, 1, 0, 1]), 15_000, &ALL);
+    check("two replicas, both are needed: a crash, a lag", bounds(2, 2, [1, 1, 0, 1]), 14_900, &ALL);
     if is_deep() {
         check("two replicas, both are needed: two crashes", bounds(2, 2, [1, 2, 0, 0]), 15_000, &ALL);
     }

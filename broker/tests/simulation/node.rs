@@ -174,7 +174,7 @@ impl Node {
     /// What the broker says of itself.
     pub(crate) fn says(&self) -> Says {
         let replica = TopicPartition { topic_id: TOPIC.to_wire(), partition: 0 };
-        Says { is_ready: true, unfit: if self.unfit { vec![replica] } else { Vec::new() } }
+        Says { is_ready: true, unfit: if self.unfit { vec![replica] } else { Vec::new() }, ..Says::default() }
     }
 
     /// Everything on the disk is gone.

@@ -6,7 +6,7 @@
 
 use super::super::command::{
     BrokerHeard, BrokerHeartbeat, Command, ElectLeaders, ElectionKind, FenceBroker, FenceReplicas, RaftRequest,
-    RaftResponse, TopicPartition, UnfenceBroker, command::Command as Kind, raft_request::Request,
+    RaftResponse, RestoreReplicas, TopicPartition, UnfenceBroker, command::Command as Kind, raft_request::Request,
     raft_response::Response,
 };
 use super::super::state::{BrokerState, MetadataState};
@@ -17,6 +17,7 @@ use super::sessions::{self, Decision, Says, Sessions};
 use super::story;
 use crate::disk::DiskHealth;
 use crate::lease::{Lease, confirmed_ms};
+use crate::rounds::Key;
 use bytes::Bytes;
 use futures::future::join_all;
 use std::collections::{BTreeSet, HashMap};
@@ -67,7 +68,8 @@ impl Hearing {
     pub(super) fn hear(&self, node: &RaftNode, heartbeat: &BrokerHeartbeat) -> BrokerHeard {
         let Ok(incarnation) = Uuid::from_slice(&heartbeat.incarnation) else { return BrokerHeard { fenced: true } };
         let state = Arc::clone(&node.applied().borrow().state);
-        let says = Says { is_ready: heartbeat.ready, unfit: heartbeat.unfit.clone() };
+        let says =
+            Says { is_ready: heartbeat.ready, unfit: heartbeat.unfit.clone(), restored: heartbeat.restored.clone() };
         self.lock().hear(self.now_ms(), heartbeat.broker_id, incarnation, says, &state);
         let known = state.broker(heartbeat.broker_id).filter(|known| known.incarnation == incarnation);
         BrokerHeard { fenced: known.is_none_or(|known| known.state == BrokerState::Fenced) }
@@ -139,23 +141,25 @@ impl Heart {
 
     fn heartbeat(&self) -> BrokerHeartbeat {
         let ready = self.is_ready.load(Ordering::Acquire);
-        let unfit = self.disk.unfit();
-        let unfit = match unfit.is_empty() {
-            true => Vec::new(),
-            false => {
+        let named = |replicas: Vec<Key>, counts: fn(&MetadataState, i32, &TopicPartition) -> bool| match replicas[..] {
+            [] => Vec::new(),
+            _ => {
                 let state = Arc::clone(&self.node.applied().borrow().state);
-                let named = unfit
+                let named = replicas
                     .iter()
                     .map(|(id, partition)| TopicPartition { topic_id: id.to_wire(), partition: *partition });
-                named.filter(|it| sessions::is_trusted(&state, self.broker_id, it)).take(MOST_UNFIT).collect()
+                named.filter(|it| counts(&state, self.broker_id, it)).take(MOST_UNFIT).collect()
             }
         };
+        let unfit = named(self.disk.unfit(), sessions::is_trusted);
+        let restored = named(self.disk.restored(), sessions::is_fenced);
         BrokerHeartbeat {
             broker_id: self.broker_id,
             incarnation: self.incarnation.clone(),
             ready,
             unfit,
             oldest_flush_ms: u64::try_from(self.disk.oldest().as_millis()).unwrap_or(u64::MAX),
+            restored,
         }
     }
 
@@ -293,6 +297,9 @@ impl Heart {
         let kind = match decision.clone() {
             Decision::FenceReplicas { broker_id, incarnation, replicas } => {
                 Kind::FenceReplicas(FenceReplicas { broker_id, incarnation: wire(incarnation), replicas })
+            }
+            Decision::RestoreReplicas { broker_id, incarnation, replicas } => {
+                Kind::RestoreReplicas(RestoreReplicas { broker_id, incarnation: wire(incarnation), replicas })
             }
             Decision::Fence { broker_id, incarnation } => {
                 Kind::FenceBroker(FenceBroker { broker_id, incarnation: wire(incarnation) })

@@ -10,7 +10,7 @@
 //! ([`super::super::state`]).
 
 use super::super::command::TopicPartition;
-use super::super::state::{BrokerState, MetadataState};
+use super::super::state::{BrokerState, MetadataState, Partition};
 use headwater_proto::TopicId;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -39,6 +39,8 @@ pub struct Says {
     pub is_ready: bool,
     /// Replicas that are of no use.
     pub unfit: Vec<TopicPartition>,
+    /// Replicas that were, and whose disk came back.
+    pub restored: Vec<TopicPartition>,
 }
 
 /// What the controller is to propose.
@@ -60,6 +62,15 @@ pub enum Decision {
     },
     /// The broker's disk fenced replicas.
     FenceReplicas {
+        /// Which broker.
+        broker_id: i32,
+        /// Which start of it.
+        incarnation: Uuid,
+        /// Which replicas.
+        replicas: Vec<TopicPartition>,
+    },
+    /// The broker's disk came back, and replicas that it fenced are well.
+    RestoreReplicas {
         /// Which broker.
         broker_id: i32,
         /// Which start of it.
@@ -120,6 +131,12 @@ impl Sessions {
             if !replicas.is_empty() {
                 decisions.push(Decision::FenceReplicas { broker_id, incarnation, replicas });
             }
+            let restored = heard.filter(|_| broker.state == BrokerState::Active);
+            let restored = restored.map_or(&[][..], |heard| &heard.says.restored).iter();
+            let replicas: Vec<_> = restored.filter(|it| is_fenced(state, broker_id, it)).cloned().collect();
+            if !replicas.is_empty() {
+                decisions.push(Decision::RestoreReplicas { broker_id, incarnation, replicas });
+            }
         }
         decisions
     }
@@ -131,16 +148,27 @@ impl Sessions {
 
 /// Whether the state takes a replica for one that may be of use: nobody has fenced it yet.
 pub(super) fn is_trusted(state: &MetadataState, broker_id: i32, replica: &TopicPartition) -> bool {
+    partition_of(state, replica).is_some_and(|it| {
+        let is_out = |brokers: &[i32]| brokers.contains(&broker_id);
+        is_out(&it.replicas) && !is_out(&it.fenced) && !is_out(&it.last_known)
+    })
+}
+
+/// Whether the state counts a replica as fenced by its disk.
+pub(super) fn is_fenced(state: &MetadataState, broker_id: i32, replica: &TopicPartition) -> bool {
+    partition_of(state, replica).is_some_and(|it| it.fenced.contains(&broker_id))
+}
+
+fn partition_of<'a>(state: &'a MetadataState, replica: &TopicPartition) -> Option<&'a Partition> {
     let topic = TopicId::from_slice(&replica.topic_id).and_then(|id| state.topic_by_id(&id));
-    let partition = topic.and_then(|topic| topic.partitions.get(replica.partition as usize));
-    partition.is_some_and(|it| it.replicas.contains(&broker_id) && !it.fenced.contains(&broker_id))
+    topic.and_then(|topic| topic.partitions.get(replica.partition as usize))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::super::command::{
-        BecomeController, Command, CreateTopic, DrainBroker, FenceReplicas, RegisterBroker, Replicas, UnfenceBroker,
-        command::Command as Kind,
+        BecomeController, Command, CreateTopic, DrainBroker, FenceReplicas, RegisterBroker, Replicas, RestoreReplicas,
+        UnfenceBroker, command::Command as Kind,
     };
     use super::*;
 
@@ -283,6 +311,16 @@ mod tests {
         let fenced = Kind::FenceReplicas(FenceReplicas { broker_id: 2, incarnation, replicas });
         apply(&mut state, Command { controller_epoch, ..fenced.into() });
         assert_eq!(state.topic("t").expect("there").partitions[0].isr, [1]);
+        assert_eq!(sessions.decide(200, &state), []);
+
+        // Its disk hung, and came back.
+        let restored = vec![replica(0), replica(1)];
+        sessions.hear(200, 2, start(1), Says { restored, ..ready() }, &state);
+        let restore = Decision::RestoreReplicas { broker_id: 2, incarnation: start(1), replicas: vec![replica(0)] };
+        assert_eq!(sessions.decide(200, &state), [restore]);
+        let incarnation = start(1).as_bytes().to_vec().into();
+        let restored = Kind::RestoreReplicas(RestoreReplicas { broker_id: 2, incarnation, replicas: vec![replica(0)] });
+        apply(&mut state, Command { controller_epoch, ..restored.into() });
         assert_eq!(sessions.decide(200, &state), []);
     }
 }

@@ -46,6 +46,10 @@ pub(super) fn decided(
                 "replicas fenced: their disk failed"
             );
         }
+        Decision::RestoreReplicas { broker_id, replicas, .. } => {
+            let replicas = replicas.len();
+            tracing::info!(broker_id, replicas, took_ms, new_leaders, "replicas restored: their disk came back");
+        }
     }
 }
 

@@ -210,11 +210,27 @@ impl MetadataState {
         self.incarnation_mut(broker_id, &fence.incarnation)?;
         let replicas = replicas_of(&fence.replicas)?;
         let partitions = self.change_partitions(is_on(broker_id), |topic, number, partition, _| {
-            if replicas.contains(&(*topic, number)) {
+            // Whoever was lost before its disk failed is not whole once that came back.
+            let is_lost = partition.last_known.contains(&broker_id);
+            if replicas.contains(&(*topic, number)) && !is_lost {
                 if !partition.fenced.contains(&broker_id) {
                     partition.fenced.push(broker_id);
                 }
                 partition.leave(broker_id, false);
+            }
+        });
+        Ok(Outcome::BrokerChanged { broker_id, partitions })
+    }
+
+    /// A disk came back. If the replica was the last one that was in sync it has everything, and leads again.
+    pub(super) fn restore_replicas(&mut self, restore: &command::RestoreReplicas) -> Result<Outcome, Refusal> {
+        let broker_id = restore.broker_id;
+        self.incarnation_mut(broker_id, &restore.incarnation)?;
+        let replicas = replicas_of(&restore.replicas)?;
+        let partitions = self.change_partitions(is_on(broker_id), |topic, number, partition, _| {
+            let is_restored = replicas.contains(&(*topic, number)) && remove(&mut partition.fenced, broker_id);
+            if is_restored && remove(&mut partition.last_known, broker_id) {
+                partition.elr.push(broker_id);
             }
         });
         Ok(Outcome::BrokerChanged { broker_id, partitions })

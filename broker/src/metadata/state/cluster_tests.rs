@@ -132,6 +132,11 @@ impl Cluster {
         self.run(Kind::FenceReplicas(command::FenceReplicas { broker_id, incarnation, replicas: named(0) }));
     }
 
+    pub(super) fn restore_replica(&mut self, broker_id: i32) {
+        let incarnation = self.incarnation(broker_id);
+        self.run(Kind::RestoreReplicas(command::RestoreReplicas { broker_id, incarnation, replicas: named(0) }));
+    }
+
     pub(super) fn alter(&mut self, config: &[(&str, &str)]) {
         let alter = command::AlterTopic { topic_id: TOPIC.to_wire(), config: values(config) };
         self.run(Kind::AlterTopic(alter));
@@ -404,6 +409,34 @@ fn a_replica_that_a_disk_fenced_leads_nothing() {
     cluster.unfence(3);
     assert_eq!(cluster.seen(), (3, 2, &[3][..], &[][..]));
     assert_eq!(cluster.partition().last_known, [0; 0]);
+}
+
+#[test]
+fn a_replica_whose_disk_came_back_may_be_in_sync_and_leads_again_where_it_was_the_last() {
+    let mut cluster = Cluster::with_topic(2, &[1, 2], MIN_2);
+    cluster.fence_replica(1);
+    cluster.restore_replica(1);
+    assert_eq!(cluster.seen(), (2, 1, &[2][..], &[][..]), "it is in sync once the leader says so");
+    assert_eq!(cluster.partition().fenced, [0; 0]);
+    cluster.fence_replica(2);
+    cluster.fence_replica(1);
+    assert_eq!(cluster.seen().0, NO_LEADER);
+    cluster.restore_replica(1);
+    assert_eq!(cluster.seen().0, NO_LEADER, "the other one was in sync last");
+    cluster.restore_replica(2);
+    assert_eq!(cluster.seen(), (2, 2, &[2][..], &[][..]));
+    assert_eq!(cluster.partition().unclean_recoveries, 0);
+}
+
+#[test]
+fn a_replica_that_was_lost_before_its_disk_hung_is_not_whole_when_that_comes_back() {
+    let mut cluster = Cluster::with_topic(1, &[1], &[]);
+    cluster.start_with(1, |register| register.lost = named(0));
+    cluster.become_controller(1);
+    cluster.unfence(1);
+    cluster.fence_replica(1);
+    cluster.restore_replica(1);
+    assert_eq!((cluster.seen().0, &cluster.partition().last_known[..]), (NO_LEADER, &[1][..]));
 }
 
 #[test]

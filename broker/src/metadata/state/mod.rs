@@ -472,6 +472,7 @@ impl MetadataState {
             Kind::DrainBroker(drain) => self.drain(drain),
             Kind::RemoveBroker(remove) => self.remove_broker(remove),
             Kind::FenceReplicas(fence) => self.fence_replicas(fence),
+            Kind::RestoreReplicas(restore) => self.restore_replicas(restore),
             Kind::RaiseFeatureLevel(raise) => self.raise_feature_level(raise),
             Kind::AlterPartition(alter) => self.alter_partition(alter),
             Kind::AlterPartitions(alter) => Ok(self.alter_partitions(alter)),

@@ -34,7 +34,7 @@ pub struct Partition {
     /// Those that are not in sync but have everything that was acknowledged, because nothing was since: they left when too
     /// few for an acknowledgement remained.
     pub elr: Vec<i32>,
-    /// Those that a disk fenced: never elected by an unclean election, until they are in sync again or their broker starts.
+    /// Those that a disk fenced: neither in sync nor elected, until the disk came back or their broker starts.
     pub fenced: Vec<i32>,
     /// Where nobody is in sync or eligible: who was last, and was lost or fenced by its disk. To be healed from by hand.
     pub last_known: Vec<i32>,
@@ -256,6 +256,9 @@ impl MetadataState {
             if !may_join && broker.id != leader.id {
                 return Err(ineligible("is not active"));
             }
+            if partition.fenced.contains(&broker.id) {
+                return Err(ineligible("is fenced by its disk"));
+            }
             if isr.contains(&broker.id) {
                 return Err(ineligible("is named twice"));
             }
@@ -268,6 +271,8 @@ impl MetadataState {
             let left = partition.isr.iter().copied().filter(|broker| !isr.contains(broker));
             partition.elr.extend(left);
             partition.isr = partition.replicas.iter().copied().filter(|broker| isr.contains(broker)).collect();
+            // Also where that is nothing new: every copy of an older proposal is refused from now on.
+            partition.partition_epoch = partition.partition_epoch.saturating_add(1);
         })?;
         let Partition { leader_epoch, partition_epoch, .. } = *self.partition(&alter.topic_id, alter.partition)?;
         Ok(Outcome::PartitionAltered { leader_epoch, partition_epoch })

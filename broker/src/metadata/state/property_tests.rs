@@ -69,6 +69,7 @@ fn command_of(state: &MetadataState, draw: &Draw, step: usize) -> command::Comma
             from: state.topic_by_id(&TOPIC).map_or(0, |topic| topic.partitions.len() as u32),
             partitions: vec![command::Replicas { brokers: draw.replicas.clone() }],
         }),
+        11 => Kind::RestoreReplicas(command::RestoreReplicas { broker_id, incarnation, replicas: named }),
         12 => alter_of(state, draw).unwrap_or(Kind::AlterTopic(command::AlterTopic::default())),
         13 => Kind::Reassign(command::Reassign {
             topic_id: TOPIC.to_wire(),

@@ -176,6 +176,10 @@ impl World {
                     let incarnation = wire(incarnation);
                     (broker_id, Kind::FenceReplicas(command::FenceReplicas { broker_id, incarnation, replicas }))
                 }
+                Decision::RestoreReplicas { broker_id, incarnation, replicas } => {
+                    let incarnation = wire(incarnation);
+                    (broker_id, Kind::RestoreReplicas(command::RestoreReplicas { broker_id, incarnation, replicas }))
+                }
                 Decision::Unfence { broker_id, incarnation } => {
                     let incarnation = wire(incarnation);
                     (broker_id, Kind::UnfenceBroker(command::UnfenceBroker { broker_id, incarnation }))
