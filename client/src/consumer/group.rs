@@ -4,7 +4,8 @@
 //! assignments, and carrying the steps out. Read next: [`super::rebalance`], where partitions come and go.
 //!
 //! What must always hold: a partition that was taken away is no longer read, its progress is committed (where commits are
-//! automatic) and its callback has run, before the coordinator hears that it was let go. However membership ends, no
+//! automatic) and its callback has run, before the coordinator hears that it was let go. What a join says is all that this member has
+//! until the coordinator has answered it: nothing is taken on from what an earlier stream told. However membership ends, no
 //! partition is read afterwards, and the application hears of each that it had.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -221,30 +222,15 @@ impl Member {
 
     /// One stream, from opening it to its end; whether it was answered.
     async fn belong(&mut self) -> (End, bool) {
-        let topics = self.topics.borrow_and_update().clone();
         // An answer is as long in coming as any other; a static member's coordinator may first wait for another's end.
         let patience = self.connections.config.request_timeout.max(self.settings.session_timeout.unwrap_or_default());
         let answer_by = after(Instant::now(), patience);
         let late = || End::Lost(Error::TimedOut { what: "join group", after: patience });
-        let (reported, group) = (self.owned.clone(), self.committer.group().clone());
+        let group = self.committer.group().clone();
         let metadata = self.hands.readers.context.metadata.clone();
-        let opening = open_member(self.connections.clone(), metadata.clone(), self.join(topics));
-        let leave = self.leave.clone();
-        let opening = async move {
-            let mut opening = std::pin::pin!(tokio::time::timeout_at(answer_by, opening));
-            tokio::select! {
-                opened = &mut opening => opened.ok(),
-                // The coordinator may hear of this member any moment, and then it must hear the goodbye too.
-                () = leave.cancelled() => timeout(LEAVE_TIMEOUT, opening).await.ok().and_then(Result::ok),
-            }
-        };
-        let mut stream = match self.meanwhile(opening).await {
-            Ok(Some(Ok(stream))) => stream,
-            Ok(Some(Err(error))) if error.retryable() => return (End::Lost(error), false),
-            Ok(Some(Err(error))) => return (End::Fatal(error.into()), false),
-            Ok(None) if self.leave.is_cancelled() => return (End::Left, false),
-            Ok(None) => return (late(), false),
-            Err(error) => return (End::Fatal(error), false),
+        let (mut stream, reported) = match self.open(&metadata, &group, answer_by).await {
+            Ok(opened) => opened,
+            Err(end) => return (end.unwrap_or_else(late), false),
         };
         let mut heartbeat_interval = Duration::from_secs(1);
         let mut heartbeat_at = Instant::now() + heartbeat_interval;
@@ -336,7 +322,50 @@ impl Member {
         (end, joined)
     }
 
-    fn join(&self, topics: Vec<String>) -> wire::OpenMember {
+    /// Opens a stream at whoever coordinates the group. Returns it, and what the coordinator was told that this member has.
+    ///
+    /// # Errors
+    /// Why there is none; `None`: it took too long.
+    async fn open(
+        &mut self,
+        metadata: &Arc<Metadata>,
+        group: &Arc<str>,
+        by: Instant,
+    ) -> Result<(Membership, Owned), Option<End>> {
+        let (link, coordinator) =
+            self.step(by, reach(self.connections.clone(), metadata.clone(), group.clone())).await?;
+        // From here on the coordinator may know what this member has, and give the rest to others.
+        let (join, reported) = (self.join(), self.owned.clone());
+        if let Some(assignment) = &mut self.assignment {
+            assignment.retain(|at, _| reported.contains_key(at));
+        }
+        let stream = self.step(by, open_member(link, coordinator, metadata.clone(), join)).await?;
+        Ok((stream, reported))
+    }
+
+    /// One step towards a stream, while partitions come and go.
+    async fn step<T>(&mut self, by: Instant, work: impl Future<Output = Result<T, Error>>) -> Result<T, Option<End>> {
+        let leave = self.leave.clone();
+        let work = async move {
+            let mut work = std::pin::pin!(tokio::time::timeout_at(by, work));
+            tokio::select! {
+                done = &mut work => done.ok(),
+                // The coordinator may hear of this member any moment, and then it must hear the goodbye too.
+                () = leave.cancelled() => timeout(LEAVE_TIMEOUT, work).await.ok().and_then(Result::ok),
+            }
+        };
+        match self.meanwhile(work).await {
+            Ok(Some(Ok(done))) => Ok(done),
+            Ok(Some(Err(error))) if error.retryable() => Err(Some(End::Lost(error))),
+            Ok(Some(Err(error))) => Err(Some(End::Fatal(error.into()))),
+            Ok(None) if self.leave.is_cancelled() => Err(Some(End::Left)),
+            Ok(None) => Err(None),
+            Err(error) => Err(Some(End::Fatal(error))),
+        }
+    }
+
+    fn join(&mut self) -> wire::OpenMember {
+        let topics = self.topics.borrow_and_update().clone();
         let settings = &self.settings;
         let ms = |d: Duration| u32::try_from(d.as_millis()).unwrap_or(u32::MAX);
         wire::OpenMember {
@@ -481,15 +510,28 @@ async fn job_done(job: &mut Option<Job>) -> Result<bool, ConsumeError> {
     .await
 }
 
-async fn open_member(
+/// Connects to whoever coordinates the group.
+async fn reach(
     connections: Arc<Connections>,
+    metadata: Arc<Metadata>,
+    group: Arc<str>,
+) -> Result<(Arc<Link>, Coordinator), Error> {
+    let coordinators = metadata.coordinators();
+    let coordinator = coordinators.find(&group, Deadline::within(connections.config.request_timeout)).await?;
+    let reaching = connections.control_at(coordinator.broker_id);
+    let reached = coordinators.unless_moved(&group, coordinator, reaching).await;
+    let link = reached.inspect_err(|error| coordinators.failed(&group, coordinator, error))?;
+    Ok((link, coordinator))
+}
+
+async fn open_member(
+    link: Arc<Link>,
+    coordinator: Coordinator,
     metadata: Arc<Metadata>,
     request: wire::OpenMember,
 ) -> Result<Membership, Error> {
     let (coordinators, group) = (metadata.coordinators(), request.group.clone());
-    let coordinator = coordinators.find(&group, Deadline::within(connections.config.request_timeout)).await?;
     let opening = async {
-        let link = connections.control_at(coordinator.broker_id).await?;
         let (send, recv) = link.open(open::Stream::Member(request)).await?;
         let address = link.address().clone();
         Ok(Membership { send, updates: FrameReader::new(recv, address.clone()), address, link, coordinator })

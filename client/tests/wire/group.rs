@@ -450,8 +450,64 @@ async fn a_rebalance_goes_on_while_the_coordinator_is_away() {
     assert_eq!(consumer.assignment().len(), 1);
     peer.set_deaf(false);
     let (mut member, join) = peer.member().await;
-    assert_eq!(join.member_epoch, 2);
+    assert_eq!(
+        (join.member_epoch, join.owned),
+        (2, partitions(&[1])),
+        "what it has when the coordinator is there again"
+    );
     owns(&mut member, &[1]).await;
+}
+
+/// The next membership stream, among others that are left alone.
+async fn rejoined(peer: &mut Peer) -> (PeerStream, wire::OpenMember) {
+    loop {
+        let stream = peer.stream().await;
+        if let wire::open::Stream::Member(join) = stream.open.clone() {
+            return (stream, join);
+        }
+    }
+}
+
+/// A coordinator takes what a join says for all that the member has, and gives the rest to others. A member that took on from what an
+/// earlier one had told it read a partition beside its next owner, and was put out for that.
+#[tokio::test]
+async fn a_member_takes_nothing_on_from_its_join_until_the_coordinator_has_answered_it() {
+    let mut peer = Peer::start(3).await;
+    let (events, note) = listener();
+    let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (tell, wait) = (begun.clone(), go_on.clone());
+    let callback = move |event: Rebalance| {
+        let (tell, wait) = (tell.clone(), wait.clone());
+        note(&event);
+        async move {
+            if let Rebalance::Revoked(..) = event {
+                tell.notify_one();
+                wait.notified().await;
+            }
+        }
+    };
+    let _consumer = member_of_billing(&peer, |b| b.auto_commit(None).on_rebalance(callback)).await;
+    let (mut member, _) = peer.member().await;
+    assign(&mut member, 1, &[0, 1]).await;
+    owns(&mut member, &[0, 1]).await;
+    // It would take 2 on once 0 was let go of.
+    assign(&mut member, 2, &[1, 2]).await;
+    within("the callback", begun.notified()).await;
+    peer.drop_connections();
+    let (mut member, join) = rejoined(&mut peer).await;
+    assert_eq!((join.member_epoch, join.owned), (2, partitions(&[0, 1])));
+    go_on.notify_one();
+    owns(&mut member, &[1]).await;
+    let (next, _) = member.frame::<MemberHeartbeat>().await.expect("a heartbeat");
+    assert_eq!(next.owned, partitions(&[1]), "2 may be somebody else's");
+    // A join that was not answered may have been taken all the same.
+    peer.drop_connections();
+    let (mut member, join) = rejoined(&mut peer).await;
+    assert_eq!((join.member_epoch, join.owned), (2, partitions(&[1])));
+    assert_eq!(*events.lock().unwrap(), ["assigned 2", "revoked 1"]);
+    assign(&mut member, 3, &[1, 2]).await;
+    owns(&mut member, &[1, 2]).await;
+    assert_eq!(*events.lock().unwrap(), ["assigned 2", "revoked 1", "assigned 1"]);
 }
 
 #[tokio::test]
