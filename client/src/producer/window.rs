@@ -12,7 +12,8 @@
 //! * A batch of several records that the broker refuses as too large is split: nothing of it was written, so its parts
 //!   share the sequences that it had, and those behind it keep theirs.
 //! * Sequences are given anew, under a higher producer epoch, only when it is certain that no batch of the window was
-//!   written: the broker refused the oldest one before it looked for room in the log, and with it all behind it. The higher
+//!   written: the broker refused the oldest one before it looked for room in the log, and with it all behind it; and its log holds
+//!   none of it from before. The higher
 //!   epoch fences copies that may still be on their way. After any other refusal for good nobody knows what was written:
 //!   the whole window fails as such, and nothing of it is sent again.
 
@@ -299,11 +300,19 @@ impl Window {
         Ok(match refusal.code {
             _ if refusal.retryable => Next::Resend,
             code if !is_before_append(code) => self.abandon(|completion, _| unknown(completion, refusal.clone())),
-            // It is in the log; where, nobody remembers.
-            code if in_log || code == ErrorCode::DuplicateSequence => {
+            // So many came after it that it is kept; where, nobody remembers.
+            ErrorCode::DuplicateSequence => {
                 let written =
                     Written { base_offset: -1, log_append_time_ms: -1, durability: Durability::None, duplicate: true };
                 self.acknowledged(request_id, written)?;
+                Next::Resend
+            }
+            // It is in the log of this leader; whether that is kept, nobody says. Those behind it follow on it there.
+            _ if in_log => {
+                let sent = self.take_oldest(request_id)?;
+                let error = unknown(sent.promise.completion(), refusal);
+                sent.promise.keep(Err(error));
+                self.fail_oldest();
                 Next::Resend
             }
             ErrorCode::MessageTooLarge if self.in_flight.front().is_some_and(|sent| sent.records > 1) => {
