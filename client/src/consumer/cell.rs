@@ -23,7 +23,7 @@ pub(crate) struct Cell {
     pub(crate) at: TopicPartition,
     pub(crate) topic_id: TopicId,
     progress: Mutex<Progress>,
-    /// -1: not known yet.
+    /// The highest that was told; -1: not known yet, or not of the log as it is now, which was cut.
     pub(crate) high_watermark: AtomicI64,
     /// It is not this consumer's any more, or another one has taken its place here.
     let_go: AtomicBool,

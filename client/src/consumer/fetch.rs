@@ -163,6 +163,15 @@ impl Fetch {
             Stop::Refused(refusal) => refusal,
         };
         let offset = self.next.offset;
+        let is_cut = match refusal.code {
+            ErrorCode::LogTruncated => true,
+            ErrorCode::OffsetOutOfRange => offset > refusal.end_offset,
+            _ => false,
+        };
+        if is_cut {
+            // With what was read, what was known of the log is gone.
+            self.life.cell.high_watermark.store(-1, Ordering::Relaxed);
+        }
         match (refusal.code, self.context.on_out_of_range) {
             _ if refusal.retryable => {
                 tracing::debug!(topic = &*topic, partition, %refusal, "fetch refused");
@@ -401,17 +410,11 @@ impl Fetch {
             ask_at = Some(Instant::now() + WORTH_ASKING);
             let whole = match event {
                 Some(FrameEvent::Header { message, payload_bytes }) => {
-                    let known = &self.life.cell.high_watermark;
-                    match stream.is_near {
-                        // The leader may have said more.
-                        true => {
-                            known.fetch_max(message.high_watermark, Ordering::Relaxed);
-                        }
-                        false => known.store(message.high_watermark, Ordering::Relaxed),
-                    }
                     if let Some(error) = message.error {
                         return Ok(Stop::Refused(error.into()));
                     }
+                    // Whoever led before may have said more, and so may the leader where this comes from a replica.
+                    self.life.cell.high_watermark.fetch_max(message.high_watermark, Ordering::Relaxed);
                     leads_to = message.next_offset;
                     payload_bytes == 0
                 }

@@ -365,7 +365,8 @@ impl Consumer {
         }
     }
 
-    /// The high watermark the broker told last; `None` if the partition is not assigned or was not read yet.
+    /// The highest high watermark that was told; `None` if the partition is not assigned or was not read yet, or its log was cut
+    /// and not read since.
     pub fn high_watermark(&self, topic: &str, partition: u32) -> Option<i64> {
         let cell = self.state.cell(&TopicPartition::new(topic, partition))?;
         let known = cell.high_watermark.load(Ordering::Relaxed);

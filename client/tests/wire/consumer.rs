@@ -240,6 +240,31 @@ async fn a_log_that_was_cut_below_the_position_is_told_whatever_the_choice() {
     assert!(matches!(error, ConsumeError::LogTruncated { offset: 9, end_offset: 5, .. }), "{error}");
 }
 
+/// A new leader begins with the high watermark that it knew as a follower.
+#[tokio::test]
+async fn the_high_watermark_goes_back_with_a_log_that_was_cut_and_never_with_a_leader_that_knows_less() {
+    let mut peer = Peer::start(1).await;
+    let mut consumer = consumer(&peer, |b| b).await;
+    let (mut stream, _) = peer.fetch(100).await;
+    stream.data(1, 100, &batch(0, &[b"a"])).await;
+    assert_eq!(next(&mut consumer).await.offset, 0);
+    assert_eq!(consumer.high_watermark(TOPIC, 0), Some(100));
+    peer.drop_connections();
+    let (mut stream, _) = peer.fetch(95).await;
+    stream.data(2, 95, &batch(1, &[b"b"])).await;
+    assert_eq!(next(&mut consumer).await.offset, 1);
+    assert_eq!(consumer.high_watermark(TOPIC, 0), Some(100), "nothing that was kept is gone");
+    let cut = wire::Error { end_offset: 1, ..wire::Error::new(ErrorCode::LogTruncated, "cut") };
+    stream.send(&wire::FetchData { error: Some(cut), high_watermark: 1, ..Default::default() }, &[]).await;
+    let error = error(&mut consumer).await;
+    assert!(matches!(error, ConsumeError::LogTruncated { offset: 2, end_offset: 1, .. }), "{error}");
+    within("seek", consumer.seek(TOPIC, 0, StartFrom::Offset(1))).await.unwrap();
+    let (mut stream, _) = peer.fetch(2).await;
+    stream.data(2, 2, &batch(1, &[b"another"])).await;
+    assert_eq!(value(&next(&mut consumer).await), b"another");
+    assert_eq!(consumer.high_watermark(TOPIC, 0), Some(2));
+}
+
 #[tokio::test]
 async fn a_seek_is_a_new_stream_and_drops_what_was_fetched() {
     let mut peer = Peer::start(1).await;
