@@ -12,6 +12,7 @@ use crate::group::{CommitEntry, EntryError, Group, GroupError, OwnedSpeaker};
 use crate::member::to_topic_partitions;
 use crate::metadata::command::{self, command::Command as Kind};
 use crate::metadata::handle::{new_topic_id, topic_to_change};
+use crate::metadata::name::OFFSETS_TOPIC;
 use crate::metadata::{MetadataError, MetadataState, Outcome, Refusal, Topic, name, placement};
 use crate::os;
 use crate::partition::PartitionHandle;
@@ -60,7 +61,7 @@ pub(crate) async fn answer(shared: &Arc<Shared>, lookups: &Arc<Semaphore>, call:
         Some(Request::FindCoordinator(request)) => find_coordinator(shared, &request).await,
         Some(Request::ListGroups(request)) => list_groups(shared, &request).await,
         Some(Request::DescribeGroup(request)) => describe_group(shared, &request.group).await,
-        Some(Request::DeleteGroup(request)) => done(shared, &request.group, shared.groups.delete(&request.group).await),
+        Some(Request::DeleteGroup(request)) => delete_group(shared, &request.group).await,
         Some(Request::DeleteOffsets(request)) => delete_offsets(shared, request).await,
         Some(Request::DescribeCluster(request)) => cluster_calls::describe(shared, &request).await,
         Some(Request::ChangeVoters(request)) => cluster_calls::change_voters(shared, &request).await,
@@ -95,6 +96,11 @@ fn describe_broker(shared: &Shared) -> Response {
 
 async fn metadata(shared: &Shared, request: &wire::Metadata) -> Answer {
     cluster_calls::see(shared, !request.confirmed).await?;
+    // Whoever names a topic may have heard of it from another broker.
+    let behind = match request.confirmed || knows(&shared.metadata.state(), request) {
+        true => None,
+        false => cluster_calls::look_again(shared).await.err(),
+    };
     let state = shared.metadata.state();
     let mut topics = Vec::new();
     if request.topics.is_empty() && request.topic_ids.is_empty() {
@@ -104,7 +110,7 @@ async fn metadata(shared: &Shared, request: &wire::Metadata) -> Answer {
         topics.push(match state.topic(name) {
             Some(topic) => topic_metadata(shared, topic),
             None => {
-                let error = Some(unknown_topic(name));
+                let error = Some(behind.clone().unwrap_or_else(|| unknown_topic(name)));
                 wire::TopicMetadata { name: name.clone(), error, ..wire::TopicMetadata::default() }
             }
         });
@@ -114,7 +120,7 @@ async fn metadata(shared: &Shared, request: &wire::Metadata) -> Answer {
         topics.push(match state.topic_by_id(&id) {
             Some(topic) => topic_metadata(shared, topic),
             None => {
-                let error = Some(unknown_topic_id(&id));
+                let error = Some(behind.clone().unwrap_or_else(|| unknown_topic_id(&id)));
                 wire::TopicMetadata { topic_id: bytes.clone(), error, ..wire::TopicMetadata::default() }
             }
         });
@@ -125,6 +131,13 @@ async fn metadata(shared: &Shared, request: &wire::Metadata) -> Answer {
         brokers: broker_nodes(shared, &state),
         topics,
     }))
+}
+
+/// Whether all topics that are named are known.
+fn knows(state: &MetadataState, request: &wire::Metadata) -> bool {
+    let is_known = |id: TopicId| state.topic_by_id(&id).is_some();
+    request.topics.iter().all(|name| state.topic(name).is_some())
+        && request.topic_ids.iter().all(|id| TopicId::from_slice(id).is_none_or(is_known))
 }
 
 fn topic_metadata(shared: &Shared, topic: &Topic) -> wire::TopicMetadata {
@@ -340,8 +353,11 @@ async fn delete_topic(shared: &Arc<Shared>, request: wire::DeleteTopic, id: Comm
 }
 
 async fn delete_records(shared: &Shared, request: wire::DeleteRecords) -> Answer {
-    topic_to_change(&shared.metadata.state(), &request.topic).map_err(|error| wire::Error::from(&error))?;
-    let partition = partition_of(shared, &request.topic, request.partition)?;
+    let find = || {
+        topic_to_change(&shared.metadata.state(), &request.topic).map_err(|error| wire::Error::from(&error))?;
+        partition_of(shared, &request.topic, request.partition)
+    };
+    let partition = shared.look_twice(find).await?;
     let deleted = shared.partitions.delete_records(&partition, request.before_offset).await;
     let log_start_offset = deleted.map_err(|error| error.to_wire())?;
     Ok(Response::DeleteRecords(wire::DeleteRecordsResponse { log_start_offset }))
@@ -377,7 +393,7 @@ async fn look_up(
     at: Option<At>,
     answer: &mut wire::OffsetAnswer,
 ) -> Result<(), wire::Error> {
-    let partition = partition_of(shared, &answer.topic, answer.partition)?;
+    let partition = shared.look_twice(|| partition_of(shared, &answer.topic, answer.partition)).await?;
     let reader = partition.reader().map_err(|error| error.to_wire())?;
     let offsets = match at {
         Some(At::Earliest(_)) => partition.offsets(),
@@ -497,6 +513,12 @@ fn to_commit(entry: wire::OffsetEntry, state: &MetadataState) -> Result<CommitEn
 }
 
 async fn fetch_offsets(shared: &Shared, request: wire::FetchOffsets) -> Answer {
+    know_groups(shared).await?;
+    let by_id = |topic: &wire::TopicPartitions| TopicId::from_slice(&topic.topic_id);
+    let is_known = |id: TopicId| shared.metadata.state().topic_by_id(&id).is_some();
+    if !request.partitions.iter().filter_map(by_id).all(is_known) {
+        cluster_calls::look_again(shared).await?;
+    }
     let speaker = speaker(request.member_id, request.member_epoch);
     let committed = shared.groups.offsets(&request.group, speaker).await;
     let committed = committed.map_err(|error| shared.group_refusal(&request.group, &error))?;
@@ -528,6 +550,9 @@ async fn fetch_offsets(shared: &Shared, request: wire::FetchOffsets) -> Answer {
 /// Who coordinates, as far as this broker knows. Whoever is named may know better, and say so.
 async fn find_coordinator(shared: &Shared, request: &wire::FindCoordinator) -> Answer {
     let group = (!request.group.is_empty()).then_some(request.group.as_str());
+    if group.is_none() {
+        know_groups(shared).await?;
+    }
     let found = shared.groups.find(group).await.map_err(|error| shared.group_refusal(&request.group, &error))?;
     let state = shared.metadata.state();
     let coordinators = found.into_iter().map(|found| wire::Coordinator {
@@ -540,6 +565,7 @@ async fn find_coordinator(shared: &Shared, request: &wire::FindCoordinator) -> A
 }
 
 async fn list_groups(shared: &Shared, request: &wire::ListGroups) -> Answer {
+    know_groups(shared).await?;
     let listed = shared.groups.list(&request.partitions).await.map_err(|error| wire::Error::from(&error))?;
     let groups = listed.into_iter().map(|group| wire::GroupListing {
         group: group.group,
@@ -550,7 +576,21 @@ async fn list_groups(shared: &Shared, request: &wire::ListGroups) -> Answer {
     Ok(Response::ListGroups(wire::ListGroupsResponse { groups: groups.collect() }))
 }
 
+/// Before anybody hears that there are no groups: the topic that they are kept in may have been made elsewhere.
+async fn know_groups(shared: &Shared) -> Result<(), wire::Error> {
+    match shared.metadata.state().topic(OFFSETS_TOPIC) {
+        Some(_) => Ok(()),
+        None => cluster_calls::look_again(shared).await,
+    }
+}
+
+async fn delete_group(shared: &Shared, group: &str) -> Answer {
+    know_groups(shared).await?;
+    done(shared, group, shared.groups.delete(group).await)
+}
+
 async fn describe_group(shared: &Shared, name: &str) -> Answer {
+    know_groups(shared).await?;
     let group = shared.groups.describe(name).await.map_err(|error| shared.group_refusal(name, &error))?;
     let state = shared.metadata.state();
     let members = group.members().iter().map(|(id, member)| wire::MemberDescription {

@@ -73,7 +73,7 @@ pub(crate) async fn serve(
 ) -> Result<(), StreamError> {
     let _counted = Counted::new(&session.shared.metrics.fetch_streams);
     let mut frames = frames.followed_by::<FetchCredit>(MAX_HEADER_BYTES, 0)?;
-    let (partition, reader) = match admit(session, &open) {
+    let (partition, reader) = match admit(session, &open).await {
         Ok(admitted) => admitted,
         Err(error) => {
             session.shared.metrics.rejected(ErrorCode::from_number(error.code));
@@ -145,11 +145,12 @@ async fn grants(frames: &mut Frames<FetchCredit>, credit: &Account) -> Result<()
     Ok(())
 }
 
-fn admit(session: &Session, open: &OpenFetch) -> Result<(PartitionHandle, LogReader), wire::Error> {
-    let partition = match open.from_follower {
-        true => session.shared.replica(&open.topic_id, open.partition)?,
-        false => session.shared.partition(&open.topic_id, open.partition)?,
+async fn admit(session: &Session, open: &OpenFetch) -> Result<(PartitionHandle, LogReader), wire::Error> {
+    let find = || match open.from_follower {
+        true => session.shared.replica(&open.topic_id, open.partition),
+        false => session.shared.partition(&open.topic_id, open.partition),
     };
+    let partition = session.shared.look_twice(find).await?;
     let current = partition.leader_epoch();
     if open.leader_epoch != -1 && open.leader_epoch != current {
         let code =

@@ -112,7 +112,7 @@ pub(crate) async fn serve(
         session.shared.metrics.rejected(ErrorCode::from_number(error.code));
         ProduceOpened { error: Some(error), last_sequence: -1, last_offset: -1, ..ProduceOpened::default() }
     };
-    let partition = match admit(session, &open) {
+    let partition = match admit(session, &open).await {
         Ok(partition) => partition,
         Err(error) => return send_within(send, &refuse(error), patience, OPENING).await,
     };
@@ -139,7 +139,8 @@ pub(crate) async fn serve(
             }
         }
     };
-    let producer = match identify(&session.shared.metadata.state(), &open, last) {
+    let identified = session.shared.look_twice(|| identify(&session.shared.metadata.state(), &open, last));
+    let producer = match identified.await {
         Ok(producer) => producer,
         Err(error) => return send_within(send, &refuse(error), patience, OPENING).await,
     };
@@ -183,8 +184,8 @@ fn hangs(partition: &PartitionHandle, patience: Duration) -> wire::Error {
     wire::Error::new(ErrorCode::TimedOut, why)
 }
 
-fn admit(session: &Session, open: &OpenProduce) -> Result<PartitionHandle, wire::Error> {
-    let partition = session.shared.partition(&open.topic_id, open.partition)?;
+async fn admit(session: &Session, open: &OpenProduce) -> Result<PartitionHandle, wire::Error> {
+    let partition = session.shared.look_twice(|| session.shared.partition(&open.topic_id, open.partition)).await?;
     if session.shared.metadata.state().topic_by_id(&partition.topic_id()).is_some_and(|topic| topic.internal) {
         let why = format!("topic {} belongs to the broker: nobody else writes to it", partition.topic());
         return Err(wire::Error::new(ErrorCode::InvalidTopic, why));

@@ -3,6 +3,7 @@
 //! Owns: [`Shared`]: the parts, wired together in [`crate::Broker::start`], and how a partition is found. Refuses: to own
 //! any of the parts' state. Read next: [`crate::server`].
 
+use crate::cluster_calls;
 use crate::config::BrokerConfig;
 use crate::error::PartitionError;
 use crate::group::{GroupError, Groups};
@@ -92,6 +93,21 @@ impl Shared {
                 wire::Error { leader, ..wire::Error::new(ErrorCode::NotLeader, why) }
             }
         })
+    }
+
+    /// Looks something up that others may know of already: what would be refused for good is looked up again once everything is known
+    /// here that was in force before.
+    ///
+    /// # Errors
+    /// As `look_up`; one that may pass where the newest metadata are not known in time.
+    pub(crate) async fn look_twice<T>(&self, look_up: impl Fn() -> Result<T, wire::Error>) -> Result<T, wire::Error> {
+        match look_up() {
+            Err(error) if !error.retryable => {
+                cluster_calls::look_again(self).await?;
+                look_up()
+            }
+            found => found,
+        }
     }
 
     /// The partition that a reader names who was sent to this replica of it.

@@ -3,19 +3,25 @@
 //! A change costs each stream a look at the topics that it watches, and those that did not change are seen to be the same at once
 //! (their states are shared). While nothing changes, a stream costs its beat.
 //!
+//! A topic that is not known here may have been created elsewhere a moment ago: that it is gone is said once everything is known here that
+//! was in force when it was asked for.
+//!
 //! Owns: the stream, and what was said on it ([`Told`], pure). Refuses: to say the same twice. Read next: [`crate::metadata`].
 
+use crate::cluster_calls;
 use crate::metadata::state::BrokerState;
 use crate::metadata::{MetadataState, Topic};
 use crate::session::Session;
 use crate::shared::Shared;
 use crate::stream::{Frames, StreamError, send_within};
+use futures::FutureExt;
+use futures::future::{BoxFuture, OptionFuture};
 use headwater_proto::wire::{BrokerNode, OpenWatch, PartitionLeader, TopicLeaders, WatchRequest, WatchUpdate};
 use headwater_proto::{ErrorCode, TopicId};
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep, sleep_until};
 
 /// What a client that names no interval is told at least.
 const BEAT: Duration = Duration::from_secs(1);
@@ -44,6 +50,7 @@ pub(crate) async fn serve(
     let mut told = Told::default();
     let mut is_asked = true;
     let mut beat_at = Instant::now();
+    let mut looking: Option<BoxFuture<'_, bool>> = None;
     loop {
         // Before the state is looked at: a change after that is seen the next time.
         changes.borrow_and_update();
@@ -59,6 +66,17 @@ pub(crate) async fn serve(
             beat_at = Instant::now() + beat;
         }
         is_asked = false;
+        if looking.is_none() && told.is_unsure() {
+            told.look();
+            let look = async {
+                let looked = cluster_calls::look_again(shared).await;
+                if looked.is_err() {
+                    sleep(beat).await;
+                }
+                looked.is_ok()
+            };
+            looking = Some(look.boxed());
+        }
         tokio::select! {
             biased;
             () = shared.shutdown.cancelled() => {
@@ -68,6 +86,10 @@ pub(crate) async fn serve(
                 let Some(request) = request? else { return Ok(()) };
                 is_asked = request.ping;
                 told.watch(&request)?;
+            }
+            Some(looked) = OptionFuture::from(looking.as_mut()) => {
+                looking = None;
+                told.looked(looked);
             }
             changed = changes.changed() => if changed.is_err() { return Ok(()) },
             () = sleep_until(beat_at) => is_asked = true,
@@ -101,8 +123,24 @@ pub(crate) fn broker_nodes(shared: &Shared, state: &MetadataState) -> Vec<Broker
 #[derive(Debug, Default)]
 struct Told {
     brokers: Vec<BrokerNode>,
-    /// What is watched. `None`: nothing was told of it.
-    topics: HashMap<TopicId, Option<Arc<Topic>>>,
+    /// What is watched, and what was told of it.
+    topics: HashMap<TopicId, Said>,
+}
+
+/// What was told of a topic.
+#[derive(Debug, Clone)]
+enum Said {
+    Nothing(Looked),
+    This(Arc<Topic>),
+}
+
+/// Whether it is known that a topic is gone which is not known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Looked {
+    NotYet,
+    /// The metadata are waited for that were in force after it was asked for.
+    Now,
+    Done,
 }
 
 impl Told {
@@ -116,13 +154,38 @@ impl Told {
         }
         for bytes in &request.add_topic_ids {
             // Who asks again is told again.
-            self.topics.insert(id(bytes)?, None);
+            self.topics.insert(id(bytes)?, Said::Nothing(Looked::NotYet));
         }
         if self.topics.len() > MAX_WATCHED_TOPICS {
             let why = format!("a stream watches at most {MAX_WATCHED_TOPICS} topics");
             return Err(StreamError::Refused(ErrorCode::LimitExceeded, why));
         }
         Ok(())
+    }
+
+    /// Whether nothing was said of a topic, and nobody looks whether it is gone.
+    fn is_unsure(&self) -> bool {
+        self.topics.values().any(|said| matches!(said, Said::Nothing(Looked::NotYet)))
+    }
+
+    /// The metadata are waited for that are in force now.
+    fn look(&mut self) {
+        self.turn(Looked::NotYet, Looked::Now);
+    }
+
+    /// They are known, or could not be had.
+    fn looked(&mut self, are_known: bool) {
+        self.turn(Looked::Now, if are_known { Looked::Done } else { Looked::NotYet });
+    }
+
+    fn turn(&mut self, from: Looked, to: Looked) {
+        for said in self.topics.values_mut() {
+            if let Said::Nothing(looked) = said
+                && *looked == from
+            {
+                *looked = to;
+            }
+        }
     }
 
     /// What is to be said, and counts as said from now on.
@@ -137,16 +200,21 @@ impl Told {
         let mut room = PARTITIONS_PER_FRAME;
         self.topics.retain(|id, told| {
             let Some(now) = state.topic_by_id(id) else {
+                if matches!(told, Said::Nothing(Looked::NotYet | Looked::Now)) {
+                    return true;
+                }
                 // An id is given once: there is nothing more to be said.
                 update.topics.push(TopicLeaders { topic_id: id.to_wire(), deleted: true, ..TopicLeaders::default() });
                 return false;
             };
-            if told.as_ref().is_some_and(|told| Arc::ptr_eq(told, now)) {
-                return true;
-            }
-            let mut partitions = new_leaders(told.as_deref(), now);
-            let is_larger = told.as_ref().is_none_or(|told| told.partitions.len() != now.partitions.len());
-            *told = Some(Arc::clone(now));
+            let before = match told {
+                Said::This(before) if Arc::ptr_eq(before, now) => return true,
+                Said::This(before) => Some(&**before),
+                Said::Nothing(_) => None,
+            };
+            let mut partitions = new_leaders(before, now);
+            let is_larger = before.is_none_or(|before| before.partitions.len() != now.partitions.len());
+            *told = Said::This(Arc::clone(now));
             if partitions.is_empty() && !is_larger {
                 return true;
             }

@@ -82,6 +82,30 @@ fn what_is_new_is_said_once_and_of_watched_topics_alone() {
     assert!(told.news(&state, brokers(3)).is_empty() && told.topics.is_empty());
 }
 
+/// It may have been created elsewhere a moment ago.
+#[test]
+fn a_topic_that_is_not_known_is_not_said_to_be_gone_before_it_is_certain() {
+    let mut state = state(vec![create(1, 1)]);
+    let mut told = watching(&[1, 2]);
+    assert_eq!(said(&told.news(&state, Vec::new())), [(0, vec![(1, vec![0])])]);
+    assert!(told.is_unsure());
+    told.look();
+    assert!(!told.is_unsure() && told.news(&state, Vec::new()).is_empty());
+    told.looked(false);
+    assert!(told.is_unsure() && told.news(&state, Vec::new()).is_empty(), "nobody could say");
+    told.look();
+    let add_topic_ids = vec![id(3).to_wire()];
+    assert!(told.watch(&WatchRequest { add_topic_ids, ..WatchRequest::default() }).is_ok());
+    apply(&mut state, vec![create(2, 1)]);
+    told.looked(true);
+    assert_eq!(said(&told.news(&state, Vec::new())), [(0, vec![(2, vec![0])])], "it was there");
+    assert!(told.is_unsure(), "the other one was asked for later");
+    told.look();
+    told.looked(true);
+    let gone = told.news(&state, Vec::new());
+    assert!(gone[0].topics[0].deleted && gone[0].topics[0].topic_id == id(3).to_wire(), "{gone:?}");
+}
+
 #[test]
 fn another_leader_is_said_and_a_change_of_anything_else_is_not() {
     let mut state = state(vec![create(1, 2)]);

@@ -21,19 +21,39 @@ use tokio::time::Instant;
 
 type Answer = Result<Response, wire::Error>;
 
+/// How long it is waited for what may not have come here yet, before somebody is told to ask again.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
 /// Time for a change of who votes.
 const CHANGE: Duration = Duration::from_secs(20);
 
 /// Sees everything that anybody was told is in force before this, unless it is to be stale.
 pub(crate) async fn see(shared: &Shared, stale: bool) -> Result<(), wire::Error> {
-    let Some(node) = shared.node.as_ref().filter(|_| !stale && shared.ready.is_some()) else { return Ok(()) };
-    let deadline = Instant::now() + Duration::from_millis(shared.config.request_timeout_ms);
-    let seen = async {
-        node.catch_up(deadline).await?;
-        let index = node.applied().borrow().state.index();
-        shared.metadata.published(index, deadline).await
-    };
-    seen.await.map_err(|error: MetadataError| wire::Error::from(&error))
+    if stale {
+        return Ok(());
+    }
+    let within = Duration::from_millis(shared.config.request_timeout_ms);
+    catch_up(shared, within).await.map_err(|error| wire::Error::from(&error))
+}
+
+/// What others were told may not have come here yet. So before anything is refused for good, everything is waited for that was in force
+/// when it was asked for.
+///
+/// # Errors
+/// Not in time, for whatever reason: nobody can say here that it is not so, and asking again may help.
+pub(crate) async fn look_again(shared: &Shared) -> Result<(), wire::Error> {
+    let seen = catch_up(shared, LOOK_AGAIN).await;
+    seen.map_err(|error| {
+        let why = format!("this broker does not know the newest metadata: {error}");
+        wire::Error::new(ErrorCode::TimedOut, why)
+    })
+}
+
+async fn catch_up(shared: &Shared, within: Duration) -> Result<(), MetadataError> {
+    let Some(node) = shared.node.as_ref().filter(|_| shared.ready.is_some()) else { return Ok(()) };
+    let deadline = Instant::now() + within;
+    node.catch_up(deadline).await?;
+    let index = node.applied().borrow().state.index();
+    shared.metadata.published(index, deadline).await
 }
 
 pub(crate) async fn describe(shared: &Shared, request: &wire::DescribeCluster) -> Answer {

@@ -3,6 +3,7 @@
 
 #![recursion_limit = "256"]
 
+mod behind;
 mod groups;
 #[path = "../harness/mod.rs"]
 mod harness;

@@ -5,9 +5,11 @@ use headwater_broker::config::BrokerConfig;
 use headwater_broker::tls::make::{Authority, Issued, Validity};
 use headwater_broker::tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE};
 use headwater_broker::{Broker, StartError, cluster};
+use headwater_storage::Files;
 use headwater_proto::wire::{self, call::Request, call_response::Response};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 /// A cluster's authority.
@@ -47,6 +49,8 @@ fn days(days: i64) -> Validity {
 struct Node {
     dir: tempfile::TempDir,
     port: u16,
+    /// Where it keeps its logs, if that is no ordinary disk.
+    files: Option<Arc<dyn Files>>,
     broker: Option<Broker>,
 }
 
@@ -66,7 +70,7 @@ impl Nodes {
         let nodes = sockets.iter().zip(1..).map(|(socket, id)| {
             let dir = tempfile::tempdir().unwrap();
             ca.put(dir.path(), id);
-            Node { dir, port: socket.local_addr().unwrap().port(), broker: None }
+            Node { dir, port: socket.local_addr().unwrap().port(), files: None, broker: None }
         });
         let nodes = nodes.collect();
         Nodes { ca, nodes, settings: Vec::new() }
@@ -75,6 +79,11 @@ impl Nodes {
     /// A setting of all of them.
     pub(crate) fn set(&mut self, pair: &str) {
         self.settings.push(pair.to_owned());
+    }
+
+    /// What one of them keeps its logs on.
+    pub(crate) fn on(&mut self, number: usize, files: Arc<dyn Files>) {
+        self.nodes[number].files = Some(files);
     }
 
     pub(crate) fn config(&self, number: usize) -> BrokerConfig {
@@ -117,13 +126,13 @@ impl Nodes {
     }
 
     pub(crate) async fn start(&mut self, number: usize) {
-        let config = self.config(number);
-        self.nodes[number].broker = Some(within("start", start(config)).await);
+        let (config, files) = (self.config(number), self.nodes[number].files.clone());
+        self.nodes[number].broker = Some(within("start", start(config, files)).await);
     }
 
     /// None of them can without another one.
     pub(crate) async fn start_all(&mut self, numbers: impl Iterator<Item = usize> + Clone) {
-        let starting = numbers.clone().map(|number| start(self.config(number)));
+        let starting = numbers.clone().map(|number| start(self.config(number), self.nodes[number].files.clone()));
         let started = within("start", futures::future::join_all(starting)).await;
         for (number, broker) in numbers.zip(started) {
             self.nodes[number].broker = Some(broker);
@@ -186,9 +195,13 @@ impl Nodes {
 }
 
 /// A folder that was just let go of may be locked for another moment.
-async fn start(config: BrokerConfig) -> Broker {
+async fn start(config: BrokerConfig, files: Option<Arc<dyn Files>>) -> Broker {
     loop {
-        match Broker::start(config.clone()).await {
+        let started = match &files {
+            Some(files) => Broker::start_on(config.clone(), Arc::clone(files)).await,
+            None => Broker::start(config.clone()).await,
+        };
+        match started {
             Ok(broker) => return broker,
             Err(StartError::DataDir(_) | StartError::Listen { .. }) => tokio::task::yield_now().await,
             Err(error) => panic!("{error}"),
