@@ -7,8 +7,8 @@
 //! whoever waited is told to try again, and members open their streams again.
 //!
 //! What is read of a group (and that somebody belongs to it) is told only once it is confirmed that this broker leads still: that
-//! is asked after the question came. As long as members hold streams here it is asked all the time, so that none of them stays
-//! with a coordinator which is cut off, while another one takes it for dead.
+//! is asked after the question came. It is asked as well where the broker's lease is over while members hold streams here, so that none
+//! of them stays with a coordinator which is cut off, while another one takes it for dead.
 //!
 //! Owns: clocks, streams and appends of groups. Refuses: decisions ([`super::state`], [`super::offsets`]).
 //! Read next: [`super::load`].
@@ -41,7 +41,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) const WAITING_REQUESTS: usize = 4096;
 /// Bytes of records that may gather while an append is under way.
 const GATHERED_BYTES: usize = 4 << 20;
-/// How often it is asked whether this broker leads still, while members hold streams here.
+/// How often the lease is looked at, while members hold streams here.
 const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 /// Time between two tries to read the groups of a partition that refuses.
 const RELOAD_AFTER: Duration = Duration::from_millis(500);
@@ -247,7 +247,11 @@ impl Shard {
                 () = stop.cancelled() => break Ending::Stop,
                 () = over.cancelled() => break Ending::Over,
                 confirmed = confirmed(&mut self.confirming) => self.confirmed(confirmed),
-                () = sleep_until(self.confirm_at), if confirms => self.confirm(),
+                () = sleep_until(self.confirm_at), if confirms => match self.context.logs.lease().holds() {
+                    // Nobody took it for dead: if the partition is led elsewhere, it hears of that.
+                    true => self.confirm_at = Instant::now() + CONFIRM_EVERY,
+                    false => self.confirm(),
+                },
                 kept = appended(&mut self.appending) => self.appended(kept),
                 replay = loaded(&mut self.loading) => self.loaded(replay),
                 changed = changes.changed(), if watching => match changed {
@@ -284,10 +288,14 @@ impl Shard {
     }
 
     fn handle(&mut self, request: Request) {
-        match self.loading.is_none() && request.needs_confirmation() && !self.context.standing.is_alone() {
+        if self.loading.is_some() || !request.needs_confirmation() || self.context.standing.is_alone() {
+            self.serve(request);
+        } else if self.context.logs.lease().holds() {
             // What is asked before is of no use: the question has to come after the request.
-            true => self.unconfirmed.push(request),
-            false => self.serve(request),
+            self.unconfirmed.push(request);
+        } else {
+            // Others may have taken it for dead: whoever asks need not wait until nobody answers.
+            refuse(request, |_| GroupError::Unconfirmed);
         }
     }
 

@@ -1,5 +1,7 @@
 //! A broker that is behind: what the others have decided, and told of, has not come into force there yet. It holds nobody's word for a lie.
 
+use crate::groups;
+use crate::harness::members::{Member, commit, committed, entry};
 use crate::harness::*;
 use crate::nodes::Nodes;
 use bytes::Bytes;
@@ -10,7 +12,7 @@ use headwater_storage::{Directory, File, Files, Map, OpenLimit, OpenMode, OsFile
 use std::io::{self, IoSlice};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The operating system's files, of which the journal of the metadata can be kept waiting.
 #[derive(Debug, Default)]
@@ -249,6 +251,46 @@ async fn what_was_decided_and_is_not_known_yet_is_waited_for_and_never_refused_f
     assert!(!refused.retryable && refused.message.contains("never given out"), "{refused:?}");
     let unknown = known(&behind, "nothing").await.expect("there is none");
     assert_eq!(ErrorCode::from_number(unknown.code), ErrorCode::UnknownTopic);
+}
+
+/// Once its members were sent away whenever it could not ask the quorum in time, though nobody took it for dead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_stay_with_a_coordinator_that_is_behind_as_long_as_it_has_its_lease() {
+    let slow = Arc::new(Slow::default());
+    let gate = Arc::clone(&slow.gate);
+    let let_go = LetGo(Arc::clone(&gate));
+    let mut nodes = Nodes::of(3);
+    nodes.set("num.io.threads=8");
+    nodes.on(1, slow);
+    nodes.form(3).await;
+    nodes.client(0).await.create_topic("t", 1, &[]).await;
+    let (asked, mut group) = (nodes.client(0).await, "g0".to_owned());
+    for n in 1.. {
+        if groups::find(&asked, &group).await[0].broker_id == 2 {
+            break;
+        }
+        group = format!("g{n}");
+    }
+    groups::until_replicated(&nodes, 0, "__consumer_offsets", 3).await;
+    let (number, client) = groups::coordinator(&nodes, 0, &group, &[]).await;
+    assert_eq!(number, 1);
+    let mut x = Member::join(&client, &group, "x", &["t"]).await;
+    x.take_until(|owned| owned.len() == 1).await;
+    gate.shut();
+    nodes.client(0).await.create_topic("later", 1, &[]).await;
+    let (began, mut offset) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(6) {
+        offset += 1;
+        assert_eq!(commit(&client, &group, Some(&x), vec![entry("t", 0, offset)]).await, Ok(vec![0]));
+        x.report().await;
+    }
+    // What it says of the group may be of the past all the same: whether it leads still, nobody confirms.
+    let fetch = Request::FetchOffsets(wire::FetchOffsets { group: group.clone(), ..Default::default() });
+    let refused = client.call(fetch).await;
+    assert!(matches!(&refused, Response::Error(error) if error.retryable), "{refused:?}");
+    drop(let_go);
+    let (_, client) = groups::coordinator(&nodes, 0, &group, &[]).await;
+    assert_eq!(committed(&client, &group).await, [("t".to_owned(), 0, offset)]);
 }
 
 /// A new partition is led once its broker has heard of it.

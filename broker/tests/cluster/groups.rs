@@ -21,7 +21,7 @@ async fn ask(client: &Client, request: Request) -> Response {
     }
 }
 
-async fn find(client: &Client, group: &str) -> Vec<wire::Coordinator> {
+pub(crate) async fn find(client: &Client, group: &str) -> Vec<wire::Coordinator> {
     match ask(client, Request::FindCoordinator(wire::FindCoordinator { group: group.into() })).await {
         Response::FindCoordinator(found) => found.coordinators,
         other => panic!("{other:?}"),
@@ -29,7 +29,7 @@ async fn find(client: &Client, group: &str) -> Vec<wire::Coordinator> {
 }
 
 /// The coordinator of a group, which is not one of these, by its number among the nodes, once it serves the group.
-async fn coordinator(nodes: &Nodes, asked: usize, group: &str, not: &[usize]) -> (usize, Client) {
+pub(crate) async fn coordinator(nodes: &Nodes, asked: usize, group: &str, not: &[usize]) -> (usize, Client) {
     let (client, began) = (nodes.client(asked).await, Instant::now());
     loop {
         assert!(began.elapsed() < DEADLINE, "no coordinator");
@@ -57,7 +57,7 @@ async fn again(client: &Client, member: &Member, topics: &[&str]) -> Member {
     Member::open(client, open).await
 }
 
-async fn until_replicated(nodes: &Nodes, number: usize, topic: &str, replicas: usize) {
+pub(crate) async fn until_replicated(nodes: &Nodes, number: usize, topic: &str, replicas: usize) {
     let (client, began) = (nodes.client(number).await, Instant::now());
     loop {
         let describe = wire::DescribeTopic { name: topic.into(), stale: false };
