@@ -37,9 +37,14 @@ impl From<NotAuthorized> for StreamError {
 }
 
 impl StreamError {
-    /// Whether the peer is to blame: input that was refused, rather than a stream or connection that went away.
+    /// Whether the peer is to blame: input that was refused, rather than a stream, a connection or a broker that goes away.
     pub(crate) fn is_offence(&self) -> bool {
-        matches!(self, StreamError::Frame(_) | StreamError::EndedInFrame | StreamError::Refused(..))
+        match self {
+            StreamError::Frame(_) | StreamError::EndedInFrame => true,
+            // What passes by itself is nobody's fault: the broker shuts down, or has too much to do.
+            StreamError::Refused(code, _) => !code.retryable(),
+            StreamError::Deadline(_) | StreamError::Unread(_) | StreamError::Read(_) | StreamError::Write(_) => false,
+        }
     }
 
     /// How the stream is reset and stopped.
@@ -194,4 +199,19 @@ pub(crate) async fn send_within<M: Message>(
     what: &'static str,
 ) -> Result<(), StreamError> {
     write_within(send, frame::encode(header, 0), limit, what).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every client that watched for new leaders was once logged as an offender when its broker shut down.
+    #[test]
+    fn a_peer_is_not_to_blame_for_a_broker_that_goes_away() {
+        let refused = |code| StreamError::Refused(code, String::new()).is_offence();
+        assert!(!refused(ErrorCode::ShuttingDown) && !refused(ErrorCode::Overloaded));
+        assert!(refused(ErrorCode::InvalidRequest) && refused(ErrorCode::CreditExceeded));
+        assert!(!StreamError::Read(quinn::ReadError::ClosedStream).is_offence());
+        assert!(StreamError::EndedInFrame.is_offence(), "half a frame, and then an end");
+    }
 }
