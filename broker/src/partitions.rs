@@ -307,7 +307,7 @@ impl Partitions {
         let progress = Arc::clone(&self.recovery);
         let opening = move || {
             let path = data_dir.partition_path(&identity.topic, identity.partition);
-            let hints = data_dir.admit(&identity.topic, identity.partition, identity.topic_id, created)?;
+            let hints = data_dir.admit(&identity.topic, identity.partition, identity.topic_id, created, now_ms())?;
             let files = Arc::clone(data_dir.files());
             Log::open_watched(files, &path, identity, config, hints, now_ms(), &progress)
         };

@@ -324,7 +324,14 @@ impl DataDir {
     /// # Errors
     /// [`OpenError`]: the log must not be opened. After a crash it could be taken for the other one, or records that were deleted
     /// would be served.
-    pub fn admit(&self, topic: &str, partition: u32, topic_id: TopicId, created: bool) -> Result<OpenHints, OpenError> {
+    pub fn admit(
+        &self,
+        topic: &str,
+        partition: u32,
+        topic_id: TopicId,
+        created: bool,
+        now_ms: i64,
+    ) -> Result<OpenHints, OpenError> {
         let path = self.partition_path(topic, partition);
         let foreign = match checkpoint::read_partition_metadata(&*self.files, &path) {
             Ok(found) => created && found.is_some_and(|found| found != topic_id),
@@ -342,7 +349,7 @@ impl DataDir {
             self.write_checkpoints()?;
         }
         if foreign {
-            let aside = self.set_aside(topic, partition)?;
+            let aside = self.set_aside(topic, partition, now_ms)?;
             tracing::warn!(path = %path.display(), aside = %aside.display(), "folder of another topic of this name set aside");
         }
         Ok(self.hints(topic, partition))
@@ -431,20 +438,20 @@ impl DataDir {
     }
 
     /// Renames a partition's folder so that nobody takes it for the partition's any more, as Kafka names strays. Returns where it
-    /// is now.
-    pub fn set_aside(&self, topic: &str, partition: u32) -> Result<PathBuf, IoFailure> {
+    /// is now: the name says when that was.
+    pub fn set_aside(&self, topic: &str, partition: u32, now_ms: i64) -> Result<PathBuf, IoFailure> {
         let path = self.partition_path(topic, partition);
-        let aside = self.path.join(name_aside(topic, partition, &uuid::Uuid::new_v4().simple().to_string(), STRAY));
+        let aside = self.path.join(name_aside(topic, partition, &unique_at(now_ms), STRAY));
         self.files.rename(&path, &aside).during("rename", &path)?;
         self.files.sync_dir(&self.path).during("sync", &self.path)?;
         Ok(aside)
     }
 
-    /// The folders that were set aside.
-    pub fn strays(&self) -> Result<Vec<PathBuf>, IoFailure> {
+    /// The folders that were set aside, and when (milliseconds since 1970), where the name says so: Kafka's do not.
+    pub fn strays(&self) -> Result<Vec<(PathBuf, Option<i64>)>, IoFailure> {
         let entries = self.files.list(&self.path).during("list", &self.path)?;
         let strays = entries.into_iter().filter(|entry| entry.is_dir && entry.name.ends_with(STRAY));
-        Ok(strays.map(|entry| self.path.join(entry.name)).collect())
+        Ok(strays.map(|entry| (self.path.join(&entry.name), aside_since_ms(&entry.name))).collect())
     }
 
     /// Removes a folder that was set aside, and everything in it.
@@ -486,6 +493,21 @@ const DELETED: &str = "-delete";
 
 /// How the folder of a partition ends that nobody assigned (Kafka's word).
 const STRAY: &str = "-stray";
+
+/// What makes a name unique, and begins with a time: a UUID of version 7.
+fn unique_at(now_ms: i64) -> String {
+    let mut random = [0; 10];
+    random.copy_from_slice(&uuid::Uuid::new_v4().as_bytes()[..10]);
+    let now_ms = u64::try_from(now_ms).unwrap_or(0);
+    uuid::Builder::from_unix_timestamp_millis(now_ms, &random).into_uuid().simple().to_string()
+}
+
+/// When a stray of this name was set aside.
+fn aside_since_ms(name: &str) -> Option<i64> {
+    let (_, unique) = name.strip_suffix(STRAY)?.rsplit_once('.')?;
+    let unique = uuid::Uuid::parse_str(unique).ok().filter(|unique| unique.get_version_num() == 7)?;
+    i64::try_from(unique.as_u128() >> 80).ok()
+}
 
 /// What Kafka calls a folder that is a partition's no more, cut to what a file system allows for a name.
 fn name_aside(topic: &str, partition: u32, unique: &str, end: &str) -> String {
@@ -570,4 +592,23 @@ pub(crate) fn remove_folder(files: &dyn Files, path: &Path) -> Result<(), IoFail
         }
     }
     files.remove_dir(path).during("remove", path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_name_of_a_stray_says_since_when_it_is_one() {
+        for now_ms in [0, 1_700_000_000_123, (1 << 48) - 1] {
+            let name = name_aside("a.topic-7", 3, &unique_at(now_ms), STRAY);
+            assert_eq!(aside_since_ms(&name), Some(now_ms), "{name}");
+            assert!(checkpoint::parse_partition_dir_name(&name).is_none(), "{name}");
+        }
+        assert_ne!(unique_at(5), unique_at(5));
+        let of_kafka = uuid::Uuid::new_v4().simple().to_string();
+        for name in [name_aside("t", 0, &of_kafka, STRAY), "t-0-stray".into(), "t-0.x-stray".into()] {
+            assert_eq!(aside_since_ms(&name), None, "{name}");
+        }
+    }
 }

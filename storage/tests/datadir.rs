@@ -34,7 +34,7 @@ fn begin_at(data_dir: &DataDir, offset: i64) {
 }
 
 fn log_start(data_dir: &DataDir, partition: u32) -> i64 {
-    data_dir.admit("t", partition, ID, false).unwrap().log_start_offset
+    data_dir.admit("t", partition, ID, false, 0).unwrap().log_start_offset
 }
 
 /// The checkpoint counted as empty where it was damaged, and records came back that somebody had been told are deleted.
@@ -79,16 +79,16 @@ fn where_both_files_are_damaged_no_log_is_opened_and_nothing_is_written_over_the
         std::fs::write(folder.path().join(name), "0\n1\nt 0 x\n").unwrap();
     }
     let data_dir = open(&files, folder.path());
-    let refused = data_dir.admit("t", 0, ID, false).unwrap_err();
+    let refused = data_dir.admit("t", 0, ID, false, 0).unwrap_err();
     assert!(matches!(refused, OpenError::UnknownStart(_)));
     for name in [LOG_START_OFFSETS, LOG_START_COPY] {
         assert!(refused.to_string().contains(name), "{refused}");
     }
-    data_dir.admit("new", 0, ID, true).unwrap();
+    data_dir.admit("new", 0, ID, true, 0).unwrap();
     begin_at(&data_dir, 0);
     data_dir.write_checkpoints().unwrap();
     drop(data_dir);
-    assert!(open(&files, folder.path()).admit("t", 0, ID, false).is_err());
+    assert!(open(&files, folder.path()).admit("t", 0, ID, false, 0).is_err());
     std::fs::write(folder.path().join(LOG_START_COPY), sound).unwrap();
     assert_eq!(log_start(&open(&files, folder.path()), 0), 17, "one of the two is enough");
 }

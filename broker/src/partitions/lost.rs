@@ -9,6 +9,7 @@
 //! [`super`].
 
 use super::{Key, Partitions};
+use crate::clock::now_ms;
 use crate::error::PartitionError;
 use crate::partition::state::fenced;
 use crate::partition::{AssignedPartition, PartitionHandle, log_config};
@@ -97,7 +98,7 @@ impl Partitions {
                 tracing::warn!(
                     partition,
                     why,
-                    "a replica is lost: it is in sync no more, and is fetched from its leader"
+                    "a replica is lost: it is in sync no more, and is fetched from its leader; where nobody leads, `headwater cluster health` says what to do"
                 );
             }
             all.push(Lost { key, why });
@@ -219,7 +220,8 @@ fn make_way(data_dir: &DataDir, topic: &str, partition: u32) -> Result<Option<St
     let path = data_dir.partition_path(topic, partition);
     let is_there = files::exists(&**data_dir.files(), &path);
     let is_there = is_there.map_err(|error| IoFailure { action: "look for", path: path.clone(), error })?;
-    let aside = if is_there { Some(data_dir.set_aside(topic, partition)?.display().to_string()) } else { None };
+    let aside =
+        if is_there { Some(data_dir.set_aside(topic, partition, now_ms())?.display().to_string()) } else { None };
     data_dir.update_checkpoints(|checkpoints| {
         checkpoints.retain(|(other, number)| !(other == topic && *number == partition));
     });

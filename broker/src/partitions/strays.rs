@@ -6,6 +6,7 @@
 //! Owns: that. Refuses: to decide what is assigned (the metadata does).
 
 use super::{Partitions, paused};
+use crate::clock::now_ms;
 use crate::partition::AssignedPartition;
 use headwater_proto::TopicId;
 use headwater_storage::{DataDir, IoFailure};
@@ -64,7 +65,7 @@ pub(crate) fn set_strays_aside(
     }
     for folder in strays {
         let (path, topic_id) = (folder.path.display(), folder.topic_id);
-        match data_dir.set_aside(&folder.topic, folder.partition) {
+        match data_dir.set_aside(&folder.topic, folder.partition, now_ms()) {
             Ok(aside) => tracing::warn!(
                 %path, ?topic_id, aside = %aside.display(), "folder of a partition that the metadata does not know set aside"
             ),
@@ -77,17 +78,22 @@ pub(crate) fn set_strays_aside(
 }
 
 impl Partitions {
-    /// Deletes what was set aside once this broker has seen it lie there for `delay`, until `shutdown`.
+    /// Deletes what was set aside once it has lain there for `delay`, until `shutdown`. Where its name does not say since when that is so, or
+    /// says a time that is still to come, it counts from when this broker saw it first.
     pub(crate) async fn delete_strays(&self, delay: Duration, shutdown: CancellationToken) {
         let mut seen: BTreeMap<PathBuf, Instant> = BTreeMap::new();
-        while !paused(delay.clamp(SHORTEST_ROUND, LONGEST_ROUND), &shutdown).await {
+        let mut pause = SHORTEST_ROUND;
+        while !paused(pause, &shutdown).await {
+            pause = delay.clamp(SHORTEST_ROUND, LONGEST_ROUND);
             let Some(data_dir) = self.data_dir() else { return };
             let mut known = std::mem::take(&mut seen);
             let round = move || {
-                let now = Instant::now();
-                for path in data_dir.strays()? {
+                let (now, time_ms) = (Instant::now(), now_ms());
+                for (path, aside_ms) in data_dir.strays()? {
                     let since = known.remove(&path).unwrap_or(now);
-                    if now.duration_since(since) < delay {
+                    let lain = aside_ms.and_then(|aside_ms| u64::try_from(time_ms - aside_ms).ok());
+                    let lain = lain.map_or(now.duration_since(since), Duration::from_millis);
+                    if lain < delay {
                         seen.insert(path, since);
                         continue;
                     }

@@ -7,7 +7,8 @@ use headwater_proto::wire::Acks;
 use headwater_storage::OsFiles;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use uuid::Uuid;
 
 /// Whatever is flushed is known to be at once.
 const SETTINGS: &[&str] = &["log.flush.offset.checkpoint.interval.ms=10"];
@@ -110,6 +111,39 @@ async fn a_folder_of_a_topic_that_was_deleted_meanwhile_is_a_stray_and_goes_afte
         }
     })
     .await;
+}
+
+/// A broker that starts every day would else never delete anything.
+#[tokio::test]
+async fn how_long_a_folder_has_lain_aside_counts_however_often_its_broker_starts() {
+    let mut cluster = Cluster::start(&[1], SETTINGS).await;
+    cluster.kill(1);
+    cluster.let_go(1).await;
+    let root = cluster.dir(1).to_owned();
+    std::fs::create_dir(root.join("stranger-0")).unwrap();
+    cluster.up(1).await;
+    let [aside] = &strays(&root)[..] else { panic!("{:?}", strays(&root)) };
+    cluster.kill(1);
+    cluster.let_go(1).await;
+    // As if that had been an hour ago; and one that Kafka set aside, nobody knows when.
+    let name = aside.file_name().unwrap().to_str().unwrap();
+    let unique = Uuid::parse_str(name.strip_prefix("stranger-0.").unwrap().strip_suffix("-stray").unwrap()).unwrap();
+    let since_ms = u64::try_from(unique.as_u128() >> 80).unwrap();
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+    assert!(now_ms - u128::from(since_ms) < 60_000, "{name} says when it was set aside");
+    let before = uuid::Builder::from_unix_timestamp_millis(since_ms - 3_600_000, &[7; 10]).into_uuid();
+    let earlier = root.join(format!("stranger-0.{}-stray", before.simple()));
+    std::fs::rename(aside, &earlier).unwrap();
+    let of_kafka = root.join(format!("stranger-1.{}-stray", Uuid::new_v4().simple()));
+    std::fs::create_dir(&of_kafka).unwrap();
+    cluster.up_on(1, Arc::new(OsFiles::default()), &["stray.delete.delay.ms=1800000"]).await;
+    within("its time is over", async {
+        while earlier.exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    assert!(of_kafka.exists(), "its time begins when it is seen");
 }
 
 /// What a replica has taken in once does not permit another cut below what it knows to be acknowledged, after a restart neither.
