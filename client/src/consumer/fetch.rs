@@ -25,7 +25,7 @@ use crate::TopicPartition;
 use crate::connection::{Connections, Lease};
 use crate::error::{ConsumeError, Error, Refusal};
 use crate::metadata::{Metadata, PartitionInfo, TopicInfo, is_stale};
-use crate::retry::{Backoff, reached};
+use crate::retry::{Backoff, NEVER, after, reached};
 use crate::stream::{FrameReader, write_message};
 use crate::watch::{LeaderWatch, WORTH_ASKING};
 
@@ -34,8 +34,9 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A nearer replica that is not opened within this time is not waited for: the leader serves too.
 const NEAR_PATIENCE: Duration = Duration::from_secs(1);
-/// How long the leader is read from where a nearer replica could not be, before that is tried again with the next stream.
-const NEAR_PAUSE: Duration = Duration::from_secs(10);
+/// How long the leader is read from where a nearer replica could not be, before that is tried again: so many of the longest pauses
+/// between two tries.
+const NEAR_PAUSES: u32 = 10;
 
 /// What the broker was granted beyond a share that became smaller must have come within this time, or the stream is opened
 /// anew: at the end of a log it may never come, and others wait for it.
@@ -74,6 +75,8 @@ pub(crate) struct Fetch {
     leader_epoch: i32,
     /// The leader is asked for a nearer replica from then on.
     near_at: Instant,
+    /// How long it is not asked after a nearer replica was of no use.
+    near_pause: Duration,
 }
 
 /// An open fetch stream.
@@ -87,6 +90,8 @@ struct Stream {
     info: Arc<TopicInfo>,
     /// It comes from a replica that is nearer than the leader.
     is_near: bool,
+    /// Another stream is opened then: there may be a nearer replica by that time.
+    look_at: Option<Instant>,
 }
 
 /// Why reading stops.
@@ -95,6 +100,8 @@ enum Stop {
     Lost(Error),
     /// The broker has more credit than is this partition's now: the stream is opened anew with less.
     Narrowed,
+    /// There may be a nearer replica than the leader: the stream is opened anew, wherever that is.
+    Nearer,
     /// The broker's word about this partition.
     Refused(Refusal),
     /// The application must decide.
@@ -106,7 +113,8 @@ impl Fetch {
     pub(crate) fn new(context: Arc<Context>, life: Life, next: Position) -> Fetch {
         let leader = context.metadata.watch_leader(life.cell.topic_id, life.cell.at.partition);
         let since = Instant::now();
-        Fetch { context, life, next, claimed_bytes: 0, since, leader, leader_epoch: -1, near_at: since }
+        let near_pause = context.connections.config.retry_backoff_max.saturating_mul(NEAR_PAUSES).min(NEVER);
+        Fetch { context, life, next, claimed_bytes: 0, since, leader, leader_epoch: -1, near_at: since, near_pause }
     }
 
     /// Reads until the task is dropped or the application must decide how to go on.
@@ -124,7 +132,7 @@ impl Fetch {
             if self.next.offset > before {
                 backoff.reset();
             }
-            let narrowed = matches!(stop, Stop::Narrowed);
+            let at_once = matches!(stop, Stop::Narrowed | Stop::Nearer);
             if let Err(error) = self.decide(stop).await {
                 if !self.context.subscribed || !is_gone(&error) {
                     return self.push(Item::Error(error));
@@ -134,7 +142,7 @@ impl Fetch {
                     tracing::warn!(partition = %self.life.cell.at, %error, "not read at the moment");
                 }
             }
-            if narrowed {
+            if at_once {
                 continue;
             }
             let pause = Instant::now() + backoff.next(rand::random());
@@ -155,7 +163,7 @@ impl Fetch {
         let TopicPartition { topic, partition } = self.life.cell.at.clone();
         let refusal = match stop {
             Stop::Fatal(error) => return Err(error),
-            Stop::Narrowed => return Ok(()),
+            Stop::Narrowed | Stop::Nearer => return Ok(()),
             Stop::Lost(error) => {
                 tracing::debug!(topic = &*topic, partition, %error, "fetch stream lost");
                 return Ok(());
@@ -230,7 +238,7 @@ impl Fetch {
         };
         let ended = self.drain(&mut stream, credit).await;
         if stream.is_near && !matches!(ended, Ok(Stop::Narrowed) | Err(Stop::Fatal(_))) {
-            self.near_at = Instant::now() + NEAR_PAUSE;
+            self.near_at = Instant::now() + self.near_pause;
         }
         match ended {
             // What a position is worth, the leader says.
@@ -293,15 +301,21 @@ impl Fetch {
         leader: PartitionInfo,
         credit: &mut FetchCredit,
     ) -> Result<(Result<Stream, Error>, wire::FetchOpened), Error> {
-        let rack = self.context.connections.config.rack.clone();
-        let rack = rack.filter(|_| Instant::now() >= self.near_at).unwrap_or_default();
-        let opened = self.open_on(info, leader, (leader.leader, rack), credit).await?;
+        let Some(rack) = self.context.connections.config.rack.clone() else {
+            return self.open_on(info, leader, (leader.leader, String::new()), credit, None).await;
+        };
+        if Instant::now() < self.near_at {
+            return self.open_on(info, leader, (leader.leader, String::new()), credit, Some(self.near_at)).await;
+        }
+        // Where there is none, there may be one later: after as long as what is known of a topic is used.
+        let later = after(Instant::now(), self.context.connections.config.metadata_max_age.max(self.near_pause));
+        let opened = self.open_on(info, leader, (leader.leader, rack), credit, Some(later)).await?;
         let Some(near) = opened.1.preferred_replica.filter(|near| *near != leader.leader) else { return Ok(opened) };
         drop(opened);
         credit.reopened();
         // Unless it serves: then the leader is asked again with the next stream.
-        self.near_at = Instant::now() + NEAR_PAUSE;
-        let opening = self.open_on(info, leader, (near, String::new()), credit);
+        self.near_at = Instant::now() + self.near_pause;
+        let opening = self.open_on(info, leader, (near, String::new()), credit, None);
         let refusal = match tokio::time::timeout(NEAR_PATIENCE, opening).await {
             Ok(Ok((stream, answer))) if answer.error.is_none() => {
                 self.near_at = Instant::now();
@@ -314,7 +328,7 @@ impl Fetch {
         let at = &self.life.cell.at;
         tracing::debug!(%at, near, error = refusal.map(tracing::field::display), "not read from a replica that is nearer");
         credit.reopened();
-        self.open_on(info, leader, (leader.leader, String::new()), credit).await
+        self.open_on(info, leader, (leader.leader, String::new()), credit, Some(self.near_at)).await
     }
 
     async fn open_on(
@@ -323,6 +337,7 @@ impl Fetch {
         leader: PartitionInfo,
         (broker_id, rack): (i32, String),
         credit: &mut FetchCredit,
+        look_at: Option<Instant>,
     ) -> Result<(Result<Stream, Error>, wire::FetchOpened), Error> {
         let share = self.life.feed.claim.share();
         let mut lease = self.context.connections.lease(broker_id, share).await?;
@@ -349,7 +364,8 @@ impl Fetch {
             Error::ConnectionLost { address: address.to_string(), reason }
         })?;
         let (info, assembler) = (info.clone(), Assembler::default());
-        let stream = opened.followed_by().map(|data| Stream { lease, address, send, data, assembler, info, is_near });
+        let data = opened.followed_by();
+        let stream = data.map(|data| Stream { lease, address, send, data, assembler, info, is_near, look_at });
         Ok((stream, answer))
     }
 
@@ -394,6 +410,8 @@ impl Fetch {
                     continue;
                 }
                 () = reached(narrow_at) => return Ok(Stop::Narrowed),
+                // What is on its way of a batch would come twice.
+                () = reached(stream.look_at), if stream.assembler.is_at_boundary() => return Ok(Stop::Nearer),
                 _ = self.leader.replaced(self.leader_epoch) => {
                     return Ok(Stop::Lost(Error::refused(ErrorCode::NotLeader, REPLACED)));
                 }

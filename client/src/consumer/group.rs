@@ -377,7 +377,7 @@ impl Member {
             assignor: settings.assignor.clone(),
             session_timeout_ms: settings.session_timeout.map_or(0, ms),
             rebalance_timeout_ms: ms(self.hands.rebalance_timeout),
-            rack: String::new(),
+            rack: self.connections.config.rack.clone().unwrap_or_default(),
             owned: to_wire(&self.owned),
             member_epoch: self.epoch,
         }

@@ -43,6 +43,19 @@ async fn a_member_begins_where_its_group_committed_and_elsewhere_at_the_start() 
 }
 
 #[tokio::test]
+async fn a_member_says_in_which_rack_it_is_and_asks_there_for_what_it_reads() {
+    let mut peer = Peer::start(1).await;
+    let config = ClientConfig { rack: Some("b".into()), ..peer.config() };
+    let client = within("connect", Client::connect(config)).await.unwrap();
+    let _consumer = within("build", client.consumer().group("billing").topics([TOPIC]).build()).await.unwrap();
+    let (mut member, join) = peer.member().await;
+    assert_eq!(join.rack, "b");
+    assign(&mut member, 1, &[0]).await;
+    let (_, open) = fetches(&mut peer, 1).await.remove(0);
+    assert_eq!(open.rack, "b");
+}
+
+#[tokio::test]
 async fn a_partition_is_let_go_only_when_the_application_is_done_and_its_progress_is_committed() {
     let mut peer = Peer::start(2).await;
     let events = Arc::new(Mutex::new(Vec::new()));

@@ -145,7 +145,8 @@ async fn a_reader_goes_where_the_leader_sends_it_and_back_when_it_is_refused_the
         _ => None,
     });
     let ca_pem = [leader.config().ca_pem, near.config().ca_pem].concat();
-    let config = ClientConfig { rack: Some("b".into()), ca_pem, ..leader.config() };
+    let retry_backoff_max = std::time::Duration::from_millis(300);
+    let config = ClientConfig { rack: Some("b".into()), ca_pem, retry_backoff_max, ..leader.config() };
     let client = within("connect", Client::connect(config)).await.unwrap();
     let build = client.consumer().assign([(TOPIC, 0)]).start(StartFrom::Offset(0)).build();
     let mut consumer = within("build", build).await.unwrap();
@@ -166,6 +167,16 @@ async fn a_reader_goes_where_the_leader_sends_it_and_back_when_it_is_refused_the
     stream.data(2, 2, &batch(1, &[b"far"])).await;
     assert_eq!(within("a record", consumer.next()).await.unwrap().unwrap().offset, 1);
     assert_eq!(consumer.high_watermark(TOPIC, 0), Some(2));
+
+    // After a while the leader is asked again by itself, though its stream goes on.
+    let mut opened = leader.stream().await;
+    let open::Stream::Fetch(open) = &opened.open else { panic!("{:?}", opened.open) };
+    assert_eq!((&*open.rack, open.from_follower, open.offset), ("b", false, 2));
+    opened.send(&wire::FetchOpened { preferred_replica: Some(2), ..wire::FetchOpened::default() }, &[]).await;
+    let (mut again, open) = near.fetch(3).await;
+    assert_eq!((open.from_follower, open.offset), (true, 2));
+    again.data(3, 3, &batch(2, &[b"near again"])).await;
+    assert_eq!(within("a record", consumer.next()).await.unwrap().unwrap().offset, 2);
 }
 
 #[tokio::test]
