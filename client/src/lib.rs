@@ -36,10 +36,10 @@ mod stream;
 mod watch;
 
 pub use admin::{
-    AddingReplica, Admin, BrokerDescription, BrokerHealth, ClusterBroker, ClusterDescription, ClusterMetadata,
-    CommittedOffset, ConfigEntry, CreatedTopic, ElectedLeader, FeatureLevels, GroupDescription, GroupListing,
-    GroupOffset, MemberDescription, Moves, NewTopic, OffsetAnswer, OffsetAt, OffsetQuery, PartitionDescription,
-    PartitionMove, PartitionState, Reassignment, TopicDescription, TopicListing,
+    AddingReplica, Admin, BrokerDescription, BrokerHealth, ClusterBroker, ClusterDescription, ClusterHealth,
+    ClusterMetadata, CommittedOffset, ConfigEntry, CreatedTopic, ElectedLeader, FeatureLevels, GroupDescription,
+    GroupListing, GroupOffset, LeaderlessPartition, MemberDescription, Moves, NewTopic, OffsetAnswer, OffsetAt,
+    OffsetQuery, PartitionDescription, PartitionMove, PartitionState, Reassignment, TopicDescription, TopicListing,
 };
 pub use config::{ClientConfig, ClientIdentity, ConfigError, IdentityFiles};
 pub use consumer::{

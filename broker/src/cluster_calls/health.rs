@@ -11,6 +11,9 @@ use crate::shared::Shared;
 use headwater_proto::wire;
 use headwater_proto::wire::call_response::Response;
 
+/// Partitions without a leader that are told of one by one.
+const MAX_LEADERLESS: usize = 1_000;
+
 pub(crate) async fn health(shared: &Shared) -> Answer {
     see(shared, false).await?;
     let state = shared.metadata.state();
@@ -20,9 +23,15 @@ pub(crate) async fn health(shared: &Shared) -> Answer {
         may_stop: told.why_not.is_none(),
         why_not: told.why_not.unwrap_or_default(),
     });
+    let leaderless = health::leaderless(&state).map(|(topic, partition, advice)| wire::LeaderlessPartition {
+        topic: topic.to_owned(),
+        partition,
+        advice,
+    });
     Ok(Response::ClusterHealth(wire::ClusterHealthResponse {
         controller: state.controller().map_or(-1, |(broker_id, _)| broker_id),
         brokers: brokers.collect(),
+        leaderless: leaderless.take(MAX_LEADERLESS).collect(),
     }))
 }
 

@@ -3,9 +3,12 @@
 //! A broker may be stopped if the metadata quorum has a majority without it, and every partition that it is in sync of keeps
 //! a leader and as many in-sync replicas as its min.insync.replicas asks for.
 //!
+//! And what a person has to do where a partition has no leader: who of its replicas has everything that was acknowledged, and what it takes to
+//! go on without it.
+//!
 //! Owns: that judgement, and its words. Refuses: to stop anything.
 
-use super::state::{Broker, BrokerState, MetadataState};
+use super::state::{Broker, BrokerState, MetadataState, NO_LEADER, Partition};
 use std::collections::BTreeSet;
 
 /// Whether a broker may be stopped.
@@ -80,6 +83,48 @@ fn without(state: &MetadataState, broker_id: i32) -> Option<String> {
         words.push(format!("{} would have fewer in-sync replicas than min.insync.replicas", partitions(too_few)));
     }
     Some(format!("{} ({first} is one)", words.join(", ")))
+}
+
+/// The partitions that nobody leads, and what is to be done about each.
+pub fn leaderless(state: &MetadataState) -> impl Iterator<Item = (&str, u32, String)> {
+    let partitions = state.topics().flat_map(|topic| topic.partitions.iter().zip(0..).map(move |it| (topic, it)));
+    let leaderless = partitions.filter(|(_, (partition, _))| partition.leader == NO_LEADER);
+    leaderless.map(|(topic, (partition, number))| (&*topic.name, number, advice(state, &topic.name, number, partition)))
+}
+
+/// In an order that loses nothing first: whoever has everything comes back; then whoever had everything is mended; then a person takes the loss.
+fn advice(state: &MetadataState, topic: &str, number: u32, partition: &Partition) -> String {
+    let elect = format!("`headwater cluster elect --unclean --topic {topic}`");
+    let dry = "with --dry-run it only says who would lead and what may be lost";
+    let is_active = |broker: &i32| state.broker(*broker).is_some_and(|broker| broker.state == BrokerState::Active);
+    let holders: Vec<i32> = partition.isr.iter().chain(&partition.elr).copied().collect();
+    match (&holders[..], &partition.last_known[..]) {
+        ([], [last, ..]) if is_active(last) => format!(
+            "broker {last} was the last that had everything that was acknowledged, and says that its replica is damaged or gone. Stop it, bring \
+             {topic}-{number} in its data folder back or mend it (`headwater segment verify` says what is wrong), start it, and then \
+             let it lead: {elect} ({dry}). Without it, the same command lets another replica lead that runs, and WHAT THAT ONE \
+             MISSES IS LOST"
+        ),
+        ([], [last, ..]) => format!(
+            "broker {last} was the last that had everything that was acknowledged, and lost it. It does not run: start it with a sound \
+             {topic}-{number} in its data folder, and let it lead: {elect} ({dry}). Without it, the same command lets another replica \
+             lead that runs, and WHAT THAT ONE MISSES IS LOST"
+        ),
+        ([], []) => format!(
+            "nobody is known to have everything that was acknowledged. {elect} lets a replica lead that runs ({dry})"
+        ),
+        (holders, _) => {
+            let names: Vec<String> = holders.iter().map(i32::to_string).collect();
+            let which = match &names[..] {
+                [one] => format!("broker {one} has"),
+                names => format!("each of brokers {} has", names.join(", ")),
+            };
+            format!(
+                "{which} everything that was acknowledged, and leads once it runs: start it. Only if it never comes back: {elect} lets another \
+                 replica lead ({dry}), and WHAT THAT ONE MISSES IS LOST"
+            )
+        }
+    }
 }
 
 #[cfg(test)]
@@ -158,6 +203,46 @@ mod tests {
         let told = told(&state, &[1, 2, 3]);
         assert!(told[0].as_deref().is_some_and(|why| why.contains("1 of 3 voters")), "{told:?}");
         assert_eq!(told[1].as_deref(), Some("it is stopping already"));
+    }
+
+    #[test]
+    fn of_a_partition_without_a_leader_it_is_said_what_is_to_be_done() {
+        let mut state = brokers(2);
+        create(&mut state, &[&[1, 2]], 1);
+        assert_eq!(leaderless(&state).count(), 0);
+        let told = |state: &MetadataState| leaderless(state).next().expect("nobody leads it").2;
+        let incarnation = |broker: u8| bytes::Bytes::from(vec![broker; 16]);
+        apply(
+            &mut state,
+            Kind::BecomeController(command::BecomeController { broker_id: 2, incarnation: incarnation(2) }),
+        );
+        let control = |state: &mut MetadataState, kind: Kind| {
+            let command = command::Command { controller_epoch: state.controller_epoch(), ..kind.into() };
+            state.apply(state.index() + 1, &command).expect("accepted");
+        };
+        control(&mut state, Kind::FenceBroker(command::FenceBroker { broker_id: 2, incarnation: incarnation(2) }));
+        control(&mut state, Kind::FenceBroker(command::FenceBroker { broker_id: 1, incarnation: incarnation(1) }));
+        let said = told(&state);
+        assert!(said.starts_with("broker 1 has everything") && said.contains("start it"), "{said}");
+        assert!(said.contains("`headwater cluster elect --unclean --topic t0`") && said.contains("LOST"), "{said}");
+
+        let topic_id = TopicId::from_bytes([1; 16]).to_wire();
+        let lost = vec![command::TopicPartition { topic_id, partition: 0 }];
+        let again = command::RegisterBroker {
+            broker_id: 1,
+            node_id: 1,
+            incarnation: incarnation(9),
+            boots: 2,
+            lost,
+            ..command::RegisterBroker::default()
+        };
+        apply(&mut state, Kind::RegisterBroker(again));
+        let said = told(&state);
+        assert!(said.contains("broker 1 was the last") && said.contains("does not run"), "{said}");
+        control(&mut state, Kind::UnfenceBroker(command::UnfenceBroker { broker_id: 1, incarnation: incarnation(9) }));
+        let said = told(&state);
+        assert!(said.contains("says that its replica is damaged or gone") && said.contains("t0-0"), "{said}");
+        assert!(said.contains("`headwater segment verify`") && said.contains("--dry-run"), "{said}");
     }
 
     #[test]

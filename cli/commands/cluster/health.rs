@@ -1,15 +1,19 @@
 //! `headwater cluster health | upgrade`: what the cluster bears, and what it may be told.
 
 use anyhow::{Context, Result, bail};
-use headwater_client::{Admin, BrokerHealth};
+use headwater_client::{Admin, BrokerHealth, ClusterHealth};
 use serde_json::json;
 
 use crate::args::Global;
-use crate::output::{Told, note, print, print_json, table};
+use crate::output::{Told, complain, note, print, print_json, table};
+
+/// Partitions without a leader that are told of one by one.
+const TOLD: usize = 10;
 
 /// `headwater cluster health`.
 pub(super) async fn health(global: &Global, admin: &Admin, id: Option<i32>) -> Result<()> {
-    let told = admin.cluster_health().await.context("cannot ask for the cluster's health")?;
+    let ClusterHealth { brokers: told, leaderless } =
+        admin.cluster_health().await.context("cannot ask for the cluster's health")?;
     if let Some(id) = id.filter(|id| told.iter().all(|broker| broker.broker_id != *id)) {
         bail!("broker {id} is not registered");
     }
@@ -20,9 +24,19 @@ pub(super) async fn health(global: &Global, admin: &Admin, id: Option<i32>) -> R
         let brokers: Vec<_> = brokers
             .map(|it| json!({ "id": it.broker_id, "may_stop": it.why_not.is_none(), "why_not": it.why_not }))
             .collect();
-        print_json(&json!({ "may_stop": may_stop, "brokers": brokers }))?;
+        let leaderless: Vec<_> = leaderless
+            .iter()
+            .map(|it| json!({ "topic": it.topic, "partition": it.partition, "advice": it.advice }))
+            .collect();
+        print_json(&json!({ "may_stop": may_stop, "brokers": brokers, "leaderless": leaderless }))?;
     } else {
         print(format!("{words}\n"))?;
+        for it in leaderless.iter().take(TOLD) {
+            complain(format_args!("{}-{} HAS NO LEADER: {}", it.topic, it.partition, it.advice));
+        }
+        if leaderless.len() > TOLD {
+            complain(format_args!("... and {} more partitions have no leader", leaderless.len() - TOLD));
+        }
     }
     if may { Ok(()) } else { Err(Told.into()) }
 }

@@ -98,6 +98,26 @@ pub struct AddingReplica {
     pub bytes_behind: Option<u64>,
 }
 
+/// What the cluster bears, and what it lacks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterHealth {
+    /// Of every broker, whether it may be stopped.
+    pub brokers: Vec<BrokerHealth>,
+    /// The partitions that nobody leads, or the first of very many.
+    pub leaderless: Vec<LeaderlessPartition>,
+}
+
+/// A partition that nobody leads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaderlessPartition {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// Why not, and what is to be done, for a person.
+    pub advice: String,
+}
+
 /// Whether a broker may be stopped.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerHealth {
@@ -334,17 +354,21 @@ impl Admin {
         }
     }
 
-    /// Of every broker, whether it may be stopped now without anything becoming unavailable.
+    /// Of every broker, whether it may be stopped now without anything becoming unavailable; and what has no leader.
     ///
     /// # Errors
     /// When the broker cannot be asked, or has not heard from a majority.
-    pub async fn cluster_health(&self) -> Result<Vec<BrokerHealth>, Error> {
+    pub async fn cluster_health(&self) -> Result<ClusterHealth, Error> {
         let answer = call!(self, "cluster health", ClusterHealth(wire::ClusterHealth {}) => ClusterHealth);
         let brokers = answer
             .brokers
             .into_iter()
             .map(|it| BrokerHealth { broker_id: it.broker_id, why_not: (!it.may_stop).then_some(it.why_not) });
-        Ok(brokers.collect())
+        let brokers = brokers.collect();
+        let leaderless = answer.leaderless.into_iter();
+        let leaderless =
+            leaderless.map(|it| LeaderlessPartition { topic: it.topic, partition: it.partition, advice: it.advice });
+        Ok(ClusterHealth { brokers, leaderless: leaderless.collect() })
     }
 
     /// Which commands the cluster may be given, and which its brokers can.

@@ -180,6 +180,19 @@ pub struct ClusterHealthResponse {
     pub controller: i32,
     #[prost(message, repeated, tag = "2")]
     pub brokers: ::prost::alloc::vec::Vec<BrokerHealth>,
+    #[prost(message, repeated, tag = "3")]
+    pub leaderless: ::prost::alloc::vec::Vec<LeaderlessPartition>,
+}
+/// A partition that nobody leads.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct LeaderlessPartition {
+    #[prost(string, tag = "1")]
+    pub topic: ::prost::alloc::string::String,
+    #[prost(uint32, tag = "2")]
+    pub partition: u32,
+    /// Why not, and what is to be done, for a person.
+    #[prost(string, tag = "3")]
+    pub advice: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BrokerHealth {
