@@ -239,13 +239,14 @@ impl Log {
                 }
             }
         }
-        self.write_group(group, now_ms)?;
+        self.write_group(group, &[], now_ms)?;
         metrics::histogram!(names::APPEND_SECONDS).record(began.elapsed());
         Ok(outcomes)
     }
 
-    /// Appends what a leader sent, with the offsets and epochs that it has.
-    pub fn append_as_follower(&mut self, batches: &[NewBatch], now_ms: i64) -> Result<(), AppendError> {
+    /// Appends what a leader sent, with the offsets and epochs that it has. `rolls`: base offsets of batches with which the leader's
+    /// segments begin, in order; so does one here.
+    pub fn append_as_follower(&mut self, batches: &[NewBatch], rolls: &[i64], now_ms: i64) -> Result<(), AppendError> {
         self.check_poisoned()?;
         let mut next_offset = self.next_offset;
         if let (Some(first), Some(latest)) = (batches.first(), self.epochs.entries().last())
@@ -268,7 +269,7 @@ impl Log {
             (next_offset, latest) = (header.next_offset(), header.leader_epoch);
             group.push((header, body_of(batch)?));
         }
-        self.write_group(group, now_ms)
+        self.write_group(group, rolls, now_ms)
     }
 
     /// Makes everything that was appended durable. Returns the offset up to which the log is on stable storage. After an
@@ -445,7 +446,7 @@ impl Log {
     }
 
     /// Cuts a group into runs: where segments are rolled, and where the limit on unflushed bytes asks for a flush.
-    fn plan(&self, group: Vec<(BatchHeader, Bytes)>) -> Result<Vec<Run>, AppendError> {
+    fn plan(&self, group: Vec<(BatchHeader, Bytes)>, rolls: &[i64]) -> Result<Vec<Run>, AppendError> {
         let active = &self.active;
         let mut runs: Vec<Run> = Vec::with_capacity(1);
         let (mut size, mut base_offset) = (active.size, active.segment.base_offset);
@@ -461,6 +462,7 @@ impl Log {
             });
             let full = size + bytes > u64::from(self.config.segment_bytes)
                 || too_old
+                || rolls.contains(&header.base_offset)
                 || index.is_full(self.config.segment_index_bytes);
             // Even an empty segment's indexes hold 31 bits of an offset's distance to its base, and a follower may go on anywhere.
             let too_far = header.last_offset() - base_offset > i64::from(i32::MAX) && header.base_offset > base_offset;
@@ -506,8 +508,8 @@ impl Log {
         Ok(runs)
     }
 
-    fn write_group(&mut self, group: Vec<(BatchHeader, Bytes)>, now_ms: i64) -> Result<(), AppendError> {
-        let runs = self.plan(group)?;
+    fn write_group(&mut self, group: Vec<(BatchHeader, Bytes)>, rolls: &[i64], now_ms: i64) -> Result<(), AppendError> {
+        let runs = self.plan(group, rolls)?;
         if runs.is_empty() {
             return Ok(());
         }

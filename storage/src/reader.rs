@@ -596,6 +596,11 @@ impl Slice {
         (self.range.end - self.range.start) as usize
     }
 
+    /// Where the segment begins that they are in.
+    pub fn segment_base_offset(&self) -> i64 {
+        self.segment.base_offset
+    }
+
     /// Never: a slice has bytes.
     pub fn is_empty(&self) -> bool {
         self.range.is_empty()

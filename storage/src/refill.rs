@@ -234,7 +234,7 @@ mod tests {
         let mut builder = BatchBuilder::new(BuildOptions { base_offset: 1 << 31, ..options });
         builder.append(NOW, None, Some(b"x"), &[]);
         let bytes = builder.build().unwrap();
-        log.append_as_follower(&[NewBatch { header: batch::check(&bytes).unwrap(), bytes }], NOW).unwrap();
+        log.append_as_follower(&[NewBatch { header: batch::check(&bytes).unwrap(), bytes }], &[], NOW).unwrap();
         filler(&mut log, 3);
         of_producer(&mut log, 7, 0);
         (100..110).for_each(|id| of_producer(&mut log, id, 0));

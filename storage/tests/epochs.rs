@@ -293,7 +293,7 @@ fn epochs_beyond_the_recovery_point_are_learned_from_the_batches() {
     let mut batch = one(b"c", NOW);
     (batch.header.base_offset, batch.header.leader_epoch) = (2, 7);
     assert_eq!(batch.header.producer_epoch, NO_PRODUCER_EPOCH);
-    log.append_as_follower(&[batch], NOW).unwrap();
+    log.append_as_follower(&[batch], &[], NOW).unwrap();
     log.append(&[one(b"d", NOW)], 11, NOW).unwrap();
     drop(log);
     let (log, report) = open(&disk.restart(), 2);

@@ -267,10 +267,26 @@ fn an_epoch_that_wrote_nothing_does_not_refuse_a_leaders_older_batches() {
     let of_epoch = |base_offset, leader_epoch| {
         batch_of(BuildOptions { base_offset, leader_epoch, ..BuildOptions::default() }, NOW, &[b"x"])
     };
-    log.append_as_follower(&[of_epoch(1, 1), of_epoch(2, 3)], NOW).unwrap();
+    log.append_as_follower(&[of_epoch(1, 1), of_epoch(2, 3)], &[], NOW).unwrap();
     let epochs: Vec<_> = log.leader_epochs().entries().iter().map(|entry| (entry.epoch, entry.start_offset)).collect();
     assert_eq!(epochs, [(1, 0), (3, 2)]);
-    assert!(matches!(log.append_as_follower(&[of_epoch(3, 2)], NOW), Err(AppendError::OldEpoch { .. })));
+    assert!(matches!(log.append_as_follower(&[of_epoch(3, 2)], &[], NOW), Err(AppendError::OldEpoch { .. })));
+}
+
+/// Whatever the follower's own settings say of it.
+#[test]
+fn a_follower_begins_segments_where_it_is_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut log, _) = open(dir.path(), &LogConfig::default(), OpenHints::default());
+    let batches: Vec<NewBatch> = (0..6).map(|offset| sent(offset, 1)).collect();
+    log.append_as_follower(&batches[..2], &[0], NOW).unwrap();
+    log.append_as_follower(&batches[2..5], &[2, 4], NOW).unwrap();
+    log.append_as_follower(&batches[5..], &[], NOW).unwrap();
+    log.flush().unwrap();
+    assert_eq!((log.reader().segment_count(), all(&log).len()), (3, 6));
+    for base in [0, 2, 4] {
+        assert!(dir.path().join(format!("{base:020}.log")).exists(), "a segment at {base}");
+    }
 }
 
 /// What a leader sends of a compacted topic, whose offsets may lie as far apart as they like.
@@ -306,7 +322,7 @@ fn a_segment_ends_where_its_indexes_cannot_hold_the_next_offset() {
         let dir = tempfile::tempdir().unwrap();
         let (mut log, _) = open(dir.path(), &config, OpenHints::default());
         for group in batches.chunks(if at_once { batches.len() } else { 1 }) {
-            log.append_as_follower(group, NOW).unwrap();
+            log.append_as_follower(group, &[], NOW).unwrap();
         }
         let end = log.flush().unwrap();
         let check = |log: &Log| {

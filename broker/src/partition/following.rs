@@ -29,6 +29,8 @@ pub(super) enum Job<W> {
         /// Where the log has to end for them.
         from: i64,
         batches: Vec<NewBatch>,
+        /// The base offsets of those with which segments begin.
+        rolls: Vec<i64>,
         bytes: usize,
         flush: bool,
     },
@@ -270,7 +272,7 @@ impl<W> Following<W> {
         if let Some(cut) = self.cut {
             return Some(Job::Cut(cut));
         }
-        let (mut batches, mut bytes, mut memory) = (Vec::new(), 0, 0);
+        let (mut batches, mut rolls, mut bytes, mut memory) = (Vec::new(), Vec::new(), 0, 0);
         let from = self.waiting.front().map_or(self.offsets.log_end, |(from, _)| *from);
         while let Some((begins, next)) = self.waiting.pop_front() {
             let more: usize = next.batches.iter().map(|batch| batch.bytes.len()).sum();
@@ -282,13 +284,14 @@ impl<W> Following<W> {
             memory += next.bytes;
             self.loans.extend(next.loan);
             batches.extend(next.batches);
+            rolls.extend(next.rolls);
         }
         if !batches.is_empty() {
             self.writing = (memory, self.stream);
             let flush = self.durability == TopicDurability::Flushed
                 || self.unflushed_bytes + bytes >= self.limits.unflushed_bytes
                 || self.flush_is_due(now_ms);
-            return Some(Job::Append { from, batches, bytes, flush });
+            return Some(Job::Append { from, batches, rolls, bytes, flush });
         }
         if self.flush_is_due(now_ms) {
             return Some(Job::Flush);

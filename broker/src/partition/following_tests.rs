@@ -48,7 +48,7 @@ fn pushed(base_offset: i64, bytes: usize) -> (Push, Pushed) {
     let span = BatchSpan { base_offset, next_offset: base_offset + 1, leader_epoch: 3 };
     let push = Push { tenure: TENURE, from: base_offset, batches: vec![span], high_watermark: 11, log_start: 0 };
     let bytes = whole.len() as u64;
-    (push, Pushed { batches: vec![NewBatch { header, bytes: whole }], bytes, loan: None })
+    (push, Pushed { batches: vec![NewBatch { header, bytes: whole }], rolls: vec![base_offset], bytes, loan: None })
 }
 
 fn push(following: &mut Following<&'static str>, stream: u64, base_offset: i64, bytes: usize) -> u64 {
@@ -63,8 +63,8 @@ fn what_is_pushed_is_written_flushed_and_reported_as_one_group() {
     let mut following = following(TopicDurability::Flushed);
     let bytes = push(&mut following, 8, 10, 100) + push(&mut following, 8, 11, 100);
     let job = following.next_job(0);
-    let Some(Job::Append { batches, flush: true, .. }) = job else { panic!("{job:?}") };
-    assert_eq!(batches.len(), 2);
+    let Some(Job::Append { batches, rolls, flush: true, .. }) = job else { panic!("{job:?}") };
+    assert_eq!((batches.len(), rolls), (2, vec![10, 11]));
     assert!(following.next_job(0).is_none(), "the write half is away");
     following.appended(12, 200, 0);
     following.flushed(12);
@@ -188,7 +188,7 @@ fn a_hole_ends_the_stream() {
 fn the_log_begins_where_the_leaders_does_up_to_the_high_watermark() {
     let mut following = following(TopicDurability::Flushed);
     let news = Push { tenure: TENURE, from: 10, batches: vec![], high_watermark: 8, log_start: 9 };
-    following.pushed(8, &news, Pushed { batches: vec![], bytes: 0, loan: None });
+    following.pushed(8, &news, Pushed { batches: vec![], rolls: vec![], bytes: 0, loan: None });
     assert!(matches!(following.next_job(0), Some(Job::Trim { before: 8, high_watermark: 8 })));
     following.returned(8);
     assert!(following.next_job(0).is_none());

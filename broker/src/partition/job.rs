@@ -84,9 +84,9 @@ pub(super) fn follow(
         }
     };
     match job {
-        following::Job::Append { from, batches, bytes, flush } => {
+        following::Job::Append { from, batches, rolls, bytes, flush } => {
             let began = Instant::now();
-            let came = match append_pushed(log, from, &batches) {
+            let came = match append_pushed(log, from, &batches, &rolls) {
                 Ok(()) => Followed::Appended { log_end: log.log_end_offset(), bytes },
                 Err(Refused::Log(error)) if log.is_poisoned() => {
                     *failed = Some(error.to_string());
@@ -139,7 +139,7 @@ enum Refused {
 }
 
 /// Checks what a leader pushed to the last byte, and writes it as it is.
-fn append_pushed(log: &mut Log, from: i64, batches: &[NewBatch]) -> Result<(), Refused> {
+fn append_pushed(log: &mut Log, from: i64, batches: &[NewBatch], rolls: &[i64]) -> Result<(), Refused> {
     let log_end = log.log_end_offset();
     if from != log_end {
         return Err(Refused::Hole { from, log_end });
@@ -147,7 +147,7 @@ fn append_pushed(log: &mut Log, from: i64, batches: &[NewBatch]) -> Result<(), R
     for pushed in batches {
         batch::check(&pushed.bytes).map_err(|error| Refused::Batch(pushed.header.base_offset, error))?;
     }
-    Ok(log.append_as_follower(batches, now_ms())?)
+    Ok(log.append_as_follower(batches, rolls, now_ms())?)
 }
 
 /// Moves the end of the log back. First the checkpoints say so: a log that ends before its recovery point counts as damaged.

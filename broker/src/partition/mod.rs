@@ -225,6 +225,8 @@ impl Inbox {
 /// Batches that a leader pushed, and the memory that they take.
 pub(crate) struct Pushed {
     pub(crate) batches: Vec<NewBatch>,
+    /// The base offsets of those with which the leader's segments begin.
+    pub(crate) rolls: Vec<i64>,
     pub(crate) bytes: u64,
     /// What they were lent beyond their stream's share.
     pub(crate) loan: Option<Loan>,

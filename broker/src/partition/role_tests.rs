@@ -104,7 +104,7 @@ impl Replica {
         let from = spans.first().map_or(0, |first| first.base_offset);
         let push = Push { tenure, from, batches: spans, high_watermark, log_start: 0 };
         let bytes = batches.iter().map(|batch| batch.bytes.len() as u64).sum();
-        self.tell(Message::Pushed(stream, push, Pushed { batches, bytes, loan: None }));
+        self.tell(Message::Pushed(stream, push, Pushed { batches, rolls: Vec::new(), bytes, loan: None }));
     }
 
     async fn until(&self, what: &str, is_so: impl FnMut(&Watermarks) -> bool) -> Watermarks {

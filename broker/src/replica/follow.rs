@@ -182,8 +182,18 @@ impl Follower {
         }
         let _counted = Counted::new(&self.replication.metrics().follower_streams);
         let frames = frames.followed_by::<ReplicaData>(MAX_REPLICA_HEADER_BYTES, MAX_REPLICA_PAYLOAD_BYTES)?;
-        let pushes =
-            Pushes { follower: self, stream, tenure, place, send, next, held: 0, partial: BytesMut::new(), loan: None };
+        let pushes = Pushes {
+            follower: self,
+            stream,
+            tenure,
+            place,
+            send,
+            next,
+            held: 0,
+            partial: BytesMut::new(),
+            segment: None,
+            loan: None,
+        };
         pushes.take(frames, orders, came_through).await
     }
 }
@@ -201,6 +211,8 @@ struct Pushes<'a> {
     held: u64,
     /// The beginning of a batch.
     partial: BytesMut,
+    /// Where the leader's segment begins that the last batch was in.
+    segment: Option<i64>,
     loan: Option<Loan>,
 }
 
@@ -292,6 +304,12 @@ impl Pushes<'_> {
 
     /// Gives the partition what is complete, and the leader's offsets.
     fn hand_over(&mut self, header: &ReplicaData, batches: Vec<NewBatch>) {
+        let rolls: Vec<i64> = batches
+            .first()
+            .filter(|first| self.begins_segment(header, first))
+            .into_iter()
+            .map(|first| first.header.base_offset)
+            .collect();
         let bytes: u64 = batches.iter().map(|batch| batch.bytes.len() as u64).sum();
         self.held += bytes;
         let from = self.next;
@@ -306,7 +324,15 @@ impl Pushes<'_> {
         let push = Push { tenure: self.tenure, from, batches: spans, high_watermark, log_start };
         let loan = if batches.is_empty() { None } else { self.loan.take() };
         self.follower.replication.metrics().replicated_bytes.increment(bytes);
-        self.follower.inbox.pushed(self.stream, push, Pushed { batches, bytes, loan });
+        self.follower.inbox.pushed(self.stream, push, Pushed { batches, rolls, bytes, loan });
+    }
+
+    /// Whether the leader's segment begins with this batch, the first that a frame completes: all that it completes are in one segment.
+    fn begins_segment(&mut self, header: &ReplicaData, first: &NewBatch) -> bool {
+        let base = header.segment_base_offset;
+        let before = self.segment.replace(base);
+        // Where it was compacted, its first batch may come later.
+        first.header.base_offset == base || before.is_some_and(|before| before < base)
     }
 
     /// Lends the batch under way what it lacks, where nothing that its stream holds will be released before: in parts.

@@ -246,7 +246,7 @@ impl Sending<'_> {
     fn news(&mut self, offsets: Offsets) -> ReplicaData {
         let Offsets { high_watermark, log_start, .. } = offsets;
         self.told = (high_watermark, log_start);
-        ReplicaData { high_watermark, log_start_offset: log_start, error: None }
+        ReplicaData { high_watermark, log_start_offset: log_start, ..ReplicaData::default() }
     }
 
     fn take_precedence(&mut self, send: &quinn::SendStream, precedence: Precedence) {
@@ -269,12 +269,14 @@ impl Sending<'_> {
             slice
         };
         let offsets = self.offsets()?;
+        let segment_base_offset = slice.segment_base_offset();
         let bytes = slice.bytes();
         let length = bytes.len() as u64;
         self.credit.take(length);
         self.handed.add(length);
         let payload = Bytes::from_owner(OnItsWay { bytes, account: Arc::clone(&self.handed) });
-        let mut frame = [frame::encode(&self.news(offsets), payload.len()), payload];
+        let header = ReplicaData { segment_base_offset, ..self.news(offsets) };
+        let mut frame = [frame::encode(&header, payload.len()), payload];
         write_all(send, &mut frame, self.session.patience()).await?;
         self.session.shared.metrics.pushed_bytes.increment(length);
         self.throttle.sent(length);

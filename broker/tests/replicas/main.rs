@@ -221,3 +221,39 @@ async fn a_broker_that_stops_closes_its_logs_in_good_order_whatever_it_is_to_the
     send_all(&mut produce, &texts("b", 5)).await;
     cluster.until_sample(1, &log_end("t"), 10.0).await;
 }
+
+/// A segment that nobody writes to is rolled by the leader's clock, which followers do not share.
+#[tokio::test]
+async fn segments_begin_at_followers_where_they_begin_at_the_leader() {
+    let mut cluster = Cluster::start(&[1, 2], &["log.retention.check.interval.ms=20"]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2], &[("segment.ms", "50")]);
+    cluster.until_in_sync("t", &[1, 2]).await;
+    cluster.kill(2);
+    cluster.fence(2);
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    let rolled = async |cluster: &Cluster, id: i32, base: i64| {
+        let path = cluster.dir(id).join(format!("t-0/{base:020}.log"));
+        within(&format!("a segment at {base} of broker {id}"), async {
+            while !path.exists() {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    };
+    send_all(&mut produce, &texts("a", 3)).await;
+    rolled(&cluster, 1, 3).await;
+    // It fetches what there is, and then is pushed what comes.
+    cluster.up(2).await;
+    cluster.until_in_sync("t", &[1, 2]).await;
+    send_all(&mut produce, &texts("b", 2)).await;
+    rolled(&cluster, 1, 5).await;
+    send_all(&mut produce, &texts("c", 1)).await;
+    cluster.until_sample(2, &log_end("t"), 6.0).await;
+    for base in [3, 5] {
+        rolled(&cluster, 2, base).await;
+    }
+    let sealed = |id: i32, base: i64| std::fs::read(cluster.dir(id).join(format!("t-0/{base:020}.log"))).unwrap();
+    for base in [0, 3] {
+        assert!(!sealed(2, base).is_empty() && sealed(1, base) == sealed(2, base), "the segment at {base}");
+    }
+}

@@ -79,6 +79,9 @@ pub struct ReplicaData {
     pub high_watermark: i64,
     #[prost(int64, tag = "3")]
     pub log_start_offset: i64,
+    /// Where the segment begins that the payload's bytes are in: the follower begins one there too.
+    #[prost(int64, tag = "4")]
+    pub segment_base_offset: i64,
 }
 /// How far the follower is, and what it grants. Offsets count for the leader epoch and the generation that the stream was opened with.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]

@@ -354,7 +354,7 @@ impl<'a> World<'a> {
         }
         trace!(self, "append {} batches as a follower at {}", batches.len(), self.expected.end);
         let now_ms = self.now_ms;
-        let result = self.log().append_as_follower(&batches, now_ms);
+        let result = self.log().append_as_follower(&batches, &[], now_ms);
         match self.explained(result, "append as a follower") {
             Some(()) => self.expected.append(planned, now_ms),
             None => self.perhaps(planned),

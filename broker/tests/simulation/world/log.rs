@@ -189,7 +189,7 @@ impl World {
         let Some(process) = self.process(id, member) else { return };
         match job {
             FollowerJob::Append(tenure, batches) => {
-                process.log.append_as_follower(&batches, local).expect("an append");
+                process.log.append_as_follower(&batches, &[], local).expect("an append");
                 let mut mirror = std::mem::take(&mut process.mirror);
                 for batch in &batches {
                     process.extend(&mut mirror, batch, &committed);
