@@ -54,6 +54,8 @@ impl fmt::Display for Anomaly {
 pub(crate) struct Counts {
     pub(crate) sent: usize,
     pub(crate) acknowledged: usize,
+    /// Of those, how many without the offset at which they stand.
+    pub(crate) unplaced: usize,
     pub(crate) failed: usize,
     pub(crate) unknown: usize,
     /// Of those, how many stand in the log.
@@ -77,6 +79,7 @@ pub(crate) fn check(entries: &[Entry]) -> (Vec<Anomaly>, Counts) {
     let counts = Counts {
         sent: records.sent.len(),
         acknowledged: records.acknowledged.len(),
+        unplaced: records.acknowledged.values().filter(|(_, offset)| *offset < 0).count(),
         failed: records.failed.len(),
         unknown: count(|what| matches!(what, What::Unknown { .. })),
         unknown_kept: records.unknown_kept(entries),
@@ -104,6 +107,8 @@ struct Records<'a> {
     failed: HashMap<&'a str, &'a str>,
     log: BTreeMap<u32, BTreeMap<i64, &'a Seen>>,
     whole: BTreeMap<u32, (i64, i64)>,
+    /// Before where what each partition held may be gone.
+    deleted: HashMap<u32, i64>,
     /// Everything that was sent twice: the history itself is wrong.
     resent: Vec<&'a str>,
 }
@@ -116,6 +121,7 @@ impl<'a> Records<'a> {
             failed: HashMap::new(),
             log: BTreeMap::new(),
             whole: BTreeMap::new(),
+            deleted: HashMap::new(),
             resent: Vec::new(),
         };
         for (order, entry) in entries.iter().enumerate() {
@@ -138,6 +144,10 @@ impl<'a> Records<'a> {
                 What::Whole { partition, start, end } => {
                     records.whole.insert(*partition, (*start, *end));
                 }
+                What::Deleted { partition, before } => {
+                    let most = records.deleted.entry(*partition).or_default();
+                    *most = (*before).max(*most);
+                }
                 _ => {}
             }
         }
@@ -146,6 +156,10 @@ impl<'a> Records<'a> {
 
     fn at(&self, partition: u32, offset: i64) -> Option<&'a Seen> {
         self.log.get(&partition)?.get(&offset).copied()
+    }
+
+    fn deleted_before(&self, partition: u32) -> i64 {
+        self.deleted.get(&partition).copied().unwrap_or(0)
     }
 
     fn unknown_kept(&self, entries: &[Entry]) -> usize {
@@ -160,16 +174,31 @@ impl<'a> Records<'a> {
         for value in &self.resent {
             add(Kind::Invented, format!("{value} was sent twice: values have to name records"));
         }
+        let mut places: BTreeMap<&str, Vec<(u32, i64)>> = BTreeMap::new();
+        for seen in self.log.values().flat_map(BTreeMap::values) {
+            places.entry(&seen.value).or_default().push((seen.partition, seen.offset));
+        }
         for (value, (partition, offset)) in &self.acknowledged {
-            let Some((start, end)) = self.whole.get(partition) else {
+            let Some((_, end)) = self.whole.get(partition) else {
                 add(
                     Kind::Lost,
                     format!("{value} was acknowledged in partition {partition}, which nobody read in the end"),
                 );
                 continue;
             };
-            // What retention has taken is no loss.
-            if offset < start {
+            let deleted_before = self.deleted_before(*partition);
+            if *offset < 0 {
+                let stands = places.get(value).is_some_and(|places| places.iter().any(|(at, _)| at == partition));
+                if !stands && deleted_before == 0 {
+                    let what = format!(
+                        "{value} was acknowledged in partition {partition}, no place said, and stands nowhere in it"
+                    );
+                    add(Kind::Lost, what);
+                }
+                continue;
+            }
+            // What was deleted is no loss.
+            if *offset < deleted_before {
                 continue;
             }
             match self.at(*partition, *offset) {
@@ -186,9 +215,14 @@ impl<'a> Records<'a> {
                 ),
             }
         }
-        let mut places: BTreeMap<&str, Vec<(u32, i64)>> = BTreeMap::new();
-        for seen in self.log.values().flat_map(BTreeMap::values) {
-            places.entry(&seen.value).or_default().push((seen.partition, seen.offset));
+        for (partition, (start, _)) in &self.whole {
+            let deleted_before = self.deleted_before(*partition);
+            if *start > deleted_before {
+                let what = format!(
+                    "partition {partition} begins at {start}, and nothing at or above {deleted_before} was deleted"
+                );
+                add(Kind::Lost, what);
+            }
         }
         for (value, places) in places {
             if places.len() > 1 {
@@ -244,8 +278,7 @@ impl<'a> Records<'a> {
             if let Some(why) = self.failed.get(&*seen.value) {
                 add(Kind::Invented, format!("{} stands at {place}, and its producer was told: {why}", seen.value));
             }
-            let whole = self.whole.get(&seen.partition);
-            if in_the_end || whole.is_some_and(|(start, _)| seen.offset < *start) {
+            if in_the_end || seen.offset < self.deleted_before(seen.partition) {
                 continue;
             }
             match self.at(seen.partition, seen.offset) {

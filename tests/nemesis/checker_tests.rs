@@ -58,7 +58,15 @@ impl Story {
     }
 
     fn whole(self, partition: u32, end: i64) -> Story {
-        self.then("reader", What::Whole { partition, start: 0, end })
+        self.whole_from(partition, 0, end)
+    }
+
+    fn whole_from(self, partition: u32, start: i64, end: i64) -> Story {
+        self.then("reader", What::Whole { partition, start, end })
+    }
+
+    fn deleted(self, partition: u32, before: i64) -> Story {
+        self.then("admin", What::Deleted { partition, before })
     }
 
     /// The log of partition 0 as it stands in the end.
@@ -75,8 +83,15 @@ impl Story {
     /// This anomaly, and no other, and the words that name it.
     #[track_caller]
     fn has(self, kind: Kind, words: &str) {
+        self.has_all(&[(kind, words)]);
+    }
+
+    #[track_caller]
+    fn has_all(self, anomalies: &[(Kind, &str)]) {
         let (found, _) = check(&self.entries);
-        assert!(matches!(&found[..], [one] if one.kind == kind && one.what.contains(words)), "{found:#?}");
+        let is_so = found.len() == anomalies.len()
+            && found.iter().zip(anomalies).all(|(one, (kind, words))| one.kind == *kind && one.what.contains(words));
+        assert!(is_so, "{found:#?}");
     }
 }
 
@@ -138,9 +153,43 @@ fn a_partition_that_nobody_read_in_the_end_counts_as_lost() {
 }
 
 #[test]
-fn what_retention_took_is_not_lost() {
-    let whole = What::Whole { partition: 0, start: 2, end: 3 };
-    three().kept(0, 2, "c").then("reader", whole).has_none();
+fn what_was_deleted_is_not_lost() {
+    three().deleted(0, 2).kept(0, 2, "c").whole_from(0, 2, 3).has_none();
+    let story = read().deleted(0, 2).deleted(0, 1).kept(0, 2, "c").whole_from(0, 2, 3);
+    story.has_none();
+}
+
+/// A log that begins later than it may would otherwise take every record before that along, and nobody would ask for it.
+#[test]
+fn a_log_that_begins_later_though_nothing_was_deleted_has_lost_its_head() {
+    three().deleted(0, 2).whole_from(0, 3, 3).has_all(&[
+        (Kind::Lost, "c was acknowledged at 0@2, where nothing stands (the log ends at 3)"),
+        (Kind::Lost, "partition 0 begins at 3, and nothing at or above 2 was deleted"),
+    ]);
+    let story = Story::default().whole_from(1, 7, 7);
+    story.has(Kind::Lost, "partition 1 begins at 7, and nothing at or above 0 was deleted");
+}
+
+#[test]
+fn a_record_that_was_delivered_and_stands_before_a_log_that_begins_too_late_is_lost() {
+    let story = Story::default().sent("p", 0, "a").given("m", 0).delivered("m", 0, 0, "a").whole_from(0, 1, 1);
+    story.has_all(&[
+        (Kind::Lost, "partition 0 begins at 1, and nothing at or above 0 was deleted"),
+        (Kind::Lost, "a was delivered to m at 0@0, where nothing stands"),
+    ]);
+}
+
+/// What a producer hears that tried again and was told that its record is there already, but not where.
+#[test]
+fn a_record_that_was_acknowledged_without_its_place_stands_anywhere_in_its_partition() {
+    let story = three().acknowledged("p", 0, -1, "d");
+    let there = story.log(&["a", "b", "c", "d"]);
+    assert_eq!(check(&there.entries).1.unplaced, 1);
+    there.has_none();
+    let nowhere = three().acknowledged("p", 0, -1, "d").log(&["a", "b", "c"]);
+    nowhere.has(Kind::Lost, "d was acknowledged in partition 0, no place said, and stands nowhere in it");
+    // It may have been among what was deleted.
+    three().acknowledged("p", 0, -1, "d").deleted(0, 2).kept(0, 2, "c").whole_from(0, 2, 3).has_none();
 }
 
 #[test]

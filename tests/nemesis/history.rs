@@ -32,7 +32,7 @@ pub(crate) struct Seen {
 pub(crate) enum What {
     /// A record was given to a producer, for this partition.
     Sent { partition: u32, key: String, value: String },
-    /// Its producer says that it is kept.
+    /// Its producer says that it is kept. Where it does not say at which offset, that is negative.
     Acknowledged { value: String, partition: u32, offset: i64 },
     /// Its producer says that it was not written, and never will be.
     Failed { value: String, why: String },
@@ -52,6 +52,8 @@ pub(crate) enum What {
     Committed { partition: u32, offset: i64 },
     /// Somebody was told how far the group is, having asked when the history held so many entries.
     Progress { partition: u32, offset: i64, asked: usize },
+    /// Somebody asked that everything before this offset be deleted, or set the topic up so that it may be.
+    Deleted { partition: u32, before: i64 },
     /// A record of the log as it stands in the end, read by nobody's member.
     Kept(Seen),
     /// The log as it stands in the end holds what lies between these offsets, and was read whole.
