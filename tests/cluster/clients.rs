@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 /// Three brokers, started by one command.
-struct Up {
+pub(crate) struct Up {
     /// They end with it.
     _running: Running,
     profile: String,
@@ -19,7 +19,7 @@ struct Up {
 }
 
 impl Up {
-    fn start() -> Up {
+    pub(crate) fn start() -> Up {
         let folder = tempfile::tempdir().expect("a folder");
         let mut command = headwater();
         command.current_dir(folder.path()).args(["up", "--brokers", "3", "--data", "data", "--json"]);
@@ -31,12 +31,16 @@ impl Up {
         Up { pids: brokers.iter().map(pid).collect(), profile, _running: running, folder }
     }
 
+    pub(crate) fn profile(&self) -> &str {
+        &self.profile
+    }
+
     /// Of broker `id`.
-    fn signal(&self, id: i64, name: &str) {
+    pub(crate) fn signal(&self, id: i64, name: &str) {
         harness::signal(self.pids[usize::try_from(id - 1).expect("an id")], name);
     }
 
-    fn run(&self, args: &[&str]) -> Answer {
+    pub(crate) fn run(&self, args: &[&str]) -> Answer {
         run(&[args, &["--profile", &self.profile]].concat())
     }
 
@@ -60,7 +64,7 @@ impl Up {
         })
     }
 
-    fn partitions(&self, topic: &str) -> Vec<Value> {
+    pub(crate) fn partitions(&self, topic: &str) -> Vec<Value> {
         let told = self.json(&["topic", "describe", topic]);
         told[0]["partitions"].as_array().expect("partitions").clone()
     }
@@ -108,7 +112,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// is over after 10 s, which is too late.
 const LONGEST_SILENCE: Duration = Duration::from_secs(6);
 
-async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
+pub(crate) async fn within<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::time::timeout(DEADLINE, work).await.unwrap_or_else(|_| panic!("{what}: not within {DEADLINE:?}"))
 }
 

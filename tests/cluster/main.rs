@@ -10,6 +10,7 @@ mod recover;
 
 mod clients;
 mod groups;
+mod silent;
 
 use harness::{Running, eventually, headwater, run};
 use serde_json::Value;
