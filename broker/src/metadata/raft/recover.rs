@@ -2,9 +2,11 @@
 //! anew. Both are a person's decision, on folders that no broker runs on.
 //!
 //! The one goes on from everything in its log, be it committed or not, under another member id: whoever speaks to the old one,
-//! because it did not hear of this, is refused. What only the lost ones had is gone.
+//! because it did not hear of this, is refused. What only the lost ones had is gone; the numbers that they may have given out
+//! are not given out again.
 //!
-//! Owns: the two new journals. Refuses: folders that are in use (whoever calls has them locked). Read next: [`super::store`].
+//! Owns: the two new journals. Refuses: folders that are in use (whoever calls has them locked); how far numbers are raised
+//! ([`super::super::state`]). Read next: [`super::store`].
 
 use super::super::format::{OLDEST_VERSION, RAFT_VERSION};
 use super::super::journal::{self, JournalError};
@@ -43,21 +45,17 @@ impl Store {
         let path = root.join(JOURNAL_FILE);
         let read = Bytes::read(&*files, root)?.ok_or(JournalError::Missing { path: path.clone() })?;
         let scan = read.scan(OLDEST_VERSION..=RAFT_VERSION)?;
-        let (state, recovered) = match scan.version < RAFT_VERSION {
-            true => {
-                let state = journal::replay(&path, &scan.frames)?;
-                let version = state.index();
-                (state, Recovered { version, uncommitted: 0, voters: 1 })
-            }
+        let (mut state, uncommitted, voters) = match scan.version < RAFT_VERSION {
+            true => (journal::replay(&path, &scan.frames)?, 0, 1),
             false => {
                 let kept = replay(&path, &scan)?;
-                let voters = kept.voters().len();
                 let (state, uncommitted) = everything(&path, &kept)?;
-                let version = state.index();
-                (state, Recovered { version, uncommitted, voters })
+                (state, uncommitted, kept.voters().len())
             }
         };
         journal::check_cluster(&path, state.cluster_id(), cluster_id)?;
+        state.leave_out_what_is_lost();
+        let recovered = Recovered { version: state.index(), uncommitted, voters };
         write(files, &path, &founded(new_node_id, state))?;
         Ok(recovered)
     }

@@ -6,8 +6,12 @@ use super::super::state::MetadataState;
 use super::kept::{Change, Kept, KeptSnapshot};
 use super::store::StoreError;
 use super::*;
+use crate::replica::Member;
+use crate::replica::follower::{FollowerState, Replica};
+use crate::replica::history::{History, Verdict};
 use headwater_proto::TopicId;
 use headwater_storage::Files;
+use headwater_storage::epochs::EpochEntry;
 use headwater_storage::files::{self, OpenMode};
 use headwater_storage::sim::{Fault, Operation, SimFiles};
 use openraft::CommittedLeaderId;
@@ -603,6 +607,58 @@ fn a_power_failure_while_a_folder_is_taken_over_leaves_the_old_or_the_new() {
         }
     }
     assert!(old > 20 && new > 5, "{old} {new}");
+}
+
+/// Those who are lost went on for so many commands after this member's log ends, and nobody is left who knows.
+#[test]
+fn a_recovery_gives_nothing_out_that_those_who_are_lost_may_have_given_out() {
+    for commands in [1, 1_000u32] {
+        let disk = disk(21);
+        let store = store(&disk);
+        store.change(entries(1, 1..=3)).expect("kept");
+        drop(store);
+        let mut lost = MetadataState::clone(&applied(1, 3).state);
+        let ids = command::AllocateProducerIds { broker_id: 1, count: 1_000 };
+        let allocate: Command = Kind::AllocateProducerIds(ids).into();
+        for n in 0..commands {
+            let command = if n % 2 == 0 { register() } else { allocate.clone() };
+            lost.apply(lost.index() + 1, &command).expect("accepted");
+        }
+        let root = Path::new(ROOT);
+        let recovered = Store::recover_alone(disk.clone(), root, "cluster", MEMBER + 1).expect("recovered");
+        let store = self::store(&disk);
+        assert_eq!((store.node_id(), recovered.voters), (MEMBER + 1, 1));
+        let founded = store.kept().snapshot.clone().expect("a snapshot").state;
+        assert_eq!(recovered.version, founded.index());
+        let mut found = MetadataState::clone(&founded);
+        // Its broker starts, and leads.
+        found.apply(found.index() + 1, &register()).expect("accepted");
+        assert!(founded.index() > lost.index() && founded.next_producer_id() > lost.next_producer_id());
+        let (was, is) = (&lost.topic("topic-2").expect("there"), &found.topic("topic-2").expect("there"));
+        let (was, is) = (&was.partitions[0], &is.partitions[0]);
+        assert!(is.leader_epoch > was.leader_epoch && is.partition_epoch > was.partition_epoch, "{was:?} {is:?}");
+
+        // Who followed the lost ones has records from 100 on that are others there.
+        let log = |epoch, log_end| {
+            let epochs = [(0, 0), (epoch, 100)].map(|(epoch, start_offset)| EpochEntry { epoch, start_offset });
+            History::new(epochs.to_vec(), 0, log_end).expect("a history")
+        };
+        let follower = log(was.leader_epoch, 150);
+        let verdict = follower.compare(&log(is.leader_epoch, 180));
+        assert_eq!(verdict, Verdict::Cut { to: 100 }, "it is not believed");
+        let replica = Replica {
+            member: Member { broker: 2, incarnation: uuid::Uuid::nil() },
+            history: follower,
+            flushed: 150,
+            high_watermark: 150,
+            generation: 0,
+            // As many as they may have recorded.
+            unclean_taken: commands,
+        };
+        let mut follower = FollowerState::follow(is.leader_epoch, replica, is.unclean_recoveries);
+        follower.verdict(follower.tenure(), verdict);
+        assert!(!follower.is_fenced(), "a person wants it cut");
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ mod levels;
 mod partitions;
 mod producers;
 mod reassignments;
+mod recovery;
 mod snapshot;
 mod topics;
 
