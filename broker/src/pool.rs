@@ -1,4 +1,4 @@
-//! The I/O pool: the threads that may block.
+//! The I/O pool: the threads that may block; and one of its own for the metadata journal.
 //!
 //! Owns: a fixed number of threads and two queues. Prompt work (group commits, cold reads, checks of batches) is
 //! taken first; long work (recovery, compaction, deletions) never holds more than half of the threads, so that a commit
@@ -44,16 +44,24 @@ impl Pool {
     /// When the operating system refuses a thread.
     pub(crate) fn start(threads: usize) -> std::io::Result<Pool> {
         let threads = threads.max(2);
-        let shared = Arc::new(Shared {
-            queues: Mutex::default(),
-            work: Condvar::new(),
-            long_limit: threads / 2,
-            threads: Mutex::default(),
-        });
+        Pool::of((0..threads).map(|n| format!("headwater-io-{n}")), threads / 2)
+    }
+
+    /// Starts one thread by itself, for work that is done one after another and must not wait behind anybody else's.
+    ///
+    /// # Errors
+    /// When the operating system refuses a thread.
+    pub(crate) fn single(name: &str) -> std::io::Result<Pool> {
+        Pool::of(std::iter::once(name.to_owned()), 1)
+    }
+
+    fn of(names: impl Iterator<Item = String>, long_limit: usize) -> std::io::Result<Pool> {
+        let shared =
+            Arc::new(Shared { queues: Mutex::default(), work: Condvar::new(), long_limit, threads: Mutex::default() });
         let pool = Pool { shared };
-        for n in 0..threads {
+        for name in names {
             let shared = Arc::clone(&pool.shared);
-            match std::thread::Builder::new().name(format!("headwater-io-{n}")).spawn(move || work(&shared)) {
+            match std::thread::Builder::new().name(name).spawn(move || work(&shared)) {
                 Ok(handle) => lock(&pool.shared.threads).push(handle),
                 Err(error) => {
                     pool.close();

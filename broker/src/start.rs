@@ -648,7 +648,7 @@ async fn open_store(
     pool: &Pool,
     cluster_id: &str,
 ) -> Result<(Option<Manifest>, Store), StartError> {
-    let (data_dir, cluster_id, metadata_pool) = (Arc::clone(data_dir), cluster_id.to_owned(), pool.clone());
+    let (data_dir, cluster_id) = (Arc::clone(data_dir), cluster_id.to_owned());
     pool.run(move || {
         let manifest = storage_import::take(&**data_dir.files(), data_dir.path())?;
         let imported: HashSet<&str> =
@@ -665,7 +665,9 @@ async fn open_store(
                 "the metadata of a broker alone are those of a quorum of one now"
             );
         }
-        Ok((manifest, opened.store.of_broker(data_dir, metadata_pool)))
+        // Whoever votes and proposes waits behind no flush of the partitions'.
+        let thread = Pool::single("headwater-journal").map_err(StartError::Threads)?;
+        Ok((manifest, opened.store.of_broker(data_dir, thread)))
     })
     .await
 }

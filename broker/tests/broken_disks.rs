@@ -664,6 +664,37 @@ async fn what_is_not_in_memory_is_read_by_other_threads_than_those_that_serve() 
     assert!(broker.shutdown().await);
 }
 
+/// Proposals and votes waited in one queue with the partitions' flushes, and a busy disk looked like a quorum that is lost.
+#[tokio::test]
+async fn what_the_metadata_keep_waits_for_no_flush_of_a_partition() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(16);
+    let few_threads = ["num.io.threads=2", "log.flush.offset.checkpoint.interval.ms=60000"];
+    let broker = start_on(dir.path(), &files, &few_threads).await;
+    let client = Client::connect(&broker).await;
+    let hung = client.create_topic("hung", 2, &[]).await;
+    let held = files.hold(Fault::new(Operation::Sync).on("hung-"));
+    let mut hanging = Vec::new();
+    for partition in 0..2 {
+        let (mut produce, _) = client.produce(open_produce(&hung, partition)).await;
+        produce.request_as(wire::ProduceRequest { request_id: 1, partition }, &batch(&[b"x"])).await;
+        hanging.push(produce);
+    }
+    within("all threads to wait", async {
+        while held.waiting() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert_eq!(within("a command in force", client.allocate_producer_id()).await, 0);
+    assert_eq!(held.waiting(), 2);
+    drop(held);
+    for produce in &mut hanging {
+        assert_eq!(produce.answer().await.durability(), Durability::Flushed);
+    }
+    assert!(broker.shutdown().await);
+}
+
 /// Both threads that may wait for a disk do so: whatever is answered was checked by the thread that serves connections.
 #[tokio::test]
 async fn batches_are_checked_by_other_threads_than_those_that_serve() {

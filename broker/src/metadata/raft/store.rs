@@ -70,10 +70,25 @@ impl std::fmt::Debug for Store {
 struct Shared {
     node_id: u64,
     cluster_id: String,
-    /// The broker's, if it has one.
+    /// What it does on disk, one after another; where it belongs to no broker, any thread does.
     pool: OnceLock<Pool>,
     writer: Mutex<Writer>,
     kept: Mutex<Kept>,
+}
+
+impl Shared {
+    /// What is queued is done before, and finds the file closed.
+    fn end_thread(&self) {
+        if let Some(pool) = self.pool.get() {
+            pool.close();
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.end_thread();
+    }
 }
 
 /// The file. Whoever changes anything holds it; it is locked before `kept`.
@@ -163,7 +178,8 @@ impl Store {
         }
     }
 
-    /// The store of a broker: `pool` does what may block, and `folder` stays locked for as long as anything may be written.
+    /// The store of a broker: `pool`, which nobody else has, does what may block, so that no vote and no proposal waits behind
+    /// the data's flushes. `folder` stays locked for as long as anything may be written.
     pub(crate) fn of_broker(self, folder: Arc<DataDir>, pool: Pool) -> Store {
         self.writer().folder = Some(folder);
         // It is the broker's once.
@@ -179,6 +195,7 @@ impl Store {
         let folder = writer.folder.take();
         drop(writer);
         drop(folder);
+        self.shared.end_thread();
     }
 
     /// Does what may block away from the async threads. It is done even if nobody waits for it any more.

@@ -1,6 +1,6 @@
 //! A thread of its own for the quorum: a busy data path never looks like a death.
 //!
-//! Owns: the thread and its runtime. Refuses: anything that blocks, which goes to the I/O pool. Read next: [`super::node`].
+//! Owns: the thread and its runtime. Refuses: anything that blocks, which the journal's thread does. Read next: [`super::node`].
 
 use tokio::runtime::{Builder, Handle};
 use tokio_util::sync::{CancellationToken, DropGuard};
