@@ -8,8 +8,8 @@ pub(crate) mod moves;
 
 use crate::command_id::CommandId;
 use crate::metadata::command::{self, command::Command as Kind};
-use crate::metadata::raft::{Change, RaftNode};
-use crate::metadata::state::{BrokerState, NO_LEADER};
+use crate::metadata::raft::{Change, RaftNode, succession};
+use crate::metadata::state::{Broker, BrokerState, NO_LEADER};
 use crate::metadata::{MetadataError, MetadataState, Refusal};
 use crate::shared::Shared;
 use headwater_proto::ErrorCode;
@@ -125,17 +125,33 @@ fn node_of(shared: &Shared) -> Result<&RaftNode, wire::Error> {
     shared.node.as_ref().ok_or_else(none)
 }
 
-fn member_of(state: &MetadataState, broker_id: i32) -> Result<u64, MetadataError> {
-    let broker = state.broker(broker_id).ok_or(Refusal::UnknownBroker(broker_id))?;
-    Ok(broker.node_id)
+fn registered(state: &MetadataState, broker_id: i32) -> Result<&Broker, wire::Error> {
+    let unknown = || wire::Error::from(&MetadataError::from(Refusal::UnknownBroker(broker_id)));
+    state.broker(broker_id).ok_or_else(unknown)
+}
+
+/// Makes these changes of who votes and who follows, one after another. Asked for again, what is done is done.
+async fn change_members(shared: &Shared, changes: impl IntoIterator<Item = Change>) -> Result<(), wire::Error> {
+    let (node, deadline) = (node_of(shared)?, Instant::now() + CHANGE);
+    for change in changes {
+        node.change_members(change, deadline).await.map_err(|error| wire::Error::from(&error))?;
+    }
+    Ok(())
 }
 
 pub(crate) async fn change_voters(shared: &Shared, request: &wire::ChangeVoters) -> Answer {
     see(shared, false).await?;
-    let node_id = member_of(&shared.metadata.state(), request.broker_id).map_err(|error| wire::Error::from(&error))?;
-    let change = if request.votes { Change::Promote(node_id) } else { Change::Demote(node_id) };
-    let changed = node_of(shared)?.change_members(change, Instant::now() + CHANGE).await;
-    changed.map_err(|error| wire::Error::from(&error))?;
+    let (state, members) = (shared.metadata.state(), node_of(shared)?.membership());
+    let broker = registered(&state, request.broker_id)?;
+    let changes = match request.votes {
+        true => [succession::due(broker, &members), vec![Change::Promote(broker.node_id)]].concat(),
+        // Before its disk was emptied it was another member, and nobody is that one any more.
+        false => {
+            let gone = succession::gone(broker, &members).into_iter().map(Change::Remove);
+            gone.chain([Change::Demote(broker.node_id)]).collect()
+        }
+    };
+    change_members(shared, changes).await?;
     Ok(Response::Done(Done {}))
 }
 
@@ -146,21 +162,24 @@ pub(crate) async fn remove_broker(shared: &Shared, request: &wire::RemoveBroker,
     if id.is_known(&state) && state.broker(broker_id).is_none() {
         return Ok(Response::Done(Done {}));
     }
-    let node_id = member_of(&state, broker_id).map_err(|error| wire::Error::from(&error))?;
-    if state.broker(broker_id).is_some_and(|broker| broker.state != BrokerState::Fenced) {
+    let broker = registered(&state, broker_id)?;
+    if broker.state != BrokerState::Fenced {
         let why = format!("broker {broker_id} is running: stop it first");
         return Err(wire::Error::new(ErrorCode::InvalidRequest, why));
     }
-    if node_of(shared)?.membership().voter_ids().any(|voter| voter == node_id) {
+    let members = node_of(shared)?.membership();
+    if members.voter_ids().any(|voter| broker.is_or_was(voter)) {
         let why =
             format!("broker {broker_id} votes on the metadata: `headwater cluster voters remove {broker_id}` first");
         return Err(wire::Error::new(ErrorCode::InvalidRequest, why));
     }
+    // What keeps partitions stays whole.
+    let remove = id.command(0, Kind::RemoveBroker(command::RemoveBroker { broker_id }));
+    shared.metadata.validate(|_| Ok(remove.clone())).map_err(|error| wire::Error::from(&error))?;
     // Asked for again, it is found by its registration.
-    let gone = node_of(shared)?.change_members(Change::Remove(node_id), Instant::now() + CHANGE).await;
-    gone.map_err(|error| wire::Error::from(&error))?;
-    let remove = Kind::RemoveBroker(command::RemoveBroker { broker_id });
-    let removed = shared.metadata.propose(id.command(0, remove)).await;
+    let gone = succession::gone(broker, &members).into_iter().chain([broker.node_id]);
+    change_members(shared, gone.map(Change::Remove)).await?;
+    let removed = shared.metadata.propose(remove).await;
     removed.map_err(|error| wire::Error::from(&error))?;
     Ok(Response::Done(Done {}))
 }

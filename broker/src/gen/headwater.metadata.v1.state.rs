@@ -420,6 +420,9 @@ pub struct Broker {
     pub feature_level: u32,
     #[prost(fixed64, tag = "11")]
     pub node_id: u64,
+    /// Which members of the quorum it was before, the last ones.
+    #[prost(fixed64, repeated, tag = "12")]
+    pub former_node_ids: ::prost::alloc::vec::Vec<u64>,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Topic {

@@ -111,6 +111,25 @@ async fn a_majority_that_is_lost_is_told_and_stale_answers_go_on() {
     nodes.until(0, "broker 3 is fenced", |told| brokers_of(told, "fenced") == [3]).await;
 }
 
+/// The member that it was voted for ever, and was counted in every majority: one more death was the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_whose_disk_was_emptied_votes_again_and_nobody_is_counted_who_is_gone() {
+    let mut nodes = Nodes::of(3);
+    nodes.form(3).await;
+    nodes.kill(2);
+    nodes.renew_disk(2);
+    nodes.join(2).await;
+    nodes.until(0, "it votes again", |told| told.voters == [1, 2, 3] && brokers_of(told, "active").len() == 3).await;
+    // Two of three are a majority still, with it.
+    nodes.kill(1);
+    nodes.until(2, "broker 2 is fenced", |told| brokers_of(told, "fenced") == [2]).await;
+    nodes.client(0).await.create_topic("after", 1, &[]).await;
+    let done =
+        nodes.client(2).await.call(Request::ChangeVoters(wire::ChangeVoters { broker_id: 2, votes: false })).await;
+    assert!(matches!(done, Response::Done(_)), "{done:?}");
+    assert_eq!(nodes.describe(0, false).await.voters, [1, 3]);
+}
+
 /// The folder of a broker that was alone goes on, and takes others in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_was_alone_becomes_the_first_of_several() {

@@ -144,6 +144,13 @@ impl Nodes {
         drop(self.nodes[number].broker.take().expect("it runs"));
     }
 
+    /// The broker, which does not run, has an empty disk; whoever runs it puts its certificate there.
+    pub(crate) fn renew_disk(&mut self, number: usize) {
+        let dir = tempfile::tempdir().unwrap();
+        self.ca.put(dir.path(), number as i32 + 1);
+        self.nodes[number].dir = dir;
+    }
+
     pub(crate) async fn stop(&mut self, number: usize) {
         let broker = self.nodes[number].broker.take().expect("it runs");
         assert!(within("shutdown", broker.shutdown()).await, "in good order");

@@ -9,12 +9,13 @@ use super::super::command::{
     RaftResponse, RestoreReplicas, TopicPartition, UnfenceBroker, command::Command as Kind, raft_request::Request,
     raft_response::Response,
 };
-use super::super::state::{BrokerState, MetadataState};
+use super::super::state::{Broker, BrokerState, MetadataState};
 use super::balance::Balance;
 use super::links::{Links, RaftStream};
+use super::members::Change;
 use super::node::RaftNode;
 use super::sessions::{self, Decision, Says, Sessions};
-use super::story;
+use super::{story, succession};
 use crate::disk::DiskHealth;
 use crate::lease::{Lease, confirmed_ms};
 use crate::rounds::Key;
@@ -25,8 +26,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -39,6 +40,10 @@ const DECISION: Duration = Duration::from_secs(2);
 
 /// How often the controller looks who should lead.
 const BALANCE: Duration = Duration::from_secs(1);
+/// Time for a change of who votes.
+const SUCCESSION: Duration = Duration::from_secs(10);
+/// How long a change of who votes that was refused is not tried again.
+const SUCCESSION_PAUSE: Duration = Duration::from_secs(2);
 /// Most replicas that a heartbeat names: the others come with the next ones.
 const MOST_UNFIT: usize = 1_000;
 
@@ -232,7 +237,7 @@ impl Heart {
 
     fn name_of(&self, voter: u64) -> String {
         let state = Arc::clone(&self.node.applied().borrow().state);
-        let known = state.brokers().find(|broker| broker.node_id == voter).map(|broker| broker.id.to_string());
+        let known = state.brokers().find(|broker| broker.is_or_was(voter)).map(|broker| broker.id.to_string());
         known.unwrap_or_else(|| format!("{voter:x}"))
     }
 
@@ -242,6 +247,8 @@ impl Heart {
         let mut balance = settled_ms.map(Balance::new);
         let (mut office, mut balanced) = (None, Instant::now());
         let mut known: Option<Arc<MetadataState>> = None;
+        // It ends with this.
+        let mut successions = JoinSet::new();
         loop {
             let due = Instant::now() + LOOK;
             if stop.run_until_cancelled(tokio::time::sleep_until(due)).await.is_none() {
@@ -267,12 +274,39 @@ impl Heart {
             }
             let decisions = self.hearing.lock().decide(self.hearing.now_ms(), &state);
             join_all(decisions.into_iter().map(|decision| self.propose(epoch, decision))).await;
+            while successions.try_join_next().is_some() {}
+            if successions.is_empty() && state.brokers().any(|broker| !broker.former_node_ids.is_empty()) {
+                let members = self.node.membership();
+                let of = |broker: &Broker| {
+                    let broker_id = broker.id;
+                    succession::due(broker, &members).into_iter().map(move |change| (broker_id, change))
+                };
+                let changes: Vec<(i32, Change)> = state.brokers().flat_map(of).collect();
+                if !changes.is_empty() {
+                    successions.spawn(self.clone().succeed(changes));
+                }
+            }
             if let Some(balance) = balance.as_mut().filter(|_| balanced.elapsed() >= BALANCE) {
                 balanced = Instant::now();
                 let state = Arc::clone(&self.node.applied().borrow().state);
                 let partitions = balance.decide(self.hearing.now_ms(), &state);
                 if !partitions.is_empty() {
                     self.give_back(epoch, partitions).await;
+                }
+            }
+        }
+    }
+
+    /// Has brokers whose disks are new vote as the members that they are.
+    async fn succeed(self, changes: Vec<(i32, Change)>) {
+        for (broker_id, change) in changes {
+            match self.node.change_members(change, Instant::now() + SUCCESSION).await {
+                Ok(()) => {
+                    tracing::info!(broker_id, ?change, "a broker with a new disk has its place in the quorum again")
+                }
+                Err(error) => {
+                    tracing::info!(%error, broker_id, ?change, "a broker with a new disk does not have its place yet");
+                    sleep(SUCCESSION_PAUSE).await;
                 }
             }
         }

@@ -176,10 +176,10 @@ impl Links {
         }
     }
 
-    /// The broker that registered as this member, as far as it is known here.
+    /// The broker that registered as this member, be it that one still or not, as far as it is known here.
     pub(super) fn broker_of(&self, node_id: u64) -> Option<i32> {
         let state = Arc::clone(&self.shared.applied.get()?.borrow().state);
-        state.brokers().find(|broker| broker.node_id == node_id).map(|broker| broker.id)
+        state.brokers().find(|broker| broker.is_or_was(node_id)).map(|broker| broker.id)
     }
 
     /// Refuses whoever shows another certificate than that of the broker which is this member, or that of none.

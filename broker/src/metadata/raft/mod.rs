@@ -16,7 +16,7 @@
 //! * The controller's epoch is the index of its `BecomeController`, not the term ([`office`]). Proposals have deadlines ([`node`]).
 //!
 //! Owns: the types openraft is run with. Read next: [`store`] (what is kept, and how), [`log`] and [`machine`] (what openraft
-//! sees of it), [`node`] (running), [`links`], [`network`] and [`server`] (between members), [`quorum`] (who votes), [`sessions`] (which
+//! sees of it), [`node`] (running), [`links`], [`network`] and [`server`] (between members), [`quorum`] (who votes), [`succession`] (whose disk was emptied), [`sessions`] (which
 //! brokers are there).
 
 pub mod balance;
@@ -39,6 +39,7 @@ pub mod server;
 pub mod sessions;
 pub mod store;
 mod story;
+pub mod succession;
 pub mod thread;
 
 pub use heartbeat::Hearing;

@@ -41,6 +41,26 @@ pub struct Broker {
     pub feature_level: u32,
     /// Which member of the metadata quorum it is; 0: nobody said.
     pub node_id: u64,
+    /// Which members it was before its disk was emptied: the last [`MAX_FORMER_MEMBERS`], of whom nobody is any any more.
+    pub former_node_ids: Vec<u64>,
+}
+
+/// Most members that a broker is known to have been.
+const MAX_FORMER_MEMBERS: usize = 8;
+
+impl Broker {
+    /// Whether a member of the metadata quorum is this broker, or was it before its disk was emptied.
+    pub fn is_or_was(&self, node_id: u64) -> bool {
+        self.node_id == node_id || self.former_node_ids.contains(&node_id)
+    }
+
+    /// The members that it was, as of a registration as this one.
+    fn former_as(&self, node_id: u64) -> Vec<u64> {
+        let all = self.former_node_ids.iter().copied().chain([self.node_id]);
+        let mut former: Vec<u64> = all.filter(|id| *id != 0 && *id != node_id).collect();
+        former.drain(..former.len().saturating_sub(MAX_FORMER_MEMBERS));
+        former
+    }
 }
 
 /// What a broker may do.
@@ -81,6 +101,7 @@ impl MetadataState {
             directory_id: register.directory_id.clone(),
             feature_level: register.feature_level.max(1),
             node_id: register.node_id,
+            former_node_ids: known.map_or_else(Vec::new, |known| known.former_as(register.node_id)),
         };
         if register.boots == 0 {
             broker.boots = known.map_or(0, |known| known.boots) + 1;

@@ -104,6 +104,7 @@ fn broker_message(broker: &Broker) -> command::Broker {
         directory_id: broker.directory_id.clone(),
         feature_level: broker.feature_level,
         node_id: broker.node_id,
+        former_node_ids: broker.former_node_ids.clone(),
     }
 }
 
@@ -124,6 +125,7 @@ fn broker_from(message: command::Broker) -> Result<Broker, Refusal> {
         directory_id: message.directory_id,
         feature_level: message.feature_level.max(1),
         node_id: message.node_id,
+        former_node_ids: message.former_node_ids,
     })
 }
 
