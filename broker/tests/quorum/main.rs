@@ -5,7 +5,7 @@ mod office;
 mod relay;
 
 use cluster::{CLUSTER, Cluster, create, empty, propose, soon, state, topic_id};
-use headwater_broker::metadata::command::{AlterTopic, Command, command::Command as Kind};
+use headwater_broker::metadata::command::{AlterPartition, AlterTopic, Command, command::Command as Kind};
 use headwater_broker::metadata::raft::{Change, Founding, MembersRefusal};
 use headwater_broker::metadata::{MetadataError, Outcome};
 use headwater_proto::ErrorCode;
@@ -82,6 +82,26 @@ async fn who_is_cut_off_decides_nothing_and_catches_up_once_it_is_back() {
             .map(|applied| applied.state.snapshot())
             .into();
     assert!(states.iter().all(|state| *state == states[0]));
+}
+
+/// It was said of it that it never comes into force, and the next leader was asked. Among five the third leader may have it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_becomes_of_a_proposal_that_was_taken_back_is_not_known() {
+    let cluster = Cluster::formed(3, 0).await;
+    let leader = cluster.leader_among(0..3).await;
+    let (one, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let cut = |a: usize, b: usize| [(a, b), (b, a)];
+    cluster.network.cut(cut(leader, one).into_iter().chain(cut(leader, other)));
+    // Only once: a second one would hide whether the first counted.
+    let alter = AlterPartition { topic_id: topic_id(1).to_wire(), ..Default::default() };
+    let node = cluster.node(leader).clone();
+    let proposed = tokio::spawn(async move { node.propose(Kind::AlterPartition(alter).into(), false, soon()).await });
+    let (index, _) = propose(cluster.node(one), create(1)).await.expect("in force");
+    cluster.leader_among([one, other]).await;
+    cluster.network.heal();
+    cluster.applied(leader, index).await;
+    let unknown = proposed.await.expect("no panic").expect_err("nobody knows");
+    assert!(matches!(unknown, MetadataError::TimedOut), "{unknown}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -281,8 +281,9 @@ impl RaftNode {
         };
         match written {
             Err(_) => Attempt::Unknown,
-            // It was not written; or it was and another leader took it back, so that it never comes into force.
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => Attempt::NotLeader(to.leader_id),
+            // It was not written; or it was, and a leader after this one took it back here. A third one may have it still, and
+            // bring it into force.
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(_)))) => Attempt::Unknown,
             Ok(Err(RaftError::APIError(error))) => Attempt::Done(Err(MetadataError::Stopped(error.to_string()))),
             Ok(Err(RaftError::Fatal(fatal))) => Attempt::Done(Err(self.ended(&fatal).await)),
             Ok(Ok(written)) => Attempt::Done(super::node::answer_of(written).map(proposed)),
