@@ -14,6 +14,7 @@
 //! Read next: `partition/state.rs`, what the partition decides.
 
 use crate::clock::now_ms;
+use crate::cluster_calls;
 use crate::credit::{CreditExceeded, StreamCredit};
 use crate::error::{PartitionError, ProducerIdentity};
 use crate::loan::Loan;
@@ -142,7 +143,21 @@ pub(crate) async fn serve(
     let identified = session.shared.look_twice(|| identify(&session.shared.metadata.state(), &open, last));
     let producer = match identified.await {
         Ok(producer) => producer,
-        Err(error) => return send_within(send, &refuse(error), patience, OPENING).await,
+        // Another broker may have given it out just now, by metadata that this one does not know yet.
+        Err(_) => {
+            let known = tokio::select! {
+                biased;
+                seen = timeout(patience, cluster_calls::see(&session.shared, false)) => match seen {
+                    Ok(seen) => seen,
+                    Err(_) => Err(wire::Error::from(&MetadataError::NoLeader)),
+                },
+                gave_up = stopped(send) => return Err(gave_up.into()),
+            };
+            match known.and_then(|()| identify(&session.shared.metadata.state(), &open, last)) {
+                Ok(producer) => producer,
+                Err(error) => return send_within(send, &refuse(error), patience, OPENING).await,
+            }
+        }
     };
     let credit = session.credit().open();
     let opened = ProduceOpened {

@@ -45,6 +45,30 @@ async fn brokers_that_all_stop_wait_for_nobody() {
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
 }
 
+/// The ids are in force, and whoever leads the partition does not know of it yet: the producer was refused for good.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_takes_a_producer_id_that_another_broker_has_given_out_just_now() {
+    let mut nodes = Nodes::of(3);
+    nodes.form(3).await;
+    let topic_id = create(&nodes, "t", 3, 1).await;
+    let describe = Request::DescribeTopic(wire::DescribeTopic { name: "t".into(), stale: false });
+    let Response::DescribeTopic(topic) = nodes.client(0).await.call(describe).await else { panic!("it is there") };
+    for (gives, leads) in [(0, 1), (0, 2), (1, 2), (2, 0)] {
+        let led = topic.partitions.iter().find(|partition| partition.leader == leads as i32 + 1).expect("spread");
+        let (giver, leader) = (nodes.client(gives).await, nodes.client(leads).await);
+        let ready = || leader.produce(open_produce(&topic_id, led.partition));
+        within("the partition is open", async { while ready().await.1.error.is_some() {} }).await;
+        let producer_id = giver.allocate_producer_id().await;
+        let open = wire::OpenProduce { producer_id, producer_epoch: 0, ..open_produce(&topic_id, led.partition) };
+        assert_eq!(leader.produce(open).await.1.error, None, "{producer_id}");
+    }
+    // Nobody gave this one out, and the quorum knows.
+    let open = wire::OpenProduce { producer_id: 1 << 40, producer_epoch: 0, ..open_produce(&topic_id, 0) };
+    let number = topic.partitions[0].leader as usize - 1;
+    let refused = nodes.client(number).await.produce(open).await.1.error.expect("refused");
+    assert_eq!(refused.code, ErrorCode::InvalidRequest.number(), "{refused:?}");
+}
+
 /// What is acknowledged by a leader alone, or by nobody, rests on nobody else leading.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_cut_off_from_the_quorum_acknowledges_nothing_by_itself() {
