@@ -254,9 +254,10 @@ impl Heart {
             if stop.run_until_cancelled(tokio::time::sleep_until(due)).await.is_none() {
                 return;
             }
-            if due.elapsed() > STOOD_STILL {
-                let now_ms = self.hearing.now_ms();
-                self.hearing.lock().could_not_hear(now_ms);
+            let late = due.elapsed();
+            if late > STOOD_STILL {
+                let (now_ms, late_ms) = (self.hearing.now_ms(), u64::try_from(late.as_millis()).unwrap_or(u64::MAX));
+                self.hearing.lock().stood_still(now_ms, late_ms);
             }
             let in_office = *self.in_office.borrow();
             if std::mem::replace(&mut office, in_office) != in_office {

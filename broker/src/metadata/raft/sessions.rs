@@ -101,6 +101,17 @@ impl Sessions {
         self.since_ms = self.since_ms.max(now_ms);
     }
 
+    /// This process stood still for so long, and heard nothing in that time, which therefore counts against nobody. After a
+    /// whole session connections may have ended too, and everybody has another one.
+    pub fn stood_still(&mut self, now_ms: u64, for_ms: u64) {
+        if for_ms >= self.timeout_ms {
+            return self.could_not_hear(now_ms);
+        }
+        let later = |at_ms: u64| at_ms.saturating_add(for_ms).min(now_ms);
+        self.since_ms = later(self.since_ms);
+        self.heard.values_mut().for_each(|heard| heard.at_ms = later(heard.at_ms));
+    }
+
     /// How long nothing was heard of a broker.
     pub fn unheard_ms(&self, broker_id: i32, now_ms: u64) -> u64 {
         let heard = self.heard.get(&broker_id).map_or(self.since_ms, |heard| heard.at_ms);
@@ -237,6 +248,32 @@ mod tests {
         assert_eq!(sessions.decide(20_599, &state), []);
         sessions.hear(20_500, 1, start(1), ready(), &state);
         assert_eq!(sessions.decide(20_600, &state), [fence(2)]);
+    }
+
+    /// Each look that came late forgave everybody a whole session: on a machine with much to do nobody was ever fenced.
+    #[test]
+    fn time_in_which_this_process_stood_still_counts_against_nobody_and_no_other_time_is_given() {
+        let state = state();
+        let mut sessions = Sessions::new(600, 0);
+        for broker_id in [1, 2] {
+            sessions.hear(100, broker_id, start(1), ready(), &state);
+        }
+        // Broker 2 is silent from now on; the process is late at each look.
+        let mut now_ms = 100;
+        let fenced = loop {
+            now_ms += 50 + 150;
+            sessions.stood_still(now_ms, 150);
+            sessions.hear(now_ms, 1, start(1), ready(), &state);
+            let decisions = sessions.decide(now_ms, &state);
+            if !decisions.is_empty() || now_ms > 10_000 {
+                break decisions;
+            }
+        };
+        assert_eq!((fenced, now_ms), (vec![fence(2)], 100 + 12 * 200));
+        // After a longer time connections have to be made anew.
+        sessions.stood_still(20_000, 600);
+        assert_eq!(sessions.decide(20_599, &state), []);
+        assert_eq!(sessions.decide(20_600, &state), [fence(1), fence(2)]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{Outcome, Refusal, topic_id};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// How many are known.
+/// How many are known: of those that concern partitions, of which one call may have as many as there are, and of the others.
 const KEPT_COMMANDS: usize = 1000;
 
 type CommandId = [u8; 16];
@@ -34,8 +34,11 @@ impl AppliedCommands {
         if message(outcome).is_some() {
             let kept = Arc::make_mut(&mut self.0);
             kept.push_back((id, outcome.clone()));
-            if kept.len() > KEPT_COMMANDS {
-                kept.pop_front();
+            let is_alike = |(_, other): &(CommandId, Outcome)| is_of_partitions(other) == is_of_partitions(outcome);
+            if kept.iter().filter(|it| is_alike(it)).count() > KEPT_COMMANDS
+                && let Some(oldest) = kept.iter().position(is_alike)
+            {
+                kept.remove(oldest);
             }
         }
     }
@@ -71,6 +74,10 @@ impl AppliedCommands {
         });
         Ok(AppliedCommands(Arc::new(kept.collect::<Result<_, Refusal>>()?)))
     }
+}
+
+fn is_of_partitions(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::PartitionsChanged(_))
 }
 
 fn message(outcome: &Outcome) -> Option<Kept> {

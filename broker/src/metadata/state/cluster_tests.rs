@@ -524,6 +524,13 @@ fn a_persons_command_is_applied_once_and_answered_again() {
     let mut restored = MetadataState::from_snapshot(cluster.state.snapshot()).expect("its own");
     assert_eq!(restored.apply(index + 2, &create), Ok(Outcome::TopicCreated(TOPIC)));
     assert_eq!(restored.topics().count(), 0);
+    // A rebalance has many commands, and they push out each other alone.
+    for id in 2_000..4_000 {
+        let elect = command::ElectLeaders { kind: command::ElectionKind::Preferred.into(), partitions: Vec::new() };
+        cluster.run(with_id(Kind::ElectLeaders(elect), id));
+    }
+    assert!(cluster.state.has_applied(&with_id(delete(), 3_999).command_id));
+    assert!(!cluster.state.has_applied(&with_id(delete(), 2_999).command_id));
     // The oldest of a thousand and one is forgotten.
     let raise = Kind::RaiseFeatureLevel(command::RaiseFeatureLevel { level: 1 });
     for id in 3..=1000 {
