@@ -219,6 +219,9 @@ pub enum StartError {
     /// The metadata log does not come up.
     #[error("the metadata cannot be led: {0}")]
     Quorum(String),
+    /// What the disk holds of the metadata was promised by a later copy of it differently.
+    #[error("{0}; it is a new member of the metadata quorum now: start the broker again")]
+    OlderDisk(String),
     /// A broker that is to be one of several, on a folder that is in no cluster.
     #[error(
         "{} belongs to no cluster, and controller.quorum.bootstrap.servers is set: `headwater cluster init --config FILE` makes a new \

@@ -104,6 +104,20 @@ impl Broker {
         common: Option<Common>,
     ) -> Result<Broker, StartError> {
         config.check()?;
+        match Box::pin(Broker::start_once(config.clone(), Arc::clone(&files), common.clone())).await {
+            Err(StartError::OlderDisk(why)) => {
+                tracing::error!(why, "this disk is an older copy: the broker begins as a new member of the quorum");
+                Box::pin(Broker::start_once(config, files, common)).await
+            }
+            started => started,
+        }
+    }
+
+    async fn start_once(
+        config: BrokerConfig,
+        files: Arc<dyn Files>,
+        common: Option<Common>,
+    ) -> Result<Broker, StartError> {
         let pool = Pool::start(runtime::io_threads(&config)).map_err(StartError::Threads)?;
         let run = Run::default();
         // Whatever was begun ends again if the rest fails, or nobody waits for it.
@@ -526,15 +540,32 @@ async fn by_several(
     partitions.lease().limit();
     let registration = registration(config, place.advertised.clone(), store.node_id());
     let registration = RegisterBroker { directory_id: data_dir.meta().directory_id.clone(), ..registration };
-    let member = Member::start(store, config, place, Instant::now() + METADATA_START).await?;
+    // Before anybody hears of it.
+    let boots = Boots::count(data_dir.path(), data_dir.files(), pool).await?;
+    let start = boots.start(&registration);
+    let member = Member::start(store, config, place, start, Instant::now() + METADATA_START).await?;
     let member = Arc::new(member);
     stop_at_last(tasks, &member.node, closed, Some(Arc::clone(&member)));
     let quorum = Some((member.server.clone(), member.thread.runtime().clone()));
     tasks.spawn(server::accept(Arc::new(Door { quorum, ..door }), endpoint.clone()));
-    let boots = Boots::read(data_dir.path(), data_dir.files(), pool).await?;
-    let state = member.come_in().await?;
-    let registration = disk.examine(&state, registration, boots.is_same_kernel()).await?;
-    let registration = member.register(registration, boots, (data_dir.path(), data_dir.files(), pool)).await?;
+    let registered = async {
+        let state = member.come_in().await?;
+        let registration = disk.examine(&state, registration, boots.is_same_kernel()).await?;
+        member.register(registration, boots, (data_dir.path(), data_dir.files(), pool)).await
+    };
+    let registration = match registered.await {
+        Err(StartError::OlderDisk(why)) => {
+            // What it voted and acknowledged later is forgotten: nobody is that member any more.
+            member.node.stop().await;
+            let (data_dir, cluster_id) = (Arc::clone(data_dir), data_dir.meta().cluster_id.clone());
+            let anew = pool.run(move || {
+                Store::begin_anew(Arc::clone(data_dir.files()), data_dir.path(), &cluster_id, new_node_id())
+            });
+            anew.await.map_err(|error| StartError::Journal(error.at_start()))?;
+            return Err(StartError::OlderDisk(why));
+        }
+        registered => registered?,
+    };
     let state = Arc::clone(&member.node.applied().borrow().state);
     let source = Source::Several(member, Office::new(node::ELECTION_TIMEOUT_MS));
     Ok(By { manifest: None, registration, state, source, door: None })

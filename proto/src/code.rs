@@ -89,6 +89,8 @@ codes! {
     WrongMember = 28, "wrong_member", retry true;
     /// The change would leave the metadata quorum without a majority that answers.
     LosesQuorum = 29, "loses_quorum", retry false;
+    /// The disk of a member of the metadata quorum is an older copy than the one that registered.
+    OlderDisk = 18, "older_disk", retry false;
 
     /// A batch whose checksum or form is wrong.
     CorruptBatch = 30, "corrupt_batch", retry false;

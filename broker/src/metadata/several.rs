@@ -19,6 +19,8 @@ use crate::lease::Lease;
 use crate::os;
 use crate::peer::Peers;
 use crate::pool::Pool;
+use headwater_proto::ErrorCode;
+use headwater_proto::wire::RaftStart;
 use headwater_storage::files::{self, Files};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -71,6 +73,7 @@ impl Member {
         store: Store,
         config: &BrokerConfig,
         place: Place,
+        start: Option<RaftStart>,
         deadline: Instant,
     ) -> Result<Member, StartError> {
         let refused = |error: &dyn std::fmt::Display| StartError::Quorum(error.to_string());
@@ -86,6 +89,7 @@ impl Member {
             cluster_id: store.cluster_id().to_owned(),
             node_id: store.node_id(),
             address: place.advertised,
+            start,
             configured: config.quorum_servers(),
             client,
             server_name: crate::peer::HANDSHAKE_NAME.to_owned(),
@@ -128,10 +132,16 @@ impl Member {
         let state = self.catch_up().await?;
         let known = state.broker(registration.broker_id);
         let path = root.join(BOOTS_FILE);
-        // A disk without a count is new, or was a broker's that was alone: what it is, its id says.
-        let count = boots.count.unwrap_or_else(|| known.map_or(0, |known| known.boots)) + 1;
-        // The kernel is another one for as long as nobody was told so.
-        keep_boots(Boots { count: Some(count), ..boots }, &path, files, pool).await?;
+        let count = match boots.count {
+            Some(count) => count,
+            // A disk without a count is new, or was a broker's that was alone: what it is, its id says.
+            None => {
+                let count = known.map_or(0, |known| known.boots) + 1;
+                keep_boots(Boots { count: Some(count), ..boots }, &path, files, pool).await?;
+                count
+            }
+        };
+        let was_member = known.is_some_and(|known| known.node_id == node.node_id());
         let (replaces, begins) = (known.map_or(0, |known| known.epoch), alone::first_level(&state));
         let registration = RegisterBroker { boots: count, replaces, ..registration };
         let command: super::command::Command = Kind::RegisterBroker(registration.clone()).into();
@@ -141,6 +151,11 @@ impl Member {
             _ => count,
         };
         keep_boots(Boots { count: Some(counts), kernel: os::kernel_start() }, &path, files, pool).await?;
+        // Whose journal is an older copy too has another member from now on.
+        if counts != count && was_member {
+            let why = format!("this disk was started {count} times, broker {} more often", registration.broker_id);
+            return Err(StartError::OlderDisk(why));
+        }
         // Where an older broker came at the same time, a person raises it.
         if let Some(begins) = begins
             && let Err(error) = node.propose(begins, true, Instant::now() + TRY).await
@@ -275,6 +290,9 @@ async fn patiently<T, F: Future<Output = Result<T, MetadataError>>>(
     loop {
         match attempt().await {
             Ok(done) => return Ok(done),
+            Err(MetadataError::Elsewhere { code: ErrorCode::OlderDisk, message, .. }) => {
+                return Err(StartError::OlderDisk(message));
+            }
             Err(error)
                 if error.is_refusal() || matches!(error, MetadataError::Stopped(_) | MetadataError::Journal(_)) =>
             {
@@ -306,8 +324,23 @@ impl Boots {
         self.kernel.is_some() && self.kernel == os::kernel_start()
     }
 
-    /// What this disk knows.
-    pub(crate) async fn read(root: &Path, files: &Arc<dyn Files>, pool: &Pool) -> Result<Boots, StartError> {
+    /// What this disk knows, with this start counted. It is kept before anybody is answered: what comes later is not older. The
+    /// kernel is another one for as long as nobody was told so.
+    pub(crate) async fn count(root: &Path, files: &Arc<dyn Files>, pool: &Pool) -> Result<Boots, StartError> {
+        let read = Boots::read(root, files, pool).await?;
+        let counted = Boots { count: read.count.map(|count| count + 1), ..read };
+        if counted.count.is_some() {
+            keep_boots(counted, &root.join(BOOTS_FILE), files, pool).await?;
+        }
+        Ok(counted)
+    }
+
+    /// Which start of the disk this is, if it is counted.
+    pub(crate) fn start(self, registration: &RegisterBroker) -> Option<RaftStart> {
+        self.count.map(|boots| RaftStart { boots, incarnation: registration.incarnation.clone() })
+    }
+
+    async fn read(root: &Path, files: &Arc<dyn Files>, pool: &Pool) -> Result<Boots, StartError> {
         let (files, path) = (Arc::clone(files), root.join(BOOTS_FILE));
         pool.run(move || read_boots(&*files, &path)).await
     }

@@ -117,7 +117,7 @@ async fn whoever_shows_another_brokers_certificate_is_not_the_member_that_is_dia
                 continue;
             };
             assert!([0, second].contains(&hello.to_node_id));
-            let answer = wire::RaftOpened { node_id: second, error: None };
+            let answer = wire::RaftOpened { node_id: second, ..Default::default() };
             // It may be gone already.
             drop(send.write_chunk(headwater_proto::frame::encode(&answer, 0)).await);
             // The first frame of a question is none of a hello: whatever can be read is one too many.

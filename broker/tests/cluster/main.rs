@@ -130,6 +130,27 @@ async fn a_voter_whose_disk_was_emptied_votes_again_and_nobody_is_counted_who_is
     assert_eq!(nodes.describe(0, false).await.voters, [1, 3]);
 }
 
+/// It has forgotten how it voted, and what it acknowledged of the metadata: it voted on all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_copy_of_a_voters_disk_is_another_member() {
+    let mut nodes = Nodes::of(3);
+    nodes.form(3).await;
+    nodes.stop(2).await;
+    let copy = nodes.copy_disk(2);
+    for _ in 0..2 {
+        nodes.start(2).await;
+        nodes.until(0, "it is active", |told| brokers_of(told, "active").contains(&3)).await;
+        nodes.stop(2).await;
+    }
+    let was = nodes.node_id(2);
+    nodes.change_disk(2, copy);
+    assert_eq!(nodes.node_id(2), was);
+    nodes.start(2).await;
+    nodes.until(0, "it votes again", |told| told.voters == [1, 2, 3] && brokers_of(told, "active").len() == 3).await;
+    nodes.stop(2).await;
+    assert_ne!(nodes.node_id(2), was, "what the old member promised since is nobody's");
+}
+
 /// The folder of a broker that was alone goes on, and takes others in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_that_was_alone_becomes_the_first_of_several() {

@@ -2,11 +2,12 @@
 
 use crate::harness::{Client, DEADLINE, within};
 use headwater_broker::config::BrokerConfig;
+use headwater_broker::metadata::raft::{Founding, Store};
 use headwater_broker::tls::make::{Authority, Issued, Validity};
 use headwater_broker::tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE};
 use headwater_broker::{Broker, StartError, cluster};
 use headwater_proto::wire::{self, call::Request, call_response::Response};
-use headwater_storage::Files;
+use headwater_storage::{Files, OsFiles};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::sync::Arc;
@@ -151,6 +152,27 @@ impl Nodes {
         self.nodes[number].dir = dir;
     }
 
+    /// What is on the disk of a broker that does not run.
+    pub(crate) fn copy_disk(&self, number: usize) -> tempfile::TempDir {
+        let copy = tempfile::tempdir().unwrap();
+        copy_folder(self.nodes[number].dir.path(), copy.path());
+        copy
+    }
+
+    /// The broker, which does not run, has this disk from now on.
+    pub(crate) fn change_disk(&mut self, number: usize, disk: tempfile::TempDir) {
+        self.nodes[number].dir = disk;
+    }
+
+    /// Which member of the metadata quorum a broker is that does not run.
+    pub(crate) fn node_id(&self, number: usize) -> u64 {
+        // Not on the disk itself: opening it may write.
+        let (copy, files) = (self.copy_disk(number), Arc::new(OsFiles::new()));
+        let cluster_id = self.broker(0).cluster_id();
+        let opened = Store::open(files, copy.path(), cluster_id, true, Founding::Joins, 1);
+        opened.unwrap().store.node_id()
+    }
+
     pub(crate) async fn stop(&mut self, number: usize) {
         let broker = self.nodes[number].broker.take().expect("it runs");
         assert!(within("shutdown", broker.shutdown()).await, "in good order");
@@ -197,6 +219,19 @@ impl Nodes {
                 Response::DescribeCluster(told) if is_so(&told) => return told,
                 told => assert!(began.elapsed() < DEADLINE, "{what}: {told:?}"),
             }
+        }
+    }
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let there = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            std::fs::create_dir(&there).unwrap();
+            copy_folder(&entry.path(), &there);
+        } else {
+            std::fs::copy(entry.path(), there).unwrap();
         }
     }
 }

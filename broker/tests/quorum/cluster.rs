@@ -163,6 +163,7 @@ impl Cluster {
             cluster_id: cluster_id.to_owned(),
             node_id: store.node_id(),
             address: place.address.clone(),
+            start: None,
             configured,
             client: self.trust.client.clone(),
             server_name: "localhost".to_owned(),

@@ -14,6 +14,19 @@ pub struct OpenRaft {
     /// Where the opener is reached itself. Empty: nobody said.
     #[prost(string, tag = "4")]
     pub from_address: ::prost::alloc::string::String,
+    /// Which start of the opener's disk it is. None: nobody said.
+    #[prost(message, optional, tag = "5")]
+    pub from_start: ::core::option::Option<RaftStart>,
+}
+/// A start of a member, by which an older copy of its disk is known: that one may have forgotten what it promised.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct RaftStart {
+    /// How often the disk was started, this one included.
+    #[prost(uint64, tag = "1")]
+    pub boots: u64,
+    /// What this start drew at random.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub incarnation: ::prost::bytes::Bytes,
 }
 /// The first answer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -24,4 +37,7 @@ pub struct RaftOpened {
     /// Who is there.
     #[prost(fixed64, tag = "2")]
     pub node_id: u64,
+    /// Which start of its disk it is. None: nobody said.
+    #[prost(message, optional, tag = "3")]
+    pub start: ::core::option::Option<RaftStart>,
 }

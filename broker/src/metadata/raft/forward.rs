@@ -344,11 +344,15 @@ impl RaftNode {
         for opened in opened {
             match opened {
                 Ok(stream) => streams.push(stream),
-                Err(error) => foreign = foreign.or(error.is_of_another_cluster().then_some(error)),
+                Err(error) => foreign = foreign.or(error.is_final().then_some(error)),
             }
         }
-        // One wrong address among good ones is said in the log.
-        foreign.filter(|_| streams.is_empty()).map_or(Ok(streams), Err)
+        // One wrong address among good ones is said in the log. Who knows that this disk is an older copy knows more than others.
+        let is_the_answer = |error: &LinkError| streams.is_empty() || !error.is_of_another_cluster();
+        match foreign {
+            Some(error) if is_the_answer(&error) => Err(error),
+            _ => Ok(streams),
+        }
     }
 
     /// Waits until this entry is applied here.
@@ -383,13 +387,11 @@ async fn leads_no_more(mut metrics: Metrics, asked: Option<u64>) {
 
 fn not_reached(error: &LinkError) -> Attempt<Known> {
     match error {
-        LinkError::Refused { error: told, .. } if error.is_of_another_cluster() => {
-            Attempt::Done(Err(MetadataError::Elsewhere {
-                code: ErrorCode::WrongCluster,
-                message: told.message.clone(),
-                is_out_of_producer_epochs: false,
-            }))
-        }
+        LinkError::Refused { error: told, .. } if error.is_final() => Attempt::Done(Err(MetadataError::Elsewhere {
+            code: ErrorCode::from_number(told.code),
+            message: told.message.clone(),
+            is_out_of_producer_epochs: false,
+        })),
         _ => Attempt::NotLeader(None),
     }
 }

@@ -20,7 +20,7 @@ use crate::stream::{Frames, StreamError, send_within};
 use crate::tls::principal::Principal;
 use futures::future::{BoxFuture, FutureExt, Shared, select_ok};
 use headwater_proto::limits::{MAX_OPEN_FRAME_BYTES, MAX_RAFT_FRAME_BYTES};
-use headwater_proto::wire::{self, Open, OpenRaft, RaftOpened, open};
+use headwater_proto::wire::{self, Open, OpenRaft, RaftOpened, RaftStart, open};
 use headwater_proto::{ErrorCode, ResetCode};
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use std::collections::HashMap;
@@ -90,6 +90,12 @@ impl LinkError {
     pub(super) fn is_of_another_cluster(&self) -> bool {
         matches!(self, LinkError::Refused { error, .. } if error.code == ErrorCode::WrongCluster.number())
     }
+
+    /// Whether there is no use in asking anybody again.
+    pub(super) fn is_final(&self) -> bool {
+        let is_older = |error: &wire::Error| error.code == ErrorCode::OlderDisk.number();
+        self.is_of_another_cluster() || matches!(self, LinkError::Refused { error, .. } if is_older(error))
+    }
 }
 
 /// Who connects, and to whom.
@@ -101,6 +107,8 @@ pub struct LinksConfig {
     pub node_id: u64,
     /// Where it is reached, for those who do not know its registration yet.
     pub address: String,
+    /// Which start of its disk it is; `None`: nobody counts them.
+    pub start: Option<RaftStart>,
     /// Addresses to try for members that nobody has heard of.
     pub configured: Vec<String>,
     /// Whose certificates are trusted, and [`transport`].
@@ -182,6 +190,22 @@ impl Links {
         state.brokers().find(|broker| broker.is_or_was(node_id)).map(|broker| broker.id)
     }
 
+    /// Why a member is not heard: its disk is an older copy than the one that registered, as far as it is known here.
+    pub(super) fn older_copy(&self, node_id: u64, start: Option<&RaftStart>) -> Option<String> {
+        let state = Arc::clone(&self.shared.applied.get()?.borrow().state);
+        let broker = state.brokers().find(|broker| broker.node_id == node_id)?;
+        let start = start.filter(|start| broker.is_older_copy(start.boots, &start.incarnation))?;
+        Some(format!(
+            "broker {} was started {} times as the cluster knows it, this disk {} times: it is an older copy, whose votes do not count",
+            broker.id, broker.boots, start.boots
+        ))
+    }
+
+    /// Which start of its disk this member is.
+    pub(super) fn start(&self) -> Option<RaftStart> {
+        self.shared.config.start.clone()
+    }
+
     /// Refuses whoever shows another certificate than that of the broker which is this member, or that of none.
     fn check_identity(&self, connection: &quinn::Connection, node_id: u64) -> Result<(), String> {
         let Some(peers) = &self.shared.config.peers else { return Ok(()) };
@@ -227,6 +251,7 @@ impl Links {
             from_node_id: self.shared.config.node_id,
             to_node_id: node_id,
             from_address: self.shared.config.address.clone(),
+            from_start: self.start(),
         };
         let opened = timeout(OPEN, RaftStream::open(connection.clone(), hello, self.clone(), address.clone())).await;
         let opened = opened.unwrap_or_else(|_| {
@@ -391,6 +416,10 @@ impl RaftStream {
         let opened = opened.ok_or_else(|| lost("the stream ended".to_owned()))?;
         if let Err(why) = links.check_identity(&connection, opened.node_id) {
             tracing::warn!(address, why, "whoever answers is not that member of the metadata quorum");
+            return Err(lost(why));
+        }
+        if let Some(why) = links.older_copy(opened.node_id, opened.start.as_ref()) {
+            tracing::warn!(address, why, "an older copy of a disk is not asked");
             return Err(lost(why));
         }
         if opened.node_id != 0 {

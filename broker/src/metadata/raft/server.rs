@@ -110,7 +110,7 @@ impl RaftServer {
         frames: Frames<Open>,
     ) -> Result<(), StreamError> {
         let refusal = self.refusal(&hello, broker_id);
-        let opened = RaftOpened { error: refusal.clone(), node_id: self.links.node_id() };
+        let opened = RaftOpened { error: refusal.clone(), node_id: self.links.node_id(), start: self.links.start() };
         send_within(send, &opened, UNREAD, "an answer").await?;
         if let Some(refusal) = refusal {
             let from = format!("{:x}", hello.from_node_id);
@@ -151,6 +151,9 @@ impl RaftServer {
         }
         if hello.from_node_id == 0 {
             return Some(wire::Error::new(ErrorCode::InvalidRequest, "a member that does not say who it is"));
+        }
+        if let Some(why) = self.links.older_copy(hello.from_node_id, hello.from_start.as_ref()) {
+            return Some(wire::Error::new(ErrorCode::OlderDisk, why));
         }
         match (broker_id, self.links.broker_of(hello.from_node_id)) {
             (Some(shown), Some(registered)) if shown != registered => {

@@ -54,6 +54,12 @@ impl Broker {
         self.node_id == node_id || self.former_node_ids.contains(&node_id)
     }
 
+    /// Whether a start of its disk is none that may come: it was started less often than the cluster knows, or as often by
+    /// another process. It is an older copy of the disk, then, and has forgotten what it promised since.
+    pub fn is_older_copy(&self, boots: u64, incarnation: &[u8]) -> bool {
+        boots <= self.boots && incarnation != self.incarnation.as_bytes()
+    }
+
     /// The members that it was, as of a registration as this one.
     fn former_as(&self, node_id: u64) -> Vec<u64> {
         let all = self.former_node_ids.iter().copied().chain([self.node_id]);
