@@ -83,8 +83,17 @@ async fn all_brokers_may_start_at_once_and_an_observer_may_be_added_and_forgotte
     let remove = |broker_id| Request::RemoveBroker(wire::RemoveBroker { broker_id });
     let refused = nodes.client(0).await.call(remove(4)).await;
     assert!(matches!(&refused, Response::Error(error) if error.message.contains("stop it first")), "{refused:?}");
+    let everywhere = wire::CreateTopic { name: "t".into(), partitions: 1, replication_factor: 4, ..Default::default() };
+    let created = nodes.client(0).await.call(Request::CreateTopic(everywhere)).await;
+    assert!(matches!(created, Response::CreateTopic(_)), "{created:?}");
     nodes.stop(3).await;
     nodes.until(0, "it is fenced", |told| brokers_of(told, "fenced") == [4]).await;
+    let refused = nodes.client(1).await.call(remove(4)).await;
+    assert!(matches!(&refused, Response::Error(error) if error.message.contains("keeps t-0")), "{refused:?}");
+    assert_eq!(nodes.describe(0, false).await.observers, [4], "it is what it was");
+    let delete = Request::DeleteTopic(wire::DeleteTopic { name: "t".into() });
+    let deleted = nodes.client(0).await.call(delete).await;
+    assert!(matches!(deleted, Response::Done(_)), "{deleted:?}");
     let done = nodes.client(2).await.call(remove(4)).await;
     assert!(matches!(done, Response::Done(_)), "{done:?}");
     let told = nodes.describe(1, false).await;
