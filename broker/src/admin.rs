@@ -234,6 +234,7 @@ async fn render(shown: &Shown) -> String {
         );
         if let Some((me, node)) = shown.member.get() {
             cluster_metrics::samples(&mut samples, groups.metadata(), node.as_ref(), *me);
+            cluster_metrics::lags(&mut samples, groups.metadata(), &partitions, *me).await;
             one(
                 &mut samples,
                 "headwater_lease_held",

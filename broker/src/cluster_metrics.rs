@@ -10,9 +10,19 @@ use crate::metadata::changes::{changes, standing};
 use crate::metadata::raft::RaftNode;
 use crate::metadata::state::BrokerState;
 use crate::metrics::{Metrics, Samples};
+use crate::partition::PartitionHandle;
+use crate::replica::lag::Lag;
+use futures::future::join_all;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
+
+/// Partitions that are asked how far their followers are, before others get a turn.
+const PARTITIONS_AT_ONCE: usize = 64;
+
+/// Replicas that are told of one by one, at most: those that are behind for longest.
+const MOST_REPLICAS: usize = 100;
 
 /// Counts what happens, until `stop`.
 pub(crate) async fn watch(metadata: MetadataHandle, me: i32, metrics: Arc<Metrics>, stop: CancellationToken) {
@@ -100,5 +110,89 @@ pub(crate) fn samples(samples: &mut Samples, metadata: &MetadataHandle, node: Op
     for kind in [BrokerState::Active, BrokerState::Fenced, BrokerState::Draining] {
         let count = state.brokers().filter(|broker| broker.state == kind).count();
         samples.sample(name, &[("state", &kind.name())], count);
+    }
+}
+
+fn seconds(ms: i64) -> String {
+    (ms as f64 / 1000.0).to_string()
+}
+
+/// What a follower lacks of the partitions that this broker leads.
+#[derive(Default)]
+struct Behind {
+    partitions: usize,
+    records: i64,
+    most_records: i64,
+    longest_ms: i64,
+}
+
+/// How far the followers of the partitions that this broker leads are behind: for each broker, and for the replicas that are worst off. So
+/// there are no more series than brokers and [`MOST_REPLICAS`], however many partitions there are.
+pub(crate) async fn lags(samples: &mut Samples, metadata: &MetadataHandle, partitions: &[PartitionHandle], me: i32) {
+    let state = metadata.state();
+    let others = state.brokers().map(|broker| broker.id).filter(|id| *id != me);
+    let mut brokers: BTreeMap<i32, Behind> = others.map(|id| (id, Behind::default())).collect();
+    let mut replicas: Vec<(&PartitionHandle, Lag)> = Vec::new();
+    for some in partitions.chunks(PARTITIONS_AT_ONCE) {
+        let told = join_all(some.iter().map(PartitionHandle::lags)).await;
+        for (partition, lag) in
+            some.iter().zip(told).flat_map(|(partition, lags)| lags.into_iter().map(move |lag| (partition, lag)))
+        {
+            if lag.records > 0 {
+                let broker = brokers.entry(lag.broker).or_default();
+                broker.partitions += 1;
+                broker.records = broker.records.saturating_add(lag.records);
+                broker.most_records = broker.most_records.max(lag.records);
+                broker.longest_ms = broker.longest_ms.max(lag.ms);
+                replicas.push((partition, lag));
+            }
+        }
+        replicas.sort_by_key(|(_, lag)| std::cmp::Reverse((lag.ms, lag.records)));
+        replicas.truncate(MOST_REPLICAS);
+    }
+    type Read<T> = fn(&T) -> String;
+    let of_brokers: [(&str, &str, Read<Behind>); 4] = [
+        (
+            "headwater_replica_lagging_partitions",
+            "Partitions that this broker leads and of which the follower lacks something.",
+            |it| it.partitions.to_string(),
+        ),
+        (
+            "headwater_replica_lag_records",
+            "Records (offsets) that the follower lacks of the partitions that this broker leads, together.",
+            |it| it.records.to_string(),
+        ),
+        (
+            "headwater_replica_lag_records_max",
+            "Records (offsets) that the follower lacks of the partition of which it lacks most.",
+            |it| it.most_records.to_string(),
+        ),
+        (
+            "headwater_replica_lag_seconds",
+            "How long ago the follower had everything, of the partition where that is longest; 0 where it has everything.",
+            |it| seconds(it.longest_ms),
+        ),
+    ];
+    for (name, help, read) in of_brokers {
+        samples.begin(name, "gauge", help);
+        for (id, behind) in &brokers {
+            samples.sample(name, &[("follower", id)], read(behind));
+        }
+    }
+    let of_replicas: [(&str, &str, Read<Lag>); 2] = [
+        (
+            "headwater_partition_replica_lag_records",
+            "Records (offsets) that a follower lacks of a partition that this broker leads; the hundred that are behind for longest.",
+            |it| it.records.to_string(),
+        ),
+        ("headwater_partition_replica_lag_seconds", "How long ago that follower had everything.", |it| seconds(it.ms)),
+    ];
+    for (name, help, read) in of_replicas {
+        samples.begin(name, "gauge", help);
+        for (partition, lag) in &replicas {
+            let labels: [(&str, &dyn Display); 3] =
+                [("topic", partition.topic()), ("partition", &partition.partition()), ("follower", &lag.broker)];
+            samples.sample(name, &labels, read(lag));
+        }
     }
 }

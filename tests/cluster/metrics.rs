@@ -57,3 +57,35 @@ fn a_lost_broker_shows_in_the_metrics_of_the_others() {
     });
     is("headwater_controller_active", 1.0);
 }
+
+#[test]
+fn what_a_follower_lacks_is_told_in_records_and_in_time() {
+    let mut cluster = Development::up(3, &[]);
+    let create = ["topic", "create", "t", "--replica-placement", "1:3,2:3", "-c", "min.insync.replicas=1"];
+    cluster.command(&create).ok();
+    let of_broker = |what: &str| format!("headwater_replica_{what}{{follower=\"3\"}}");
+    let of_replica =
+        |what: &str| format!("headwater_partition_replica_{what}{{topic=\"t\",partition=\"0\",follower=\"3\"}}");
+    let [records, most, seconds, partitions] =
+        ["lag_records", "lag_records_max", "lag_seconds", "lagging_partitions"].map(of_broker);
+    let [records_of_one, seconds_of_one] = ["lag_records", "lag_seconds"].map(of_replica);
+    cluster.feed(&["produce", "t", "--partition", "0"], "seen\n");
+    cluster.until("nothing lacks", || (cluster.sample(1, &records) == Some(0.0)).then_some(()));
+    assert_eq!((cluster.sample(1, &seconds), cluster.sample(1, &records_of_one)), (Some(0.0), None));
+
+    cluster.kill(3);
+    let isr = || cluster.object(&["topic", "describe", "t"])["partitions"][0]["isr"].clone();
+    cluster.until("it is missed", || (isr() == serde_json::json!([1])).then_some(()));
+    cluster.feed(&["produce", "t", "--partition", "0"], "1\n2\n3\n4\n5\n6\n7\n");
+    // Broker 2 leads a partition of which nobody lacks anything.
+    cluster.until("it is told", || (cluster.sample(1, &records) == Some(7.0)).then_some(()));
+    assert_eq!((cluster.sample(1, &most), cluster.sample(1, &partitions)), (Some(7.0), Some(1.0)));
+    assert_eq!((cluster.sample(1, &records_of_one), cluster.sample(2, &records)), (Some(7.0), Some(0.0)));
+    let before = cluster.sample(1, &seconds).expect("a time");
+    cluster.until("time passes", || (cluster.sample(1, &seconds) > Some(before + 0.5)).then_some(()));
+    assert!(cluster.sample(1, &seconds_of_one) > Some(before));
+    // It comes back, and takes what it lacks.
+    cluster.revive(3);
+    cluster.until("nothing lacks", || (cluster.sample(1, &records) == Some(0.0)).then_some(()));
+    assert_eq!((cluster.sample(1, &seconds), cluster.sample(1, &seconds_of_one)), (Some(0.0), None));
+}

@@ -24,6 +24,7 @@ use crate::partitions::DataRoot;
 use crate::pool::Pool;
 use crate::replica::follower::Push;
 use crate::replica::history::Verdict;
+use crate::replica::lag::Lag;
 use crate::replica::leader::{Altered, HelloRefusal, View};
 use crate::replica::links::Replication;
 use crate::replica::{Hello, Member, Report, Tenure};
@@ -187,6 +188,8 @@ enum Message {
     Pushed(u64, Push, Pushed),
     /// The stream ended.
     Lost(u64),
+    /// How far the followers are behind, where this broker leads.
+    Lags(oneshot::Sender<Vec<Lag>>),
     Fence(String),
     /// Everything taken is written and flushed, then the log is closed.
     Close(oneshot::Sender<Result<(), PartitionError>>),
@@ -611,6 +614,17 @@ impl PartitionHandle {
     /// [`PartitionError`] where the partition is not served.
     pub(crate) fn reported(&self, report: Report) -> Result<(), PartitionError> {
         self.send(Message::Reported(report))
+    }
+
+    /// How far the followers are behind, where this broker leads; nothing is asked where all have everything.
+    pub(crate) async fn lags(&self) -> Vec<Lag> {
+        let (view, offsets) = (self.view(), self.offsets());
+        let is_even = offsets.high_watermark >= offsets.log_end && view.replicas.iter().all(|replica| replica.in_sync);
+        let (tell, told) = oneshot::channel();
+        if is_even || !self.is_leader() || self.send(Message::Lags(tell)).is_err() {
+            return Vec::new();
+        }
+        told.await.unwrap_or_default()
     }
 
     /// Writes, flushes and answers what was taken, then closes the log.

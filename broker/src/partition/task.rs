@@ -20,6 +20,7 @@ use crate::replica::Hello;
 use crate::replica::follow::FollowStream;
 use crate::replica::follower::Replica;
 use crate::replica::history::History;
+use crate::replica::lag::Lags;
 use crate::replica::leader::{AlterPartition, HelloRefusal, View};
 use headwater_storage::Log;
 use std::collections::BTreeMap;
@@ -54,6 +55,8 @@ struct Task {
     generation: u64,
     /// The streams of this leader's followers.
     streams: BTreeMap<i32, DropGuard>,
+    /// How far they are behind.
+    lags: Lags,
     /// The stream to the leader, and the number of the last one that there was in any role.
     follows: Option<FollowStream>,
     last_stream: u64,
@@ -91,6 +94,7 @@ pub(super) fn spawn(
         taken: None,
         generation: 0,
         streams: BTreeMap::new(),
+        lags: Lags::default(),
         follows: None,
         last_stream: 0,
         log: log.map(Box::new),
@@ -231,6 +235,11 @@ impl Task {
                     following.lost(stream);
                 }
             }
+            Message::Lags(tell) => {
+                let log_start = self.shared.watermarks.borrow().offsets.log_start;
+                // Whoever asked may have gone.
+                drop(tell.send(self.lags.now(log_start, now_ms())));
+            }
             Message::Fence(reason) => {
                 if self.ended().is_none() {
                     self.fence(&reason);
@@ -306,6 +315,7 @@ impl Task {
     /// The role is over: whatever waits for what only a leader can confirm is refused, and readers go elsewhere.
     fn leave_role(&mut self) {
         self.streams.clear();
+        self.lags = Lags::default();
         self.follows = None;
         self.shared.watermarks.send_if_modified(|watermarks| std::mem::replace(&mut watermarks.leads, false));
         match &mut self.role {
@@ -568,6 +578,9 @@ impl Task {
             Role::Leader(state) => {
                 let effects = state.take_effects();
                 let is_over = state.leader().is_ended();
+                if state.leader().has_followers() {
+                    self.lags.observe(state.leader().log_end(), state.leader().positions(), now_ms());
+                }
                 for effect in effects {
                     match effect {
                         Effect::Publish(offsets) => publish = Some(offsets),

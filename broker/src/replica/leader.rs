@@ -18,6 +18,7 @@
 //! epoch, incarnation or generation counts for nothing.
 
 use super::history::{History, Verdict};
+use super::lag::Position;
 use super::{Hello, Member, Report, Tenure};
 use crate::error::PartitionError;
 use crate::metadata::state::BrokerState;
@@ -298,6 +299,20 @@ impl LeaderState {
     /// Whether others keep the partition too.
     pub fn has_followers(&self) -> bool {
         !self.others.is_empty()
+    }
+
+    /// Where this leader's log ends.
+    pub fn log_end(&self) -> i64 {
+        self.written
+    }
+
+    /// Where the followers are, for people: what they report, and at least what everybody in sync has.
+    pub fn positions(&self) -> impl Iterator<Item = Position> {
+        self.others.values().map(|follower| {
+            let least = if self.isr.contains(&follower.member) { self.high_watermark } else { -1 };
+            let offset = self.counted(follower.received, follower.flushed).max(least);
+            Position { broker: follower.member.broker, offset }
+        })
     }
 
     /// Whether the broker has its lease, as far as is known here.

@@ -12,6 +12,7 @@ pub mod follower;
 #[cfg(test)]
 mod follower_tests;
 pub mod history;
+pub mod lag;
 pub mod leader;
 #[cfg(test)]
 mod leader_tests;
