@@ -1,19 +1,20 @@
 //! `headwater cluster ...`
 
+mod describe;
 mod health;
 mod moves;
 mod recover;
 
 use anyhow::{Context, Result};
 use headwater_broker::cluster::{self, Prepared};
-use headwater_client::{Admin, ClusterBroker, ClusterDescription};
-use serde::Serialize;
+use headwater_client::Admin;
 use serde_json::json;
 
+use self::describe::Description;
 use super::broker::read;
 use crate::args::{ClusterCommand, FolderArgs, Global, VotersCommand};
 use crate::connect::with_client;
-use crate::output::{note, plural, print, print_json, table};
+use crate::output::{note, print_json};
 
 /// Runs one of the subcommands.
 pub(crate) fn run(global: &Global, command: ClusterCommand) -> Result<()> {
@@ -27,8 +28,7 @@ pub(crate) fn run(global: &Global, command: ClusterCommand) -> Result<()> {
         ClusterCommand::Describe { stale } => with_client(global, async |client| {
             let admin = client.admin();
             let admin = if stale { admin.stale() } else { admin };
-            let told = admin.describe_cluster().await.context("cannot describe the cluster")?;
-            if global.json { print_json(&Description::from(&told)) } else { print(text(&told)) }
+            describe::describe(global, &admin).await
         }),
         ClusterCommand::Health { id } => {
             with_client(global, async |client| health::health(global, &client.admin(), id).await)
@@ -92,115 +92,13 @@ fn prepare(global: &Global, args: &FolderArgs, is_first: bool) -> Result<()> {
 
 async fn voters(global: &Global, admin: &Admin, id: i32, votes: bool) -> Result<()> {
     let changed = admin.change_voters(id, votes).await;
-    changed.with_context(|| format!("cannot {} broker {id} vote", if votes { "let" } else { "no longer let" }))?;
+    changed.with_context(|| match votes {
+        true => format!("cannot let broker {id} vote"),
+        false => format!("cannot take its vote from broker {id}"),
+    })?;
     if global.json {
         return print_json(&json!({ "id": id, "votes": votes }));
     }
     note(global, format_args!("broker {id} {} on the metadata", if votes { "votes" } else { "does not vote" }));
     Ok(())
-}
-
-#[derive(Serialize)]
-struct Description<'a> {
-    cluster_id: &'a str,
-    controller: Option<i32>,
-    controller_epoch: u64,
-    voters: &'a [i32],
-    observers: &'a [i32],
-    brokers: Vec<Broker<'a>>,
-    under_replicated: u64,
-    under_min_isr: u64,
-    offline: u64,
-    metadata_version: u64,
-}
-
-#[derive(Serialize)]
-struct Broker<'a> {
-    id: i32,
-    incarnation: &'a str,
-    address: &'a str,
-    rack: &'a str,
-    state: &'a str,
-    leaders: u64,
-    partitions: u64,
-    registered: i64,
-}
-
-impl<'a> From<&'a ClusterDescription> for Description<'a> {
-    fn from(told: &'a ClusterDescription) -> Description<'a> {
-        let brokers = told.brokers.iter().map(|broker| Broker {
-            id: broker.id,
-            incarnation: &broker.incarnation,
-            address: &broker.address,
-            rack: &broker.rack,
-            state: &broker.state,
-            leaders: broker.leaders,
-            partitions: broker.partitions,
-            registered: broker.registered_ms,
-        });
-        Description {
-            cluster_id: &told.cluster_id,
-            controller: told.controller,
-            controller_epoch: told.controller_epoch,
-            voters: &told.voters,
-            observers: &told.observers,
-            brokers: brokers.collect(),
-            under_replicated: told.under_replicated,
-            under_min_isr: told.under_min_isr,
-            offline: told.offline,
-            metadata_version: told.metadata_version,
-        }
-    }
-}
-
-/// The cluster at a glance: what is wrong stands first.
-fn text(told: &ClusterDescription) -> String {
-    let gone: Vec<String> =
-        told.brokers.iter().filter(|broker| broker.state == "fenced").map(|broker| broker.id.to_string()).collect();
-    let mut faults = Vec::new();
-    if told.controller.is_none() {
-        faults.push("no controller is in office".to_owned());
-    }
-    if !gone.is_empty() {
-        faults.push(format!("not heard of: broker {}", gone.join(", ")));
-    }
-    for (count, what) in [
-        (told.offline, "without a leader"),
-        (told.under_min_isr, "under min.insync.replicas"),
-        (told.under_replicated, "under-replicated"),
-    ] {
-        if count > 0 {
-            faults.push(format!("{} {what}", plural(i128::from(count), "partition")));
-        }
-    }
-    let state = if faults.is_empty() { "all is well".to_owned() } else { faults.join("; ") };
-    let mut text = format!("cluster {}, {}: {state}\n\n", told.cluster_id, plural(told.brokers.len() as i64, "broker"));
-    text += &table(
-        &["broker", "state", "metadata", "leads", "keeps", "rack", "address"],
-        told.brokers.iter().map(|broker| {
-            vec![
-                broker.id.to_string(),
-                broker.state.clone(),
-                part_of(told, broker),
-                broker.leaders.to_string(),
-                broker.partitions.to_string(),
-                broker.rack.clone(),
-                broker.address.clone(),
-            ]
-        }),
-    );
-    text += &format!("\nmetadata version {}, controller epoch {}\n", told.metadata_version, told.controller_epoch);
-    text
-}
-
-/// What a broker does for the metadata.
-fn part_of(told: &ClusterDescription, broker: &ClusterBroker) -> String {
-    let votes = if told.voters.contains(&broker.id) {
-        "votes"
-    } else if told.observers.contains(&broker.id) {
-        "follows"
-    } else {
-        "-"
-    };
-    if told.controller == Some(broker.id) { format!("{votes}, controller") } else { votes.to_owned() }
 }

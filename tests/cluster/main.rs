@@ -145,6 +145,8 @@ fn a_cluster_is_made_shown_and_changed_by_command() {
     assert_eq!(told["offline"], 1, "its partition");
     let text = cluster.command(&["cluster", "describe"]).ok().text();
     assert!(text.contains("not heard of: broker 1; 1 partition without a leader"), "{text}");
+    assert!(text.contains("no leader  in sync 0 of 1"), "{text}");
+    assert!(text.contains("start broker 1 (") && text.contains("2 of 3 voters there"), "{text}");
     cluster.start(1);
     let told = cluster.until("all are active again", |told| states(told) == ["active"; 3] && told["offline"] == 0);
     assert_eq!(told["voters"], serde_json::json!([1, 2, 3]));

@@ -27,7 +27,7 @@ pub(super) async fn elect(global: &Global, admin: &Admin, args: &ElectArgs) -> R
         true => may_lose,
         false => admin.elect_unclean(topic, false).await.context("cannot elect leaders")?,
     };
-    print_elected(global, &elected, "no partition is without a leader that could be given one")
+    print_elected(global, &elected, "nothing to elect: no partition without a leader has a replica that runs")
 }
 
 /// What an unclean election may lose, loudly.
@@ -314,7 +314,7 @@ fn how_far(it: &AddingReplica) -> String {
     }
 }
 
-fn ids(brokers: &[i32]) -> String {
+pub(super) fn ids(brokers: &[i32]) -> String {
     brokers.iter().map(i32::to_string).collect::<Vec<_>>().join(",")
 }
 
