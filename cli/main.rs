@@ -9,6 +9,7 @@
 mod acks;
 mod args;
 mod commands;
+mod confirm;
 mod connect;
 mod fields;
 mod filter;

@@ -85,6 +85,14 @@ pub async fn recover(config: &BrokerConfig, cluster_id: &str) -> Result<Recovere
     .await
 }
 
+/// Which cluster the folder of a broker that does not run belongs to.
+///
+/// # Errors
+/// [`StartError`]: it is no such folder, or in use.
+pub async fn cluster_of(config: &BrokerConfig) -> Result<String, StartError> {
+    on_folder(config, |_, folder| Ok(folder.0.meta().cluster_id.clone())).await
+}
+
 /// Makes a new member of the metadata quorum of the folder of a broker that does not run: after [`recover`] of another one it has to be
 /// taken in like a new one. Its partitions stay.
 ///

@@ -80,9 +80,10 @@ pub(crate) enum ClusterCommand {
     UnsafeRecover {
         #[command(flatten)]
         folder: FolderArgs,
-        /// The cluster's id (`meta.properties` in the data folder says it): that you know what you do.
+        /// The cluster's id (`meta.properties` in the data folder says it): that you know what you do. Without it you are asked for it,
+        /// at a terminal; elsewhere nothing is done.
         #[arg(long, value_name = "CLUSTER_ID")]
-        yes_lose_what_only_others_know: String,
+        yes_lose_what_only_others_know: Option<String>,
     },
     /// Shows which commands the cluster may be given, and raises that once every broker runs the newer Headwater.
     Upgrade {
@@ -127,9 +128,12 @@ pub(crate) struct ElectArgs {
     /// Only this topic's partitions.
     #[arg(long, value_name = "TOPIC")]
     pub(crate) topic: Option<String>,
-    /// Only says what an unclean election would do.
+    /// Only says what an unclean election would do, and what it may lose.
     #[arg(long, conflicts_with = "preferred")]
     pub(crate) dry_run: bool,
+    /// Does an unclean election without asking. Needed where nobody sits at a terminal to be asked.
+    #[arg(long, conflicts_with_all = ["preferred", "dry_run"])]
+    pub(crate) yes: bool,
 }
 
 #[derive(Debug, Args)]

@@ -67,12 +67,19 @@ pub(crate) enum TopicCommand {
         #[arg(value_parser = clap::value_parser!(u32).range(1..))]
         partitions: u32,
     },
-    /// Deletes a topic, its records and what groups committed for it.
+    /// Deletes a topic, its records and what groups committed for it: FOR GOOD.
+    ///
+    /// Whoever sits at a terminal is asked first. A script that names a topic means it.
     Delete {
         /// The topic.
         name: String,
+        /// Does not ask.
+        #[arg(long)]
+        yes: bool,
     },
-    /// Deletes a partition's records below an offset.
+    /// Deletes a partition's records below an offset: FOR GOOD.
+    ///
+    /// Whoever sits at a terminal is asked first. A script that names them means it.
     DeleteRecords {
         /// The topic.
         name: String,
@@ -82,5 +89,8 @@ pub(crate) enum TopicCommand {
         /// The first offset that stays; `end` deletes every record there is.
         #[arg(long, value_name = "OFFSET", value_parser = crate::spec::before_offset)]
         before: i64,
+        /// Does not ask.
+        #[arg(long)]
+        yes: bool,
     },
 }

@@ -23,7 +23,7 @@ pub(crate) fn run(global: &Global, command: ClusterCommand) -> Result<()> {
         ClusterCommand::Join { folder, again: false } => prepare(global, &folder, false),
         ClusterCommand::Join { folder, again: true } => recover::join_again(global, &folder),
         ClusterCommand::UnsafeRecover { folder, yes_lose_what_only_others_know: cluster_id } => {
-            recover::recover(global, &folder, &cluster_id)
+            recover::recover(global, &folder, cluster_id)
         }
         ClusterCommand::Describe { stale } => with_client(global, async |client| {
             let admin = client.admin();

@@ -6,6 +6,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::args::{Global, TopicCommand};
+use crate::confirm::{ask, is_somebody_there};
 use crate::connect::with_client;
 use crate::output::{bytes, note, number, plural, print, print_all, print_json, table};
 use crate::spec::{Replicas, Setting};
@@ -52,11 +53,32 @@ pub(crate) fn run(global: &Global, command: TopicCommand) -> Result<()> {
                     format!("topic {name} has {} now", plural(partitions, "partition"))
                 })
             }
-            TopicCommand::Delete { name } => {
+            TopicCommand::Delete { name, yes } => {
+                if !yes && is_somebody_there() {
+                    let told = admin.describe_topic(&name).await;
+                    let told = told.with_context(|| format!("cannot describe topic {name}"))?;
+                    let lost = held(told.partitions.iter().map(|it| (it.log_start_offset, it.high_watermark)));
+                    ask(format!("Topic {name} and its {lost} are LOST FOR GOOD. Type its name to delete it:"), &name)
+                        .await?;
+                }
                 admin.delete_topic(&name).await.with_context(|| format!("cannot delete topic {name}"))?;
                 done(global, json!({ "name": name, "deleted": true }), || format!("topic {name} is deleted"))
             }
-            TopicCommand::DeleteRecords { name, partition, before } => {
+            TopicCommand::DeleteRecords { name, partition, before, yes } => {
+                if !yes && is_somebody_there() {
+                    let told = admin.describe_topic(&name).await;
+                    let told = told.with_context(|| format!("cannot describe topic {name}"))?;
+                    let concerned = told.partitions.iter().filter(|it| it.partition == partition);
+                    let end = |end: i64| if before < 0 { end } else { end.min(before) };
+                    let lost = held(concerned.map(|it| (it.log_start_offset, end(it.high_watermark))));
+                    ask(
+                        format!(
+                            "{lost} of partition {partition} of topic {name} are LOST FOR GOOD. Type \"yes\" to delete them:"
+                        ),
+                        "yes",
+                    )
+                    .await?;
+                }
                 let start = admin
                     .delete_records(&name, partition, (before >= 0).then_some(before))
                     .await
@@ -67,6 +89,11 @@ pub(crate) fn run(global: &Global, command: TopicCommand) -> Result<()> {
             }
         }
     })
+}
+
+/// How many records lie between these offsets, at most.
+fn held(partitions: impl Iterator<Item = (i64, i64)>) -> String {
+    plural(partitions.map(|(start, end)| end.saturating_sub(start).max(0)).sum::<i64>(), "record")
 }
 
 fn asked(admin: Admin, stale: bool) -> Admin {

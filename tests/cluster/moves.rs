@@ -158,7 +158,12 @@ fn an_unclean_election_says_loudly_what_may_be_lost() {
     assert_eq!((&dry.object()["leader"], &dry.object()["leader_before"]), (&json!(2), &Value::Null));
     assert!(dry.stderr.contains("ACKNOWLEDGED RECORDS MAY BE LOST"), "{}", dry.stderr);
     assert_eq!(partition(&cluster)["leader"], Value::Null, "nothing was done");
-    let elected = cluster.command(&["cluster", "elect", "--unclean", "--topic", "t", "--json"]).ok();
+    // Nobody sits at a terminal, and nobody said that it is meant.
+    let refused = cluster.command(&["cluster", "elect", "--unclean", "--topic", "t", "--json"]).fails(1);
+    assert!(refused.stderr.contains("whatever it misses of what broker 1 has is LOST"), "{}", refused.stderr);
+    assert!(refused.stderr.contains("nothing was done: --yes says"), "{}", refused.stderr);
+    assert_eq!((partition(&cluster)["leader"].clone(), refused.stdout.len()), (Value::Null, 0));
+    let elected = cluster.command(&["cluster", "elect", "--unclean", "--topic", "t", "--yes", "--json"]).ok();
     assert!(elected.stderr.contains("whatever it misses of what broker 1 has is LOST"), "{}", elected.stderr);
     assert_eq!(elected.object()["had_everything"], json!([1]));
     assert_eq!(partition(&cluster)["leader"], 2);

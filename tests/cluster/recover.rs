@@ -33,6 +33,9 @@ fn a_cluster_goes_on_from_one_broker_by_hand_and_the_others_join_it_again() {
             .contains(&format!("is of cluster {cluster_id}, not of another"))
             .then_some(())
     });
+    let unsaid = run(&["cluster", "unsafe-recover", "--config", &config(&cluster, 1)]).fails(1);
+    assert!(unsaid.stderr.contains("LOST FOR GOOD") && unsaid.stderr.contains("nothing was done"), "{}", unsaid.stderr);
+    assert!(unsaid.stderr.contains(&format!("--yes-lose-what-only-others-know {cluster_id}")), "{}", unsaid.stderr);
     let done = recover(&cluster, &cluster_id).ok();
     assert!(done.stderr.contains("BY ITSELF") && done.stderr.contains("IS LOST"), "{}", done.stderr);
     cluster.revive(1);
@@ -47,7 +50,7 @@ fn a_cluster_goes_on_from_one_broker_by_hand_and_the_others_join_it_again() {
     );
     // As far as it knows the others stayed in sync when it died, and may have more than it: only a person can say that it leads.
     cluster.until("it leads the partition", || {
-        cluster.command(&["cluster", "elect", "--unclean", "--topic", "t"]);
+        cluster.command(&["cluster", "elect", "--unclean", "--topic", "t", "--yes"]);
         (partition(&cluster)["leader"] == 1).then_some(())
     });
     let read = cluster.command(&["consume", "t", "--from", "earliest", "--until", "end"]).ok();

@@ -1,12 +1,13 @@
 //! `headwater cluster elect | reassign | rebalance | drain`: who leads, and where partitions are kept.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use headwater_client::{AddingReplica, Admin, ElectedLeader, Moves, PartitionMove, Reassignment};
 use serde::Serialize;
 use serde_json::json;
 use std::time::Duration;
 
 use crate::args::{ElectArgs, Global, PaceArgs, ReassignArgs, ReassignCommand};
+use crate::confirm::{ask, is_somebody_there};
 use crate::output::{Unit, bytes, complain, note, number, plural, print, print_all, print_json, progress, table};
 
 /// How often it is looked how far things have moved.
@@ -23,9 +24,17 @@ pub(super) async fn elect(global: &Global, admin: &Admin, args: &ElectArgs) -> R
     for line in warning(&may_lose) {
         complain(line);
     }
-    let elected = match args.dry_run {
+    let elected = match args.dry_run || may_lose.is_empty() {
         true => may_lose,
-        false => admin.elect_unclean(topic, false).await.context("cannot elect leaders")?,
+        false => {
+            if !args.yes {
+                if !is_somebody_there() {
+                    bail!("nothing was done: --yes says that what is named above may be lost");
+                }
+                ask("Type \"yes\" to lose it:".to_owned(), "yes").await?;
+            }
+            admin.elect_unclean(topic, false).await.context("cannot elect leaders")?
+        }
     };
     print_elected(global, &elected, "nothing to elect: no partition without a leader has a replica that runs")
 }

@@ -1,19 +1,25 @@
 //! `headwater cluster unsafe-recover | join --again`: what is left when the majority is lost for good.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use headwater_broker::cluster::{self, Prepared, Recovered};
+use headwater_broker::config::BrokerConfig;
 use serde_json::json;
 
 use super::read;
 use crate::args::{FolderArgs, Global};
+use crate::confirm::{ask, is_somebody_there};
 use crate::output::{complain, note, plural, print_json};
 
 /// `headwater cluster unsafe-recover`.
-pub(super) fn recover(global: &Global, args: &FolderArgs, cluster_id: &str) -> Result<()> {
+pub(super) fn recover(global: &Global, args: &FolderArgs, cluster_id: Option<String>) -> Result<()> {
     let config = read(&args.config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let cluster_id = match cluster_id {
+        Some(cluster_id) => cluster_id,
+        None => runtime.block_on(ask_for_id(&config))?,
+    };
     let recovered = runtime
-        .block_on(cluster::recover(&config, cluster_id))
+        .block_on(cluster::recover(&config, &cluster_id))
         .with_context(|| format!("{} is not recovered, and is as it was", config.data_dir.display()))?;
     let Recovered { version, uncommitted, voters } = recovered;
     complain(format_args!(
@@ -43,6 +49,21 @@ pub(super) fn recover(global: &Global, args: &FolderArgs, cluster_id: &str) -> R
         ),
     );
     Ok(())
+}
+
+/// Says what is lost, and has a person type the cluster's id.
+async fn ask_for_id(config: &BrokerConfig) -> Result<String> {
+    let data = config.data_dir.display();
+    let cluster_id = cluster::cluster_of(config).await.with_context(|| format!("{data} cannot be recovered"))?;
+    complain(format_args!(
+        "UNSAFE RECOVERY of {data}: whatever only the other brokers know is LOST FOR GOOD, topics and acknowledged records among it. Do this only \
+         when most voters never come back."
+    ));
+    if !is_somebody_there() {
+        bail!("nothing was done: --yes-lose-what-only-others-know {cluster_id} says that this is meant");
+    }
+    ask(format!("Type the cluster's id ({cluster_id}) to do it:"), &cluster_id).await?;
+    Ok(cluster_id)
 }
 
 /// `headwater cluster join --again`.
