@@ -15,6 +15,7 @@ use crate::metrics::Metrics;
 use crate::partition::PartitionHandle;
 use crate::partitions::Partitions;
 use crate::pool::Pool;
+use crate::replica::throttle::Throttles;
 use crate::server::Connections;
 use crate::tls;
 use crate::tls::live::Live;
@@ -48,6 +49,8 @@ pub(crate) struct Shared {
     pub(crate) ready: Option<Ready>,
     /// Memory for frames larger than their stream's share of credit.
     pub(crate) loans: Arc<Semaphore>,
+    /// What partitions that move to other brokers are sent.
+    pub(crate) throttles: Arc<Throttles>,
     pub(crate) sessions: TaskTracker,
     /// Shutdown has begun: nothing new is taken.
     pub(crate) shutdown: CancellationToken,

@@ -27,6 +27,7 @@ use crate::partition::AssignedPartition;
 use crate::partitions::{Lost, Partitions, Strays, set_strays_aside};
 use crate::peer::Peers;
 use crate::pool::Pool;
+use crate::replica::throttle::Throttles;
 use crate::server::Door;
 use crate::shared::Shared;
 use crate::{import, os, quic, runtime, server, tls};
@@ -422,6 +423,7 @@ async fn start(
         node,
         ready,
         loans: Arc::new(Semaphore::new(config.loan_bytes as usize)),
+        throttles: Arc::new(Throttles::new()),
         sessions,
         shutdown: shutdown.clone(),
         closed: closed.clone(),

@@ -148,7 +148,10 @@ pub(crate) struct ReassignArgs {
     /// The brokers that are to keep it; the first should lead.
     #[arg(long, value_name = "ID,...", required = true, value_delimiter = ',')]
     pub(crate) replicas: Vec<i32>,
-    /// Bytes a second that each new replica is sent at most, until it is in sync: 500kB, 10MiB. Said again, it changes.
+    /// Bytes a second that each broker takes in at most, of all the partitions together that move to it: 500kB, 10MiB.
+    ///
+    /// Replicas that are in sync are not slowed down. The whole command said again with another limit changes it, for this partition; where
+    /// partitions that move to one broker have different limits, the highest is the broker's and each keeps to its own besides.
     #[arg(long, value_name = "BYTES", value_parser = byte_size)]
     pub(crate) throttle: Option<u64>,
     #[command(subcommand)]
@@ -173,7 +176,9 @@ pub(crate) enum ReassignCommand {
 /// How fast partitions move, and whether that is waited for.
 #[derive(Debug, Args)]
 pub(crate) struct PaceArgs {
-    /// Bytes a second that each new replica of a partition is sent at most, until it is in sync: 500kB, 10MiB.
+    /// Bytes a second that each broker takes in at most, of all the partitions together that move to it: 500kB, 10MiB.
+    ///
+    /// Replicas that are in sync are not slowed down.
     #[arg(long, value_name = "BYTES", value_parser = byte_size)]
     pub(crate) throttle: Option<u64>,
     /// Does not wait until everything has moved; `cluster reassign status` shows how far it is.

@@ -218,7 +218,7 @@ pub struct Reassign {
     pub partition: u32,
     #[prost(int32, repeated, tag = "3")]
     pub replicas: ::prost::alloc::vec::Vec<i32>,
-    /// Bytes a second that a new replica is sent until it is in sync. 0: as many as there is room for. Since feature level 2.
+    /// Bytes a second that a broker is sent of all partitions together that move to it. 0: as many as there is room for. Since feature level 2.
     #[prost(uint64, tag = "4")]
     pub throttle_bytes_per_second: u64,
 }
@@ -470,7 +470,7 @@ pub struct Partition {
     pub removing: ::prost::alloc::vec::Vec<i32>,
     #[prost(int32, repeated, tag = "12")]
     pub target: ::prost::alloc::vec::Vec<i32>,
-    /// While it moves: what a new replica is sent in a second at most. 0: no limit.
+    /// While it moves: what the brokers that it comes to are sent in a second at most. 0: no limit.
     #[prost(uint64, tag = "13")]
     pub throttle_bytes_per_second: u64,
 }

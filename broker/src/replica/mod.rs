@@ -19,7 +19,7 @@ mod leader_tests;
 pub(crate) mod links;
 pub mod message;
 pub(crate) mod serve;
-mod throttle;
+pub(crate) mod throttle;
 
 use history::History;
 use uuid::Uuid;

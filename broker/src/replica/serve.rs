@@ -96,7 +96,12 @@ pub(crate) async fn serve(
         handed: Arc::default(),
         precedence: Precedence::Tail,
         told: (-1, -1),
-        throttle: Throttle::new(&session.shared.metadata, partition.topic_id(), partition.partition(), member.broker),
+        throttle: Throttle::new(
+            &session.shared.throttles,
+            &session.shared.metadata,
+            (partition.topic_id(), partition.partition()),
+            (partition.me().broker, member.broker),
+        ),
     };
     let ended = tokio::select! {
         biased;
@@ -212,6 +217,7 @@ impl Sending<'_> {
             if let Some(slice) = slice {
                 self.take_precedence(send, self.precedence.after_read(|| self.reader.is_far(&cursor, FAR_BYTES)));
                 let cold = !slice.is_resident();
+                self.throttle.sends(slice.len() as u64);
                 chunk = if cold { COLD_FRAME_BYTES } else { FRAME_BYTES };
                 self.push(send, slice, cold).await?;
                 continue;
@@ -279,7 +285,6 @@ impl Sending<'_> {
         let mut frame = [frame::encode(&header, payload.len()), payload];
         write_all(send, &mut frame, self.session.patience()).await?;
         self.session.shared.metrics.pushed_bytes.increment(length);
-        self.throttle.sent(length);
         Ok(())
     }
 }

@@ -48,3 +48,28 @@ async fn the_limit_of_a_move_may_be_lifted_while_it_lasts() {
     cluster.common.apply(reassign(0)).unwrap();
     cluster.until_in_sync("t", &[2]).await;
 }
+
+/// Kafka's limit and any operator's: what moves to a broker must not drown it, from however many leaders and partitions it comes.
+#[tokio::test]
+async fn a_broker_takes_in_no_more_than_the_limit_of_all_that_moves_to_it() {
+    let cluster = Cluster::start(&[1, 2, 3], &[]).await;
+    cluster.common.apply(Kind::RaiseFeatureLevel(RaiseFeatureLevel { level: 2 })).unwrap();
+    // Two are led by broker 1, and one by broker 2.
+    let topics = [("a", 1), ("b", 1), ("c", 2)];
+    let mut moves = Vec::new();
+    for (name, leader) in topics {
+        let topic_id = cluster.create(name, 1, &[leader], &[]);
+        let mut produce = cluster.produce(leader, &topic_id, Acks::All).await;
+        send_all(&mut produce, &vec!["x".repeat(10_000); 15]).await;
+        moves.push(Reassign { topic_id, partition: 0, replicas: vec![3], throttle_bytes_per_second: 100_000 });
+    }
+    let began = Instant::now();
+    for reassign in moves {
+        cluster.common.apply(Kind::Reassign(reassign)).unwrap();
+    }
+    for (name, _) in topics {
+        cluster.until_in_sync(name, &[3]).await;
+    }
+    // 450 KB; each of them for itself would be there after a second and a half.
+    assert!(began.elapsed() >= Duration::from_secs(3), "{:?}", began.elapsed());
+}

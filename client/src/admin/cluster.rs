@@ -81,7 +81,7 @@ pub struct Reassignment {
     pub adding: Vec<AddingReplica>,
     /// Those that will not keep it any more.
     pub removing: Vec<i32>,
-    /// Bytes a second that a new replica is sent at most; 0: no limit.
+    /// Bytes a second that a broker is sent at most of all partitions that move to it; 0: no limit.
     pub throttle_bytes_per_second: u64,
 }
 
@@ -236,7 +236,7 @@ impl Admin {
     }
 
     /// Moves partitions; when this returns, that has begun ([`reassignments`](Self::reassignments) says how far it is). `throttle`:
-    /// bytes a second that each new replica of a partition is sent at most. With `validate_only` it is only said what would be.
+    /// bytes a second that each broker is sent at most, of all partitions together that move to it. With `validate_only` it is only said what would be.
     ///
     /// # Errors
     /// When one cannot move there, by name.

@@ -36,7 +36,7 @@ pub struct ElectedLeader {
 /// Partitions move to other brokers, or are led by others.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct MovePartitions {
-    /// Bytes a second that a new replica of a partition is sent until it is in sync. 0: as many as there is room for.
+    /// Bytes a second that a broker is sent of all partitions together that move to it, until they are in sync. 0: as many as there is room for.
     #[prost(uint64, tag = "4")]
     pub throttle_bytes_per_second: u64,
     /// Only says what would be.

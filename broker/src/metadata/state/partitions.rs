@@ -46,7 +46,7 @@ pub struct Partition {
     pub adding: Vec<i32>,
     /// Those that will not keep it any more.
     pub removing: Vec<i32>,
-    /// While it moves: what a new replica is sent in a second at most, in bytes. 0: no limit.
+    /// While it moves: what a broker that it comes to is sent in a second at most, in bytes, of all that move there. 0: no limit.
     pub throttle_bytes_per_second: u64,
 }
 
