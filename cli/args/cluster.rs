@@ -56,11 +56,15 @@ pub(crate) enum ClusterCommand {
         pace: PaceArgs,
     },
     /// Moves everything that a broker keeps to others, and says when it may be stopped and removed.
+    ///
+    /// From the first moment on it is given nothing new: no topic that is created is placed on it, and `rebalance` moves nothing there, until
+    /// the drain is cancelled or the broker is removed. Refused where too few others are active to take what it keeps. Said again, what moves
+    /// already goes on at the pace that is said now.
     Drain {
         /// The broker's id.
         #[arg(value_name = "ID")]
         id: i32,
-        /// What has not moved yet stays.
+        /// What has not moved yet stays, and the broker may be given partitions again.
         #[arg(long, conflicts_with_all = ["throttle", "no_wait"])]
         cancel: bool,
         #[command(flatten)]

@@ -37,7 +37,7 @@ fn a_lost_broker_shows_in_the_metrics_of_the_others() {
     is("headwater_raft_leader", 1.0);
     is("headwater_lease_held", 3.0);
     is("headwater_brokers{state=\"active\"}", 9.0);
-    is("headwater_feature_level", 6.0);
+    is("headwater_feature_level", 9.0);
     is("headwater_metadata_lag_entries", 0.0);
     assert!(cluster.sample(1, "headwater_raft_term").is_some_and(|term| term >= 1.0));
     assert!(cluster.sample(1, "headwater_raft_commit_index").is_some_and(|index| index >= 10.0));

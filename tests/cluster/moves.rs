@@ -60,6 +60,38 @@ fn partitions_are_placed_moved_evened_and_drained_by_command() {
     assert!(unknown.stderr.contains("broker 9 is not registered"), "{}", unknown.stderr);
 }
 
+/// A topic that was created while a broker was drained came to lie on it: the drain moved that too, and the next one, and found no end.
+#[test]
+fn what_is_created_during_a_drain_is_placed_elsewhere_and_the_drain_ends() {
+    let cluster = Development::up(3, &[]);
+    let create = ["topic", "create", "t", "--replica-placement", "3:1", "-c", "min.insync.replicas=1"];
+    cluster.command(&create).ok();
+    cluster.feed(&["produce", "t", "--compression", "none"], &format!("{}\n", "x".repeat(999)).repeat(300));
+    // At this pace it takes some minutes.
+    cluster.command(&["cluster", "drain", "3", "--throttle", "1kB", "--no-wait"]).ok();
+    let state = || cluster.object(&["cluster", "describe"])["brokers"][2].clone();
+    assert_eq!((&state()["state"], &state()["partitions"]), (&json!("draining"), &json!(1)));
+    cluster.command(&["topic", "create", "u", "-p", "6", "-r", "2"]).ok();
+    cluster.command(&["topic", "create", "v", "-p", "4"]).ok();
+    cluster.command(&["topic", "add-partitions", "u", "9"]).ok();
+    cluster.command(&["cluster", "rebalance", "--no-wait"]).ok();
+    assert_eq!(state()["partitions"], json!(1), "nothing new");
+    let refused = cluster.command(&["topic", "create", "w", "-r", "3"]).fails(1);
+    assert!(refused.stderr.contains("3 replicas: there are only 2"), "{}", refused.stderr);
+    // Said again without a limit, what moves already moves without one.
+    let drained = cluster.command(&["cluster", "drain", "3"]).ok();
+    assert!(drained.stderr.contains("broker 3 keeps nothing any more"), "{}", drained.stderr);
+    let text = cluster.command(&["cluster", "describe"]).ok().text();
+    assert!(text.contains("broker 3 is drained: stop it and headwater cluster remove 3"), "{text}");
+    let cancelled = cluster.command(&["cluster", "drain", "3", "--cancel"]).ok();
+    assert!(cancelled.stderr.contains("broker 3 may be given partitions again"), "{}", cancelled.stderr);
+    assert_eq!(state()["state"], json!("active"));
+    cluster.command(&["topic", "create", "w", "-r", "3"]).ok();
+    assert_eq!(state()["partitions"], json!(1));
+    let unknown = cluster.command(&["cluster", "drain", "9", "--cancel"]).fails(1);
+    assert!(unknown.stderr.contains("broker 9 is not registered"), "{}", unknown.stderr);
+}
+
 #[test]
 fn a_throttled_move_is_slow_shows_how_far_it_is_and_is_cancelled() {
     let cluster = Development::up(3, &[]);
@@ -173,8 +205,8 @@ fn an_unclean_election_says_loudly_what_may_be_lost() {
 fn the_feature_level_is_that_of_all_brokers() {
     let cluster = Development::up(1, &[]);
     let told = cluster.object(&["cluster", "upgrade"]);
-    assert_eq!((&told["feature_level"], &told["possible"]), (&json!(2), &json!(2)), "a new cluster begins with it");
-    assert_eq!(told["brokers"], json!([{ "id": 1, "feature_level": 2 }]));
+    assert_eq!((&told["feature_level"], &told["possible"]), (&json!(3), &json!(3)), "a new cluster begins with it");
+    assert_eq!(told["brokers"], json!([{ "id": 1, "feature_level": 3 }]));
     let raised = cluster.command(&["cluster", "upgrade", "--finalize"]).ok();
-    assert!(raised.stderr.contains("the feature level stays 2"), "{}", raised.stderr);
+    assert!(raised.stderr.contains("the feature level stays 3"), "{}", raised.stderr);
 }

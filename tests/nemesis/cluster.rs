@@ -256,7 +256,7 @@ impl Cluster {
     pub(crate) async fn is_well(&self) -> Result<ClusterDescription, String> {
         let told = self.describe().await?;
         let active: Vec<i32> =
-            told.brokers.iter().filter(|broker| broker.state == "active").map(|broker| broker.id).collect();
+            told.brokers.iter().filter(|broker| broker.state != "fenced").map(|broker| broker.id).collect();
         let running = self.brokers.iter().filter(|node| node.process.is_some());
         let missing: Vec<usize> =
             running.map(|node| node.id).filter(|id| !active.iter().any(|other| *other as usize == *id)).collect();

@@ -235,7 +235,11 @@ impl Nemesis {
             // With three brokers there is nobody to take over what is kept three times.
             Drain if self.ids().len() > 3 => {
                 let id = self.any().to_string();
-                self.command(&["drain", &id]);
+                // Now and then it may be given something again.
+                match self.rng.random_bool(0.5) {
+                    true => self.command(&["drain", &id]),
+                    false => self.command(&["drain", &id, "--cancel"]),
+                }
             }
             Add if self.ids().len() < MOST_BROKERS && self.knows("rebalance") => {
                 let id = self.cluster.add().await;

@@ -73,7 +73,7 @@ pub(crate) async fn describe(shared: &Shared, request: &wire::DescribeCluster) -
             incarnation: broker.incarnation.as_bytes().to_vec().into(),
             address: if broker.id == shared.broker_id() { shared.advertised() } else { broker.address.clone() },
             rack: broker.rack.clone(),
-            state: broker.state.name().to_owned(),
+            state: shown(broker).to_owned(),
             leaders,
             partitions,
             registered_ms: broker.registered_ms,
@@ -91,6 +91,14 @@ pub(crate) async fn describe(shared: &Shared, request: &wire::DescribeCluster) -
         metadata_version: state.index(),
         under_min_isr: counted.under_min_isr,
     }))
+}
+
+/// The state of a broker in a word: one that is emptied drains too, though it serves what it has.
+fn shown(broker: &Broker) -> &'static str {
+    match broker.state {
+        BrokerState::Active if broker.is_emptied => BrokerState::Draining.name(),
+        state => state.name(),
+    }
 }
 
 #[derive(Default)]

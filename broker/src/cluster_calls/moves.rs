@@ -8,7 +8,7 @@ use super::{Answer, see};
 use crate::command_id::CommandId;
 use crate::metadata::command::{self, ElectionKind, command::Command as Kind};
 use crate::metadata::moves::{self, Move};
-use crate::metadata::state::NO_LEADER;
+use crate::metadata::state::{EMPTIED_LEVEL, NO_LEADER, Refusal};
 use crate::metadata::{MetadataError, MetadataState, Partition, Topic};
 use crate::shared::Shared;
 use headwater_proto::wire::call_response::Response;
@@ -115,10 +115,7 @@ pub(crate) async fn move_partitions(shared: &Shared, request: wire::MovePartitio
             let state = Arc::clone(&state);
             Ok(shared.pool.run_long(move || moves::rebalance(&state)).await)
         }
-        What::Drain(broker_id) => {
-            let state = Arc::clone(&state);
-            shared.pool.run_long(move || moves::drain(&state, broker_id)).await
-        }
+        What::Drain(broker_id) => drain(shared, state, broker_id, request.validate_only, throttle, &id).await,
     };
     let planned = planned.map_err(|error| refused(&error))?;
     for planned in &planned {
@@ -138,6 +135,61 @@ pub(crate) async fn move_partitions(shared: &Shared, request: wire::MovePartitio
         tracing::info!(partitions = planned.len(), throttle, "partitions move, by a person's command");
     }
     Ok(moved(planned))
+}
+
+/// What leaves a broker with nothing. From now on it is given nothing either, unless that is only asked about.
+async fn drain(
+    shared: &Shared,
+    state: Arc<MetadataState>,
+    broker_id: i32,
+    validate_only: bool,
+    throttle: u64,
+    id: &CommandId,
+) -> Result<Vec<Move>, MetadataError> {
+    let plan = |state: Arc<MetadataState>| shared.pool.run_long(move || moves::drain(&state, broker_id));
+    // What cannot be emptied stays as it is.
+    let planned = plan(Arc::clone(&state)).await?;
+    if validate_only {
+        return Ok(planned);
+    }
+    let is_new = set_emptied(shared, &state, broker_id, true, id).await?;
+    // What moves away already does so at the pace that is said now.
+    for topic in state.topics() {
+        for (partition, number) in topic.partitions.iter().zip(0..) {
+            if partition.removing.contains(&broker_id) && partition.throttle_bytes_per_second != throttle {
+                let reassign = Kind::Reassign(command::Reassign {
+                    topic_id: topic.id.to_wire(),
+                    partition: number,
+                    replicas: partition.target.clone(),
+                    throttle_bytes_per_second: throttle,
+                });
+                shared.metadata.propose(id.about(&topic.id, number, reassign)).await?;
+            }
+        }
+    }
+    if !is_new {
+        return Ok(planned);
+    }
+    // What was placed there meanwhile moves too.
+    plan(shared.metadata.state()).await
+}
+
+/// Says that a broker is to keep nothing, or may be given something again. False: that is so already, or some broker is too old to know of it.
+async fn set_emptied(
+    shared: &Shared,
+    state: &MetadataState,
+    broker_id: i32,
+    is_emptied: bool,
+    id: &CommandId,
+) -> Result<bool, MetadataError> {
+    let is_so = state.broker(broker_id).is_none_or(|broker| broker.is_emptied == is_emptied);
+    if is_so || state.feature_level() < EMPTIED_LEVEL {
+        return Ok(false);
+    }
+    let empty = Kind::EmptyBroker(command::EmptyBroker { broker_id, is_emptied });
+    shared.metadata.propose(id.command(0, empty)).await?;
+    tracing::info!(broker_id, is_emptied, "whether a broker is to be emptied, by a person's command");
+    Ok(true)
 }
 
 fn moved(planned: Vec<Move>) -> Response {
@@ -160,6 +212,10 @@ fn one(state: &MetadataState, asked: wire::PartitionReplicas) -> Result<Move, Me
 pub(crate) async fn cancel(shared: &Shared, request: wire::CancelMoves, id: CommandId) -> Answer {
     see(shared, false).await?;
     let state = shared.metadata.state();
+    if let Some(broker_id) = request.leaving {
+        state.broker(broker_id).ok_or_else(|| refused(&Refusal::UnknownBroker(broker_id).into()))?;
+        set_emptied(shared, &state, broker_id, false, &id).await.map_err(|error| refused(&error))?;
+    }
     let concerned = partitions(&state, &request.topic).map_err(|error| refused(&error))?;
     let concerned = concerned.into_iter().filter(|(_, number, partition)| {
         let leaves = |broker: &i32| partition.removing.contains(broker);

@@ -13,7 +13,7 @@ pub struct Command {
     pub untried: bool,
     #[prost(
         oneof = "command::Command",
-        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21"
+        tags = "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22"
     )]
     pub command: ::core::option::Option<command::Command>,
 }
@@ -63,6 +63,8 @@ pub mod command {
         AlterPartitions(super::AlterPartitions),
         #[prost(message, tag = "21")]
         RestoreReplicas(super::RestoreReplicas),
+        #[prost(message, tag = "22")]
+        EmptyBroker(super::EmptyBroker),
     }
 }
 /// A broker started. Every leadership of an earlier incarnation ends: the epochs of the partitions it led go up. It leaves
@@ -138,6 +140,16 @@ pub struct DrainBroker {
     pub broker_id: i32,
     #[prost(bytes = "bytes", tag = "2")]
     pub incarnation: ::prost::bytes::Bytes,
+}
+/// A broker is to keep nothing: no new partition is placed on it, and no plan moves one there. What it keeps is moved by
+/// reassignments. It outlives the broker's restarts. Since feature level 3.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct EmptyBroker {
+    #[prost(int32, tag = "1")]
+    pub broker_id: i32,
+    /// False: it may be given partitions again.
+    #[prost(bool, tag = "2")]
+    pub is_emptied: bool,
 }
 /// A broker is forgotten. It has no replicas.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
@@ -423,6 +435,9 @@ pub struct Broker {
     /// Which members of the quorum it was before, the last ones.
     #[prost(fixed64, repeated, tag = "12")]
     pub former_node_ids: ::prost::alloc::vec::Vec<u64>,
+    /// It is to keep nothing.
+    #[prost(bool, tag = "13")]
+    pub is_emptied: bool,
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct Topic {

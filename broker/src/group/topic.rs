@@ -7,7 +7,6 @@ use crate::config::BrokerConfig;
 use crate::metadata::command::{CreateTopic, Replicas, command::Command as Kind};
 use crate::metadata::handle::new_topic_id;
 use crate::metadata::name::OFFSETS_TOPIC;
-use crate::metadata::state::BrokerState;
 use crate::metadata::{MetadataError, MetadataHandle, MetadataState, Refusal, placement};
 use crate::topic_config::{self, TopicDefaults, TopicValues};
 
@@ -94,8 +93,7 @@ impl OffsetsTopic {
     fn keepers(&self, state: &MetadataState, seed: u64) -> Keepers {
         let known = state.brokers().count();
         let wanted = known.max(self.named).min(self.replication_factor as usize).max(1);
-        let is_active = |state: BrokerState| state == BrokerState::Active;
-        let active = state.brokers().filter(|broker| is_active(broker.state)).count();
+        let active = state.brokers().filter(|broker| broker.takes_partitions()).count();
         if known < wanted || active < majority(wanted) {
             return Keepers::NotYet { wanted, known, active };
         }
@@ -104,7 +102,7 @@ impl OffsetsTopic {
             return Keepers::NotYet { wanted, known, active };
         };
         let away: Vec<i32> =
-            state.brokers().filter(|broker| !is_active(broker.state)).map(|broker| broker.id).collect();
+            state.brokers().filter(|broker| !broker.takes_partitions() && !broker.is_emptied).map(|it| it.id).collect();
         for (number, replicas) in placed.iter_mut().enumerate() {
             let missing = wanted - replicas.brokers.len();
             replicas.brokers.extend(away.iter().cycle().skip(number % away.len().max(1)).take(missing));

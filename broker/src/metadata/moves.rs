@@ -5,13 +5,13 @@
 //! should lead, and it is changed along chains of partitions until no broker should lead two more than another one, as far as
 //! where partitions are kept allows it.
 //!
-//! Only active brokers are given anything. What others keep stays: they may come back. Partitions that move already count where
-//! they go, and are left alone.
+//! Only active brokers that are not to be emptied are given anything. What others keep stays: they may come back. Partitions that
+//! move already count where they go, and are left alone.
 //!
 //! Owns: that choice. Refuses: new partitions ([`super::placement`]), and what a reassignment is ([`super::state`]).
 
 use super::handle::MetadataError;
-use super::state::{BrokerState, MetadataState, Refusal, Topic};
+use super::state::{MetadataState, Refusal, Topic};
 use headwater_proto::TopicId;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
@@ -80,7 +80,7 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn new(state: &'a MetadataState, without: Option<i32>) -> Plan<'a> {
-        let gives = state.brokers().filter(|it| it.state == BrokerState::Active && Some(it.id) != without);
+        let gives = state.brokers().filter(|it| it.takes_partitions() && Some(it.id) != without);
         let loads = gives.map(|broker| (broker.id, Load { rack: &broker.rack, replicas: 0, leaders: 0 })).collect();
         let racks = state.brokers().map(|broker| (broker.id, broker.rack.as_str())).collect();
         let mut plan = Plan { loads, racks, slots: Vec::new(), of_topic: HashMap::new() };

@@ -1,13 +1,13 @@
 //! Where new partitions are kept: pure, and the same for the same state and seed.
 //!
-//! A partition's replicas are in as many racks as there are; within that, every active broker keeps as many partitions of
-//! the topic as the next, and then as many at all; leaderships are spread likewise. What is left open, the seed decides.
+//! A partition's replicas are in as many racks as there are; within that, every active broker that is not to be emptied keeps as many
+//! partitions of the topic as the next, and then as many at all; leaderships are spread likewise. What is left open, the seed decides.
 //!
 //! Owns: that choice. Refuses: moving what is there already.
 
 use super::command::Replicas;
 use super::handle::MetadataError;
-use super::state::{BrokerState, MetadataState, Partition, Topic};
+use super::state::{MetadataState, Partition, Topic};
 use crate::config::BrokerConfig;
 use std::collections::BTreeMap;
 
@@ -36,7 +36,7 @@ pub struct Copies {
 /// where there are so many active brokers.
 pub fn copies(state: &MetadataState, asked: u32, config: &BrokerConfig) -> Copies {
     let active = || {
-        let active = state.brokers().filter(|broker| broker.state == BrokerState::Active).count();
+        let active = state.brokers().filter(|broker| broker.takes_partitions()).count();
         u32::try_from(active).unwrap_or(u32::MAX).clamp(1, DEFAULT_REPLICATION_FACTOR)
     };
     let said = [asked, config.default_replication_factor].into_iter().find(|said| *said > 0);
@@ -71,7 +71,7 @@ pub fn place(
 fn candidates<'a>(state: &'a MetadataState, topic: Option<&Topic>) -> Vec<Candidate<'a>> {
     let mut candidates: BTreeMap<i32, Candidate<'a>> = state
         .brokers()
-        .filter(|broker| broker.state == BrokerState::Active)
+        .filter(|broker| broker.takes_partitions())
         .map(|broker| {
             let candidate = Candidate { broker_id: broker.id, rack: &broker.rack, replicas: (0, 0), leaders: (0, 0) };
             (broker.id, candidate)

@@ -82,6 +82,24 @@ fn more_replicas_than_active_brokers_are_refused() {
 }
 
 #[test]
+fn a_broker_that_is_to_keep_nothing_is_given_nothing() {
+    let mut state = MetadataState::new("cluster");
+    let mut apply = |kind: Kind| state.apply(state.index() + 1, &kind.into()).expect("accepted");
+    for broker_id in 1..=3 {
+        apply(Kind::RegisterBroker(command::RegisterBroker { broker_id, feature_level: 3, ..Default::default() }));
+    }
+    apply(Kind::RaiseFeatureLevel(command::RaiseFeatureLevel { level: 3 }));
+    apply(Kind::EmptyBroker(command::EmptyBroker { broker_id: 2, is_emptied: true }));
+    assert_eq!(copies(&state, 0, &BrokerConfig::default()).replication_factor, 2);
+    let placed = place(&state, None, 8, 2, 0).expect("placed");
+    assert!(all(&placed).all(|broker| *broker != 2));
+    place(&state, None, 1, 3, 0).expect_err("refused");
+    // Nor does a plan even it out.
+    create(&mut state, 1, placed);
+    assert!(super::super::moves::rebalance(&state).iter().all(|moved| !moved.to.contains(&2)));
+}
+
+#[test]
 fn a_topic_is_spread_though_one_broker_has_nothing_yet() {
     let mut state = brokers(&["", "", ""]);
     create(&mut state, 1, vec![Replicas { brokers: vec![1, 2] }; 10]);

@@ -167,7 +167,7 @@ pub(super) async fn drain(global: &Global, admin: &Admin, id: i32, pace: &PaceAr
             note(
                 global,
                 format_args!(
-                    "broker {id} keeps nothing any more: it may be removed ({votes}stop it, `headwater cluster remove {id}`)"
+                    "broker {id} keeps nothing any more: it may be removed ({votes}stop it, `headwater cluster remove {id}`), and is given nothing before `headwater cluster drain {id} --cancel`"
                 ),
             );
         }
@@ -178,7 +178,11 @@ pub(super) async fn drain(global: &Global, admin: &Admin, id: i32, pace: &PaceAr
 /// `headwater cluster drain --cancel`.
 pub(super) async fn cancel_drain(global: &Global, admin: &Admin, id: i32) -> Result<()> {
     let cancelled = admin.cancel_moves(None, None, Some(id)).await;
-    print_cancelled(global, &cancelled.with_context(|| format!("cannot cancel the drain of broker {id}"))?)
+    print_cancelled(global, &cancelled.with_context(|| format!("cannot cancel the drain of broker {id}"))?)?;
+    if !global.json {
+        note(global, format_args!("broker {id} may be given partitions again"));
+    }
+    Ok(())
 }
 
 /// Waits until none of these moves any more, and shows how far they are.

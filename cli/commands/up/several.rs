@@ -307,7 +307,8 @@ async fn serve(data: &Path, configs: &[(PathBuf, BrokerConfig)], processes: &mut
     }
     loop {
         let told = admin.describe_cluster().await?;
-        let active = told.brokers.iter().filter(|broker| broker.state == "active").count();
+        // One that is drained serves too.
+        let active = told.brokers.iter().filter(|broker| broker.state != "fenced").count();
         if told.controller.is_some() && active >= configs.len() {
             break;
         }

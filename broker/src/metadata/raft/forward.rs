@@ -114,6 +114,7 @@ fn is_a_persons(command: &Command) -> bool {
                 | Kind::AddPartitions(_)
                 | Kind::DeleteTopic(_)
                 | Kind::DrainBroker(_)
+                | Kind::EmptyBroker(_)
                 | Kind::RemoveBroker(_)
                 | Kind::RaiseFeatureLevel(_)
                 | Kind::ElectLeaders(_)

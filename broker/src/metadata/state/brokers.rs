@@ -43,6 +43,8 @@ pub struct Broker {
     pub node_id: u64,
     /// Which members it was before its disk was emptied: the last [`MAX_FORMER_MEMBERS`], of whom nobody is any any more.
     pub former_node_ids: Vec<u64>,
+    /// It is to keep nothing: it is given no partition, as a person said (`cluster drain`).
+    pub is_emptied: bool,
 }
 
 /// Most members that a broker is known to have been.
@@ -66,6 +68,11 @@ impl Broker {
         let mut former: Vec<u64> = all.filter(|id| *id != 0 && *id != node_id).collect();
         former.drain(..former.len().saturating_sub(MAX_FORMER_MEMBERS));
         former
+    }
+
+    /// Whether partitions may be placed on it, or moved there, by a plan.
+    pub fn takes_partitions(&self) -> bool {
+        self.state == BrokerState::Active && !self.is_emptied
     }
 }
 
@@ -108,6 +115,7 @@ impl MetadataState {
             feature_level: register.feature_level.max(1),
             node_id: register.node_id,
             former_node_ids: known.map_or_else(Vec::new, |known| known.former_as(register.node_id)),
+            is_emptied: known.is_some_and(|known| known.is_emptied),
         };
         if register.boots == 0 {
             broker.boots = known.map_or(0, |known| known.boots) + 1;
@@ -215,6 +223,13 @@ impl MetadataState {
             }
         });
         Ok(Outcome::BrokerChanged { broker_id, partitions })
+    }
+
+    pub(super) fn empty_broker(&mut self, empty: &command::EmptyBroker) -> Result<Outcome, Refusal> {
+        let broker_id = empty.broker_id;
+        let broker = self.brokers.get_mut(&broker_id).ok_or(Refusal::UnknownBroker(broker_id))?;
+        broker.is_emptied = empty.is_emptied;
+        Ok(Outcome::BrokerChanged { broker_id, partitions: 0 })
     }
 
     pub(super) fn remove_broker(&mut self, remove: &command::RemoveBroker) -> Result<Outcome, Refusal> {

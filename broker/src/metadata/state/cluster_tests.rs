@@ -507,6 +507,24 @@ fn a_feature_level_rises_once_every_broker_can() {
 }
 
 #[test]
+fn a_broker_is_to_keep_nothing_until_that_is_taken_back() {
+    let mut cluster = Cluster::new(1);
+    let empty = |broker_id, is_emptied| Kind::EmptyBroker(command::EmptyBroker { broker_id, is_emptied });
+    assert!(matches!(cluster.refused(empty(1, true)), Refusal::AboveFeatureLevel { needed: 3, level: 1, .. }));
+    cluster.start_with(1, |register| register.feature_level = 3);
+    cluster.run(Kind::RaiseFeatureLevel(command::RaiseFeatureLevel { level: 3 }));
+    assert_eq!(cluster.refused(empty(9, true)), Refusal::UnknownBroker(9));
+    assert_eq!(cluster.run(empty(1, true)), Outcome::BrokerChanged { broker_id: 1, partitions: 0 });
+    cluster.start_with(1, |register| register.feature_level = 3);
+    let is_emptied = |state: &MetadataState| state.broker(1).expect("there").is_emptied;
+    assert!(is_emptied(&cluster.state), "however often it starts");
+    let restored = MetadataState::from_snapshot(cluster.state.snapshot()).expect("its own");
+    assert!(is_emptied(&restored), "and in the snapshot");
+    cluster.run(empty(1, false));
+    assert!(!is_emptied(&cluster.state));
+}
+
+#[test]
 fn a_persons_command_is_applied_once_and_answered_again() {
     let mut cluster = Cluster::new(1);
     let with_id = |kind: Kind, id: u64| {

@@ -7,6 +7,7 @@
 //! | --- | --- |
 //! | 1 | everything before there were levels |
 //! | 2 | reassignments with a throttle |
+//! | 3 | brokers that are to keep nothing, and are given nothing |
 //!
 //! Owns: the table. Refuses: raising the level ([`super::brokers`]).
 
@@ -14,12 +15,16 @@ use super::super::command::command::Command as Kind;
 use super::Refusal;
 
 /// The highest feature level that this build can.
-pub const FEATURE_LEVEL: u32 = 2;
+pub const FEATURE_LEVEL: u32 = 3;
+
+/// From this level on a broker may be [emptied](super::Broker::is_emptied) for good.
+pub(crate) const EMPTIED_LEVEL: u32 = 3;
 
 /// Whether a command may be where the cluster is at this level.
 pub(super) fn check(kind: &Kind, level: u32) -> Result<(), Refusal> {
     let (needed, what) = match kind {
         Kind::Reassign(reassign) if reassign.throttle_bytes_per_second > 0 => (2, "a reassignment with a throttle"),
+        Kind::EmptyBroker(_) => (EMPTIED_LEVEL, "a broker that is to keep nothing"),
         _ => (1, "everything else"),
     };
     match needed <= level {

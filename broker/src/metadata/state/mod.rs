@@ -24,6 +24,7 @@ mod snapshot;
 mod topics;
 
 pub use brokers::{Broker, BrokerState};
+pub(crate) use levels::EMPTIED_LEVEL;
 pub use levels::FEATURE_LEVEL;
 pub use partitions::{NO_LEADER, Partition};
 pub use snapshot::InvalidSnapshot;
@@ -471,6 +472,7 @@ impl MetadataState {
             Kind::FenceBroker(fence) => self.fence(fence),
             Kind::UnfenceBroker(unfence) => self.unfence(unfence),
             Kind::DrainBroker(drain) => self.drain(drain),
+            Kind::EmptyBroker(empty) => self.empty_broker(empty),
             Kind::RemoveBroker(remove) => self.remove_broker(remove),
             Kind::FenceReplicas(fence) => self.fence_replicas(fence),
             Kind::RestoreReplicas(restore) => self.restore_replicas(restore),

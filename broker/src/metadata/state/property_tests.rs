@@ -60,6 +60,7 @@ fn command_of(state: &MetadataState, draw: &Draw, step: usize) -> command::Comma
         3 => Kind::DrainBroker(command::DrainBroker { broker_id, incarnation }),
         4 => Kind::FenceReplicas(command::FenceReplicas { broker_id, incarnation, replicas: named }),
         5 => Kind::BecomeController(command::BecomeController { broker_id, incarnation }),
+        6 if number == 0 => Kind::EmptyBroker(command::EmptyBroker { broker_id, is_emptied: fault == 0 }),
         6 => Kind::RemoveBroker(command::RemoveBroker { broker_id }),
         7 => Kind::AlterTopic(command::AlterTopic { topic_id: TOPIC.to_wire(), config }),
         8 if number == 0 => Kind::DeleteTopic(command::DeleteTopic { topic_id: TOPIC.to_wire() }),

@@ -105,6 +105,7 @@ fn broker_message(broker: &Broker) -> command::Broker {
         feature_level: broker.feature_level,
         node_id: broker.node_id,
         former_node_ids: broker.former_node_ids.clone(),
+        is_emptied: broker.is_emptied,
     }
 }
 
@@ -126,6 +127,7 @@ fn broker_from(message: command::Broker) -> Result<Broker, Refusal> {
         feature_level: message.feature_level.max(1),
         node_id: message.node_id,
         former_node_ids: message.former_node_ids,
+        is_emptied: message.is_emptied,
     })
 }
 
