@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 pub(crate) struct Development {
     folder: tempfile::TempDir,
     /// The command that runs it.
-    _up: Running,
+    up: Running,
     /// What its first line said.
     pub(crate) ready: Value,
     revived: Vec<Running>,
@@ -19,7 +19,17 @@ impl Development {
     pub(crate) fn up(brokers: u32, settings: &[&str]) -> Development {
         let folder = tempfile::tempdir().expect("a folder");
         let (up, ready) = start(folder.path(), brokers, settings);
-        Development { folder, _up: up, ready, revived: Vec::new() }
+        Development { folder, up, ready, revived: Vec::new() }
+    }
+
+    /// Ends the command, and with it the brokers.
+    pub(crate) fn end(&mut self) {
+        assert!(self.up.terminate().success(), "it ends well");
+    }
+
+    /// Runs the command again, on what is there.
+    pub(crate) fn up_again(&mut self, brokers: u32) {
+        (self.up, self.ready) = start(self.folder.path(), brokers, &[]);
     }
 
     pub(crate) fn profile(&self) -> String {

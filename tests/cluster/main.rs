@@ -3,6 +3,7 @@
 #[path = "../harness/mod.rs"]
 mod harness;
 
+mod addresses;
 mod development;
 mod metrics;
 mod moves;
