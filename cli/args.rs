@@ -136,7 +136,7 @@ pub(crate) enum Command {
     /// Makes the certificates of a cluster: its authority's, its brokers', its clients'.
     #[command(subcommand)]
     Cert(CertCommand),
-    /// Shows the cluster, makes and joins one; says who votes, who leads and where partitions are kept.
+    /// Makes a cluster of several brokers, shows how it is, and changes who is in it, who leads and where partitions are kept.
     #[command(subcommand)]
     Cluster(ClusterCommand),
     /// Copies what Kafka wrote into a broker's folder, while that broker is not running.
@@ -162,9 +162,11 @@ pub(crate) enum Command {
     /// Measures, on a topic and data of its own.
     Bench(BenchArgs),
     /// Shows the whole of it in a minute: a broker, a week of flights, a group, a takeover, a replay, and checks it all.
+    ///
+    /// It needs nothing and leaves nothing behind. Each line of the report is a check; the first that does not hold ends it with 1.
     Demo {
-        /// Three brokers: the one that leads is killed in the middle of the flights, two lose packets between them, a segment is cut;
-        /// and nothing that was acknowledged is lost.
+        /// Instead with a cluster of three brokers: a broker that leads is killed while flights are produced, packets are lost between
+        /// the two others, and the killed one finds a file cut in half when it comes back. Checks that nothing acknowledged was lost.
         #[arg(long)]
         cluster: bool,
     },

@@ -6,48 +6,54 @@ use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ClusterCommand {
-    /// Shows who is in the cluster: its brokers, who votes on the metadata, who is the controller, and what is not as it should be.
+    /// Shows the cluster at a glance: its brokers, who votes on the metadata, which one is the controller; what is wrong, and what to do
+    /// about it.
+    ///
+    /// A broker is active, fenced (not heard of, or not ready yet) or draining (about to stop, or drained). Of its partitions it leads some
+    /// and follows the leaders of the others.
     Describe {
-        /// What the broker that is asked knows, though others may know more; answers also without a majority.
+        /// Shows what the broker that is asked knows, which may be old. Needs no majority of the voters.
         #[arg(long)]
         stale: bool,
     },
     /// Says in one line whether a broker may be stopped now, and which; exits 1 if none may.
     ///
-    /// A broker may be stopped if the metadata keep their majority without it, and every partition its leader and as many in-sync
+    /// A broker may be stopped if, without it, most voters still run, and every partition still has a leader and as many in-sync
     /// replicas as min.insync.replicas asks for.
     Health {
-        /// Whether this one may be stopped.
+        /// Only whether this broker may be stopped.
         #[arg(value_name = "ID")]
         id: Option<i32>,
     },
-    /// Makes the data folder of the first broker of a new cluster; then start it.
+    /// Makes a new cluster: prepares the data folder of its first broker. Then start it with `headwater broker --config FILE`.
     ///
-    /// Its configuration names the cluster's brokers (controller.quorum.bootstrap.servers), and its certificate is one that
-    /// `headwater cert broker` made.
+    /// Needed before: a certificate in that folder (`headwater cert ca`, `headwater cert broker`), and a configuration that names
+    /// broker.id, listen, data.dir and some of the cluster's addresses (controller.quorum.bootstrap.servers).
     Init(FolderArgs),
-    /// Makes the data folder of another broker of a cluster, of which a broker runs; then start it.
+    /// Adds a broker to a cluster that runs: prepares its data folder. Then start it with `headwater broker --config FILE`.
     ///
-    /// It follows the metadata and serves; `cluster voters add` lets it vote.
+    /// It needs the same as the first one (`cluster init`). It serves at once, but keeps nothing before topics are created or `cluster
+    /// rebalance` moves something there, and has no vote on the metadata before `cluster voters add`.
     Join {
         #[command(flatten)]
         folder: FolderArgs,
-        /// The broker was in the cluster before another one was recovered (`cluster unsafe-recover`): what it kept of the metadata is
-        /// thrown away, its partitions stay.
+        /// For a broker that was in the cluster before another one was recovered by `cluster unsafe-recover`: what it kept of the
+        /// metadata is thrown away; its partitions stay.
         #[arg(long)]
         again: bool,
     },
-    /// Changes which brokers vote on the metadata. Three or five are right: the cluster goes on while most of them run.
+    /// Changes which brokers vote on the metadata. Three or five are right: the cluster can be changed while most of them run.
     #[command(subcommand)]
     Voters(VotersCommand),
-    /// Elects leaders: those that should lead, or where nobody leads one that may miss records.
+    /// Elects leaders of partitions: those that are preferred, or, where there is no leader, one that may miss records.
     Elect(ElectArgs),
-    /// Moves a partition to other brokers; shows what moves; cancels it.
+    /// Moves a partition to other brokers, shows what moves (`status`), or stops that (`cancel`).
     ///
-    /// The new replicas copy the partition while the old ones serve it, which leave once all of the new ones are in sync.
+    /// The new replicas copy the partition while the old ones go on serving it. Once all of the new ones are in sync, the old ones leave.
+    /// The command itself does not wait for that.
     Reassign(ReassignArgs),
-    /// Evens out which brokers keep and lead how many partitions, and in how many racks, with as few moves as possible; waits until
-    /// that is done.
+    /// Gives every active broker an even share of partitions and leaders, and spreads partitions over racks, with as few moves as
+    /// possible. Waits until that is done.
     Rebalance {
         /// Only says what would move.
         #[arg(long)]
@@ -76,10 +82,10 @@ pub(crate) enum ClusterCommand {
         #[arg(value_name = "ID")]
         id: i32,
     },
-    /// LOSES METADATA: makes a cluster of one broker of a stopped broker's folder, where most of its voters are lost FOR GOOD.
+    /// MAY LOSE DATA: for when most voters are lost FOR GOOD. Makes one stopped broker a cluster by itself.
     ///
-    /// What the others knew and this one does not is lost, and with it records that it does not know of. Never do this while a majority
-    /// can come back: there would be two clusters of one name. Then start this broker, and have every other one begin anew:
+    /// What only the others knew is lost: topics, settings, and where acknowledged records are. Never do this while most voters can come
+    /// back: there would be two clusters of one name. After it, start this broker, and have every other one that is left begin anew:
     /// `headwater cluster join --again`.
     UnsafeRecover {
         #[command(flatten)]
@@ -123,10 +129,11 @@ pub(crate) enum VotersCommand {
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("kind").required(true).args(["preferred", "unclean"]))]
 pub(crate) struct ElectArgs {
-    /// The first of each partition's replicas leads, where it is in sync. Nothing is lost.
+    /// Where the first of a partition's replicas is in sync, it leads. Nothing is lost.
     #[arg(long)]
     pub(crate) preferred: bool,
-    /// Where nobody leads, a replica leads that MAY MISS ACKNOWLEDGED RECORDS: those are LOST then, for good.
+    /// Where a partition has no leader, a replica leads that MAY MISS ACKNOWLEDGED RECORDS: those are LOST then, for good. Says first
+    /// which, and asks.
     #[arg(long)]
     pub(crate) unclean: bool,
     /// Only this topic's partitions.
@@ -149,7 +156,7 @@ pub(crate) struct ReassignArgs {
     /// The partition.
     #[arg(long, value_name = "N", required = true)]
     pub(crate) partition: Option<u32>,
-    /// The brokers that are to keep it; the first should lead.
+    /// The ids of the brokers that are to keep it, separated by commas; the first is the preferred leader.
     #[arg(long, value_name = "ID,...", required = true, value_delimiter = ',')]
     pub(crate) replicas: Vec<i32>,
     /// Bytes a second that each broker takes in at most, of all the partitions together that move to it: 500kB, 10MiB.
@@ -166,7 +173,7 @@ pub(crate) struct ReassignArgs {
 pub(crate) enum ReassignCommand {
     /// Shows every partition that moves, and how far its new replicas are.
     Status,
-    /// Partitions that move stay where they were: all, those of a topic, or one.
+    /// Leaves partitions that move where they were: all of them, those of a topic, or one.
     Cancel {
         /// Only this topic's.
         #[arg(long, value_name = "TOPIC")]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
-    /// The broker's folder; made if it is not there.
+    /// The broker's folder, or with --brokers the folder of all their folders; made if it is not there.
     #[arg(long, value_name = "DIR", default_value = "./headwater-data")]
     pub(crate) data: PathBuf,
     /// Where to listen for clients (UDP); port 0 takes a free one.
@@ -15,8 +15,9 @@ pub(crate) struct UpArgs {
     /// Where to serve /health, /ready and /metrics (TCP); port 0 takes a free one.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) admin: Option<String>,
-    /// So many brokers of one cluster, each a process and a folder of its own below --data (DATA/1/broker.toml, ...). They end
-    /// with this command.
+    /// Starts a cluster of N brokers on this machine, each a process of its own with a folder of its own below --data. They end with
+    /// this command. One that was killed stays dead: `headwater broker --config DATA/ID/broker.toml` starts it again. Ports are free
+    /// ones, and stay the same the next time; DATA/ID/broker.toml may say others.
     #[arg(long, value_name = "N", conflicts_with_all = ["listen", "admin"], value_parser = clap::value_parser!(u32).range(1..=99))]
     pub(crate) brokers: Option<u32>,
     /// A broker setting under Kafka's name, such as log.retention.check.interval.ms=500. `headwater broker config

@@ -36,7 +36,7 @@ pub(crate) enum TopicCommand {
         /// Only partitions that nobody leads.
         #[arg(long)]
         offline: bool,
-        /// What the broker that is asked knows, though others may know more; answers also without a majority.
+        /// Shows what the broker that is asked knows, which may be old. Needs no majority of the voters.
         #[arg(long)]
         stale: bool,
     },
@@ -44,7 +44,7 @@ pub(crate) enum TopicCommand {
     Describe {
         /// The topic.
         name: String,
-        /// What the broker that is asked knows, though others may know more; answers also without a majority.
+        /// Shows what the broker that is asked knows, which may be old. Needs no majority of the voters.
         #[arg(long)]
         stale: bool,
     },
