@@ -158,7 +158,7 @@ fn topic_metadata(shared: &Shared, topic: &Topic) -> wire::TopicMetadata {
         error: None,
         max_message_bytes: config.max_message_bytes,
         durability: config.durability.name().to_owned(),
-        min_insync_replicas: config.min_insync_replicas,
+        min_insync_replicas: topic.min_insync_replicas(),
     }
 }
 

@@ -153,6 +153,10 @@ fn what_may_be_stopped_is_said_and_what_is_wrong_is_listed() {
     assert_eq!(listed("--offline"), [("alone".to_owned(), Value::Null)]);
     assert_eq!(listed("--under-min-isr"), [("alone".to_owned(), Value::Null)]);
     assert_eq!(listed("--under-replicated").len(), 2);
+    // It is the topic's own, a majority of its replicas, and not the broker's setting.
+    let rows = cluster.command(&["topic", "list", "--under-replicated", "--json"]).ok().json();
+    let safe = rows.iter().find(|row| row["topic"] == "safe").expect("it is listed");
+    assert_eq!(safe["min_insync_replicas"], json!(2));
     assert_eq!(cluster.object(&["topic", "describe", "alone"])["partitions"][0]["leader"], Value::Null);
     let health = cluster.command(&["cluster", "health"]).text();
     assert!(
