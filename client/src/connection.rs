@@ -20,7 +20,7 @@ use headwater_proto::wire::{self, call, call_response::Response, open};
 use headwater_proto::{ErrorCode, ResetCode};
 use quinn::{RecvStream, SendStream, VarInt};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep_until, timeout_at};
+use tokio::time::{sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{ClientConfig, ClientIdentity, ConfigError, host_of};
@@ -36,6 +36,8 @@ const STREAMS_IN_RESERVE: u32 = 16;
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
 /// The next address is tried when the one before has said nothing for so long.
 const STAGGER: Duration = Duration::from_millis(200);
+/// Time for brokers to hear that a connection ends.
+const GOODBYE: Duration = Duration::from_millis(250);
 /// A connection that lived for longer than this was a good one: the next attempt begins at once.
 const GOOD_CONNECTION: Duration = Duration::from_secs(1);
 /// Send window beyond the broker's produce credit, for frame headers.
@@ -726,7 +728,7 @@ impl Connections {
         Ok(Arc::new(link))
     }
 
-    /// Closes every connection, and waits until the brokers can know.
+    /// Closes every connection, and waits until the brokers can know; not for those that say nothing.
     pub(crate) async fn close(&self) {
         lock(&self.known).closed = true;
         if let Some(link) = self.control.current() {
@@ -736,7 +738,8 @@ impl Connections {
         slots.extend(lock(&self.controls).drain().map(|(_, slot)| slot));
         slots.iter().filter_map(|slot| slot.current()).for_each(|link| link.close());
         self.endpoint.close(VarInt::from_u32(ResetCode::Done.number()), b"client closed");
-        self.endpoint.wait_idle().await;
+        // QUIC stays for three of its timeouts: for seconds after one broker stood still, or was not there.
+        drop(timeout(GOODBYE, self.endpoint.wait_idle()).await);
     }
 }
 

@@ -22,6 +22,19 @@ async fn the_first_broker_that_answers_serves() {
     client.close().await;
 }
 
+/// QUIC holds a handshake that nobody answers open for three seconds: every command took so long once the first broker was dead.
+#[tokio::test]
+async fn a_broker_that_is_not_there_does_not_hold_up_the_end() {
+    let peer = Peer::start(1).await;
+    let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let config =
+        ClientConfig { bootstrap: vec![silent.local_addr().unwrap().to_string(), peer.address()], ..peer.config() };
+    let client = within("connect", Client::connect(config)).await.unwrap();
+    let began = std::time::Instant::now();
+    client.close().await;
+    assert!(began.elapsed() < Duration::from_millis(1_500), "{:?}", began.elapsed());
+}
+
 #[tokio::test]
 async fn nobody_there_is_an_error_in_time_that_names_the_address() {
     let silent = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
