@@ -258,7 +258,7 @@ async fn what_waits_for_a_partition_that_hangs_is_bounded() {
         let done = Arc::clone(&done);
         let count = move |_: &mut Log| Ok(done.fetch_add(1, Ordering::Relaxed));
         assert!(hung.with_log(count).now_or_never().is_none());
-        appends.extend(hung.enqueue(Vec::new(), None, Acks::All).now_or_never());
+        appends.extend(hung.enqueue(None, Vec::new(), None, Acks::All).now_or_never());
         hung.configure(assigned(0));
         tokio::task::yield_now().await;
     }

@@ -86,6 +86,8 @@ struct Account {
 struct Stream<'a> {
     session: &'a Session,
     partition: PartitionHandle,
+    /// In which it was opened; it does not outlive it.
+    leader_epoch: i32,
     /// The only one whose batches are taken, besides batches that are nobody's.
     producer: ProducerIdentity,
     acks: Acks,
@@ -117,6 +119,7 @@ pub(crate) async fn serve(
         Ok(partition) => partition,
         Err(error) => return send_within(send, &refuse(error), patience, OPENING).await,
     };
+    let leader_epoch = partition.leader_epoch();
     let Ok(acks) = Acks::try_from(open.acks) else {
         let error = wire::Error::new(ErrorCode::InvalidRequest, format!("acks cannot be {}", open.acks));
         return send_within(send, &refuse(error), patience, OPENING).await;
@@ -163,7 +166,7 @@ pub(crate) async fn serve(
     let opened = ProduceOpened {
         error: None,
         credit_bytes: credit.outstanding(),
-        leader_epoch: partition.leader_epoch(),
+        leader_epoch,
         max_message_bytes: partition.config().max_message_bytes,
         last_sequence: last.map_or(-1, |last| last.sequence),
         last_offset: last.map_or(-1, |last| last.offset),
@@ -171,7 +174,7 @@ pub(crate) async fn serve(
     };
     let account = Mutex::new(Account { credit, grant: 0, failed: false });
     let (not_written, credited) = (Arc::default(), Notify::new());
-    let stream = Stream { session, partition, producer, acks, account, not_written, credited, patience };
+    let stream = Stream { session, partition, leader_epoch, producer, acks, account, not_written, credited, patience };
     send_within(send, &opened, patience, OPENING).await?;
     let (tell, told) = mpsc::channel(MAX_PENDING);
     // The reader ends first; then the writer answers what is pending, and ends.
@@ -459,7 +462,8 @@ impl Stream<'_> {
             self.session.shared.pool.run(move || check(&large)).await?;
             None
         };
-        self.partition.enqueue(batches, Some(Check::new(Arc::clone(&self.not_written), left)), self.acks).await
+        let check = Some(Check::new(Arc::clone(&self.not_written), left));
+        self.partition.enqueue(Some(self.leader_epoch), batches, check, self.acks).await
     }
 
     /// `bytes` are no longer in memory: the client gets them back as credit.

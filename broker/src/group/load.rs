@@ -34,7 +34,7 @@ pub(super) fn read(
     let context = context.clone();
     async move {
         tokio::time::sleep(after).await;
-        let counted = timeout(COUNTED_WITHIN, counted(&partition));
+        let counted = timeout(COUNTED_WITHIN, counted(&partition, epoch));
         let Ok(counted) = counted.await else {
             let offsets = partition.offsets();
             let why = format!(
@@ -52,12 +52,12 @@ pub(super) fn read(
 }
 
 /// The log, and where it ends, once everything in it counts.
-async fn counted(partition: &PartitionHandle) -> Result<(LogReader, i64), PartitionError> {
+async fn counted(partition: &PartitionHandle, epoch: i32) -> Result<(LogReader, i64), PartitionError> {
     let mut watermarks = partition.watermarks();
     // Who leads by the metadata takes the role when its log is at hand. An error means that the partition is gone.
     drop(watermarks.wait_for(|now| now.ended.is_some() || now.leads).await);
     let reader = partition.reader()?;
-    let end = partition.written_end().await?;
+    let end = partition.written_end(epoch).await?;
     drop(watermarks.wait_for(|now| now.ended.is_some() || now.offsets.high_watermark >= end).await);
     // Not where the partition ended meanwhile.
     partition.reader()?;

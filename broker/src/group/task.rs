@@ -600,8 +600,9 @@ impl Shard {
             builder.append(timestamp, Some(key), value.as_deref(), &[]);
         }
         let built = builder.build().and_then(|bytes| Ok(NewBatch { header: BatchHeader::parse(&bytes)?, bytes }));
-        let partition = self.partition.clone();
-        let append = async move { partition.append(vec![built?], Acks::All).await.map(drop) };
+        let (partition, epoch) = (self.partition.clone(), self.epoch);
+        // Groups as of this epoch: another coordinator may have decided otherwise since.
+        let append = async move { partition.append_in(epoch, vec![built?], Acks::All).await.map(drop) };
         self.appending = Some((append.boxed(), then));
     }
 

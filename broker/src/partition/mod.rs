@@ -378,10 +378,10 @@ impl PartitionHandle {
     /// Where the log ends once everything is written that was handed over before.
     ///
     /// # Errors
-    /// [`PartitionError`] where the partition is not served, or is led elsewhere.
-    pub(crate) async fn written_end(&self) -> Result<i64, PartitionError> {
+    /// [`PartitionError`] where the partition is not served, or this broker does not lead it in this epoch.
+    pub(crate) async fn written_end(&self, epoch: i32) -> Result<i64, PartitionError> {
         // An empty append waits for those before it.
-        self.append(Vec::new(), Acks::Leader).await?;
+        self.append_in(epoch, Vec::new(), Acks::Leader).await?;
         self.with_log(|log| Ok(log.log_end_offset())).await
     }
 
@@ -411,17 +411,32 @@ impl PartitionHandle {
     /// [`PartitionError`]. After a refusal none of the batches was appended, except that of several batches with a
     /// sequence those before the refused one were.
     pub async fn append(&self, batches: Vec<NewBatch>, acks: Acks) -> Result<AppendDone, PartitionError> {
-        let waiting = self.enqueue(batches, None, acks).await?;
+        let waiting = self.enqueue(None, batches, None, acks).await?;
         self.outcome(waiting).await
     }
 
-    /// Hands batches over in order, once the partition's budget admits them; with what is left to check of them. What comes back
-    /// yields the outcome.
+    /// As [`append`](Self::append), of what was decided in a leader epoch: in no other one is it appended.
+    ///
+    /// # Errors
+    /// Those of [`append`](Self::append); [`PartitionError::NotLeader`] in another epoch.
+    pub(crate) async fn append_in(
+        &self,
+        epoch: i32,
+        batches: Vec<NewBatch>,
+        acks: Acks,
+    ) -> Result<AppendDone, PartitionError> {
+        let waiting = self.enqueue(Some(epoch), batches, None, acks).await?;
+        self.outcome(waiting).await
+    }
+
+    /// Hands batches over in order, once the partition's budget admits them; with the leader epoch in which they were decided, if they
+    /// rest on one, and what is left to check of them. What comes back yields the outcome.
     ///
     /// # Errors
     /// [`PartitionError`] where the partition takes nothing, or not batches of this size.
     pub async fn enqueue(
         &self,
+        epoch: Option<i32>,
         batches: Vec<NewBatch>,
         check: Option<Check>,
         acks: Acks,
@@ -439,7 +454,7 @@ impl PartitionHandle {
         let admitted = Arc::clone(&self.shared.admission).acquire_many_owned(permits).await;
         let admitted = admitted.map_err(|_| self.why_ended())?;
         let (tell, told) = oneshot::channel();
-        let append = Append { batches, check, bytes, acks, reply: Reply { tell, _admitted: admitted } };
+        let append = Append { epoch, batches, check, bytes, acks, reply: Reply { tell, _admitted: admitted } };
         self.send(Message::Append(append))?;
         Ok(told)
     }

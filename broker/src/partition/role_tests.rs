@@ -168,7 +168,7 @@ async fn a_batch_with_a_flipped_bit_is_not_written_and_nothing_behind_it_is() {
 async fn leading_and_following_take_turns_and_what_is_parked_fails_with_its_epoch() {
     let replica = start(&assigned(1, 3, &[1, 2]));
     assert!(replica.handle.is_leader() && replica.handle.watermarks().borrow().leads);
-    let parked = replica.handle.enqueue(vec![batch(0, 0)], None, Acks::All).await.unwrap();
+    let parked = replica.handle.enqueue(None, vec![batch(0, 0)], None, Acks::All).await.unwrap();
     let led = replica.until("written here", |now| now.offsets.flushed == 1).await;
     assert_eq!(led.offsets.high_watermark, 0, "the other one has not reported");
 
@@ -252,7 +252,7 @@ async fn where_nobody_leads_the_log_has_its_upkeep_and_is_closed_in_good_order()
 #[tokio::test]
 async fn a_leader_closes_though_its_followers_never_answered() {
     let replica = start(&assigned(1, 3, &[1, 2]));
-    let parked = replica.handle.enqueue(vec![batch(0, 0)], None, Acks::All).await.unwrap();
+    let parked = replica.handle.enqueue(None, vec![batch(0, 0)], None, Acks::All).await.unwrap();
     replica.until("written here", |now| now.offsets.flushed == 1).await;
     tokio::time::timeout(PATIENCE, replica.handle.close()).await.unwrap().unwrap();
     assert_eq!(replica.handle.outcome(parked).await.unwrap_err().code(), ErrorCode::ShuttingDown);
@@ -304,7 +304,7 @@ async fn a_replica_that_hangs_in_a_flush_or_is_fenced_is_unfit() {
         tokio::time::timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("{what}"));
     };
     let held = replica.files.hold(Fault::new(Operation::Sync).on("t-0/"));
-    let waiting = replica.handle.enqueue(vec![batch(0, 0)], None, Acks::All).await.unwrap();
+    let waiting = replica.handle.enqueue(None, vec![batch(0, 0)], None, Acks::All).await.unwrap();
     until("it hangs", &[(TOPIC, 0)]).await;
     drop(held);
     replica.handle.outcome(waiting).await.unwrap();

@@ -89,6 +89,8 @@ pub struct Limits {
 /// One request to append.
 #[derive(Debug)]
 pub struct Append<R> {
+    /// The leader epoch in which it was decided, which it does not outlive; `None`: it rests on nothing that an epoch could change.
+    pub epoch: Option<i32>,
     /// What is appended; nothing: the request waits for those before it.
     pub batches: Vec<NewBatch>,
     /// What is left to check of them, unless they were checked.
@@ -326,8 +328,10 @@ impl<R, W> PartitionState<R, W> {
 
     /// A request arrives.
     pub fn append(&mut self, append: Append<R>) {
+        let epoch = self.next_epoch.as_ref().map_or(self.leader.tenure().leader_epoch, |next| next.leader_epoch);
         let admitted = match &self.ended {
             Some(why) => Err(why.clone()),
+            None if append.epoch.is_some_and(|decided| decided != epoch) => Err(PartitionError::NotLeader(epoch)),
             None if append.batches.is_empty() => Ok(()),
             None => self.leader.admit(append.acks),
         };
@@ -353,8 +357,8 @@ impl<R, W> PartitionState<R, W> {
         self.advance();
     }
 
-    /// This broker leads on in a later epoch, which begins where the log ends once the write half is here. What is parked, and what
-    /// is being written with acks=all, belongs to the epoch that ends.
+    /// This broker leads on in a later epoch, which begins where the log ends once the write half is here. What is parked, what
+    /// is being written with acks=all, and what waits and was decided in it belongs to the epoch that ends.
     pub fn lead(&mut self, view: View, now_ms: i64) {
         let epoch = self.leader.tenure().leader_epoch;
         if view.leader_epoch <= epoch || self.ended.is_some() {
@@ -364,6 +368,12 @@ impl<R, W> PartitionState<R, W> {
             self.outlived(parked.reply, parked.failed.as_deref(), epoch);
         }
         self.writing_outlived = !self.writing.is_empty();
+        for request in std::mem::take(&mut self.waiting) {
+            match request.epoch.is_some_and(|decided| decided != view.leader_epoch) {
+                true => self.effects.push(Effect::Answer(request.refuse(), Err(PartitionError::NotLeader(epoch)))),
+                false => self.waiting.push_back(request),
+            }
+        }
         self.next_epoch = Some(view);
         self.begin_epoch(now_ms);
     }

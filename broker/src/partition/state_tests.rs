@@ -38,7 +38,7 @@ fn batch() -> NewBatch {
 }
 
 fn append(state: &mut State, reply: u32, acks: Acks, bytes: usize) {
-    state.append(Append { batches: vec![batch()], check: None, bytes, acks, reply });
+    state.append(Append { epoch: None, batches: vec![batch()], check: None, bytes, acks, reply });
 }
 
 fn appended(offset: i64) -> BatchOutcome {
@@ -121,7 +121,7 @@ fn acks_all_is_refused_where_the_topic_asks_for_more_replicas_than_are_in_sync()
     assert!(state.next_job(0).is_none(), "nothing of it is written");
     append(&mut state, 2, Acks::Leader, 10);
     append(&mut state, 3, Acks::None, 10);
-    state.append(Append { batches: Vec::new(), check: None, bytes: 0, acks: Acks::All, reply: 4 });
+    state.append(Append { epoch: None, batches: Vec::new(), check: None, bytes: 0, acks: Acks::All, reply: 4 });
     assert_eq!(commit(&mut state, 0).0, 2);
     let nothing = Ok(Vec::new());
     state.written(each([appended(0), appended(1)]).into_iter().chain([nothing]).collect(), 2, 20, 0);
@@ -211,7 +211,7 @@ fn nothing_of_a_stream_overtakes_what_failed() {
         let (failed, others) = (Arc::<AtomicBool>::default(), Arc::default());
         let mut ask = |reply, failed: &Arc<AtomicBool>, ask| {
             let check = Some(Check::new(Arc::clone(failed), ask));
-            state.append(Append { batches: vec![batch()], check, bytes: 10, acks: Acks::All, reply });
+            state.append(Append { epoch: None, batches: vec![batch()], check, bytes: 10, acks: Acks::All, reply });
         };
         ask(1, &failed, Some(first));
         ask(2, &failed, Some(good()));
@@ -234,7 +234,7 @@ fn nothing_of_a_stream_overtakes_what_failed() {
     state.configure(&TopicConfig { min_insync_replicas: 2, ..topic(Flushed, 1000) }, 0);
     let failed = Arc::<AtomicBool>::default();
     let check = Some(Check::new(Arc::clone(&failed), None));
-    state.append(Append { batches: vec![batch()], check, bytes: 10, acks: Acks::All, reply: 1 });
+    state.append(Append { epoch: None, batches: vec![batch()], check, bytes: 10, acks: Acks::All, reply: 1 });
     assert!(failed.load(Ordering::Relaxed));
 }
 
@@ -433,6 +433,41 @@ fn an_acknowledgement_does_not_outlive_its_epoch_though_the_same_broker_leads_on
     assert_eq!(levels(&mut state), [(4, Durability::Flushed)]);
 }
 
+/// A coordinator decides on what it knows of its groups in one epoch, and a producer on what the log said when its stream was opened: in
+/// between, another broker may have led.
+#[test]
+fn what_was_decided_in_an_epoch_is_appended_in_no_other() {
+    let mut state = state(Flushed);
+    let ask = |state: &mut State, reply, epoch| {
+        state.append(Append { epoch, batches: vec![batch()], check: None, bytes: 10, acks: Acks::Leader, reply });
+    };
+    let refused_in = |answers: Vec<(u32, AppendResult)>, epoch: i32| -> Vec<u32> {
+        let refused = |(reply, result): (u32, AppendResult)| match result {
+            Err(PartitionError::NotLeader(said)) if said == epoch => reply,
+            other => panic!("{reply}: {other:?}"),
+        };
+        answers.into_iter().map(refused).collect()
+    };
+    ask(&mut state, 1, Some(1));
+    commit(&mut state, 0);
+    // The write half is away: these wait, and the epoch that begins does so without them.
+    ask(&mut state, 2, Some(1));
+    ask(&mut state, 3, None);
+    state.lead(View::alone(ME, 3), 0);
+    assert_eq!(refused_in(answers(&mut state), 1), [2]);
+    for (reply, epoch) in [(4, 1), (5, 2), (6, 4)] {
+        ask(&mut state, reply, Some(epoch));
+        assert_eq!(refused_in(answers(&mut state), 3), [reply], "decided in epoch {epoch}");
+    }
+    ask(&mut state, 7, Some(3));
+    state.written(each([appended(0)]), 1, 10, 0);
+    state.flushed(1, 0);
+    state.returned(0, 0);
+    ask(&mut state, 8, Some(3));
+    let Some(Job::Commit { requests, leader_epoch: 3, .. }) = state.next_job(0) else { panic!("a commit of epoch 3") };
+    assert_eq!(requests.len(), 3, "3, 7 and 8");
+}
+
 /// What was refused with the old epoch is sent again after what followed it: nothing of its stream may be written in between.
 #[test]
 fn nothing_of_a_stream_overtakes_what_its_epoch_refused() {
@@ -441,7 +476,7 @@ fn nothing_of_a_stream_overtakes_what_its_epoch_refused() {
         let (failed, others) = (Arc::<AtomicBool>::default(), Arc::default());
         let ask = |state: &mut State, reply, failed: &Arc<AtomicBool>| {
             let check = Some(Check::new(Arc::clone(failed), None));
-            state.append(Append { batches: vec![batch()], check, bytes: 10, acks: Acks::All, reply });
+            state.append(Append { epoch: None, batches: vec![batch()], check, bytes: 10, acks: Acks::All, reply });
         };
         ask(&mut state, 1, &failed);
         commit(&mut state, 0);

@@ -544,7 +544,7 @@ impl World {
         *expected = Some(request.1 + 1);
         process.requests.insert(request, values(&batch));
         let bytes = batch.bytes.len();
-        state.append(Append { batches: vec![batch], check: None, bytes, acks: Acks::All, reply: request });
+        state.append(Append { epoch: None, batches: vec![batch], check: None, bytes, acks: Acks::All, reply: request });
     }
 
     fn answer(&mut self, id: i32, request: RequestId, result: AppendResult) {

@@ -382,7 +382,7 @@ impl World {
         let bytes = batch.bytes.len();
         let reply = (COORDINATOR, self.next_stream);
         if let Role::Leader { state, .. } = &mut process.role {
-            state.append(Append { batches: vec![batch], check: None, bytes, acks: Acks::All, reply });
+            state.append(Append { epoch: None, batches: vec![batch], check: None, bytes, acks: Acks::All, reply });
         }
     }
 
