@@ -1,7 +1,7 @@
 //! How groups stand in `__consumer_offsets`: Kafka's records for consumer groups (KIP-848), written and read back.
 //!
-//! Owns: the translation, both ways. A session timeout has no place in those records: after a restart a member has the
-//! broker's until it opens a stream again. Refuses: layouts (`headwater_storage::offsets_schema` owns them).
+//! Owns: the translation, both ways. A session timeout has no place in those records: one that a member asked for stands in a
+//! field of our own. Refuses: layouts (`headwater_storage::offsets_schema` owns them).
 //! Read next: [`super::task`].
 
 use super::assign::Assignor;
@@ -56,6 +56,7 @@ pub(super) fn member_value(member: &Member) -> OffsetsValue {
         rebalance_timeout_ms: i32::try_from(member.rebalance_timeout_ms).unwrap_or(i32::MAX),
         server_assignor: member.assignor.map(|assignor| assignor.name().to_owned()),
         classic: None,
+        session_timeout_ms: member.asked_session_ms.map(|ms| i32::try_from(ms).unwrap_or(i32::MAX)),
     })
 }
 
@@ -201,7 +202,7 @@ impl Replay {
         for (name, kept) in self.groups {
             let mut group = kept.into_group(&name, now, settings);
             if !group.is_forgotten() {
-                effects.push((name.clone(), group.loaded(now, metadata, settings)));
+                effects.push((name.clone(), group.loaded(now, metadata)));
                 groups.insert(name, group);
             }
         }
@@ -223,6 +224,11 @@ impl Kept {
                 rack: kept.rack_id,
                 topics: kept.subscribed_topics.into_iter().collect(),
                 assignor: kept.server_assignor.and_then(|name| name.parse::<Assignor>().ok()),
+                session_timeout_ms: kept
+                    .session_timeout_ms
+                    .and_then(|ms| u32::try_from(ms).ok())
+                    // The bounds may be others by now.
+                    .map_or(0, |ms| ms.max(settings.min_session_timeout_ms).min(settings.max_session_timeout_ms)),
                 rebalance_timeout_ms: u32::try_from(kept.rebalance_timeout_ms).unwrap_or(0),
                 ..Join::default()
             };

@@ -84,6 +84,8 @@ pub struct Member {
     pub assignor: Option<Assignor>,
     /// How long it may be silent.
     pub session_timeout_ms: u32,
+    /// Whether it asked for that; `None`: it has the broker's.
+    pub asked_session_ms: Option<u32>,
     /// How long it may take to let go.
     pub rebalance_timeout_ms: u32,
     /// The epoch it has.
@@ -417,10 +419,9 @@ impl Group {
     }
 
     /// After the group's records were read: sessions begin now.
-    pub(super) fn loaded(&mut self, now: Now, metadata: &MetadataState, settings: &GroupSettings) -> Effects {
+    pub(super) fn loaded(&mut self, now: Now, metadata: &MetadataState) -> Effects {
         for member in self.members.values_mut() {
             member.heard_ms = now.monotonic_ms;
-            member.session_timeout_ms = settings.session_timeout_ms;
             if !member.away {
                 member.confirmed.clone_from(&member.assigned);
             }
@@ -675,6 +676,7 @@ impl Member {
             topics: join.topics,
             assignor: join.assignor,
             session_timeout_ms: or_default(join.session_timeout_ms, settings.session_timeout_ms),
+            asked_session_ms: Some(join.session_timeout_ms).filter(|asked| *asked > 0),
             rebalance_timeout_ms: or_default(join.rebalance_timeout_ms, settings.rebalance_timeout_ms),
             epoch: 0,
             previous_epoch: 0,

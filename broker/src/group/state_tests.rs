@@ -517,6 +517,23 @@ fn a_silent_member_is_out_after_its_session_and_a_stubborn_one_after_the_rebalan
     assert_eq!(world.group.phase(), Phase::Empty);
 }
 
+/// Where the broker's 10 s counted after the coordinator had moved, a member that was paused for 15 s lost what it would have kept.
+#[test]
+fn a_member_keeps_the_session_that_it_asked_for_though_the_coordinator_moves() {
+    for (asked, session_ms) in [(60_000, 60_000), (0, 10_000)] {
+        let mut world = World::new(&[("a", 2)]);
+        let topics = ["a".to_owned()].into();
+        let join = Join { member_id: "x".into(), topics, session_timeout_ms: asked, ..Join::default() };
+        let joined = world.group.join(world.now, join, &world.metadata, &world.settings);
+        world.perform(joined.expect("joins"));
+        world.restart();
+        world.pass(session_ms - 1);
+        assert_eq!(world.group.members().len(), 1, "{asked} were asked for");
+        world.pass(1);
+        assert_eq!(world.group.phase(), Phase::Empty);
+    }
+}
+
 #[test]
 fn a_static_member_gets_its_partitions_back_and_a_second_holder_is_refused() {
     let mut world = World::new(&[("a", 4)]);

@@ -226,12 +226,25 @@ impl Writer {
         &mut self,
         field: impl FnOnce(&mut Writer) -> Result<(), SchemaError>,
     ) -> Result<(), SchemaError> {
-        let mut inner = Writer { bytes: Vec::new(), flexible: true };
+        let mut inner = Writer::field();
         field(&mut inner)?;
-        self.bytes.extend([1, 0]);
-        let size = u32::try_from(inner.bytes.len()).map_err(|_| SchemaError::TooLong(inner.bytes.len()))?;
-        self.unsigned_varint(size);
-        self.bytes.extend(inner.bytes);
+        self.tagged_fields(vec![(0, inner)])
+    }
+
+    /// The value of a tagged field.
+    pub(super) fn field() -> Writer {
+        Writer { bytes: Vec::new(), flexible: true }
+    }
+
+    /// Ends a structure with tagged fields, which come in the order of their numbers.
+    pub(super) fn tagged_fields(&mut self, fields: Vec<(u32, Writer)>) -> Result<(), SchemaError> {
+        let length = |bytes: usize| u32::try_from(bytes).map_err(|_| SchemaError::TooLong(bytes));
+        self.unsigned_varint(length(fields.len())?);
+        for (tag, Writer { bytes, .. }) in fields {
+            self.unsigned_varint(tag);
+            self.unsigned_varint(length(bytes.len())?);
+            self.bytes.extend(bytes);
+        }
         Ok(())
     }
 }

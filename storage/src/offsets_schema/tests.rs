@@ -71,6 +71,7 @@ fn member() -> ConsumerMember {
         rebalance_timeout_ms: 45_000,
         server_assignor: Some("uniform".into()),
         classic: None,
+        session_timeout_ms: None,
     }
 }
 
@@ -88,6 +89,7 @@ fn classic_member_of_consumer_group() -> ConsumerMember {
             session_timeout_ms: 30_000,
             supported_protocols: vec![("range".into(), vec![7, 8])],
         }),
+        session_timeout_ms: None,
     }
 }
 
@@ -210,6 +212,18 @@ fn a_tombstone_has_no_value() {
 fn tagged_fields_of_later_versions_are_passed_over() {
     let later = hex("000000000004010903aabbcc");
     assert_eq!(OffsetsValue::decode(&key(6), &later), Ok(OffsetsValue::TargetAssignmentEpoch(4)));
+}
+
+/// A member that asked for nothing of its own is written as Kafka writes it.
+#[test]
+fn a_member_s_session_timeout_is_one_more_field_of_its_record() {
+    for member in [member(), classic_member_of_consumer_group()] {
+        let plain = OffsetsValue::Member(member.clone()).encode().unwrap();
+        let asking = OffsetsValue::Member(ConsumerMember { session_timeout_ms: Some(60_000), ..member });
+        let written = asking.encode().unwrap();
+        assert_eq!(written.len(), plain.len() + 8, "tag, size and four bytes");
+        assert_eq!(OffsetsValue::decode(&key(5), &written).unwrap(), asking);
+    }
 }
 
 #[test]

@@ -114,7 +114,12 @@ pub struct ConsumerMember {
     pub server_assignor: Option<String>,
     /// Set for a member that speaks the classic protocol.
     pub classic: Option<ClassicMemberMetadata>,
+    /// How long it may be silent, if it asked for that. Kafka has no such field (there it is the broker's alone) and passes over it.
+    pub session_timeout_ms: Option<i32>,
 }
+
+/// The number of a member's session timeout among the tagged fields: far from those that Kafka may come to give out.
+const SESSION_TIMEOUT_TAG: u32 = 0x4857;
 
 /// What a consumer group keeps of a member that speaks the classic protocol.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -405,8 +410,12 @@ impl ConsumerMember {
             rebalance_timeout_ms: from.i32()?,
             server_assignor: from.nullable_string()?,
             classic: None,
+            session_timeout_ms: None,
         };
         from.tagged(|tag, field| {
+            if tag == SESSION_TIMEOUT_TAG {
+                member.session_timeout_ms = Some(field.i32()?);
+            }
             // A nullable structure begins with 1, or is -1 when null.
             if tag == 0 && field.i8()? == 1 {
                 member.classic = Some(structure(field, |from| {
@@ -431,11 +440,9 @@ impl ConsumerMember {
         to.nullable_string(self.subscribed_regex.as_deref())?;
         to.i32(self.rebalance_timeout_ms);
         to.nullable_string(self.server_assignor.as_deref())?;
-        let Some(classic) = &self.classic else {
-            to.untagged();
-            return Ok(());
-        };
-        to.tagged(|field| {
+        let mut fields = Vec::new();
+        if let Some(classic) = &self.classic {
+            let mut field = Writer::field();
             field.i8(1);
             field.i32(classic.session_timeout_ms);
             field.array(&classic.supported_protocols, |to, (name, metadata)| {
@@ -445,8 +452,14 @@ impl ConsumerMember {
                 Ok(())
             })?;
             field.untagged();
-            Ok(())
-        })
+            fields.push((0, field));
+        }
+        if let Some(session_timeout_ms) = self.session_timeout_ms {
+            let mut field = Writer::field();
+            field.i32(session_timeout_ms);
+            fields.push((SESSION_TIMEOUT_TAG, field));
+        }
+        to.tagged_fields(fields)
     }
 }
 
