@@ -164,6 +164,14 @@ async fn admit(session: &Session, open: &OpenFetch) -> Result<(PartitionHandle, 
         };
         return Err(wire::Error { leader, ..wire::Error::new(code, why) });
     }
+    if open.position_leader_epoch > current {
+        // Whoever led in that epoch knows what became of the position; this broker has not heard of it yet.
+        let why = format!(
+            "the position is of leader epoch {}, and none after {current} is known here yet",
+            open.position_leader_epoch
+        );
+        return Err(wire::Error::new(ErrorCode::UnknownLeaderEpoch, why));
+    }
     let reader = partition.reader().map_err(|why| why.to_wire())?;
     check_position(&reader, &partition, open).map_err(|why| match partition.is_leader() {
         true => why.to_wire(),

@@ -552,10 +552,14 @@ async fn readers_outside_the_log_are_told_what_it_holds() {
         assert_eq!(code(Some(&error)), ErrorCode::OffsetOutOfRange, "{offset}");
         assert_eq!((error.log_start_offset, error.end_offset), (0, 3));
     }
-    // A reader that saw records of an epoch which this log never had.
-    let open = wire::OpenFetch { position_leader_epoch: 99, ..open_fetch(&topic, 0, 3) };
+    // A reader that saw records of this epoch which this log does not have.
+    let open = wire::OpenFetch { position_leader_epoch: 0, ..open_fetch(&topic, 0, 4) };
     let (_, opened) = client.fetch(open).await;
     assert_eq!(code(opened.error.as_ref()), ErrorCode::LogTruncated);
+    // One that saw records of a later epoch: somebody else has led since, and has them.
+    let open = wire::OpenFetch { position_leader_epoch: 99, ..open_fetch(&topic, 0, 3) };
+    let (_, opened) = client.fetch(open).await;
+    assert_eq!(code(opened.error.as_ref()), ErrorCode::UnknownLeaderEpoch);
     let open = wire::OpenFetch { leader_epoch: 99, ..open_fetch(&topic, 0, 3) };
     let (_, opened) = client.fetch(open).await;
     assert_eq!(code(opened.error.as_ref()), ErrorCode::UnknownLeaderEpoch);
