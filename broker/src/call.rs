@@ -18,7 +18,7 @@ use crate::os;
 use crate::partition::PartitionHandle;
 use crate::shared::Shared;
 use crate::topic_config::{self, TopicConfig, TopicValues};
-use crate::watch::broker_nodes;
+use crate::watch::{broker_nodes, in_touch, out_of_touch};
 use futures::{StreamExt, stream};
 use headwater_proto::limits::MAX_PARTITIONS_PER_TOPIC;
 use headwater_proto::wire::call::Request;
@@ -42,7 +42,22 @@ pub(crate) async fn answer(shared: &Arc<Shared>, lookups: &Arc<Semaphore>, call:
         Ok(id) => id,
         Err(error) => return CallResponse { response: Some(Response::Error(error)) },
     };
-    let answer = match call.request {
+    let answer = match call.request.as_ref().is_some_and(rests_on_the_quorum) {
+        false => perform(shared, lookups, id, call.request).await,
+        true => tokio::select! {
+            biased;
+            answer = async {
+                in_touch(shared).await;
+                perform(shared, lookups, id, call.request).await
+            } => answer,
+            error = out_of_touch(shared) => Err(error),
+        },
+    };
+    CallResponse { response: Some(answer.unwrap_or_else(Response::Error)) }
+}
+
+async fn perform(shared: &Arc<Shared>, lookups: &Arc<Semaphore>, id: CommandId, request: Option<Request>) -> Answer {
+    match request {
         None | Some(Request::Hello(_)) => {
             Err(wire::Error::new(ErrorCode::InvalidRequest, "a call that this broker does not know"))
         }
@@ -73,8 +88,43 @@ pub(crate) async fn answer(shared: &Arc<Shared>, lookups: &Arc<Semaphore>, call:
         Some(Request::DescribeReplicas(request)) => moves::describe_replicas(shared, request),
         Some(Request::ClusterHealth(_)) => health::health(shared).await,
         Some(Request::UpgradeCluster(request)) => health::upgrade(shared, &request, id).await,
-    };
-    CallResponse { response: Some(answer.unwrap_or_else(Response::Error)) }
+    }
+}
+
+/// Whether a broker that is cut off from the metadata quorum cannot answer this, or would answer with what was true once. It may be asked
+/// of another broker, though this one was about to do it: commands are done once under their id.
+fn rests_on_the_quorum(request: &Request) -> bool {
+    match request {
+        Request::Metadata(request) => request.confirmed,
+        Request::DescribeTopic(request) => !request.stale,
+        Request::DescribeCluster(request) => !request.stale,
+        Request::ListMoves(request) => !request.stale,
+        Request::CreateTopic(_)
+        | Request::AlterTopic(_)
+        | Request::AddPartitions(_)
+        | Request::DeleteTopic(_)
+        | Request::AllocateProducerId(_)
+        | Request::FindCoordinator(_)
+        | Request::ChangeVoters(_)
+        | Request::RemoveBroker(_)
+        | Request::ElectLeaders(_)
+        | Request::MovePartitions(_)
+        | Request::CancelMoves(_)
+        | Request::ClusterHealth(_)
+        | Request::UpgradeCluster(_) => true,
+        // What is asked of this broker's data and groups, their leadership answers for.
+        Request::Hello(_)
+        | Request::DescribeBroker(_)
+        | Request::DeleteRecords(_)
+        | Request::ListOffsets(_)
+        | Request::CommitOffsets(_)
+        | Request::FetchOffsets(_)
+        | Request::ListGroups(_)
+        | Request::DescribeGroup(_)
+        | Request::DeleteGroup(_)
+        | Request::DeleteOffsets(_)
+        | Request::DescribeReplicas(_) => false,
+    }
 }
 
 fn describe_broker(shared: &Shared) -> Response {

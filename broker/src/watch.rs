@@ -16,7 +16,7 @@ use crate::shared::Shared;
 use crate::stream::{Frames, StreamError, send_within};
 use futures::FutureExt;
 use futures::future::{BoxFuture, OptionFuture};
-use headwater_proto::wire::{BrokerNode, OpenWatch, PartitionLeader, TopicLeaders, WatchRequest, WatchUpdate};
+use headwater_proto::wire::{self, BrokerNode, OpenWatch, PartitionLeader, TopicLeaders, WatchRequest, WatchUpdate};
 use headwater_proto::{ErrorCode, TopicId};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -33,6 +33,10 @@ const MAX_WATCHED_TOPICS: usize = 100_000;
 const PARTITIONS_PER_FRAME: usize = 50_000;
 /// How long a leader of the metadata quorum may not have heard from a majority.
 const OUT_OF_TOUCH_MS: u64 = 1_000;
+/// How long a call waits for a broker that is out of touch to come back: a quorum elects its leader in less.
+const BACK_IN_TOUCH: Duration = Duration::from_millis(1_500);
+/// How often it looks meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// Serves the stream until the client ends it, or the broker shuts down.
 pub(crate) async fn serve(
@@ -104,6 +108,28 @@ fn is_in_touch(shared: &Shared) -> bool {
     match observed.leads_in {
         Some(_) => observed.unheard_ms.is_some_and(|ms| ms < OUT_OF_TOUCH_MS),
         None => node.metrics().borrow().current_leader.is_some(),
+    }
+}
+
+/// Waits until this broker is in touch.
+pub(crate) async fn in_touch(shared: &Shared) {
+    while !is_in_touch(shared) {
+        sleep_until(Instant::now() + LOOK).await;
+    }
+}
+
+/// Waits until this broker has been out of touch for longer than the quorum takes to elect its leader. Returns what whoever waits for an
+/// answer is told, who does better to ask another broker.
+pub(crate) async fn out_of_touch(shared: &Shared) -> wire::Error {
+    let mut since = None;
+    loop {
+        let now = Instant::now();
+        since = if is_in_touch(shared) { None } else { since.or(Some(now)) };
+        if since.is_some_and(|since| now.duration_since(since) >= BACK_IN_TOUCH) {
+            let why = format!("broker {} hears nothing of the metadata quorum", shared.broker_id());
+            return wire::Error::new(ErrorCode::OutOfTouch, why);
+        }
+        sleep_until(now + LOOK).await;
     }
 }
 

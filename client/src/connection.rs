@@ -374,6 +374,14 @@ impl Connections {
         self.links_to(link.broker_id).iter().for_each(|other| other.left.cancel());
     }
 
+    /// Somebody refused a call on the control connection. A broker that is cut off from the others is left for one that is not.
+    pub(crate) fn refused(&self, link: &Link, error: &Error) {
+        if error.code() == Some(ErrorCode::OutOfTouch) {
+            tracing::debug!(address = &*link.address, "the broker is cut off from the others: another one is asked");
+            self.leave(link);
+        }
+    }
+
     /// The connections to a broker, but for that to whoever answered.
     fn links_to(&self, broker_id: i32) -> Vec<Arc<Link>> {
         let mut slots = lock(&self.data).get(&broker_id).cloned().unwrap_or_default();
@@ -566,6 +574,7 @@ impl Connections {
             if !error.retryable() || deadline.passed() || unknown_outcome && !repeatable {
                 return Err(error);
             }
+            self.refused(&link, &error);
             tracing::debug!(what, %error, "call fails, trying again");
             tokio::time::timeout_at(deadline.at, backoff.pause()).await.map_err(|_| error)?;
         }

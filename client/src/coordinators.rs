@@ -314,7 +314,7 @@ impl Coordinators {
             Err(Error::Refused(refusal)) if refusal.code == ErrorCode::InvalidRequest => {
                 Ok(vec![wire::Coordinator { broker_id: link.broker_id, ..wire::Coordinator::default() }])
             }
-            answer => self.coordinators(answer?),
+            answer => self.coordinators(answer.inspect_err(|error| self.connections.refused(&link, error))?),
         }
     }
 

@@ -68,6 +68,9 @@ codes! {
     /// More replicas than there are brokers.
     InvalidReplicationFactor = 17, "invalid_replication_factor", retry false;
 
+    /// This broker hears nothing of the metadata quorum: what it knows may be old, and it can change nothing. Another one may.
+    OutOfTouch = 18, "out_of_touch", retry true;
+
     /// This broker does not lead the partition; the error may carry a hint who does.
     NotLeader = 20, "not_leader", retry true;
     /// The client's leader epoch is older than the partition's.

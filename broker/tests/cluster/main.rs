@@ -113,9 +113,14 @@ async fn a_majority_that_is_lost_is_told_and_stale_answers_go_on() {
     nodes.kill(2);
     let stale = nodes.describe(0, true).await;
     assert_eq!(stale.brokers.len(), 3);
-    let call = wire::DescribeCluster { stale: false };
-    let refused = nodes.client(0).await.call(Request::DescribeCluster(call)).await;
-    assert!(matches!(&refused, Response::Error(error) if error.code == ErrorCode::TimedOut.number()), "{refused:?}");
+    // As soon as that is certain, so that whoever asks can ask another broker; and who coordinates, it does not know any more.
+    let describe = Request::DescribeCluster(wire::DescribeCluster { stale: false });
+    let find = Request::FindCoordinator(wire::FindCoordinator::default());
+    for request in [describe, find] {
+        let refused = nodes.client(0).await.call(request).await;
+        let Response::Error(refused) = refused else { panic!("{refused:?}") };
+        assert_eq!((ErrorCode::from_number(refused.code), refused.retryable), (ErrorCode::OutOfTouch, true));
+    }
     nodes.start(1).await;
     nodes.until(0, "broker 3 is fenced", |told| brokers_of(told, "fenced") == [3]).await;
 }

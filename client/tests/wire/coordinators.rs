@@ -7,6 +7,7 @@ use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, LeaderHint, MemberUpdate};
 use std::sync::{Mutex, mpsc};
+use std::time::Duration;
 
 /// Brokers 1 and 2, of which the first is named to the client and names the second as every group's coordinator.
 async fn two() -> (Peer, Peer, Client) {
@@ -70,6 +71,25 @@ async fn a_member_goes_on_with_the_coordinator_that_it_is_sent_to() {
         }
     };
     assert_eq!((again.member_id, again.member_epoch, again.owned), (join.member_id, 5, partitions(&[0])));
+}
+
+/// The client has no partition yet, so it hears of no leaders from it either.
+#[tokio::test]
+async fn a_broker_that_answers_and_is_cut_off_from_the_others_is_left_for_another_one() {
+    let (first, second) = (Peer::start(1).await, Peer::start(1).await);
+    second.set_hello(|hello| hello.broker_id = 2);
+    let config = ClientConfig {
+        bootstrap: vec![first.address(), second.address()],
+        ca_pem: [first.config().ca_pem, second.config().ca_pem].concat(),
+        request_timeout: Duration::from_secs(5),
+        ..first.config()
+    };
+    let (commands, groups) = (Client::connect(config.clone()), Client::connect(config));
+    let (commands, groups) = within("connect", async { tokio::try_join!(commands, groups) }).await.unwrap();
+    first.lose_touch();
+    assert!(within("a list", commands.admin().list_topics()).await.unwrap().is_empty());
+    reset(&groups, 7).await;
+    assert_eq!((commits(&first).len(), commits(&second).len()), (0, 1));
 }
 
 /// Its connection lives, and nothing else of it does.

@@ -48,6 +48,8 @@ struct Shared {
     /// Attempts to connect that were not answered.
     knocks: watch::Sender<HashSet<String>>,
     hello: Mutex<wire::HelloResponse>,
+    /// Whether all calls but hello are refused because this peer is cut off from other brokers.
+    out_of_touch: AtomicBool,
     /// Who coordinates every group; `None`: this peer.
     coordinator: Mutex<Option<wire::Coordinator>>,
     /// How often metadata was asked for, and whether the answers are held back.
@@ -114,6 +116,7 @@ impl Peer {
             deaf: AtomicBool::new(false),
             knocks: watch::Sender::default(),
             hello: Mutex::new(hello),
+            out_of_touch: AtomicBool::default(),
             coordinator: Mutex::default(),
             metadata: Default::default(),
             offsets: watch::Sender::default(),
@@ -158,6 +161,11 @@ impl Peer {
     /// Changes what the next hellos say.
     pub fn set_hello(&self, change: impl FnOnce(&mut wire::HelloResponse)) {
         change(&mut self.shared.hello.lock().unwrap());
+    }
+
+    /// Refuses calls as a broker does that is cut off from the others, from now on.
+    pub fn lose_touch(&self) {
+        self.shared.out_of_touch.store(true, Ordering::SeqCst);
     }
 
     /// Says that this one coordinates every group.
@@ -403,6 +411,9 @@ async fn connection(shared: Arc<Shared>, incoming: quinn::Incoming) {
 fn respond(shared: &Shared, request: &call::Request) -> Response {
     if let call::Request::Hello(_) = request {
         return Response::Hello(shared.hello.lock().unwrap().clone());
+    }
+    if shared.out_of_touch.load(Ordering::SeqCst) {
+        return Response::Error(wire::Error::new(ErrorCode::OutOfTouch, "cut off"));
     }
     if let call::Request::FindCoordinator(_) = request {
         let own = || wire::Coordinator { broker_id: shared.hello.lock().unwrap().broker_id, ..Default::default() };
