@@ -8,6 +8,7 @@
 use crate::config::BrokerConfig;
 use crate::credit::ConnectionCredit;
 use crate::metadata::raft::server::FirstStream;
+use crate::metadata::several::Ready;
 use crate::quic::{FETCH_CREDIT_BYTES, PRODUCE_CREDIT};
 use crate::replica::serve;
 use crate::server::Door;
@@ -436,10 +437,15 @@ async fn answer(session: &Session, call: wire::Call) -> CallResponse {
         None => refused(wire::Error::new(ErrorCode::InvalidRequest, "a call that this broker does not know")),
         Some(_) => match timeout(Duration::from_millis(limit), call::answer(shared, &session.lookups, call)).await {
             Ok(answer) => answer,
-            Err(_) => refused(wire::Error::new(
-                ErrorCode::TimedOut,
-                format!("no answer within {limit} ms; the request may still take effect"),
-            )),
+            Err(_) => {
+                let is_heard = shared.ready.as_ref().is_none_or(Ready::is_heard);
+                let why = match is_heard && watch::is_in_touch(shared) {
+                    true => "",
+                    false => "the metadata quorum has no leader that this broker reaches: ",
+                };
+                let told = format!("{why}no answer within {limit} ms; the request may still take effect");
+                refused(wire::Error::new(ErrorCode::TimedOut, told))
+            }
         },
     };
     shared.metrics.answered(name, began.elapsed().as_secs_f64());

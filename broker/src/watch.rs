@@ -102,7 +102,7 @@ pub(crate) async fn serve(
 }
 
 /// Whether this broker hears from whoever leads the metadata quorum, or leads it and is heard.
-fn is_in_touch(shared: &Shared) -> bool {
+pub(crate) fn is_in_touch(shared: &Shared) -> bool {
     let Some(node) = shared.node.as_ref().filter(|_| shared.ready.is_some()) else { return true };
     let observed = node.observed(0);
     match observed.leads_in {

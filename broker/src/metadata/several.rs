@@ -231,6 +231,11 @@ impl Ready {
         }
     }
 
+    /// Whether most voters have answered this broker of late.
+    pub(crate) fn is_heard(&self) -> bool {
+        self.lease.holds()
+    }
+
     /// Hands over what this broker leads, where others remain: it is about to stop. Never waits for a quorum that is lost.
     pub(crate) async fn drain(&self) {
         let RegisterBroker { broker_id, incarnation, .. } = self.registration.clone();
