@@ -1,16 +1,18 @@
 //! Brokers of one cluster as processes, which reach each other, and are reached, through relays.
 
 use super::clients::until;
-use super::harness::run;
+use super::harness::{Answer, run};
 use super::relay::{Network, address_of};
 use super::serving::Process;
 use headwater_broker::cluster;
 use headwater_broker::config::BrokerConfig;
 use headwater_client::{Client, ClientConfig, ClusterDescription, NewTopic, TopicDescription};
+use serde_json::Value;
 use std::net::{SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 /// Time for one question, which is asked again.
@@ -230,6 +232,17 @@ impl Cluster {
         Client::connect(config).await.map_err(|error| error.to_string())
     }
 
+    /// Runs `headwater ...` with these arguments against the cluster, beside what else happens.
+    pub(crate) fn command(&self, args: &[&str]) -> JoinHandle<Answer> {
+        let profile = self.profile().to_str().expect("text").to_owned();
+        let line: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).chain(["--profile".into(), profile]).collect();
+        tokio::task::spawn_blocking(move || {
+            let answer = run(&line.iter().map(String::as_str).collect::<Vec<_>>());
+            assert!(!answer.stderr.contains("panicked"), "{line:?}: {}", answer.stderr);
+            answer
+        })
+    }
+
     pub(crate) async fn create_topic(&self, name: &str, partitions: u32, replicas: u32, settings: &[(&str, &str)]) {
         let topic = NewTopic::new(name).partitions(partitions).replication_factor(replicas);
         let topic = settings.iter().fold(topic, |topic, (name, value)| topic.config(*name, *value));
@@ -273,6 +286,39 @@ impl Cluster {
         until(deadline, "all brokers are active and all replicas in sync", async || self.is_well().await).await
     }
 
+    /// Stops all brokers in good order: what they keep of a topic is the same on each disk, batch by batch. How many batches that are.
+    pub(crate) async fn check_replicas(&mut self, topic: &str) -> usize {
+        let deadline = Instant::now() + super::harness::DEADLINE;
+        let told = until(deadline, "where the topic is kept", async || self.describe_topic(topic).await).await;
+        for id in 1..=self.brokers.len() {
+            assert!(self.node(id).process.take().expect("it runs").stop(), "broker {id} stops in good order");
+        }
+        let mut count = 0;
+        for partition in told.partitions {
+            let kept = partition.replicas.iter().map(|broker| {
+                let id = usize::try_from(*broker).expect("an id");
+                (id, batches(&self.data(id).join(format!("{topic}-{}", partition.partition))))
+            });
+            let kept: Vec<(usize, Vec<Batch>)> = kept.collect();
+            let (first, own) = kept.first().expect("it is kept");
+            for (other, others) in &kept {
+                let differs = own.iter().zip(others).position(|(one, other)| one != other);
+                let at = differs.unwrap_or(own.len().min(others.len()));
+                assert!(
+                    own == others,
+                    "partition {}: brokers {first} and {other} differ from batch {at} of {} and {} on: {:?}, {:?}",
+                    partition.partition,
+                    own.len(),
+                    others.len(),
+                    own.get(at),
+                    others.get(at)
+                );
+            }
+            count += own.len();
+        }
+        count
+    }
+
     /// Leaves the folder where it is, for a person to look at.
     pub(crate) fn keep(&mut self) -> PathBuf {
         self.folder.disable_cleanup(true);
@@ -286,6 +332,16 @@ impl Drop for Cluster {
             eprintln!("the brokers' logs and data are in {}", self.keep().display());
         }
     }
+}
+
+/// What identifies a batch: where it begins and ends, its checksum and its leader epoch.
+type Batch = [Value; 4];
+
+/// The batches of a partition that nobody writes.
+fn batches(folder: &Path) -> Vec<Batch> {
+    let told = run(&["segment", "dump", "--json", folder.to_str().expect("text")]).ok().json();
+    let batch = |told: &Value| ["base_offset", "last_offset", "crc", "leader_epoch"].map(|key| told[key].clone());
+    told.iter().map(batch).collect()
 }
 
 fn remove(path: &Path, keep: bool) {

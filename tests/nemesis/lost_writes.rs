@@ -86,6 +86,16 @@ pub(crate) fn judge(world: &World, story: &str) -> checker::Counts {
     counts
 }
 
+/// A group of so many members did what a group does. Where one of them died, its partitions were given again.
+#[track_caller]
+pub(crate) fn check_group(counts: &checker::Counts, members: usize, one_died: bool) {
+    let is_so = counts.committed > 0 && counts.delivered > 0 && counts.given >= members + usize::from(one_died);
+    assert!(
+        members == 0 || is_so,
+        "the group of {members} members, of which one died: {one_died}, did little: {counts:?}"
+    );
+}
+
 #[test]
 fn what_one_broker_acknowledged_survives_power_failures() {
     let _turn = one_after_the_other();
@@ -134,6 +144,7 @@ fn what_one_broker_acknowledged_survives_power_failures() {
         counts.acknowledged > 500 && pages > 0,
         "nothing was at stake: {counts:?}, {pages} pages were lost\n{story}"
     );
+    check_group(&counts, 1, false);
 }
 
 /// Lets the power of brokers that do not run fail.
@@ -155,9 +166,10 @@ fn what_a_cluster_acknowledged_survives_power_failures_of_one_broker_and_of_all(
     let (world, stop, leave) = (World::new(cluster.client(), 3), CancellationToken::new(), CancellationToken::new());
     let _witness = Witness(&world);
     let producers = [1, 2].map(|n| produce(&world, format!("p{n}"), seed + n, 300, stop.clone()));
-    let members = (0..environment("NEMESIS_MEMBERS", 0))
+    let members: Vec<_> = (0..environment("NEMESIS_MEMBERS", 2))
         .map(|n| belong(&world, format!("m{n}"), leave.clone(), Arc::default()))
-        .collect::<Vec<_>>();
+        .collect();
+    let grouped = members.len();
     let (mut story, mut pages) = (format!("seed {seed}:"), 0);
     for round in 0..times {
         runtime.block_on(world.more_acknowledgements(rng.random_range(100..500)));
@@ -195,6 +207,7 @@ fn what_a_cluster_acknowledged_survives_power_failures_of_one_broker_and_of_all(
         counts.acknowledged > 400 && pages > 0,
         "nothing was at stake: {counts:?}, {pages} pages were lost\n{story}"
     );
+    check_group(&counts, grouped, false);
 }
 
 #[test]

@@ -17,6 +17,8 @@ mod lost_writes;
 #[cfg(target_os = "linux")]
 mod nemesis;
 #[cfg(target_os = "linux")]
+mod quorum;
+#[cfg(target_os = "linux")]
 mod relay;
 #[cfg(target_os = "linux")]
 mod serving;
