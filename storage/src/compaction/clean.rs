@@ -5,7 +5,9 @@
 //!
 //! A record stays if it is the last of its key, or lies beyond the keys that were looked at. A tombstone stays until its batch's
 //! delete horizon has passed, which is set when compaction first sees it. Batches keep base offset, last offset delta and sequences. Even
-//! when nothing of it stays, a batch is kept (empty) if it is the last of a producer that may go on, or the last of what was looked at.
+//! when nothing of it stays, a batch is kept (empty) if it is the last of a producer that may go on, the first of a leader epoch that
+//! comes after another (whoever copies the log learns from its batches where epochs begin, and cuts by that), or the last of what was
+//! looked at.
 //! Control batches stay. Records of aborted transactions go, and count for nothing; those of transactions that have not ended
 //! stay, and count for nothing either.
 
@@ -184,7 +186,8 @@ fn retain(
 ) -> Result<Option<Bytes>, CompactionError> {
     if records.is_empty() {
         let of_producer = plan.last_offsets.get(&header.producer_id) == Some(&header.last_offset());
-        if !of_producer && header.next_offset() != known.end_offset {
+        let begins_epoch = plan.epoch_starts.contains(&header.base_offset);
+        if !of_producer && !begins_epoch && header.next_offset() != known.end_offset {
             return Ok(None);
         }
         if header.record_count == 0 {

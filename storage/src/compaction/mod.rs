@@ -15,7 +15,7 @@ pub(crate) mod swap;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
@@ -82,6 +82,8 @@ pub struct CompactionPlan {
     now_ms: i64,
     /// The last offset of each live producer.
     last_offsets: HashMap<i64, i64>,
+    /// Where leader epochs begin that come after another.
+    epoch_starts: HashSet<i64>,
     transactions: Transactions,
 }
 
@@ -279,6 +281,7 @@ impl Log {
             upper_bound,
             now_ms,
             last_offsets: self.producers.last_offsets().collect(),
+            epoch_starts: self.epochs.entries().iter().skip(1).map(|entry| entry.start_offset).collect(),
             transactions,
         }))
     }

@@ -303,6 +303,37 @@ fn the_last_batch_of_a_producer_stays_even_empty() {
     assert_eq!(outcome, [crate::BatchOutcome::Duplicate { base_offset: 1, last_offset: 1 }]);
 }
 
+/// Whoever copies a compacted log learns from its batches where each epoch began. If it took one for later than it was, a replica that
+/// wrote on in the epoch before would be told to keep what nobody else has.
+#[test]
+fn a_copy_of_a_compacted_log_knows_where_each_epoch_began() {
+    let (_, files) = sim(5);
+    let mut log = open(&files, config(), OpenHints::default());
+    for (epoch, keys) in [(0, 0..10), (1, 0..10), (4, 0..20), (5, 0..40), (5, 0..40)] {
+        for key in keys {
+            log.append(&[batch_of(&[(key, Some(key))], Codec::None, None)], epoch, NOW).unwrap();
+        }
+    }
+    log.flush().unwrap();
+    log.roll(NOW).unwrap();
+    let clean = compact(&mut log, NOW, None, 1 << 20).unwrap();
+    assert!(records(&log.reader()).len() <= 50, "clean up to {clean}");
+    let (_, elsewhere) = sim(6);
+    let mut copy = open(&elsewhere, config(), OpenHints::default());
+    let mut cursor = log.reader().seek(0).unwrap();
+    while let Some(slice) = log.reader().read(&mut cursor, 1 << 20, i64::MAX).unwrap() {
+        let bytes = Bytes::from(slice.bytes().to_vec());
+        for item in batch::Batches::new(&bytes) {
+            let (position, header, _) = item.unwrap();
+            let bytes = bytes.slice(position..position + header.size());
+            copy.append_as_follower(&[NewBatch { header, bytes }], NOW).unwrap();
+        }
+    }
+    let later = |log: &Log| log.leader_epochs().entries()[1..].to_vec();
+    assert_eq!(later(&copy), later(&log));
+    assert_eq!(later(&log).len(), 3);
+}
+
 #[test]
 fn young_records_and_those_above_the_high_watermark_are_left_alone() {
     let (_, mut log, _) = prepared(1);
