@@ -2,7 +2,8 @@
 //!
 //! A replica whose log failed, or whose flush does not come back, is of no use to anybody: the broker's heartbeats name it, and the
 //! controller takes it out of the in-sync and the eligible replicas, so that its leadership moves. A flush that comes back after all is
-//! named too, and the replica may be in sync again; a log that failed stays fenced until its broker starts.
+//! named too, and the replica may be in sync again; and so may one that was set aside and is fetched from its leader. Any other log that
+//! failed stays fenced until its broker starts.
 //!
 //! Owns: [`DiskHealth`]. Refuses: to fence (partitions do) and to decide (the controller does).
 
@@ -25,7 +26,7 @@ struct State {
     fenced: HashMap<Key, usize>,
     /// Since when each replica's log is being written or flushed.
     busy: HashMap<Key, Instant>,
-    /// Those that took too long, and came back.
+    /// Those that took too long, and came back; and those that begin anew.
     restored: HashSet<Key>,
 }
 
@@ -49,6 +50,11 @@ impl DiskHealth {
         Busy { health: Arc::clone(self), key }
     }
 
+    /// A replica that was fenced begins anew on a log that is well.
+    pub(crate) fn healed(&self, key: Key) {
+        self.lock().restored.insert(key);
+    }
+
     /// The replicas that are of no use, in order.
     pub(crate) fn unfit(&self) -> Vec<Key> {
         let state = self.lock();
@@ -59,11 +65,14 @@ impl DiskHealth {
         unfit
     }
 
-    /// The replicas that were of no use while the disk hung, and are whole now that it came back, in order.
+    /// The replicas that were of no use, and are well now: the disk came back, or they begin anew. In order.
     pub(crate) fn restored(&self) -> Vec<Key> {
         let state = self.lock();
         let hangs = |key: &Key| state.busy.get(key).is_some_and(|since| since.elapsed() >= self.patience);
-        let mut restored: Vec<Key> = state.restored.iter().copied().filter(|key| !hangs(key)).collect();
+        // The task that was fenced may not have ended yet.
+        let is_fenced = |key: &Key| state.fenced.contains_key(key);
+        let well = state.restored.iter().copied().filter(|key| !hangs(key) && !is_fenced(key));
+        let mut restored: Vec<Key> = well.collect();
         restored.sort_unstable();
         restored
     }
@@ -145,6 +154,12 @@ mod tests {
         let fenced = hasty.fenced(key(4));
         drop(fenced);
         assert_eq!(hasty.restored(), [], "what failed is not whole because its task ended");
+        let fenced = hasty.fenced(key(4));
+        hasty.healed(key(4));
+        assert_eq!(hasty.restored(), [], "the old task is there yet");
+        drop(fenced);
+        assert_eq!(hasty.restored(), [key(4)], "it begins anew");
+        drop(hasty.fenced(key(4)));
         drop(hasty.begin(key(5)));
         assert_eq!((patient.restored(), hasty.restored()), (vec![], vec![key(5)]));
     }

@@ -201,7 +201,10 @@ impl Partitions {
             let keys: HashSet<Key> = healed.iter().map(|healed| (healed.topic_id, healed.partition)).collect();
             before.lost.retain(|key| !keys.contains(key));
         }
+        let keys: Vec<Key> = healed.iter().map(|healed| (healed.topic_id, healed.partition)).collect();
         self.open_all(healed, true).await;
+        // The controller may have heard meanwhile that they are of no use.
+        keys.into_iter().for_each(|key| self.context.disk.healed(key));
     }
 
     fn before(&self) -> MutexGuard<'_, Before> {
