@@ -68,3 +68,26 @@ fn a_cluster_goes_on_from_one_broker_by_hand_and_the_others_join_it_again() {
     let voters: Value = cluster.object(&["cluster", "describe"])["voters"].clone();
     assert_eq!(voters, json!([1, 2, 3]));
 }
+
+/// The controller had heard that the replica was of no use, and nobody told it of the healing: it stayed out of sync for good.
+#[test]
+fn a_replica_whose_segment_was_cut_is_fetched_from_its_leader_and_comes_in_sync_again() {
+    let mut cluster = Development::up(3, &[]);
+    cluster.command(&["topic", "create", "t", "--replica-placement", "1:2:3"]).ok();
+    let isr = |cluster: &Development| {
+        let told = cluster.object(&["topic", "describe", "t"])["partitions"][0]["isr"].clone();
+        told.as_array().expect("a list").len()
+    };
+    cluster.feed(&["produce", "t", "--compression", "none"], &format!("{}\n", "x".repeat(999)).repeat(300));
+    cluster.until("all are in sync", || (isr(&cluster) == 3).then_some(()));
+    cluster.kill(3);
+    cluster.until("it is missed", || (isr(&cluster) == 2).then_some(()));
+    let log = cluster.data(3).join("t-0").join("00000000000000000000.log");
+    let held = std::fs::read(&log).expect("its segment");
+    assert!(held.len() > 300_000, "{}", held.len());
+    std::fs::write(&log, &held[..150_000]).expect("cut");
+    cluster.revive(3);
+    cluster.until("it is in sync again", || (isr(&cluster) == 3).then_some(()));
+    let log = std::fs::read(&log).expect("its segment");
+    assert_eq!(log.get(..300_000), held.get(..300_000), "what the leader has");
+}
