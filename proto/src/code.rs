@@ -71,6 +71,9 @@ codes! {
     /// This broker hears nothing of the metadata quorum: what it knows may be old, and it can change nothing. Another one may.
     OutOfTouch = 18, "out_of_touch", retry true;
 
+    /// The disk of a member of the metadata quorum is an older copy than the one that registered.
+    OlderDisk = 19, "older_disk", retry false;
+
     /// This broker does not lead the partition; the error may carry a hint who does.
     NotLeader = 20, "not_leader", retry true;
     /// The client's leader epoch is older than the partition's.
@@ -92,8 +95,6 @@ codes! {
     WrongMember = 28, "wrong_member", retry true;
     /// The change would leave the metadata quorum without a majority that answers.
     LosesQuorum = 29, "loses_quorum", retry false;
-    /// The disk of a member of the metadata quorum is an older copy than the one that registered.
-    OlderDisk = 18, "older_disk", retry false;
 
     /// A batch whose checksum or form is wrong.
     CorruptBatch = 30, "corrupt_batch", retry false;

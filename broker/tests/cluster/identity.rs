@@ -50,6 +50,7 @@ async fn only_a_broker_speaks_as_a_member_and_for_itself() {
         from_node_id,
         to_node_id: 0,
         from_address: String::new(),
+        from_start: None,
     };
     let member_of = async |number: usize| {
         let asked = opened(nodes.broker(number), Some(&nodes.ca.broker(9)), hello(7)).await.unwrap();
@@ -92,6 +93,7 @@ async fn whoever_shows_another_brokers_certificate_is_not_the_member_that_is_dia
         from_node_id: 7,
         to_node_id: 0,
         from_address: String::new(),
+        from_start: None,
     };
     let second = opened(nodes.broker(1), Some(&nodes.ca.broker(9)), hello).await.unwrap().node_id;
     nodes.kill(1);

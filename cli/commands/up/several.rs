@@ -177,8 +177,9 @@ impl Brokers {
         let bootstrap: Vec<String> =
             self.configs.iter().map(|(_, config)| format!("{:?}", config.listen.to_string())).collect();
         let profile = format!(
-            "# How a client reaches these brokers. Written at each start.\nbootstrap = [{}]\nca = {CA_FILE:?}\n",
-            bootstrap.join(", ")
+            "# How a client reaches these brokers. Written at each start.\nbootstrap = [{}]\nca = {:?}\n",
+            bootstrap.join(", "),
+            self.data.join(CA_FILE).display().to_string()
         );
         write_aside(&self.data.join(PROFILE_FILE), profile.as_bytes(), false)?;
         Ok(())
