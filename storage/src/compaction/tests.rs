@@ -326,7 +326,7 @@ fn a_copy_of_a_compacted_log_knows_where_each_epoch_began() {
         for item in batch::Batches::new(&bytes) {
             let (position, header, _) = item.unwrap();
             let bytes = bytes.slice(position..position + header.size());
-            copy.append_as_follower(&[NewBatch { header, bytes }], NOW).unwrap();
+            copy.append_as_follower(&[NewBatch { header, bytes }], &[], NOW).unwrap();
         }
     }
     let later = |log: &Log| log.leader_epochs().entries()[1..].to_vec();
