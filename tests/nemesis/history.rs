@@ -94,11 +94,6 @@ impl Recorder {
         self.entries.lock().expect("whole").len()
     }
 
-    /// What came after so many entries.
-    pub(crate) fn since(&self, from: usize) -> Vec<Entry> {
-        self.entries.lock().expect("whole")[from..].to_vec()
-    }
-
     /// What there is so far.
     pub(crate) fn entries(&self) -> Vec<Entry> {
         self.entries.lock().expect("whole").clone()

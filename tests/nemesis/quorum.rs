@@ -81,7 +81,7 @@ pub(crate) async fn resume(world: &World, partitions: u32, is_grouped: bool, dea
     let from = world.history.len();
     until(deadline, "all partitions take records again, and the group commits", async || {
         let (mut taken, mut is_committed) = (BTreeSet::new(), !is_grouped);
-        for entry in world.history.since(from) {
+        for entry in world.history.entries().into_iter().skip(from) {
             match entry.what {
                 What::Acknowledged { partition, .. } => drop(taken.insert(partition)),
                 What::Committed { .. } => is_committed = true,
