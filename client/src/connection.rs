@@ -7,7 +7,7 @@
 //! What must always hold, for a data connection: its long streams are at most as many as hello allows, and the fetch
 //! credit its streams have outstanding is at most what hello allows and below the receive window.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -296,9 +296,20 @@ struct Known {
     advertised: HashMap<i32, String>,
     /// What became of each address since the last control connection was made.
     tried: HashMap<String, Tried>,
-    /// Addresses where nobody answered last: they are tried after the others.
-    silent: HashSet<String>,
+    /// Addresses where nobody answered last, or whoever did was of no use: they are tried after the others, the last of them last.
+    silent: Vec<String>,
     closed: bool,
+}
+
+impl Known {
+    fn put_last(&mut self, address: &str) {
+        self.speaks(address);
+        self.silent.push(address.to_owned());
+    }
+
+    fn speaks(&mut self, address: &str) {
+        self.silent.retain(|silent| silent != address);
+    }
 }
 
 impl Connections {
@@ -368,18 +379,20 @@ impl Connections {
             }
         }
         // In their order otherwise.
-        addresses.sort_by_key(|address| known.silent.contains(address));
+        addresses.sort_by_key(|address| {
+            known.silent.iter().position(|silent| silent == address).map_or(0, |place| place + 1)
+        });
         addresses
     }
 
     /// The broker at the other end is silent: nothing new is begun with it on the connections there are.
     pub(crate) fn leave(&self, link: &Link) {
-        lock(&self.known).silent.insert(link.address.to_string());
+        lock(&self.known).put_last(&link.address);
         link.left.cancel();
         self.links_to(link.broker_id).iter().for_each(|other| other.left.cancel());
     }
 
-    /// Somebody refused a call on the control connection. A broker that is cut off from the others is left for one that is not.
+    /// Somebody refused a call. A broker that is cut off from the others is left for one that is not.
     pub(crate) fn refused(&self, link: &Link, error: &Error) {
         if error.code() == Some(ErrorCode::OutOfTouch) {
             tracing::debug!(address = &*link.address, "the broker is cut off from the others: another one is asked");
@@ -437,7 +450,10 @@ impl Connections {
         deadline: Deadline,
     ) -> Result<Response, Error> {
         match timeout_at(deadline.at, self.control_at(broker_id)).await {
-            Ok(link) => link?.call(what, request, deadline).await,
+            Ok(link) => {
+                let link = link?;
+                link.call(what, request, deadline).await.inspect_err(|error| self.refused(&link, error))
+            }
             Err(_) => Err(Error::TimedOut { what, after: deadline.after }),
         }
     }
@@ -558,8 +574,13 @@ impl Connections {
         let mut backoff = Backoff::new(&self.config);
         // All attempts are one command.
         let command_id = bytes::Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
+        // What a broker said that is cut off from the others: more than that none of the others is reached.
+        let mut cut_off = None;
         loop {
-            let link = self.control_by(deadline).await?;
+            let link = match self.control_by(deadline).await {
+                Ok(link) => link,
+                Err(error) => return Err(cut_off.filter(|_| error.retryable()).unwrap_or(error)),
+            };
             let Some(request) = request() else { return Ok(None) };
             let repeatable = repeatable(&request);
             let answer = link.call_as(what, request, command_id.clone(), deadline);
@@ -582,6 +603,9 @@ impl Connections {
                 return Err(error);
             }
             self.refused(&link, &error);
+            if error.code() == Some(ErrorCode::OutOfTouch) {
+                cut_off = Some(error.clone());
+            }
             tracing::debug!(what, %error, "call fails, trying again");
             tokio::time::timeout_at(deadline.at, backoff.pause()).await.map_err(|_| error)?;
         }
@@ -618,13 +642,15 @@ impl Connections {
                         // Those that were tried before it have said nothing so far.
                         let link: Arc<Link> = link;
                         let silent = begun.into_iter().filter(|begun| begun.as_str() != &**link.address());
-                        lock(&self.known).silent.extend(silent.cloned());
+                        let mut known = lock(&self.known);
+                        silent.for_each(|address| known.put_last(address));
+                        drop(known);
                         return Ok(link);
                     }
                     Err(error) => {
                         tracing::debug!(address, %error, "connecting fails");
                         let mut known = lock(&self.known);
-                        known.silent.insert(String::clone(address));
+                        known.put_last(String::as_str(address));
                         if control {
                             let tried = Tried { since: None, failed: Some(Error::clone(&error)) };
                             known.tried.insert(String::clone(address), tried);
@@ -736,7 +762,7 @@ impl Connections {
         }
         known.cluster_id = hello.cluster_id;
         known.reached.insert(hello.broker_id, address.into());
-        known.silent.remove(address);
+        known.speaks(address);
         if role == wire::ConnectionRole::Control {
             known.tried.clear();
         }

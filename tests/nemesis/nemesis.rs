@@ -467,7 +467,7 @@ impl Nemesis {
     async fn finish_command(&mut self) {
         if let Some(command) = self.command.take() {
             let (told, is_done) = command.await.expect("no panic");
-            let name = told.split_whitespace().nth(2).unwrap_or_default().to_owned();
+            let name = told.split_whitespace().nth(2).unwrap_or_default().trim_end_matches(':').to_owned();
             *self.carried_out.entry(name).or_default() += usize::from(is_done);
             self.tell(told);
         }

@@ -166,6 +166,29 @@ async fn a_call_is_repeated_over_a_lost_connection_unless_that_could_do_harm() {
     within("delete", client.admin().delete_topic(TOPIC)).await.unwrap();
 }
 
+/// That nobody answers there is not what is wrong.
+#[tokio::test]
+async fn where_nobody_else_answers_the_word_of_a_broker_that_is_cut_off_is_told() {
+    let (peer, silent) = (Peer::start(1).await, std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    let config = ClientConfig {
+        bootstrap: vec![peer.address(), silent.local_addr().unwrap().to_string()],
+        request_timeout: Duration::from_secs(2),
+        ..peer.config()
+    };
+    let client = within("connect", Client::connect(config)).await.unwrap();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    peer.answer(move |_| {
+        let _ = tell.send(());
+        Some(Response::Error(wire::Error::new(ErrorCode::OutOfTouch, "cut off")))
+    });
+    let asking = tokio::spawn(async move { client.admin().delete_topic(TOPIC).await });
+    within("the call", told.recv()).await.unwrap();
+    peer.drop_connections();
+    drop(peer);
+    let error = within("the answer", asking).await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::OutOfTouch), "{error}");
+}
+
 #[tokio::test]
 async fn a_broker_that_was_heard_of_serves_when_those_that_were_named_are_gone() {
     let (peer, other) = (Peer::start(1).await, Peer::start(1).await);

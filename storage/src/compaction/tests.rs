@@ -329,7 +329,8 @@ fn a_copy_of_a_compacted_log_knows_where_each_epoch_began() {
             copy.append_as_follower(&[NewBatch { header, bytes }], &[], NOW).unwrap();
         }
     }
-    let later = |log: &Log| log.leader_epochs().entries()[1..].to_vec();
+    // The first epoch has no other before it, and nothing of it may be left.
+    let later = |log: &Log| log.leader_epochs().entries().iter().filter(|it| it.epoch > 0).copied().collect::<Vec<_>>();
     assert_eq!(later(&copy), later(&log));
     assert_eq!(later(&log).len(), 3);
 }
