@@ -172,9 +172,9 @@ async fn admit(session: &Session, open: &OpenFetch) -> Result<(PartitionHandle, 
         );
         return Err(wire::Error::new(ErrorCode::UnknownLeaderEpoch, why));
     }
-    let reader = partition.reader().map_err(|why| why.to_wire())?;
+    let reader = partition.reader().map_err(|why| session.shared.refusal(&partition, &why))?;
     check_position(&reader, &partition, open).map_err(|why| match partition.is_leader() {
-        true => why.to_wire(),
+        true => session.shared.refusal(&partition, &why),
         // What a position is worth, the leader says.
         false => session.shared.refusal(&partition, &PartitionError::NotLeader(current)),
     })?;

@@ -230,7 +230,7 @@ async fn admit(session: &Session, open: &OpenProduce) -> Result<PartitionHandle,
     }
     match partition.ended() {
         None => Ok(partition),
-        Some(why) => Err(why.to_wire()),
+        Some(why) => Err(session.shared.refusal(&partition, &why)),
     }
 }
 
@@ -581,7 +581,7 @@ impl Stream<'_> {
         let result = match &mut request.outcome {
             Outcome::Waiting(waiting) => match waiting.await {
                 Ok(result) => self.told(result),
-                Err(_) => Err(self.partition.ended().unwrap_or(PartitionError::ShuttingDown).to_wire()),
+                Err(_) => self.told(Err(self.partition.ended().unwrap_or(PartitionError::ShuttingDown))),
             },
             Outcome::Refused(error) => Err(error.clone()),
         };

@@ -125,9 +125,17 @@ impl Shared {
 
     /// What a peer is told of a partition that refused something: where this broker does not lead it any more, who does.
     pub(crate) fn refusal(&self, partition: &PartitionHandle, error: &PartitionError) -> wire::Error {
-        let mut told = error.to_wire();
-        if matches!(error, PartitionError::NotLeader(_)) {
-            told.leader = self.leader_of(&self.metadata.state(), &partition.topic_id(), partition.partition());
+        let state = self.metadata.state();
+        let topic = state.topic_by_id(&partition.topic_id());
+        let known = topic.and_then(|topic| topic.partitions.get(partition.partition() as usize));
+        let is_elsewhere = known.is_some_and(|known| !known.replicas.contains(&self.broker_id()));
+        let mut told = match error {
+            // Only what was kept here.
+            PartitionError::Deleted if is_elsewhere => PartitionError::NotLeader(partition.leader_epoch()).to_wire(),
+            error => error.to_wire(),
+        };
+        if told.code == ErrorCode::NotLeader.number() {
+            told.leader = self.leader_of(&state, &partition.topic_id(), partition.partition());
         }
         told
     }
