@@ -17,8 +17,8 @@ const MAX_LEADERLESS: usize = 1_000;
 pub(crate) async fn health(shared: &Shared) -> Answer {
     see(shared, false).await?;
     let state = shared.metadata.state();
-    let voters = shared.node.as_ref().map(RaftNode::membership).unwrap_or_default().voter_ids().collect();
-    let brokers = health::health(&state, &voters).into_iter().map(|told| wire::BrokerHealth {
+    let membership = shared.node.as_ref().map(RaftNode::membership).unwrap_or_default();
+    let brokers = health::health(&state, membership.get_joint_config()).into_iter().map(|told| wire::BrokerHealth {
         broker_id: told.broker_id,
         may_stop: told.why_not.is_none(),
         why_not: told.why_not.unwrap_or_default(),

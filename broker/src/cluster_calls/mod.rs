@@ -60,7 +60,9 @@ pub(crate) async fn describe(shared: &Shared, request: &wire::DescribeCluster) -
     see(shared, request.stale).await?;
     let state = shared.metadata.state();
     let membership = shared.node.as_ref().map(RaftNode::membership).unwrap_or_default();
-    let voters: BTreeSet<u64> = membership.voter_ids().collect();
+    // While the voters change, both sets of them decide: one that only the new set has votes once the old one is given up.
+    let in_all_sets = |id: &u64| membership.get_joint_config().iter().all(|set| set.contains(id));
+    let voters: BTreeSet<u64> = membership.voter_ids().filter(in_all_sets).collect();
     let learners: BTreeSet<u64> = membership.learner_ids().collect();
     let those = |ids: &BTreeSet<u64>| {
         state.brokers().filter(|broker| ids.contains(&broker.node_id)).map(|broker| broker.id).collect::<Vec<_>>()

@@ -20,15 +20,16 @@ pub struct BrokerHealth {
     pub why_not: Option<String>,
 }
 
-/// Of every broker, whether it may be stopped. `voters`: the members of the quorum that vote.
-pub fn health(state: &MetadataState, voters: &BTreeSet<u64>) -> Vec<BrokerHealth> {
+/// Of every broker, whether it may be stopped. `voters`: the members of the quorum that vote; two sets of them while they change, and
+/// each needs its majority.
+pub fn health(state: &MetadataState, voters: &[BTreeSet<u64>]) -> Vec<BrokerHealth> {
     state
         .brokers()
         .map(|broker| BrokerHealth { broker_id: broker.id, why_not: why_not(state, voters, broker) })
         .collect()
 }
 
-fn why_not(state: &MetadataState, voters: &BTreeSet<u64>, broker: &Broker) -> Option<String> {
+fn why_not(state: &MetadataState, voters: &[BTreeSet<u64>], broker: &Broker) -> Option<String> {
     match broker.state {
         BrokerState::Active => {}
         BrokerState::Fenced => return Some("it does not run, or is not heard of".to_owned()),
@@ -39,13 +40,15 @@ fn why_not(state: &MetadataState, voters: &BTreeSet<u64>, broker: &Broker) -> Op
     if others.is_empty() {
         return Some("no other broker is active".to_owned());
     }
-    let needed = voters.len() / 2 + 1;
-    let remain = others.iter().filter(|other| voters.contains(&other.node_id)).count();
-    if voters.contains(&broker.node_id) && remain < needed {
-        return Some(format!(
-            "the metadata quorum would lose its majority: {remain} of {} voters would remain, and {needed} are needed",
-            voters.len()
-        ));
+    for voters in voters.iter().filter(|voters| voters.contains(&broker.node_id)) {
+        let needed = voters.len() / 2 + 1;
+        let remain = others.iter().filter(|other| voters.contains(&other.node_id)).count();
+        if remain < needed {
+            return Some(format!(
+                "the metadata quorum would lose its majority: {remain} of {} voters would remain, and {needed} are needed",
+                voters.len()
+            ));
+        }
     }
     without(state, broker.id)
 }
@@ -165,7 +168,7 @@ mod tests {
     }
 
     fn told(state: &MetadataState, voting: &[u64]) -> Vec<Option<String>> {
-        health(state, &voters(voting)).into_iter().map(|health| health.why_not).collect()
+        health(state, &[voters(voting)]).into_iter().map(|health| health.why_not).collect()
     }
 
     #[test]
@@ -203,6 +206,18 @@ mod tests {
         let told = told(&state, &[1, 2, 3]);
         assert!(told[0].as_deref().is_some_and(|why| why.contains("1 of 3 voters")), "{told:?}");
         assert_eq!(told[1].as_deref(), Some("it is stopping already"));
+    }
+
+    /// Member 3 is gone, and 4 takes its place: until that is done, nothing is decided without two of 1, 2 and 3.
+    #[test]
+    fn while_the_voters_change_both_sets_keep_their_majority() {
+        let mut state = brokers(4);
+        let drain = command::DrainBroker { broker_id: 3, incarnation: vec![3; 16].into() };
+        apply(&mut state, Kind::DrainBroker(drain));
+        let why_not = |sets: &[BTreeSet<u64>]| health(&state, sets)[1].why_not.clone();
+        assert_eq!(why_not(&[voters(&[1, 2, 4])]), None);
+        let told = why_not(&[voters(&[1, 2, 3]), voters(&[1, 2, 4])]);
+        assert!(told.as_deref().is_some_and(|why| why.contains("1 of 3 voters")), "{told:?}");
     }
 
     #[test]
