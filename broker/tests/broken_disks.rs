@@ -467,6 +467,24 @@ async fn partitions_that_find_no_descriptor_open_by_themselves_once_there_are_so
     assert!(broker.shutdown().await);
 }
 
+/// The flushes of both partitions of a topic have begun, and end once what is returned is dropped.
+async fn hang_both(files: &Arc<SimFiles>, client: &Client, topic: &bytes::Bytes) -> (Held, Vec<Produce>) {
+    let held = files.hold(Fault::new(Operation::Sync).on("hung-"));
+    let mut hanging = Vec::new();
+    for partition in 0..2 {
+        let (mut produce, _) = client.produce(open_produce(topic, partition)).await;
+        produce.request_as(wire::ProduceRequest { request_id: 1, partition }, &batch(&[b"x"])).await;
+        hanging.push(produce);
+    }
+    within("two flushes at once", async {
+        while held.waiting() < 2 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    (held, hanging)
+}
+
 /// With one thread for all flushes, or one queue, a disk that hangs under one partition would stop every other.
 #[tokio::test]
 async fn partitions_flush_side_by_side_and_one_that_hangs_holds_up_no_other() {
@@ -476,24 +494,14 @@ async fn partitions_flush_side_by_side_and_one_that_hangs_holds_up_no_other() {
     let client = Client::connect(&broker).await;
     let hung = client.create_topic("hung", 2, &[]).await;
     let well = client.create_topic("well", 1, &[]).await;
-    let held = files.hold(Fault::new(Operation::Sync).on("hung-"));
-    let (mut first, _) = client.produce(open_produce(&hung, 0)).await;
-    let (mut second, _) = client.produce(open_produce(&hung, 1)).await;
-    first.request(&batch(&[b"x"])).await;
-    second.request_as(wire::ProduceRequest { request_id: 1, partition: 1 }, &batch(&[b"x"])).await;
-    within("two flushes at once", async {
-        while held.waiting() < 2 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    let (held, mut hanging) = hang_both(&files, &client, &hung).await;
     for _ in 0..3 {
         let done = produced(&client, &well, b"x").await;
         assert_eq!((done.error.clone(), done.durability()), (None, Durability::Flushed));
     }
     assert_eq!(held.waiting(), 2);
     drop(held);
-    for produce in [&mut first, &mut second] {
+    for produce in &mut hanging {
         assert_eq!(produce.answer().await.durability(), Durability::Flushed);
     }
     assert!(broker.shutdown().await);
@@ -673,19 +681,7 @@ async fn what_the_metadata_keep_waits_for_no_flush_of_a_partition() {
     let broker = start_on(dir.path(), &files, &few_threads).await;
     let client = Client::connect(&broker).await;
     let hung = client.create_topic("hung", 2, &[]).await;
-    let held = files.hold(Fault::new(Operation::Sync).on("hung-"));
-    let mut hanging = Vec::new();
-    for partition in 0..2 {
-        let (mut produce, _) = client.produce(open_produce(&hung, partition)).await;
-        produce.request_as(wire::ProduceRequest { request_id: 1, partition }, &batch(&[b"x"])).await;
-        hanging.push(produce);
-    }
-    within("all threads to wait", async {
-        while held.waiting() < 2 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    let (held, mut hanging) = hang_both(&files, &client, &hung).await;
     assert_eq!(within("a command in force", client.allocate_producer_id()).await, 0);
     assert_eq!(held.waiting(), 2);
     drop(held);
@@ -704,19 +700,7 @@ async fn batches_are_checked_by_other_threads_than_those_that_serve() {
     let broker = start_on(dir.path(), &files, &few_threads).await;
     let client = Client::connect(&broker).await;
     let (hung, well) = (client.create_topic("hung", 2, &[]).await, client.create_topic("well", 4, &[]).await);
-    let held = files.hold(Fault::new(Operation::Sync).on("hung-"));
-    let mut hanging = Vec::new();
-    for partition in 0..2 {
-        let (mut produce, _) = client.produce(open_produce(&hung, partition)).await;
-        produce.request_as(wire::ProduceRequest { request_id: 1, partition }, &batch(&[b"x"])).await;
-        hanging.push(produce);
-    }
-    within("both threads to wait", async {
-        while held.waiting() < 2 {
-            tokio::task::yield_now().await;
-        }
-    })
-    .await;
+    let (held, mut hanging) = hang_both(&files, &client, &hung).await;
 
     // Whoever checks these finds the last byte wrong.
     let wrong = async |partition, bytes: bytes::Bytes| {

@@ -8,6 +8,7 @@ use headwater_client::{
 use headwater_proto::wire::call::Request;
 use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, MemberHeartbeat, MemberUpdate};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -348,6 +349,24 @@ fn listener() -> (Arc<Mutex<Vec<String>>>, impl Fn(&Rebalance) + Send + Sync + C
     (events, note)
 }
 
+/// A callback that says when it is told of a revocation, and ends then when it is let go on.
+fn held_revocation(
+    note: impl Fn(&Rebalance) + Send + Sync,
+    begun: Arc<Notify>,
+    go_on: Arc<Notify>,
+) -> impl Fn(Rebalance) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync {
+    move |event| {
+        note(&event);
+        let (begun, go_on) = (begun.clone(), go_on.clone());
+        Box::pin(async move {
+            if let Rebalance::Revoked(..) = event {
+                begun.notify_one();
+                go_on.notified().await;
+            }
+        })
+    }
+}
+
 /// A callback that only writes down what it is told.
 fn told(note: impl Fn(&Rebalance)) -> impl Fn(Rebalance) -> std::future::Ready<()> {
     move |event| {
@@ -488,17 +507,7 @@ async fn a_member_takes_nothing_on_from_its_join_until_the_coordinator_has_answe
     let mut peer = Peer::start(3).await;
     let (events, note) = listener();
     let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (tell, wait) = (begun.clone(), go_on.clone());
-    let callback = move |event: Rebalance| {
-        let (tell, wait) = (tell.clone(), wait.clone());
-        note(&event);
-        async move {
-            if let Rebalance::Revoked(..) = event {
-                tell.notify_one();
-                wait.notified().await;
-            }
-        }
-    };
+    let callback = held_revocation(note, begun.clone(), go_on.clone());
     let _consumer = member_of_billing(&peer, |b| b.auto_commit(None).on_rebalance(callback)).await;
     let (mut member, _) = peer.member().await;
     assign(&mut member, 1, &[0, 1]).await;
@@ -528,17 +537,7 @@ async fn closing_while_a_revocation_s_callback_runs_says_goodbye_when_it_is_done
     let mut peer = Peer::start(1).await;
     let (events, note) = listener();
     let (begun, go_on) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
-    let (tell, wait) = (begun.clone(), go_on.clone());
-    let callback = move |event: Rebalance| {
-        let (tell, wait) = (tell.clone(), wait.clone());
-        note(&event);
-        async move {
-            if let Rebalance::Revoked(..) = event {
-                tell.notify_one();
-                wait.notified().await;
-            }
-        }
-    };
+    let callback = held_revocation(note, begun.clone(), go_on.clone());
     let consumer = member_of_billing(&peer, |b| b.on_rebalance(callback)).await;
     let (mut member, _) = peer.member().await;
     assign(&mut member, 1, &[0]).await;
