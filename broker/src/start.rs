@@ -19,7 +19,7 @@ use crate::metadata::handle::common::Common;
 use crate::metadata::journal::JOURNAL_FILE;
 use crate::metadata::raft::office::Effect;
 use crate::metadata::raft::{Founding, NoNetwork, Office, RaftNode, Store, new_node_id, node};
-use crate::metadata::several::{Boots, Known, Member, Place};
+use crate::metadata::several::{Known, Member, Place, begin_start};
 use crate::metadata::state::FEATURE_LEVEL;
 use crate::metadata::{MetadataError, MetadataHandle, MetadataState, alone};
 use crate::metrics::Metrics;
@@ -543,8 +543,8 @@ async fn by_several(
     let registration = registration(config, place.advertised.clone(), store.node_id());
     let registration = RegisterBroker { directory_id: data_dir.meta().directory_id.clone(), ..registration };
     // Before anybody hears of it.
-    let boots = Boots::count(data_dir.path(), data_dir.files(), pool).await?;
-    let start = boots.start(&registration);
+    let boots = begin_start(&registration, (data_dir.path(), data_dir.files(), pool)).await?;
+    let start = boots.start();
     let member = Member::start(store, config, place, start, Instant::now() + METADATA_START).await?;
     let member = Arc::new(member);
     stop_at_last(tasks, &member.node, closed, Some(Arc::clone(&member)));
@@ -552,7 +552,7 @@ async fn by_several(
     tasks.spawn(server::accept(Arc::new(Door { quorum, ..door }), endpoint.clone()));
     let registered = async {
         let state = member.come_in().await?;
-        let registration = disk.examine(&state, registration, boots.is_same_kernel()).await?;
+        let registration = disk.examine(&state, registration, boots.is_of_kernel(os::kernel_start())).await?;
         member.register(registration, boots, (data_dir.path(), data_dir.files(), pool)).await
     };
     let registration = match registered.await {

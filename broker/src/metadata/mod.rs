@@ -2,10 +2,11 @@
 //!
 //! Owns: the commands and snapshots ([`command`]), the state machine they drive ([`state`]), the rules of topic names
 //! ([`name`]), where new partitions are kept ([`placement`]) and where those that are there move ([`moves`]), which broker may be
-//! stopped ([`health`]), and the journal that keeps them ([`journal`], its bytes [`mod@format`]). Refuses: opinions on how commands
+//! stopped ([`health`]), how a disk counts its starts ([`boots`]), and the journal that keeps them ([`journal`], its bytes [`mod@format`]). Refuses: opinions on how commands
 //! reach the machine, which is the quorum's ([`raft`]). Read next: [`state`].
 
 pub(crate) mod alone;
+pub mod boots;
 pub mod changes;
 pub mod command;
 pub mod format;

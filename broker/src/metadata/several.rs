@@ -4,11 +4,12 @@
 //! this start of it, which ends what earlier ones held, and names the replicas that are lost. From then on it says to every voter that it is there, and the controller lets it serve
 //! once it has recovered. Nothing of this gives up while nobody leads: all brokers may start at once.
 //!
-//! Owns: that order, and the count of this disk's starts. Refuses: what the commands mean ([`super::state`]); who is held to be
+//! Owns: that order, and the file with the count of this disk's starts ([`super::boots`]). Refuses: what the commands mean ([`super::state`]); who is held to be
 //! there ([`super::raft::sessions`]). Read next: [`super::alone`], the same for a broker that is the whole cluster.
 
 use super::MetadataError;
 use super::alone;
+use super::boots::Boots;
 use super::command::{DrainBroker, RegisterBroker, command::Command as Kind};
 use super::raft::{Hearing, Heart, Links, LinksConfig, RaftNode, RaftServer, RaftThread, Store, links};
 use super::state::{BrokerState, MetadataState, Outcome};
@@ -19,8 +20,7 @@ use crate::lease::Lease;
 use crate::os;
 use crate::peer::Peers;
 use crate::pool::Pool;
-use headwater_proto::ErrorCode;
-use headwater_proto::wire::RaftStart;
+use headwater_proto::{ErrorCode, wire};
 use headwater_storage::files::{self, Files};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -73,7 +73,7 @@ impl Member {
         store: Store,
         config: &BrokerConfig,
         place: Place,
-        start: Option<RaftStart>,
+        start: Option<wire::RaftStart>,
         deadline: Instant,
     ) -> Result<Member, StartError> {
         let refused = |error: &dyn std::fmt::Display| StartError::Quorum(error.to_string());
@@ -124,7 +124,7 @@ impl Member {
     pub(crate) async fn register(
         &self,
         registration: RegisterBroker,
-        boots: Boots,
+        mut boots: Boots,
         (root, files, pool): (&Path, &Arc<dyn Files>, &Pool),
     ) -> Result<RegisterBroker, StartError> {
         let node = &self.node;
@@ -132,16 +132,10 @@ impl Member {
         let state = self.catch_up().await?;
         let known = state.broker(registration.broker_id);
         let path = root.join(BOOTS_FILE);
-        let count = match boots.count {
-            Some(count) => count,
-            // A disk without a count is new, or was a broker's that was alone: what it is, its id says.
-            None => {
-                let count = known.map_or(0, |known| known.boots) + 1;
-                keep_boots(Boots { count: Some(count), ..boots }, &path, files, pool).await?;
-                count
-            }
-        };
         let was_member = known.is_some_and(|known| known.node_id == node.node_id());
+        // The kernel is another one for as long as nobody was told so.
+        let count = boots.begin(incarnation_of(&registration), known);
+        keep_boots(&boots, &path, files, pool).await?;
         let (replaces, begins) = (known.map_or(0, |known| known.epoch), alone::first_level(&state));
         let registration = RegisterBroker { boots: count, replaces, ..registration };
         let command: super::command::Command = Kind::RegisterBroker(registration.clone()).into();
@@ -150,7 +144,7 @@ impl Member {
             (_, Outcome::BrokerRegistered { boots: counts }) => counts,
             _ => count,
         };
-        keep_boots(Boots { count: Some(counts), kernel: os::kernel_start() }, &path, files, pool).await?;
+        keep_boots(&Boots::counted(counts, os::kernel_start()), &path, files, pool).await?;
         // Whose journal is an older copy too has another member from now on.
         if counts != count && was_member {
             let why = format!("this disk was started {count} times, broker {} more often", registration.broker_id);
@@ -314,41 +308,21 @@ async fn patiently<T, F: Future<Output = Result<T, MetadataError>>>(
     }
 }
 
-/// What a disk knows of its starts.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(crate) struct Boots {
-    /// How often it was started; `None`: nobody knows.
-    count: Option<u64>,
-    /// The start of the operating system as of which the cluster knows what is here.
-    kernel: Option<Uuid>,
+/// What this disk knows of its starts, with this one among those that may be registered. It is kept before anybody is answered.
+pub(crate) async fn begin_start(
+    registration: &RegisterBroker,
+    (root, files, pool): (&Path, &Arc<dyn Files>, &Pool),
+) -> Result<Boots, StartError> {
+    let (read_from, path) = (Arc::clone(files), root.join(BOOTS_FILE));
+    let mut boots = pool.run(move || read_boots(&*read_from, &path)).await?;
+    if boots.tries(incarnation_of(registration)) {
+        keep_boots(&boots, &root.join(BOOTS_FILE), files, pool).await?;
+    }
+    Ok(boots)
 }
 
-impl Boots {
-    /// Whether the operating system has run since then: what was written to files before is in them.
-    pub(crate) fn is_same_kernel(self) -> bool {
-        self.kernel.is_some() && self.kernel == os::kernel_start()
-    }
-
-    /// What this disk knows, with this start counted. It is kept before anybody is answered: what comes later is not older. The
-    /// kernel is another one for as long as nobody was told so.
-    pub(crate) async fn count(root: &Path, files: &Arc<dyn Files>, pool: &Pool) -> Result<Boots, StartError> {
-        let read = Boots::read(root, files, pool).await?;
-        let counted = Boots { count: read.count.map(|count| count + 1), ..read };
-        if counted.count.is_some() {
-            keep_boots(counted, &root.join(BOOTS_FILE), files, pool).await?;
-        }
-        Ok(counted)
-    }
-
-    /// Which start of the disk this is, if it is counted.
-    pub(crate) fn start(self, registration: &RegisterBroker) -> Option<RaftStart> {
-        self.count.map(|boots| RaftStart { boots, incarnation: registration.incarnation.clone() })
-    }
-
-    async fn read(root: &Path, files: &Arc<dyn Files>, pool: &Pool) -> Result<Boots, StartError> {
-        let (files, path) = (Arc::clone(files), root.join(BOOTS_FILE));
-        pool.run(move || read_boots(&*files, &path)).await
-    }
+fn incarnation_of(registration: &RegisterBroker) -> Uuid {
+    Uuid::from_slice(&registration.incarnation).unwrap_or_default()
 }
 
 fn read_boots(files: &dyn Files, path: &Path) -> Result<Boots, StartError> {
@@ -356,28 +330,17 @@ fn read_boots(files: &dyn Files, path: &Path) -> Result<Boots, StartError> {
     if !files::exists(files, path).map_err(failed)? {
         return Ok(Boots::default());
     }
-    let bytes = files::read(files, path, 128).map_err(failed)?;
+    let bytes = files::read(files, path, 4096).map_err(failed)?;
     let text = String::from_utf8_lossy(&bytes);
-    let words: Vec<&str> = text.split_whitespace().collect();
-    // The number stands there twice: a digit that became another one is not believed.
-    let counted = match words[..] {
-        [count, again] if count == again => count.parse().ok().map(|count| (count, None)),
-        [count, again, kernel] if count == again => count.parse().ok().zip(kernel.parse().ok().map(Some)),
-        _ => None,
-    };
-    let Some((count, kernel)) = counted else {
-        let why = std::io::Error::new(std::io::ErrorKind::InvalidData, format!("it holds {:?}", text.trim()));
-        return Err(failed(why));
-    };
-    Ok(Boots { count: Some(count), kernel })
+    Boots::decode(&text).ok_or_else(|| {
+        let why = format!("it holds {:?}", text.trim());
+        failed(std::io::Error::new(std::io::ErrorKind::InvalidData, why))
+    })
 }
 
-async fn keep_boots(boots: Boots, path: &Path, files: &Arc<dyn Files>, pool: &Pool) -> Result<(), StartError> {
-    let (files, path): (_, PathBuf) = (Arc::clone(files), path.to_owned());
+async fn keep_boots(boots: &Boots, path: &Path, files: &Arc<dyn Files>, pool: &Pool) -> Result<(), StartError> {
+    let (files, path, text): (_, PathBuf, _) = (Arc::clone(files), path.to_owned(), boots.encode());
     let kept = pool.run(move || {
-        let count = boots.count.unwrap_or(0);
-        let kernel = boots.kernel.map(|kernel| format!(" {kernel}")).unwrap_or_default();
-        let text = format!("{count} {count}{kernel}\n");
         files::replace(&*files, &path, text.as_bytes()).map_err(|error| StartError::Boots { path, error })
     });
     kept.await

@@ -21,12 +21,15 @@ pub struct OpenRaft {
 /// A start of a member, by which an older copy of its disk is known: that one may have forgotten what it promised.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct RaftStart {
-    /// How often the disk was started, this one included.
+    /// How often the disk was started as far as the cluster knows, and once more.
     #[prost(uint64, tag = "1")]
     pub boots: u64,
     /// What this start drew at random.
     #[prost(bytes = "bytes", tag = "2")]
     pub incarnation: ::prost::bytes::Bytes,
+    /// What starts of this disk drew that nobody answered since: the cluster may know one of them.
+    #[prost(bytes = "bytes", repeated, tag = "3")]
+    pub tried: ::prost::alloc::vec::Vec<::prost::bytes::Bytes>,
 }
 /// The first answer.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -194,7 +194,7 @@ impl Links {
     pub(super) fn older_copy(&self, node_id: u64, start: Option<&RaftStart>) -> Option<String> {
         let state = Arc::clone(&self.shared.applied.get()?.borrow().state);
         let broker = state.brokers().find(|broker| broker.node_id == node_id)?;
-        let start = start.filter(|start| broker.is_older_copy(start.boots, &start.incarnation))?;
+        let start = start.filter(|start| broker.is_older_copy(start))?;
         Some(format!(
             "broker {} was started {} times as the cluster knows it, this disk {} times: it is an older copy, whose votes do not count",
             broker.id, broker.boots, start.boots

@@ -12,6 +12,7 @@ use super::{MetadataState, Outcome, Refusal, topic_id};
 use crate::planted::{Bug, planted};
 use bytes::Bytes;
 use headwater_proto::TopicId;
+use headwater_proto::wire::RaftStart;
 use std::collections::BTreeSet;
 use uuid::Uuid;
 
@@ -56,10 +57,11 @@ impl Broker {
         self.node_id == node_id || self.former_node_ids.contains(&node_id)
     }
 
-    /// Whether a start of its disk is none that may come: it was started less often than the cluster knows, or as often by
-    /// another process. It is an older copy of the disk, then, and has forgotten what it promised since.
-    pub fn is_older_copy(&self, boots: u64, incarnation: &[u8]) -> bool {
-        boots <= self.boots && incarnation != self.incarnation.as_bytes()
+    /// Whether a start of its disk is none that may come: the disk was started less often than the cluster knows, and knows nothing of
+    /// the start that the cluster knows. It is an older copy of the disk, then, and has forgotten what it promised since.
+    pub fn is_older_copy(&self, start: &RaftStart) -> bool {
+        let is_known = |incarnation: &[u8]| incarnation == self.incarnation.as_bytes();
+        start.boots <= self.boots && !is_known(&start.incarnation) && !start.tried.iter().any(|tried| is_known(tried))
     }
 
     /// The members that it was, as of a registration as this one.
