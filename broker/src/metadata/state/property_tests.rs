@@ -149,6 +149,11 @@ fn check_step(before: &MetadataState, after: &MetadataState, is_leaders_word: bo
                 assert_eq!(partition.last_known.len(), 1, "{old:?} -> {partition:?}");
             }
             let may_miss = !old.isr.contains(&partition.leader) && !old.elr.contains(&partition.leader);
+            // The last one in sync, whose disk failed and came back, has everything.
+            let is_restored = old.fenced.contains(&partition.leader)
+                && old.last_known == [partition.leader]
+                && !partition.fenced.contains(&partition.leader);
+            let may_miss = may_miss && !is_restored;
             // Whom a draining leader takes into the ISR, leads at once.
             if old.leader != partition.leader && partition.leader != NO_LEADER && may_miss && !is_leaders_word {
                 assert_eq!(partition.unclean_recoveries, old.unclean_recoveries + 1, "{old:?} -> {partition:?}");
