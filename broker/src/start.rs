@@ -600,6 +600,8 @@ async fn by_quorum(
         }
     };
     let registration = registration(config, place.advertised, node.node_id());
+    // Where the starts of a broker of several were counted, this is one of them: it may be one of several again.
+    begin_start(&registration, (data_dir.path(), data_dir.files(), pool)).await?;
     let office = take_part(&node, &registration, imported, deadline).await.map_err(refused)?;
     let state = Arc::clone(&node.applied().borrow().state);
     Ok(By { manifest, registration, state, source: Source::Quorum(node, office), door: Some(door) })

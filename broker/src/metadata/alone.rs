@@ -11,10 +11,12 @@ use super::command::{
 use super::state::{FEATURE_LEVEL, MetadataState, Outcome};
 
 /// The command by which a broker that is alone registers. Its disk's starts are counted in the journal, which is on the same
-/// disk; for the same reason nothing needs to tell one disk from another.
+/// disk; for the same reason nothing needs to tell one disk from another, and which one it was among several stays as it is.
 pub(crate) fn registration_command(state: &MetadataState, registration: &RegisterBroker) -> Command {
-    let boots = state.broker(registration.broker_id).map_or(0, |known| known.boots) + 1;
-    Kind::RegisterBroker(RegisterBroker { boots, ..registration.clone() }).into()
+    let known = state.broker(registration.broker_id);
+    let boots = known.map_or(0, |known| known.boots) + 1;
+    let directory_id = known.map(|known| known.directory_id.clone()).unwrap_or_default();
+    Kind::RegisterBroker(RegisterBroker { boots, directory_id, ..registration.clone() }).into()
 }
 
 /// The command by which a cluster that nobody was in before begins at the level of this build: there is no older broker.

@@ -67,6 +67,10 @@ impl Bytes {
         &self.path
     }
 
+    pub(super) fn as_slice(&self) -> &[u8] {
+        &self.bytes
+    }
+
     /// Its frames, if it has one of the formats in `readable`.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use super::alone;
 use super::boots::Boots;
 use super::command::{DrainBroker, RegisterBroker, command::Command as Kind};
 use super::raft::{Hearing, Heart, Links, LinksConfig, RaftNode, RaftServer, RaftThread, Store, links};
-use super::state::{BrokerState, MetadataState, Outcome};
+use super::state::{Broker, BrokerState, MetadataState, Outcome};
 use crate::config::BrokerConfig;
 use crate::disk::DiskHealth;
 use crate::error::StartError;
@@ -119,6 +119,10 @@ impl Member {
         Ok(Arc::clone(&self.node.applied().borrow().state))
     }
 
+    fn is_only_voter(&self) -> bool {
+        self.node.membership().voter_ids().eq([self.node.node_id()])
+    }
+
     /// Registers: when this returns, the cluster knows this start of the broker, which is fenced, and which of its replicas are lost.
     /// `registration` says everything but the number of starts.
     pub(crate) async fn register(
@@ -132,9 +136,23 @@ impl Member {
         let state = self.catch_up().await?;
         let known = state.broker(registration.broker_id);
         let path = root.join(BOOTS_FILE);
-        let was_member = known.is_some_and(|known| known.node_id == node.node_id());
+        let incarnation = incarnation_of(&registration);
+        let count = boots.begin(incarnation, known);
+        // Whose journal is an older copy too is another member from now on, before it counts as a start of this disk. The journal of the
+        // only voter is the newest there is.
+        let was_member = known.filter(|known| known.node_id == node.node_id());
+        let is_older = |known: &Broker| boots.start().is_some_and(|start| known.is_older_copy(&start));
+        if let Some(known) = was_member.filter(|known| is_older(known))
+            && !self.is_only_voter()
+        {
+            let why = format!(
+                "this disk was started {count} times, broker {} {} times",
+                registration.broker_id,
+                known.boots + 1
+            );
+            return Err(StartError::OlderDisk(why));
+        }
         // The kernel is another one for as long as nobody was told so.
-        let count = boots.begin(incarnation_of(&registration), known);
         keep_boots(&boots, &path, files, pool).await?;
         let (replaces, begins) = (known.map_or(0, |known| known.epoch), alone::first_level(&state));
         let registration = RegisterBroker { boots: count, replaces, ..registration };
@@ -145,11 +163,6 @@ impl Member {
             _ => count,
         };
         keep_boots(&Boots::counted(counts, os::kernel_start()), &path, files, pool).await?;
-        // Whose journal is an older copy too has another member from now on.
-        if counts != count && was_member {
-            let why = format!("this disk was started {count} times, broker {} more often", registration.broker_id);
-            return Err(StartError::OlderDisk(why));
-        }
         // Where an older broker came at the same time, a person raises it.
         if let Some(begins) = begins
             && let Err(error) = node.propose(begins, true, Instant::now() + TRY).await

@@ -14,6 +14,7 @@ mod nodes;
 use harness::within;
 use headwater_broker::Broker;
 use headwater_broker::cluster;
+use headwater_broker::metadata::raft::recover::FORMER_FILE;
 use headwater_proto::ErrorCode;
 use headwater_proto::wire::{self, call::Request, call_response::Response};
 use nodes::{Nodes, brokers_of};
@@ -163,6 +164,55 @@ async fn an_older_copy_of_a_voters_disk_is_another_member() {
     nodes.until(0, "it votes again", |told| told.voters == [1, 2, 3] && brokers_of(told, "active").len() == 3).await;
     nodes.stop(2).await;
     assert_ne!(nodes.node_id(2), was, "what the old member promised since is nobody's");
+}
+
+/// The disk is known to be older by all, and the member that it was would have voted on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_copy_that_cannot_be_begun_anew_stays_one() {
+    let mut nodes = Nodes::of(3);
+    nodes.form(3).await;
+    nodes.stop(2).await;
+    let copy = nodes.copy_disk(2);
+    for _ in 0..2 {
+        nodes.start(2).await;
+        nodes.until(0, "it is active", |told| brokers_of(told, "active").contains(&3)).await;
+        nodes.stop(2).await;
+    }
+    let was = nodes.node_id(2);
+    nodes.change_disk(2, copy);
+    // The old journal is to be kept there.
+    let in_the_way = nodes.config(2).data_dir.join(FORMER_FILE);
+    std::fs::create_dir_all(in_the_way.join("x")).unwrap();
+    for _ in 0..2 {
+        let refused = nodes.start_refused(2).await;
+        assert!(refused.contains(FORMER_FILE), "{refused}");
+    }
+    std::fs::remove_dir_all(&in_the_way).unwrap();
+    nodes.start(2).await;
+    nodes.until(0, "it votes again", |told| told.voters == [1, 2, 3] && brokers_of(told, "active").len() == 3).await;
+    nodes.stop(2).await;
+    assert_ne!(nodes.node_id(2), was);
+    assert!(in_the_way.is_file(), "what it was is kept");
+}
+
+/// Its starts were not counted while it was alone: the next start among several took the disk for an older copy, and threw the only journal away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_of_several_may_run_alone_for_a_while() {
+    let mut nodes = Nodes::of(1);
+    nodes.form(1).await;
+    nodes.client(0).await.create_topic("among-several", 1, &[]).await;
+    nodes.stop(0).await;
+    for _ in 0..2 {
+        let mut alone = nodes.config(0);
+        alone.set_pair("controller.quorum.bootstrap.servers=").unwrap();
+        let broker = within("start", Broker::start(alone)).await.unwrap();
+        assert!(within("shutdown", broker.shutdown()).await);
+    }
+    nodes.start(0).await;
+    let describe = Request::DescribeTopic(wire::DescribeTopic { name: "among-several".into(), stale: false });
+    let told = nodes.client(0).await.call(describe).await;
+    let Response::DescribeTopic(topic) = told else { panic!("{told:?}") };
+    assert_eq!((topic.partitions[0].leader, &topic.partitions[0].isr[..]), (1, &[1][..]), "{topic:?}");
 }
 
 /// The folder of a broker that was alone goes on, and takes others in.

@@ -131,6 +131,12 @@ impl Nodes {
         self.nodes[number].broker = Some(within("start", start(config, files)).await);
     }
 
+    /// Why it does not start.
+    pub(crate) async fn start_refused(&self, number: usize) -> String {
+        let started = try_start(self.config(number), self.nodes[number].files.clone());
+        within("start", started).await.expect_err("it does not start").to_string()
+    }
+
     /// None of them can without another one.
     pub(crate) async fn start_all(&mut self, numbers: impl Iterator<Item = usize> + Clone) {
         let starting = numbers.clone().map(|number| start(self.config(number), self.nodes[number].files.clone()));
@@ -238,15 +244,18 @@ fn copy_folder(from: &Path, to: &Path) {
 
 /// A folder that was just let go of may be locked for another moment.
 async fn start(config: BrokerConfig, files: Option<Arc<dyn Files>>) -> Broker {
+    try_start(config, files).await.unwrap_or_else(|error| panic!("{error}"))
+}
+
+async fn try_start(config: BrokerConfig, files: Option<Arc<dyn Files>>) -> Result<Broker, StartError> {
     loop {
         let started = match &files {
             Some(files) => Broker::start_on(config.clone(), Arc::clone(files)).await,
             None => Broker::start(config.clone()).await,
         };
         match started {
-            Ok(broker) => return broker,
             Err(StartError::DataDir(_) | StartError::Listen { .. }) => tokio::task::yield_now().await,
-            Err(error) => panic!("{error}"),
+            started => return started,
         }
     }
 }

@@ -14,11 +14,14 @@ use super::super::journal_file::{Bytes, JOURNAL_FILE, JournalFile};
 use super::super::state::MetadataState;
 use super::kept::Kept;
 use super::store::{Store, founded, replay};
-use headwater_storage::Files;
+use headwater_storage::{Files, files};
 use openraft::EntryPayload;
 use prost::Message;
 use std::path::Path;
 use std::sync::Arc;
+
+/// The journal of the member that was in a folder before the one that is there now.
+pub const FORMER_FILE: &str = "headwater.metadata.former";
 
 /// What a member that is a quorum of one now goes on from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,17 +63,28 @@ impl Store {
         Ok(recovered)
     }
 
-    /// Makes a new member of the folder's, which waits to be taken in. May block.
+    /// Makes a new member of the folder's, which waits to be taken in. What the old one kept stays beside it, for a person who finds out
+    /// that nobody else has it. May block.
     ///
     /// # Errors
-    /// [`JournalError`]: nothing changed.
+    /// [`JournalError`]: the folder's member is who it was.
     pub fn begin_anew(
         files: Arc<dyn Files>,
         root: &Path,
         cluster_id: &str,
         new_node_id: u64,
     ) -> Result<(), JournalError> {
-        write(files, &root.join(JOURNAL_FILE), &Kept::new(new_node_id, cluster_id))
+        let path = root.join(JOURNAL_FILE);
+        if let Some(kept) = Bytes::read(&*files, root)? {
+            let former = root.join(FORMER_FILE);
+            let copied = files::replace(&*files, &former, kept.as_slice());
+            copied.map_err(|error| JournalError::Io {
+                path: former,
+                what: "keep the old journal beside the new one",
+                error,
+            })?;
+        }
+        write(files, &path, &Kept::new(new_node_id, cluster_id))
     }
 }
 
