@@ -479,6 +479,9 @@ pub struct Partition {
     pub fenced: ::prost::alloc::vec::Vec<i32>,
     #[prost(int32, repeated, tag = "9")]
     pub last_known: ::prost::alloc::vec::Vec<i32>,
+    /// Whose newest start said that its replica is lost.
+    #[prost(int32, repeated, tag = "14")]
+    pub lost: ::prost::alloc::vec::Vec<i32>,
     #[prost(int32, repeated, tag = "10")]
     pub adding: ::prost::alloc::vec::Vec<i32>,
     #[prost(int32, repeated, tag = "11")]

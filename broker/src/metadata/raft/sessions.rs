@@ -161,7 +161,7 @@ impl Sessions {
 pub(super) fn is_trusted(state: &MetadataState, broker_id: i32, replica: &TopicPartition) -> bool {
     partition_of(state, replica).is_some_and(|it| {
         let is_out = |brokers: &[i32]| brokers.contains(&broker_id);
-        is_out(&it.replicas) && !is_out(&it.fenced) && !is_out(&it.last_known)
+        is_out(&it.replicas) && !is_out(&it.fenced)
     })
 }
 

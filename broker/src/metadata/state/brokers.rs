@@ -157,6 +157,10 @@ impl MetadataState {
             let is_lost = lost.contains(&(*topic, number)) && !planted(Bug::LossNotBelieved);
             let is_other_disk = is_other_disk && !planted(Bug::OtherDiskBelieved);
             remove(&mut partition.fenced, broker_id);
+            remove(&mut partition.lost, broker_id);
+            if is_other_disk || is_lost {
+                partition.lost.push(broker_id);
+            }
             if !(planted(Bug::LeadershipResumed) && partition.leader == broker_id) {
                 partition.leave(broker_id, !is_other_disk && !is_lost);
             }
@@ -254,9 +258,7 @@ impl MetadataState {
         self.incarnation_mut(broker_id, &fence.incarnation)?;
         let replicas = replicas_of(&fence.replicas)?;
         let partitions = self.change_partitions(is_on(broker_id), |topic, number, partition, _| {
-            // Whoever was lost before its disk failed is not whole once that came back.
-            let is_lost = partition.last_known.contains(&broker_id);
-            if replicas.contains(&(*topic, number)) && !is_lost {
+            if replicas.contains(&(*topic, number)) {
                 if !partition.fenced.contains(&broker_id) {
                     partition.fenced.push(broker_id);
                 }
@@ -266,14 +268,16 @@ impl MetadataState {
         Ok(Outcome::BrokerChanged { broker_id, partitions })
     }
 
-    /// A disk came back. If the replica was the last one that was in sync it has everything, and leads again.
+    /// A disk came back, or a replica begins anew. If it was the last one that was in sync, and was not lost, it has everything, and leads
+    /// again.
     pub(super) fn restore_replicas(&mut self, restore: &command::RestoreReplicas) -> Result<Outcome, Refusal> {
         let broker_id = restore.broker_id;
         self.incarnation_mut(broker_id, &restore.incarnation)?;
         let replicas = replicas_of(&restore.replicas)?;
         let partitions = self.change_partitions(is_on(broker_id), |topic, number, partition, _| {
             let is_restored = replicas.contains(&(*topic, number)) && remove(&mut partition.fenced, broker_id);
-            if is_restored && remove(&mut partition.last_known, broker_id) {
+            let has_its_log = !partition.lost.contains(&broker_id);
+            if is_restored && has_its_log && remove(&mut partition.last_known, broker_id) {
                 partition.elr.push(broker_id);
             }
         });

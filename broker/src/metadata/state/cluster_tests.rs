@@ -137,6 +137,11 @@ impl Cluster {
         self.run(Kind::RestoreReplicas(command::RestoreReplicas { broker_id, incarnation, replicas: named(0) }));
     }
 
+    fn elect_uncleanly(&mut self) {
+        let kind = command::ElectionKind::Unclean.into();
+        self.run(Kind::ElectLeaders(command::ElectLeaders { kind, partitions: named(0) }));
+    }
+
     pub(super) fn alter(&mut self, config: &[(&str, &str)]) {
         let alter = command::AlterTopic { topic_id: TOPIC.to_wire(), config: values(config) };
         self.run(Kind::AlterTopic(alter));
@@ -284,6 +289,45 @@ fn lost_replicas_are_neither_in_sync_nor_eligible() {
     cluster.become_controller(1);
     cluster.unfence(1);
     assert_eq!(cluster.seen(), (NO_LEADER, 1, &[][..], &[][..]), "it does not lead by itself");
+}
+
+/// A person was told to bring back what the last one had: it leads then, and not whoever is named first.
+#[test]
+fn the_last_one_that_was_in_sync_leads_first_once_it_has_its_log_again() {
+    let mut cluster = Cluster::with_topic(2, &[1, 2], &[]);
+    cluster.fence(1);
+    cluster.start_with(2, |register| register.lost = named(0));
+    cluster.start(1);
+    cluster.become_controller(1);
+    cluster.unfence(1);
+    cluster.start(2);
+    cluster.unfence(2);
+    assert_eq!((cluster.seen().0, &cluster.partition().last_known[..]), (NO_LEADER, &[2][..]));
+    cluster.elect_uncleanly();
+    assert_eq!((cluster.seen().0, cluster.partition().unclean_recoveries), (2, 1));
+}
+
+/// It was elected, was fenced at once, and nobody led again.
+#[test]
+fn who_has_lost_its_log_leads_only_where_nobody_has_one() {
+    for is_named_by_heartbeat in [false, true] {
+        let mut cluster = Cluster::with_topic(2, &[1, 2], &[]);
+        cluster.fence(2);
+        cluster.start_with(1, |register| register.lost = named(0));
+        cluster.start(2);
+        cluster.become_controller(2);
+        cluster.unfence(1);
+        assert_eq!(cluster.partition().lost, [1]);
+        if is_named_by_heartbeat {
+            cluster.fence_replica(1);
+            cluster.elect_uncleanly();
+            assert_eq!(cluster.seen().0, NO_LEADER);
+        }
+        cluster.unfence(2);
+        cluster.elect_uncleanly();
+        assert_eq!(cluster.seen().0, 2);
+        assert_eq!(cluster.partition().last_known, [0; 0]);
+    }
 }
 
 #[test]

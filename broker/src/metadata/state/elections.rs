@@ -2,7 +2,8 @@
 //!
 //! In this order, each time the first of the partition's replicas: one that is in sync; one that is eligible, and then it
 //! alone is in sync; one that may have missed acknowledged records, only if the topic asks for that or a person does, and
-//! then it alone is in sync and the recovery is counted; nobody. Only an active broker is elected. One that drains leads on
+//! then it alone is in sync and the recovery is counted; nobody. Of those that may have missed some, first the one that was in sync
+//! last, and last those that have lost what they had. Only an active broker is elected. One that drains leads on
 //! where nobody can take over.
 
 use super::super::command::{self, ElectionKind};
@@ -56,7 +57,7 @@ impl Partition {
                 self.isr.append(&mut self.elr);
             }
         } else if (unclean || planted(Bug::UncleanUnasked))
-            && let Some(leader) = first(self, &|broker| rules.is_active(broker) && !self.fenced.contains(&broker))
+            && let Some(leader) = self.first_to_lead_uncleanly(rules)
         {
             self.elr.clear();
             if !planted(Bug::UncleanUnrecorded) {
@@ -66,6 +67,13 @@ impl Partition {
         } else {
             self.leader = NO_LEADER;
         }
+    }
+
+    fn first_to_lead_uncleanly(&self, rules: &Rules<'_>) -> Option<i32> {
+        let runs = |broker: &&i32| rules.is_active(**broker) && !self.fenced.contains(broker);
+        let has_its_log = |broker: &&i32| runs(broker) && !self.lost.contains(broker);
+        let first = self.last_known.iter().find(has_its_log).or_else(|| self.replicas.iter().find(has_its_log));
+        first.or_else(|| self.replicas.iter().find(runs)).copied()
     }
 
     fn lead_alone(&mut self, leader: i32) {

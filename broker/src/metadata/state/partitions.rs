@@ -38,6 +38,8 @@ pub struct Partition {
     pub fenced: Vec<i32>,
     /// Where nobody is in sync or eligible: who was last, and was lost or fenced by its disk. To be healed from by hand.
     pub last_known: Vec<i32>,
+    /// Those whose newest start said that what they had is gone, and that were not in sync since.
+    pub lost: Vec<i32>,
     /// How often a leader was elected that may have missed acknowledged records.
     pub unclean_recoveries: u32,
     /// While it moves: the brokers that it moves to, in the order in which they should lead. Else empty.
@@ -72,6 +74,7 @@ impl Partition {
             elr: Vec::new(),
             fenced: Vec::new(),
             last_known: Vec::new(),
+            lost: Vec::new(),
             unclean_recoveries: 0,
             target: Vec::new(),
             adding: Vec::new(),
@@ -110,9 +113,10 @@ impl Partition {
     /// Puts lists right after a change. Whoever left stays eligible only while too few remain for an acknowledgement: with
     /// enough in sync, the others may miss what is acknowledged now.
     fn tidy(&mut self, rules: &Rules<'_>) {
-        let Partition { isr, elr, fenced, last_known, .. } = self;
-        elr.retain(|broker| !isr.contains(broker));
-        fenced.retain(|broker| !isr.contains(broker));
+        let Partition { isr, elr, fenced, last_known, lost, .. } = self;
+        for list in [elr, fenced, lost] {
+            list.retain(|broker| !isr.contains(broker));
+        }
         if !isr.is_empty() {
             last_known.clear();
         }
@@ -144,7 +148,7 @@ impl Partition {
     /// # Errors
     /// What does not.
     pub fn check(&self) -> Result<(), &'static str> {
-        let Partition { replicas, isr, elr, fenced, last_known, .. } = self;
+        let Partition { replicas, isr, elr, fenced, last_known, lost, .. } = self;
         let among = |some: &[i32]| is_set(some) && some.iter().all(|broker| replicas.contains(broker));
         let ensure = |holds: bool, why| if holds { Ok(()) } else { Err(why) };
         ensure(!replicas.is_empty(), "there are none")?;
@@ -153,9 +157,10 @@ impl Partition {
             (self.leader == NO_LEADER || replicas.contains(&self.leader)) && among(isr),
             "the leader and the in-sync replicas are not all among them",
         )?;
-        ensure(among(elr) && among(fenced) && among(last_known), "the eligible and the lost are not all among them")?;
-        ensure(elr.iter().chain(fenced).all(|broker| !isr.contains(broker)), "one is in sync and is not")?;
-        ensure(fenced.iter().all(|broker| !elr.contains(broker)), "one is eligible and is not")?;
+        let are_among = [elr, fenced, last_known, lost].into_iter().all(|some| among(some));
+        ensure(are_among, "the eligible and the lost are not all among them")?;
+        ensure(elr.iter().chain(fenced).chain(lost).all(|broker| !isr.contains(broker)), "one is in sync and is not")?;
+        ensure(fenced.iter().chain(lost).all(|broker| !elr.contains(broker)), "one is eligible and is not")?;
         ensure(isr.is_empty() == (self.leader == NO_LEADER), "some are in sync, and nobody leads")?;
         ensure(isr.is_empty() || isr.contains(&self.leader), "the leader is not in sync")?;
         ensure(last_known.is_empty() || (isr.is_empty() && elr.is_empty()), "the last one is not the last one")?;

@@ -99,8 +99,8 @@ impl Partition {
 
     /// Whoever does not keep the partition any more is nothing else in it either.
     fn keep_only(&mut self, stays: impl Fn(i32) -> bool) {
-        let Partition { replicas, isr, elr, fenced, last_known, .. } = self;
-        for list in [replicas, isr, elr, fenced, last_known] {
+        let Partition { replicas, isr, elr, fenced, last_known, lost, .. } = self;
+        for list in [replicas, isr, elr, fenced, last_known, lost] {
             list.retain(|broker| stays(*broker));
         }
     }
