@@ -8,7 +8,7 @@
 //! Owns: [`DiskHealth`]. Refuses: to fence (partitions do) and to decide (the controller does).
 
 use crate::rounds::Key;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,8 +26,8 @@ struct State {
     fenced: HashMap<Key, usize>,
     /// Since when each replica's log is being written or flushed.
     busy: HashMap<Key, Instant>,
-    /// Those that took too long, and came back; and those that begin anew.
-    restored: HashSet<Key>,
+    /// Those that took too long, and came back, and those that begin anew; and whether the metadata were seen to count them as fenced.
+    restored: HashMap<Key, bool>,
 }
 
 impl DiskHealth {
@@ -52,7 +52,7 @@ impl DiskHealth {
 
     /// A replica that was fenced begins anew on a log that is well.
     pub(crate) fn healed(&self, key: Key) {
-        self.lock().restored.insert(key);
+        self.lock().restored.entry(key).or_default();
     }
 
     /// The replicas that are of no use, in order.
@@ -71,10 +71,23 @@ impl DiskHealth {
         let hangs = |key: &Key| state.busy.get(key).is_some_and(|since| since.elapsed() >= self.patience);
         // The task that was fenced may not have ended yet.
         let is_fenced = |key: &Key| state.fenced.contains_key(key);
-        let well = state.restored.iter().copied().filter(|key| !hangs(key) && !is_fenced(key));
+        let well = state.restored.keys().copied().filter(|key| !hangs(key) && !is_fenced(key));
         let mut restored: Vec<Key> = well.collect();
         restored.sort_unstable();
         restored
+    }
+
+    /// Forgets those that the metadata counted as fenced and do not any more. `is_fenced`: whether they do; `None`: there is no such
+    /// partition. One that was not counted yet may be by what is on its way here.
+    pub(crate) fn forget_restored(&self, is_fenced: impl Fn(&Key) -> Option<bool>) {
+        self.lock().restored.retain(|key, was_fenced| match is_fenced(key) {
+            None => false,
+            Some(is_fenced) => {
+                let stays = is_fenced || !*was_fenced;
+                *was_fenced |= is_fenced;
+                stays
+            }
+        });
     }
 
     /// How old the oldest write or flush under way is.
@@ -119,7 +132,7 @@ impl Drop for Busy {
         let since = state.busy.remove(&self.key);
         let was_late = since.is_some_and(|since| since.elapsed() >= self.health.patience);
         if was_late && !state.fenced.contains_key(&self.key) {
-            state.restored.insert(self.key);
+            state.restored.entry(self.key).or_default();
         }
     }
 }
@@ -162,5 +175,21 @@ mod tests {
         drop(hasty.fenced(key(4)));
         drop(hasty.begin(key(5)));
         assert_eq!((patient.restored(), hasty.restored()), (vec![], vec![key(5)]));
+    }
+
+    /// Each of them was looked at in every heartbeat for as long as the process lived.
+    #[test]
+    fn what_is_whole_again_is_forgotten() {
+        let key = |partition| (TopicId::from_bytes([1; 16]), partition);
+        let hasty = Arc::new(DiskHealth::new(Duration::ZERO));
+        for partition in 1..=3 {
+            drop(hasty.begin(key(partition)));
+        }
+        hasty.forget_restored(|_| Some(false));
+        assert_eq!(hasty.restored(), [key(1), key(2), key(3)], "that they are fenced may not be known here yet");
+        hasty.forget_restored(|it| (it.1 != 3).then_some(it.1 == 1));
+        assert_eq!(hasty.restored(), [key(1), key(2)], "3 was deleted");
+        hasty.forget_restored(|_| Some(false));
+        assert_eq!(hasty.restored(), [key(2)]);
     }
 }

@@ -17,6 +17,7 @@
 //!
 //! Owns: one stream. Refuses: to read above the high watermark. Read next: `storage/src/reader.rs`.
 
+use crate::cluster_calls;
 use crate::error::PartitionError;
 use crate::metrics::Counted;
 use crate::partition::state::Offsets;
@@ -165,12 +166,19 @@ async fn admit(session: &Session, open: &OpenFetch) -> Result<(PartitionHandle, 
         return Err(wire::Error { leader, ..wire::Error::new(code, why) });
     }
     if open.position_leader_epoch > current {
-        // Whoever led in that epoch knows what became of the position; this broker has not heard of it yet.
-        let why = format!(
-            "the position is of leader epoch {}, and none after {current} is known here yet",
-            open.position_leader_epoch
-        );
-        return Err(wire::Error::new(ErrorCode::UnknownLeaderEpoch, why));
+        cluster_calls::look_again(&session.shared).await?;
+        let state = session.shared.metadata.state();
+        let known = state.topic_by_id(&partition.topic_id());
+        let known = known.and_then(|topic| topic.partitions.get(partition.partition() as usize));
+        // Where the cluster knows no such epoch either, what was read in it is gone.
+        if known.is_none_or(|known| open.position_leader_epoch <= known.leader_epoch) {
+            // Whoever led in that epoch knows what became of the position; this broker has not heard of it yet.
+            let why = format!(
+                "the position is of leader epoch {}, and none after {current} is known here yet",
+                open.position_leader_epoch
+            );
+            return Err(wire::Error::new(ErrorCode::UnknownLeaderEpoch, why));
+        }
     }
     let reader = partition.reader().map_err(|why| session.shared.refusal(&partition, &why))?;
     check_position(&reader, &partition, open).map_err(|why| match partition.is_leader() {
@@ -200,7 +208,9 @@ fn check_position(reader: &LogReader, partition: &PartitionHandle, open: &OpenFe
     if open.position_leader_epoch >= 0 {
         // The log's last record of that epoch, or of the largest epoch before it. A reader that is past it saw records
         // that were lost: it is told so, instead of being given others under their offsets.
-        let (epoch, end) = reader.epoch_end(open.position_leader_epoch).unwrap_or((-1, log_start));
+        let latest = reader.leader_epochs().latest().unwrap_or(-1);
+        let end = reader.epoch_end(open.position_leader_epoch.min(latest));
+        let (epoch, end) = end.unwrap_or((-1, log_start));
         let diverged = epoch < open.position_leader_epoch || end < open.offset;
         if diverged && open.offset > log_start {
             return Err(PartitionError::LogTruncated {

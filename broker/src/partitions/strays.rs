@@ -78,42 +78,70 @@ pub(crate) fn set_strays_aside(
 }
 
 impl Partitions {
-    /// Deletes what was set aside once it has lain there for `delay`, until `shutdown`. Where its name does not say since when that is so, or
-    /// says a time that is still to come, it counts from when this broker saw it first.
+    /// Deletes what was set aside once it has lain there for `delay`, until `shutdown`.
     pub(crate) async fn delete_strays(&self, delay: Duration, shutdown: CancellationToken) {
-        let mut seen: BTreeMap<PathBuf, Instant> = BTreeMap::new();
+        let mut due: BTreeMap<PathBuf, Instant> = BTreeMap::new();
         let mut pause = SHORTEST_ROUND;
         while !paused(pause, &shutdown).await {
             pause = delay.clamp(SHORTEST_ROUND, LONGEST_ROUND);
             let Some(data_dir) = self.data_dir() else { return };
-            let mut known = std::mem::take(&mut seen);
+            let mut known = std::mem::take(&mut due);
             let round = move || {
                 let (now, time_ms) = (Instant::now(), now_ms());
                 for (path, aside_ms) in data_dir.strays()? {
-                    let since = known.remove(&path).unwrap_or(now);
-                    let lain = aside_ms.and_then(|aside_ms| u64::try_from(time_ms - aside_ms).ok());
-                    let lain = lain.map_or(now.duration_since(since), Duration::from_millis);
-                    if lain < delay {
-                        seen.insert(path, since);
+                    let at = known.remove(&path).unwrap_or_else(|| now + remaining(delay, aside_ms, time_ms));
+                    if now < at {
+                        due.insert(path, at);
                         continue;
                     }
                     match data_dir.remove_stray(&path) {
                         Ok(()) => tracing::info!(path = %path.display(), "what was set aside is deleted"),
                         Err(error) => {
                             tracing::warn!(path = %path.display(), %error, "what was set aside cannot be deleted yet");
-                            seen.insert(path, since);
+                            due.insert(path, at);
                         }
                     }
                 }
-                Ok::<_, IoFailure>(seen)
+                Ok::<_, IoFailure>(due)
             };
             match self.context.pool.run_long(round).await {
-                Ok(still_there) => seen = still_there,
+                Ok(still_there) => due = still_there,
                 Err(error) => {
                     tracing::warn!(%error, "folders that were set aside cannot be listed");
-                    seen = BTreeMap::new();
+                    due = BTreeMap::new();
                 }
             }
+        }
+    }
+}
+
+/// How long a stray is left where it is from now on, which is when this process sees it first: clocks may be wrong, so what its name says
+/// of its time is asked this once, and a person has an hour of each day of the delay to see it in any case.
+fn remaining(delay: Duration, aside_ms: Option<i64>, now_ms: i64) -> Duration {
+    let lain = aside_ms.and_then(|aside_ms| u64::try_from(now_ms.checked_sub(aside_ms)?).ok());
+    delay.saturating_sub(Duration::from_millis(lain.unwrap_or(0))).max(delay / 24)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stray_is_seen_for_a_while_whatever_the_clock_says() {
+        let (hour, day) = (Duration::from_secs(3_600), Duration::from_secs(86_400));
+        let hours = |count: i64| count * 3_600_000;
+        let now = hours(500_000);
+        for (aside, left) in [
+            (None, day),
+            (Some(now), day),
+            (Some(now - hours(20)), 4 * hour),
+            (Some(now - hours(30)), hour),
+            // The clock of 1970, and one that goes ahead.
+            (Some(0), hour),
+            (Some(i64::MIN), day),
+            (Some(now + hours(5)), day),
+        ] {
+            assert_eq!(remaining(day, aside, now), left, "{aside:?}");
         }
     }
 }

@@ -136,7 +136,7 @@ async fn how_long_a_folder_has_lain_aside_counts_however_often_its_broker_starts
     std::fs::rename(aside, &earlier).unwrap();
     let of_kafka = root.join(format!("stranger-1.{}-stray", Uuid::new_v4().simple()));
     std::fs::create_dir(&of_kafka).unwrap();
-    cluster.up_on(1, Arc::new(OsFiles::default()), &["stray.delete.delay.ms=1800000"]).await;
+    cluster.up_on(1, Arc::new(OsFiles::default()), &["stray.delete.delay.ms=24000"]).await;
     within("its time is over", async {
         while earlier.exists() {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -157,7 +157,12 @@ impl Heart {
             }
         };
         let unfit = named(self.disk.unfit(), sessions::is_trusted);
-        let restored = named(self.disk.restored(), sessions::is_fenced);
+        let restored = self.disk.restored();
+        if !restored.is_empty() {
+            let state = Arc::clone(&self.node.applied().borrow().state);
+            self.disk.forget_restored(|key| sessions::is_kept_and_fenced(&state, self.broker_id, key));
+        }
+        let restored = named(restored, sessions::is_fenced);
         BrokerHeartbeat {
             broker_id: self.broker_id,
             incarnation: self.incarnation.clone(),

@@ -11,6 +11,7 @@
 
 use super::super::command::TopicPartition;
 use super::super::state::{BrokerState, MetadataState, Partition};
+use crate::rounds::Key;
 use headwater_proto::TopicId;
 use std::collections::BTreeMap;
 use uuid::Uuid;
@@ -168,6 +169,12 @@ pub(super) fn is_trusted(state: &MetadataState, broker_id: i32, replica: &TopicP
 /// Whether the state counts a replica as fenced by its disk.
 pub(super) fn is_fenced(state: &MetadataState, broker_id: i32, replica: &TopicPartition) -> bool {
     partition_of(state, replica).is_some_and(|it| it.fenced.contains(&broker_id))
+}
+
+/// The same of one that this broker may keep; `None`: it does not.
+pub(super) fn is_kept_and_fenced(state: &MetadataState, broker_id: i32, (topic, partition): &Key) -> Option<bool> {
+    let partition = state.topic_by_id(topic)?.partitions.get(*partition as usize)?;
+    partition.replicas.contains(&broker_id).then(|| partition.fenced.contains(&broker_id))
 }
 
 fn partition_of<'a>(state: &'a MetadataState, replica: &TopicPartition) -> Option<&'a Partition> {
