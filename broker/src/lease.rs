@@ -5,15 +5,19 @@
 //! has answered. Only this machine's clock counts, and only how much of it has passed. A voter that knows the broker as fenced, or
 //! another start of it, does not count. Where nobody else is, nobody else decides, and the lease holds always.
 //!
-//! What rests on it: acks=0 and acks=1, changes of who is in sync, and what a coordinator says of offsets. acks=all never does: its
+//! The lease says that nobody took the broker for dead. A leadership may move all the same, and a broker that hears everybody but
+//! whose disk keeps it from knowing what they decided would not hear of that. So the answers name the version of the metadata too, and
+//! who has been behind for long says neither who coordinates nor anything else on behalf of the others ([`Lease::is_behind`]).
+//!
+//! What rests on the lease: acks=0 and acks=1, changes of who is in sync, and what a coordinator says of offsets. acks=all never does: its
 //! whole ISR answers for it.
 //!
 //! Owns: [`Lease`], and how it follows from answers ([`confirmed_ms`], pure). Refuses: heartbeats
 //! ([`crate::metadata::raft::heartbeat`] sends them).
 
 use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// A broker's lease. Cheap to clone.
@@ -25,12 +29,20 @@ struct Inner {
     began: Instant,
     /// In milliseconds since then.
     until_ms: AtomicU64,
+    behind: Mutex<Option<Behind>>,
+}
+
+/// What is in force elsewhere, and was not here yet.
+#[derive(Debug, Clone, Copy)]
+struct Behind {
+    version: u64,
+    since: Instant,
 }
 
 impl Lease {
     /// That of a broker that nobody else decides about.
     pub(crate) fn unlimited() -> Lease {
-        Lease(Arc::new(Inner { began: Instant::now(), until_ms: AtomicU64::new(u64::MAX) }))
+        Lease(Arc::new(Inner { began: Instant::now(), until_ms: AtomicU64::new(u64::MAX), behind: Mutex::default() }))
     }
 
     /// Others decide from here on: the lease has to be confirmed.
@@ -47,6 +59,23 @@ impl Lease {
     pub(crate) fn confirm(&self, sent_ms: u64, session: Duration) {
         let session_ms = u64::try_from(session.as_millis()).unwrap_or(u64::MAX);
         self.0.until_ms.fetch_max(sent_ms.saturating_add(session_ms), Ordering::AcqRel);
+    }
+
+    /// A voter has this version of the metadata, and `here` is the version here.
+    pub(crate) fn hear_of(&self, version: u64, here: u64) {
+        let mut behind = self.behind();
+        if behind.is_none_or(|behind| behind.version <= here) {
+            *behind = (version > here).then(|| Behind { version, since: Instant::now() });
+        }
+    }
+
+    /// Whether something has been in force elsewhere for so long that is not in `here`, the version here.
+    pub(crate) fn is_behind(&self, here: u64, patience: Duration) -> bool {
+        self.behind().is_some_and(|behind| behind.version > here && behind.since.elapsed() >= patience)
+    }
+
+    fn behind(&self) -> MutexGuard<'_, Option<Behind>> {
+        self.0.behind.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether the lease holds now.
@@ -75,6 +104,22 @@ mod tests {
 
     fn answered(answers: &[(u64, u64)]) -> HashMap<u64, u64> {
         answers.iter().copied().collect()
+    }
+
+    #[test]
+    fn who_is_behind_for_long_is_told_so_until_it_has_what_it_lacked() {
+        let lease = Lease::unlimited();
+        let (now, never) = (Duration::ZERO, Duration::from_secs(3600));
+        lease.hear_of(5, 5);
+        assert!(!lease.is_behind(5, now));
+        lease.hear_of(7, 5);
+        lease.hear_of(9, 6);
+        assert!(lease.is_behind(6, now) && !lease.is_behind(6, never));
+        assert!(!lease.is_behind(7, now), "it has what it lacked first");
+        lease.hear_of(9, 7);
+        assert!(lease.is_behind(8, now), "and lacks something else");
+        lease.hear_of(9, 9);
+        assert!(!lease.is_behind(9, now));
     }
 
     fn voters(ids: &[u64]) -> BTreeSet<u64> {
@@ -110,7 +155,11 @@ mod tests {
         let session = Duration::from_secs(3600);
         lease.confirm(lease.now_ms(), session);
         assert!(lease.holds());
-        let lease = Lease(Arc::new(Inner { began: Instant::now() - session * 2, until_ms: AtomicU64::new(0) }));
+        let lease = Lease(Arc::new(Inner {
+            began: Instant::now() - session * 2,
+            until_ms: AtomicU64::new(0),
+            behind: Mutex::default(),
+        }));
         lease.confirm(lease.now_ms() - 3_600_001, session);
         assert!(!lease.holds(), "the answer came too late");
         lease.confirm(lease.now_ms() - 3_000_000, session);

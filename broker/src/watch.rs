@@ -33,6 +33,8 @@ const MAX_WATCHED_TOPICS: usize = 100_000;
 const PARTITIONS_PER_FRAME: usize = 50_000;
 /// How long a leader of the metadata quorum may not have heard from a majority.
 const OUT_OF_TOUCH_MS: u64 = 1_000;
+/// How long a broker may lack what others have in force.
+const BEHIND: Duration = Duration::from_secs(2);
 /// How long a call waits for a broker that is out of touch to come back: a quorum elects its leader in less.
 const BACK_IN_TOUCH: Duration = Duration::from_millis(1_500);
 /// How often it looks meanwhile.
@@ -101,9 +103,12 @@ pub(crate) async fn serve(
     }
 }
 
-/// Whether this broker hears from whoever leads the metadata quorum, or leads it and is heard.
+/// Whether this broker hears from whoever leads the metadata quorum, or leads it and is heard; and has not been behind for long.
 pub(crate) fn is_in_touch(shared: &Shared) -> bool {
     let Some(node) = shared.node.as_ref().filter(|_| shared.ready.is_some()) else { return true };
+    if shared.partitions.lease().is_behind(node.applied().borrow().state.index(), BEHIND) {
+        return false;
+    }
     let observed = node.observed(0);
     match observed.leads_in {
         Some(_) => observed.unheard_ms.is_some_and(|ms| ms < OUT_OF_TOUCH_MS),

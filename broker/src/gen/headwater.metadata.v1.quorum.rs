@@ -427,4 +427,7 @@ pub struct BrokerHeard {
     /// The voter knows the broker as fenced, or another start of it.
     #[prost(bool, tag = "1")]
     pub fenced: bool,
+    /// The version of the metadata that is in force at the voter.
+    #[prost(uint64, tag = "2")]
+    pub version: u64,
 }

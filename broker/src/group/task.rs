@@ -43,6 +43,9 @@ pub(super) const WAITING_REQUESTS: usize = 4096;
 const GATHERED_BYTES: usize = 4 << 20;
 /// How often the lease is looked at, while members hold streams here.
 const CONFIRM_EVERY: Duration = Duration::from_secs(1);
+/// How long it may lack what the others decided before it asks them. With the time that they have for an answer, it is less than any
+/// member's session, for which another coordinator waits before it gives its partitions to somebody else.
+const BEHIND: Duration = Duration::from_secs(2);
 /// Time between two tries to read the groups of a partition that refuses.
 const RELOAD_AFTER: Duration = Duration::from_millis(500);
 
@@ -247,8 +250,7 @@ impl Shard {
                 () = stop.cancelled() => break Ending::Stop,
                 () = over.cancelled() => break Ending::Over,
                 confirmed = confirmed(&mut self.confirming) => self.confirmed(confirmed),
-                () = sleep_until(self.confirm_at), if confirms => match self.context.logs.lease().holds() {
-                    // Nobody took it for dead: if the partition is led elsewhere, it hears of that.
+                () = sleep_until(self.confirm_at), if confirms => match self.is_up_to_date() {
                     true => self.confirm_at = Instant::now() + CONFIRM_EVERY,
                     false => self.confirm(),
                 },
@@ -297,6 +299,12 @@ impl Shard {
             // Others may have taken it for dead: whoever asks need not wait until nobody answers.
             refuse(request, |_| GroupError::Unconfirmed);
         }
+    }
+
+    /// Whether nobody took this broker for dead, and it knows what the others decided: where the partition is led elsewhere, it hears of that.
+    fn is_up_to_date(&self) -> bool {
+        let (lease, here) = (self.context.logs.lease(), self.context.metadata.state().index());
+        lease.holds() && !lease.is_behind(here, BEHIND)
     }
 
     /// Asks whether this broker leads still, on behalf of whoever waits for that by now.

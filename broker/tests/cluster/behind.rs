@@ -253,9 +253,17 @@ async fn what_was_decided_and_is_not_known_yet_is_waited_for_and_never_refused_f
     assert_eq!(ErrorCode::from_number(unknown.code), ErrorCode::UnknownTopic);
 }
 
-/// Once its members were sent away whenever it could not ask the quorum in time, though nobody took it for dead.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_stay_with_a_coordinator_that_is_behind_as_long_as_it_has_its_lease() {
+/// Broker 2, whose journal can be kept waiting, coordinates a group with one member.
+struct Coordinated {
+    nodes: Nodes,
+    gate: Arc<Gate>,
+    let_go: LetGo,
+    client: Client,
+    group: String,
+    member: Member,
+}
+
+async fn coordinated() -> Coordinated {
     let slow = Arc::new(Slow::default());
     let gate = Arc::clone(&slow.gate);
     let let_go = LetGo(Arc::clone(&gate));
@@ -274,12 +282,19 @@ async fn members_stay_with_a_coordinator_that_is_behind_as_long_as_it_has_its_le
     groups::until_replicated(&nodes, 0, "__consumer_offsets", 3).await;
     let (number, client) = groups::coordinator(&nodes, 0, &group, &[]).await;
     assert_eq!(number, 1);
-    let mut x = Member::join(&client, &group, "x", &["t"]).await;
-    x.take_until(|owned| owned.len() == 1).await;
+    let mut member = Member::join(&client, &group, "x", &["t"]).await;
+    member.take_until(|owned| owned.len() == 1).await;
+    Coordinated { nodes, gate, let_go, client, group, member }
+}
+
+/// Once its members were sent away whenever it could not ask the quorum in time, though nobody took it for dead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_stay_with_a_coordinator_that_is_behind_for_a_moment() {
+    let Coordinated { nodes, gate, let_go, client, group, member: mut x } = coordinated().await;
     gate.shut();
     nodes.client(0).await.create_topic("later", 1, &[]).await;
     let (began, mut offset) = (Instant::now(), 0);
-    while began.elapsed() < Duration::from_secs(6) {
+    while began.elapsed() < Duration::from_secs(1) {
         offset += 1;
         assert_eq!(commit(&client, &group, Some(&x), vec![entry("t", 0, offset)]).await, Ok(vec![0]));
         x.report().await;
@@ -291,6 +306,26 @@ async fn members_stay_with_a_coordinator_that_is_behind_as_long_as_it_has_its_le
     drop(let_go);
     let (_, client) = groups::coordinator(&nodes, 0, &group, &[]).await;
     assert_eq!(committed(&client, &group).await, [("t".to_owned(), 0, offset)]);
+}
+
+/// It hears everybody and its disk hangs: that its group has moved, it would never know, and its members would go on beside the next
+/// owners of what they have.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_coordinator_that_is_behind_for_long_sends_its_members_away_and_names_no_coordinator() {
+    let Coordinated { nodes, gate, let_go, client, group, member: mut x } = coordinated().await;
+    gate.shut();
+    nodes.client(0).await.create_topic("later", 1, &[]).await;
+    let (code, why) = within("the end of the stream", x.error()).await;
+    assert_eq!(code, ErrorCode::NotCoordinator, "{why}");
+    let find = wire::FindCoordinator { group: group.clone() };
+    for request in [Request::FindCoordinator(find), Request::DescribeCluster(wire::DescribeCluster { stale: false })] {
+        let Response::Error(refused) = within("an answer", client.call(request)).await else { panic!("it is behind") };
+        assert_eq!((ErrorCode::from_number(refused.code), refused.retryable), (ErrorCode::OutOfTouch, true));
+    }
+    drop(let_go);
+    let (number, client) = groups::coordinator(&nodes, 0, &group, &[]).await;
+    let mut back = groups::again(&client, &group, &x, &["t"]).await;
+    assert_eq!((number, within("an update", back.take()).await, back.epoch), (1, vec![("t".to_owned(), 0)], x.epoch));
 }
 
 /// A new partition is led once its broker has heard of it.

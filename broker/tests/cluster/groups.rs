@@ -48,11 +48,11 @@ pub(crate) async fn coordinator(nodes: &Nodes, asked: usize, group: &str, not: &
 }
 
 /// The same member, on another stream.
-async fn again(client: &Client, member: &Member, topics: &[&str]) -> Member {
+pub(crate) async fn again(client: &Client, group: &str, member: &Member, topics: &[&str]) -> Member {
     let open = wire::OpenMember {
         member_epoch: member.epoch,
         owned: member.owned.clone(),
-        ..open_member("g", &member.id, topics)
+        ..open_member(group, &member.id, topics)
     };
     Member::open(client, open).await
 }
@@ -98,11 +98,11 @@ async fn a_group_goes_on_with_another_coordinator_where_it_was() {
 
     nodes.kill(first);
     let (second, client) = coordinator(&nodes, (first + 1) % 3, "g", &[first]).await;
-    let mut z = again(&client, &x, &["t"]).await;
+    let mut z = again(&client, "g", &x, &["t"]).await;
     let update = within("an update", z.hear()).await.unwrap();
     assert_eq!((update.error, update.member_epoch, update.assignment), (None, x.epoch, x.owned.clone()));
     z.report().await;
-    let mut y = again(&client, &y, &["t"]).await;
+    let mut y = again(&client, "g", &y, &["t"]).await;
     assert_eq!(within("an update", y.take()).await, [("t".to_owned(), others)]);
     // Those who commit with what they were told, and nobody else.
     assert_eq!(committed(&client, "g").await, [("t".to_owned(), mine, 7)]);
@@ -133,7 +133,7 @@ async fn a_group_goes_on_with_another_coordinator_where_it_was() {
     until_replicated(&nodes, 0, "__consumer_offsets", 3).await;
     let (_, client) = coordinator(&nodes, 0, "g", &[]).await;
     assert_eq!(committed(&client, "g").await, [("t".to_owned(), mine, 9)]);
-    let mut back = again(&client, &x, &["t"]).await;
+    let mut back = again(&client, "g", &x, &["t"]).await;
     assert_eq!(within("an update", back.take()).await, [("t".to_owned(), mine)]);
     assert_eq!(back.epoch, x.epoch);
     back.leave(false).await;
@@ -163,7 +163,7 @@ async fn a_coordinator_that_hears_nothing_from_the_quorum_says_nothing() {
     let (_, client) = coordinator(&nodes, number, "g", &[]).await;
     assert_eq!(committed(&client, "g").await, [("t".to_owned(), 0, 7)]);
     // However long nobody could hear it, it is a member still.
-    let mut back = again(&client, &x, &["t"]).await;
+    let mut back = again(&client, "g", &x, &["t"]).await;
     assert_eq!(within("an update", back.take()).await, [("t".to_owned(), 0)]);
     assert_eq!(back.epoch, x.epoch);
 }

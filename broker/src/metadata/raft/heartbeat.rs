@@ -71,13 +71,15 @@ impl Hearing {
 
     /// A broker says that it is there; nothing, if it does not say who.
     pub(super) fn hear(&self, node: &RaftNode, heartbeat: &BrokerHeartbeat) -> BrokerHeard {
-        let Ok(incarnation) = Uuid::from_slice(&heartbeat.incarnation) else { return BrokerHeard { fenced: true } };
+        let Ok(incarnation) = Uuid::from_slice(&heartbeat.incarnation) else {
+            return BrokerHeard { fenced: true, version: 0 };
+        };
         let state = Arc::clone(&node.applied().borrow().state);
         let says =
             Says { is_ready: heartbeat.ready, unfit: heartbeat.unfit.clone(), restored: heartbeat.restored.clone() };
         self.lock().hear(self.now_ms(), heartbeat.broker_id, incarnation, says, &state);
         let known = state.broker(heartbeat.broker_id).filter(|known| known.incarnation == incarnation);
-        BrokerHeard { fenced: known.is_none_or(|known| known.state == BrokerState::Fenced) }
+        BrokerHeard { fenced: known.is_none_or(|known| known.state == BrokerState::Fenced), version: state.index() }
     }
 }
 
@@ -175,6 +177,7 @@ impl Heart {
 
     /// A voter has answered the heartbeat that was sent then.
     fn answered_by(&self, voter: u64, sent_ms: u64, heard: BrokerHeard) {
+        self.lease.hear_of(heard.version, self.node.applied().borrow().state.index());
         let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
         match heard.fenced {
             true => answered.remove(&voter),
