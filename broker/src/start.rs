@@ -21,7 +21,7 @@ use crate::metadata::raft::office::Effect;
 use crate::metadata::raft::{Founding, NoNetwork, Office, RaftNode, Store, new_node_id, node};
 use crate::metadata::several::{Known, Member, Place, begin_start};
 use crate::metadata::state::FEATURE_LEVEL;
-use crate::metadata::{MetadataError, MetadataHandle, MetadataState, alone};
+use crate::metadata::{MetadataError, MetadataHandle, MetadataState, Partition, alone};
 use crate::metrics::Metrics;
 use crate::partition::AssignedPartition;
 use crate::partitions::{Lost, Partitions, Strays, set_strays_aside};
@@ -516,7 +516,12 @@ impl Disk<'_> {
         let assigned = Assignments::new(self.config, me).of(state);
         let (data_dir, known) = (Arc::clone(self.data_dir), assigned.clone());
         self.pool.run(move || set_strays_aside(&data_dir, &known, Strays::ByTopic)).await?;
-        let lost = self.partitions.examine(assigned, same_kernel).await;
+        let is_fenced = |partition: &Partition| partition.fenced.contains(&registration.broker_id);
+        let fenced = state.topics().flat_map(|topic| {
+            let fenced = topic.partitions.iter().zip(0..).filter(|(partition, _)| is_fenced(partition));
+            fenced.map(|(_, number)| (topic.id, number))
+        });
+        let lost = self.partitions.examine(assigned, same_kernel, &fenced.collect()).await;
         let named = |lost: &Lost| TopicPartition { topic_id: lost.key.0.to_wire(), partition: lost.key.1 };
         Ok(RegisterBroker { lost: lost.iter().map(named).collect(), ..registration })
     }

@@ -62,16 +62,23 @@ enum Examined {
 
 impl Partitions {
     /// Opens the logs of the partitions that this broker is to keep, without serving any, and says which replicas are lost. `same_kernel`:
-    /// the operating system has run all the time since the last broker here, so that what was written is there.
-    pub(crate) async fn examine(&self, assigned: Vec<AssignedPartition>, same_kernel: bool) -> Vec<Lost> {
+    /// the operating system has run all the time since the last broker here, so that what was written is there, but for `fenced` ones,
+    /// whose disk may have failed to write it.
+    pub(crate) async fn examine(
+        &self,
+        assigned: Vec<AssignedPartition>,
+        same_kernel: bool,
+        fenced: &HashSet<Key>,
+    ) -> Vec<Lost> {
         let Some(data_dir) = self.data_dir() else { return Vec::new() };
         let mut examining = stream::iter(assigned)
             .map(|assigned| {
                 let data_dir = Arc::clone(&data_dir);
+                let key = (assigned.topic_id, assigned.partition);
+                let is_written = same_kernel && !fenced.contains(&key);
                 async move {
-                    let key = (assigned.topic_id, assigned.partition);
                     let name = format!("{}-{}", assigned.topic, assigned.partition);
-                    (key, name, self.examine_one(data_dir, &assigned, same_kernel).await)
+                    (key, name, self.examine_one(data_dir, &assigned, is_written).await)
                 }
             })
             .buffer_unordered(self.parallel);
@@ -110,7 +117,7 @@ impl Partitions {
         all
     }
 
-    async fn examine_one(&self, data_dir: Arc<DataDir>, assigned: &AssignedPartition, same_kernel: bool) -> Examined {
+    async fn examine_one(&self, data_dir: Arc<DataDir>, assigned: &AssignedPartition, is_written: bool) -> Examined {
         let path = data_dir.partition_path(&assigned.topic, assigned.partition);
         let known = data_dir.replica(&assigned.topic, assigned.partition);
         let known = known.filter(|known| known.topic_id == assigned.topic_id);
@@ -142,8 +149,8 @@ impl Partitions {
                         let why = format!("its log ends at {end}, and was flushed up to {flushed}");
                         Examined::Lost(fenced(&why), why)
                     }
-                    None if is_replicated && others_keep_it && !was_clean && !same_kernel => {
-                        let why = "the machine went down without a flush of all that was acknowledged";
+                    None if is_replicated && others_keep_it && !was_clean && !is_written => {
+                        let why = "the machine or its disk went down without a flush of all that was acknowledged";
                         Examined::Behind(Box::new(log), report, why.to_owned())
                     }
                     None => Examined::Whole(Box::new(log), report),

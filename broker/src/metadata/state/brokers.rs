@@ -156,8 +156,13 @@ impl MetadataState {
         self.change_partitions(is_on(broker_id), |topic, number, partition, _| {
             let is_lost = lost.contains(&(*topic, number)) && !planted(Bug::LossNotBelieved);
             let is_other_disk = is_other_disk && !planted(Bug::OtherDiskBelieved);
-            remove(&mut partition.fenced, broker_id);
-            remove(&mut partition.lost, broker_id);
+            // Recovery has looked at what the disk fenced. If the replica was the last one that was in sync it has everything; not if it was
+            // lost before, and somebody brought back what may be an older copy.
+            let was_lost = remove(&mut partition.lost, broker_id);
+            let is_whole = remove(&mut partition.fenced, broker_id) && !was_lost && !is_other_disk && !is_lost;
+            if is_whole && remove(&mut partition.last_known, broker_id) {
+                partition.elr.push(broker_id);
+            }
             if is_other_disk || is_lost {
                 partition.lost.push(broker_id);
             }

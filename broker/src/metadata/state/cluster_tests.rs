@@ -300,6 +300,8 @@ fn the_last_one_that_was_in_sync_leads_first_once_it_has_its_log_again() {
     cluster.start(1);
     cluster.become_controller(1);
     cluster.unfence(1);
+    // Its disk names it, and what is brought back may be older: that is a person's word.
+    cluster.fence_replica(2);
     cluster.start(2);
     cluster.unfence(2);
     assert_eq!((cluster.seen().0, &cluster.partition().last_known[..]), (NO_LEADER, &[2][..]));
@@ -470,6 +472,33 @@ fn a_replica_whose_disk_came_back_may_be_in_sync_and_leads_again_where_it_was_th
     cluster.restore_replica(2);
     assert_eq!(cluster.seen(), (2, 2, &[2][..], &[][..]));
     assert_eq!(cluster.partition().unclean_recoveries, 0);
+}
+
+/// Its broker was killed before the disk came back, and nobody led for good.
+#[test]
+fn the_last_one_that_a_disk_fenced_leads_again_once_its_broker_started() {
+    let fenced = || {
+        let mut cluster = Cluster::with_topic(2, &[1, 2], MIN_2);
+        cluster.fence_replica(1);
+        cluster.fence_replica(2);
+        assert_eq!((cluster.seen().0, &cluster.partition().last_known[..]), (NO_LEADER, &[2][..]));
+        cluster
+    };
+    let start = |cluster: &mut Cluster, broker_id, change: fn(&mut command::RegisterBroker)| {
+        cluster.start_with(broker_id, change);
+        cluster.become_controller(broker_id);
+        cluster.unfence(broker_id);
+        cluster.seen().0
+    };
+    let mut cluster = fenced();
+    assert_eq!(start(&mut cluster, 1, |_| {}), NO_LEADER, "the other one was in sync last");
+    assert_eq!(start(&mut cluster, 2, |_| {}), 2);
+    assert_eq!(cluster.partition().unclean_recoveries, 0);
+    assert_eq!(start(&mut fenced(), 2, |register| register.lost = named(0)), NO_LEADER, "it is lost");
+    let mut cluster = Cluster::with_topic(1, &[1], &[]);
+    cluster.fence_replica(1);
+    let another = |register: &mut command::RegisterBroker| register.directory_id = "another".into();
+    assert_eq!(start(&mut cluster, 1, another), NO_LEADER, "it is another disk");
 }
 
 #[test]
