@@ -3,6 +3,10 @@
 use crate::harness::{FrameReader, client_config, client_endpoint, client_tls, within};
 use crate::nodes::{Ca, Nodes, brokers_of};
 use headwater_broker::Broker;
+use headwater_broker::metadata::command::{
+    self, Command, RaftAppend, RaftAskVote, RaftPropose, RaftRequest, RaftResponse, RaftVote, command::Command as Kind,
+    raft_failure, raft_request, raft_response,
+};
 use headwater_broker::quic;
 use headwater_broker::tls::make::Issued;
 use headwater_proto::ErrorCode;
@@ -37,6 +41,84 @@ async fn opened(broker: &Broker, shown: Option<&Issued>, hello: wire::OpenRaft) 
     match within("an answer", frames.try_next()).await {
         Ok(answer) => Ok(answer.expect("an answer").0),
         Err(error) => Err(format!("{error}: {:?}", connection.close_reason())),
+    }
+}
+
+/// What a broker answers to a question of a member, if it is any answer.
+async fn asked(
+    broker: &Broker,
+    shown: &Issued,
+    from_node_id: u64,
+    request: raft_request::Request,
+) -> raft_response::Response {
+    let connection = dial(broker, Some(shown)).await;
+    let (mut send, recv) = within("a stream", connection.open_bi()).await.unwrap();
+    let cluster_id = broker.cluster_id().into();
+    let hello = wire::OpenRaft { cluster_id, from_node_id, ..Default::default() };
+    let open = wire::Open { stream: Some(open::Stream::Raft(hello)) };
+    send.write_chunk(headwater_proto::frame::encode(&open, 0)).await.unwrap();
+    let mut frames = FrameReader::<wire::RaftOpened>::new(recv);
+    let (opened, _) = within("a hello", frames.next()).await.expect("a hello");
+    assert!(opened.error.is_none(), "{opened:?}");
+    let request = RaftRequest { timeout_ms: 2_000, request: Some(request) };
+    send.write_chunk(headwater_proto::frame::encode(&request, 0)).await.unwrap();
+    let answer = within("an answer", frames.followed_by::<RaftResponse>().next()).await.expect("an answer");
+    answer.0.response.expect("a known one")
+}
+
+/// It was taken from any broker of the cluster in any other one's name; and of a broker that is none any more, its vote.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_proposes_for_itself_and_leads_as_a_member_alone() {
+    let mut nodes = Nodes::of(3);
+    nodes.form(3).await;
+    let told = nodes.describe(0, false).await;
+    let incarnation = |broker_id: i32| told.brokers[broker_id as usize - 1].incarnation.clone();
+    let second = nodes.ca.broker(2);
+    let refused = |answer: raft_response::Response, says: &str| {
+        let raft_response::Response::Failure(failure) = answer else { panic!("{says}: {answer:?}") };
+        assert_eq!(failure.kind(), raft_failure::Kind::UnknownRequest, "{failure:?}");
+        assert!(failure.message.contains(says), "{says}: {}", failure.message);
+    };
+    let propose =
+        |command: Command| raft_request::Request::Propose(RaftPropose { command: Some(command), urgent: true });
+    let member = |broker_id| Some(command::Member { broker_id, incarnation: incarnation(broker_id) });
+    let alter = command::AlterPartition { leader: member(1), isr: vec![member(1).unwrap()], ..Default::default() };
+    let drain = |broker_id| command::DrainBroker { broker_id, incarnation: incarnation(broker_id) };
+    let fence = command::FenceBroker { broker_id: 1, incarnation: incarnation(1) };
+    let replicas = command::FenceReplicas { broker_id: 1, incarnation: incarnation(1), replicas: Vec::new() };
+    let fence = Command { controller_epoch: told.controller_epoch, ..Kind::FenceBroker(fence).into() };
+    let improper = [
+        (Kind::AlterPartition(alter.clone()).into(), "for itself alone"),
+        (Kind::AlterPartitions(command::AlterPartitions { partitions: vec![alter] }).into(), "for itself alone"),
+        (Kind::DrainBroker(drain(1)).into(), "for itself alone"),
+        (fence, "proposes itself"),
+        (Kind::FenceReplicas(replicas).into(), "proposes itself"),
+    ];
+    for number in [0, 2] {
+        for (command, says) in improper.clone() {
+            refused(asked(nodes.broker(number), &second, 7, propose(command)).await, says);
+        }
+    }
+    // The certificate is good, whoever has it: it is no member of this quorum.
+    let vote = Some(RaftVote { term: 1_000, node_id: 7, committed: true });
+    let append = raft_request::Request::Append(RaftAppend { vote, ..Default::default() });
+    let vote = Some(RaftVote { term: 1_000, node_id: 7, committed: false });
+    let stands = raft_request::Request::AskVote(RaftAskVote { vote, last: None });
+    for request in [append, stands] {
+        refused(asked(nodes.broker(2), &nodes.ca.broker(9), 7, request).await, "none of them");
+    }
+    // Nobody is elected anew for it, and what is its own to say it says.
+    let after = nodes.describe(0, false).await;
+    assert_eq!((after.controller, after.controller_epoch), (told.controller, told.controller_epoch));
+    assert_eq!(brokers_of(&after, "active"), [1, 2, 3]);
+    for number in [0, 2] {
+        let answer = asked(nodes.broker(number), &second, 7, propose(Kind::DrainBroker(drain(2)).into())).await;
+        let is_heard = match &answer {
+            raft_response::Response::Proposed(_) => true,
+            raft_response::Response::Failure(failure) => failure.kind() != raft_failure::Kind::UnknownRequest,
+            _ => false,
+        };
+        assert!(is_heard, "{answer:?}");
     }
 }
 

@@ -16,9 +16,10 @@
 //! * The controller's epoch is the index of its `BecomeController`, not the term ([`office`]). Proposals have deadlines ([`node`]).
 //!
 //! Owns: the types openraft is run with. Read next: [`store`] (what is kept, and how), [`log`] and [`machine`] (what openraft
-//! sees of it), [`node`] (running), [`links`], [`network`] and [`server`] (between members), [`quorum`] (who votes), [`succession`] (whose disk was emptied), [`sessions`] (which
+//! sees of it), [`node`] (running), [`links`], [`network`] and [`server`] (between members), [`asker`] (who may ask what), [`quorum`] (who votes), [`succession`] (whose disk was emptied), [`sessions`] (which
 //! brokers are there).
 
+mod asker;
 pub mod balance;
 pub mod book;
 pub mod convert;

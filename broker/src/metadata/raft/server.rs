@@ -1,16 +1,17 @@
 //! The answering side of the quorum's streams.
 //!
 //! A stream begins with a hello that names the cluster, who asks and who is meant, and is refused by name if one of the first
-//! and the last is wrong; then come questions, each answered before the next. What a member that was elected could not have
-//! said is refused here ([`super::message`]).
+//! and the last is wrong; then come questions, each answered before the next. What is not the asker's to say ([`super::asker`]), and what
+//! a member that was elected could not have said ([`super::message`]), is refused.
 //!
 //! Owns: deadlines of this side, and what openraft is given. Refuses: connections that are not the quorum's (whoever accepts
 //! knows them by their first frame). Read next: [`super::network`], which asks.
 
 use super::super::command::{
-    Command, RaftFailure, RaftMembersChanged, RaftPropose, RaftProposed, RaftReadAt, RaftRequest, RaftResponse,
-    RaftVote, command::Command as CommandKind, raft_failure::Kind, raft_request::Request, raft_response::Response,
+    RaftFailure, RaftMembersChanged, RaftPropose, RaftProposed, RaftReadAt, RaftRequest, RaftResponse,
+    raft_failure::Kind, raft_request::Request, raft_response::Response,
 };
+use super::asker::{Asker, Improper, Standing};
 use super::convert::{self, Malformed};
 use super::forward::{Asked, Attempt, Known};
 use super::heartbeat::Hearing;
@@ -22,6 +23,8 @@ use headwater_proto::ErrorCode;
 use headwater_proto::limits::{MAX_OPEN_FRAME_BYTES, MAX_RAFT_FRAME_BYTES};
 use headwater_proto::wire::{self, Open, OpenRaft, RaftOpened, open};
 use openraft::error::{InstallSnapshotError, RaftError};
+use openraft::raft::AppendEntriesResponse;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -34,6 +37,8 @@ const FRAME: Duration = Duration::from_secs(10);
 const UNREAD: Duration = Duration::from_secs(10);
 /// The longest that a question is worked on.
 const LONGEST: Duration = Duration::from_secs(60);
+/// How long after it led, or was led, a member knows who the members are.
+const KNOWS_MEMBERS_MS: u64 = 5_000;
 
 /// Answers other members for this one.
 #[derive(Clone, Debug)]
@@ -41,6 +46,8 @@ pub struct RaftServer {
     node: RaftNode,
     links: Links,
     hearing: Hearing,
+    /// When something was taken last of a leader that is a member.
+    led: Arc<Mutex<Option<Instant>>>,
 }
 
 /// The first stream of a connection, which told whose it is.
@@ -53,7 +60,7 @@ pub(crate) struct FirstStream {
 impl RaftServer {
     /// Answers for this member, which uses these connections itself.
     pub fn new(node: RaftNode, links: Links, hearing: Hearing) -> RaftServer {
-        RaftServer { node, links, hearing }
+        RaftServer { node, links, hearing, led: Arc::default() }
     }
 
     /// Serves the streams of a connection that is the quorum's alone, until it ends. To be run on the quorum's thread.
@@ -126,9 +133,20 @@ impl RaftServer {
         }
         self.links.say(hello.from_node_id, &hello.from_address);
         let mut frames = frames.followed_by::<RaftRequest>(MAX_RAFT_FRAME_BYTES, 0)?;
+        let asker = Asker { node_id: hello.from_node_id, broker_id };
+        let mut told = false;
         while let Some(request) = frames.message().await? {
-            let asker = Asker { node_id: hello.from_node_id, broker_id };
-            let answer = RaftResponse { response: Some(self.answer(request, asker).await) };
+            let answer = match self.check(&asker, &request) {
+                Ok(()) => self.answer(request, asker).await,
+                Err(improper) => {
+                    if !std::mem::replace(&mut told, true) {
+                        let from = format!("{:x}", asker.node_id);
+                        tracing::warn!(from, broker_id, error = %improper, "what a member asked for was refused");
+                    }
+                    Response::Failure(senseless(&improper))
+                }
+            };
+            let answer = RaftResponse { response: Some(answer) };
             send_within(send, &answer, UNREAD, "an answer").await?;
         }
         drop(send.finish());
@@ -165,6 +183,27 @@ impl RaftServer {
         }
     }
 
+    fn check(&self, asker: &Asker, request: &RaftRequest) -> Result<(), Improper> {
+        let metrics = self.node.raft.metrics();
+        let now = metrics.borrow();
+        let led = *self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        let standing = Standing {
+            node_id: self.links.node_id(),
+            membership: now.membership_config.membership(),
+            state: now.state,
+            acknowledged_ms: now.millis_since_quorum_ack,
+            led_ms: led.map(|led| u64::try_from(led.elapsed().as_millis()).unwrap_or(u64::MAX)),
+        };
+        asker.check(request, standing.members(KNOWS_MEMBERS_MS))
+    }
+
+    /// Something of this leader was taken.
+    fn led_by(&self, node_id: u64) {
+        if self.node.membership().get_node(&node_id).is_some() {
+            *self.led.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+    }
+
     async fn answer(&self, request: RaftRequest, asker: Asker) -> Response {
         let patience = match request.timeout_ms {
             0 => LONGEST,
@@ -172,11 +211,8 @@ impl RaftServer {
         };
         let deadline = Instant::now() + patience;
         let answered = match request.request {
-            Some(asked) if !asker.may_say(&asked) => {
-                Err(senseless(&Malformed("a member speaks for itself alone".to_owned())))
-            }
             Some(Request::Heartbeat(heartbeat)) => Ok(Response::Heard(self.hearing.hear(&self.node, &heartbeat))),
-            Some(Request::Append(asked)) => self.append(asked).await,
+            Some(Request::Append(asked)) => self.append(asked, asker.node_id).await,
             Some(Request::AskVote(asked)) => match message::ask_vote(&asked) {
                 Ok(asked) => match self.node.raft.vote(asked).await {
                     Ok(voted) => Ok(Response::Voted(message::voted_message(&voted))),
@@ -188,11 +224,6 @@ impl RaftServer {
                 Ok(asked) => self.take_part(asked).await,
                 Err(error) => Err(senseless(&error)),
             },
-            // Whoever leads says so itself.
-            Some(Request::Propose(RaftPropose {
-                command: Some(Command { command: Some(CommandKind::BecomeController(_)), .. }),
-                ..
-            })) => Err(senseless(&Malformed("only a leader takes the controller's office, and by itself".to_owned()))),
             Some(Request::Propose(RaftPropose { command: Some(command), urgent })) => {
                 self.do_as_leader(Asked::Propose { command, urgent }, deadline).await
             }
@@ -211,9 +242,12 @@ impl RaftServer {
         answered.unwrap_or_else(Response::Failure)
     }
 
-    async fn append(&self, asked: super::super::command::RaftAppend) -> Result<Response, RaftFailure> {
+    async fn append(&self, asked: super::super::command::RaftAppend, leader: u64) -> Result<Response, RaftFailure> {
         let asked = message::append(asked).map_err(|error| senseless(&error))?;
         let appended = self.node.raft.append_entries(asked).await.map_err(|error| ended(&error))?;
+        if !matches!(appended, AppendEntriesResponse::HigherVote(_)) {
+            self.led_by(leader);
+        }
         Ok(Response::Appended(message::appended_message(&appended)))
     }
 
@@ -275,36 +309,6 @@ impl RaftServer {
     }
 }
 
-/// Who asks.
-#[derive(Debug, Clone, Copy)]
-struct Asker {
-    node_id: u64,
-    /// Whose certificate was shown, where certificates say that.
-    broker_id: Option<i32>,
-}
-
-impl Asker {
-    fn is(&self, broker_id: i32) -> bool {
-        self.broker_id.is_none_or(|shown| shown == broker_id)
-    }
-
-    /// Whether a request says of nobody else that it leads, asks for votes, starts, or is there.
-    fn may_say(&self, request: &Request) -> bool {
-        let is_own = |vote: &Option<RaftVote>| vote.as_ref().is_none_or(|vote| vote.node_id == self.node_id);
-        match request {
-            Request::Append(asked) => is_own(&asked.vote),
-            Request::AskVote(asked) => is_own(&asked.vote),
-            Request::SnapshotPart(asked) => is_own(&asked.vote),
-            Request::Heartbeat(heartbeat) => self.is(heartbeat.broker_id),
-            Request::Propose(RaftPropose {
-                command: Some(Command { command: Some(CommandKind::RegisterBroker(register)), .. }),
-                ..
-            }) => self.is(register.broker_id),
-            _ => true,
-        }
-    }
-}
-
 /// Ends a stream that was served.
 fn end(mut send: quinn::SendStream, served: Result<(), StreamError>) {
     if let Err(error) = served {
@@ -318,6 +322,6 @@ fn ended(error: &dyn std::error::Error) -> RaftFailure {
     RaftFailure { kind: Kind::Ended.into(), message: error.to_string(), ..RaftFailure::default() }
 }
 
-fn senseless(error: &Malformed) -> RaftFailure {
+fn senseless(error: &dyn std::error::Error) -> RaftFailure {
     RaftFailure { kind: Kind::UnknownRequest.into(), message: error.to_string(), ..RaftFailure::default() }
 }
