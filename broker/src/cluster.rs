@@ -14,7 +14,7 @@ use crate::error::StartError;
 use crate::metadata::journal::JOURNAL_FILE;
 pub use crate::metadata::raft::recover::Recovered;
 use crate::metadata::raft::{Founding, Store, new_node_id};
-use crate::peer::Peers;
+use crate::peer::{Met, Peers};
 use crate::start::{configured, new_id};
 use crate::tls;
 use headwater_storage::{DataDir, Files, NewIdentity, OsFiles, files};
@@ -181,8 +181,14 @@ async fn ask(peers: &Peers, config: &BrokerConfig) -> Result<String, StartError>
     let mut last = "nobody but this broker is named".to_owned();
     loop {
         for server in config.quorum_servers().iter().filter(|server| **server != own) {
-            match peers.cluster_at(server, deadline.min(Instant::now() + ASK_ONE)).await {
-                Ok(cluster_id) => return Ok(cluster_id),
+            match peers.who_is_at(server, deadline.min(Instant::now() + ASK_ONE)).await {
+                Ok(Met { broker_id, is_alone: true, .. }) => {
+                    return Err(StartError::Quorum(format!(
+                        "broker {broker_id} at {server} is a cluster by itself and takes nobody in: set \
+                         controller.quorum.bootstrap.servers in its configuration too, start it again, and then join"
+                    )));
+                }
+                Ok(Met { cluster_id, .. }) => return Ok(cluster_id),
                 Err(error) => last = error,
             }
         }

@@ -14,14 +14,17 @@
 //! [`Principal::require_broker`]: crate::tls::principal::Principal::require_broker
 
 use crate::config::BrokerConfig;
+use crate::metadata::raft::new_node_id;
 use crate::quic;
 use crate::stream::{Frames, StreamError, send_within};
 use crate::tls::live::Live;
 use crate::tls::principal::{Holder, Principal, Stranger};
 use headwater_proto::limits::{ALPN, MAX_OPEN_FRAME_BYTES, PROTOCOL_VERSION};
 use headwater_proto::wire::{
-    self, CallResponse, ConnectionRole, Hello, HelloResponse, Open, call, call_response::Response, open,
+    self, CallResponse, ConnectionRole, Hello, HelloResponse, Open, OpenRaft, RaftOpened, call,
+    call_response::Response, open,
 };
+use headwater_proto::{ErrorCode, ResetCode};
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ConnectionError, IdleTimeout, VarInt};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -58,6 +61,15 @@ impl std::fmt::Debug for Peers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Peers").field("live", &self.live).finish_non_exhaustive()
     }
+}
+
+/// A broker that was met at an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Met {
+    pub(crate) cluster_id: String,
+    pub(crate) broker_id: i32,
+    /// It is a cluster by itself, and takes nobody in.
+    pub(crate) is_alone: bool,
 }
 
 /// Why another broker was not reached.
@@ -154,7 +166,7 @@ impl Peers {
         let greeted = greeted.map_err(|_| unreachable(LATE.into())).and_then(|greeted| greeted);
         if greeted.is_err() {
             // Whoever is there has been told, or is not who was meant.
-            connection.close(headwater_proto::ResetCode::Done.number().into(), b"");
+            connection.close(ResetCode::Done.number().into(), b"");
         }
         greeted.map(|()| connection)
     }
@@ -191,21 +203,50 @@ impl Peers {
         Ok(client)
     }
 
-    /// Which cluster the broker at an address belongs to, by its own word; its certificate is one of ours.
-    pub(crate) async fn cluster_at(&self, address: &str, deadline: Instant) -> Result<String, String> {
+    /// Who is at an address, by its own word; its certificate is one of ours.
+    pub(crate) async fn who_is_at(&self, address: &str, deadline: Instant) -> Result<Met, String> {
         let client = self.client_config(None, quic::transport(&self.config)).map_err(|error| error.to_string())?;
+        let dialled = || dial(&self.endpoint, &client, HANDSHAKE_NAME, address, deadline);
+        let close = |connection: &quinn::Connection| connection.close(ResetCode::Done.number().into(), b"");
         let asking = async {
-            let connection = dial(&self.endpoint, &client, HANDSHAKE_NAME, address, deadline).await?;
+            let connection = dialled().await?;
             let answer = self.say_hello(&connection).await;
-            connection.close(headwater_proto::ResetCode::Done.number().into(), b"");
-            match answer.map_err(|error| error.to_string())? {
-                Some(Response::Hello(hello)) => Ok(hello.cluster_id),
-                Some(Response::Error(error)) => Err(error.message),
-                _ => Err("it answers hello with something else".to_owned()),
+            close(&connection);
+            let hello = match answer.map_err(|error| error.to_string())? {
+                Some(Response::Hello(hello)) => hello,
+                Some(Response::Error(error)) => return Err(error.message),
+                _ => return Err("it answers hello with something else".to_owned()),
+            };
+            // Members of a quorum have connections of their own.
+            let connection = dialled().await?;
+            let answer = self.say_raft_hello(&connection, &hello.cluster_id).await;
+            close(&connection);
+            let opened = answer.map_err(|error| error.to_string())?.ok_or("it does not answer")?;
+            let HelloResponse { cluster_id, broker_id, .. } = hello;
+            match opened.error {
+                Some(error) if opened.node_id == 0 && error.code == ErrorCode::InvalidRequest.number() => {
+                    Ok(Met { cluster_id, broker_id, is_alone: true })
+                }
+                Some(error) if opened.node_id == 0 => Err(error.message),
+                _ => Ok(Met { cluster_id, broker_id, is_alone: false }),
             }
         };
         let asked = timeout_at(deadline, asking).await.unwrap_or_else(|_| Err("no answer in time".to_owned()));
         asked.map_err(|why| format!("{address}: {why}"))
+    }
+
+    /// What whoever is there says to a new member of its quorum, which nothing is asked for.
+    async fn say_raft_hello(
+        &self,
+        connection: &quinn::Connection,
+        cluster_id: &str,
+    ) -> Result<Option<RaftOpened>, StreamError> {
+        let patience = Duration::from_millis(self.config.frame_timeout_ms);
+        let closed = |reason| StreamError::Read(quinn::ReadError::ConnectionLost(reason));
+        let (mut send, recv) = connection.open_bi().await.map_err(closed)?;
+        let hello = OpenRaft { cluster_id: cluster_id.to_owned(), from_node_id: new_node_id(), ..OpenRaft::default() };
+        send_within(&mut send, &Open { stream: Some(open::Stream::Raft(hello)) }, patience, "hello").await?;
+        Frames::<RaftOpened>::new(recv, MAX_OPEN_FRAME_BYTES, 0, patience).message().await
     }
 
     async fn say_hello(&self, connection: &quinn::Connection) -> Result<Option<Response>, StreamError> {

@@ -225,6 +225,11 @@ async fn a_broker_that_was_alone_becomes_the_first_of_several() {
     let client = harness::Client::connect(&broker).await;
     client.create_topic("before", 2, &[]).await;
     let cluster_id = broker.cluster_id().to_owned();
+    // Before that it takes nobody in: who joined it waited for ever.
+    let refused = within("a refusal", cluster::join(&nodes.config(1))).await.unwrap_err().to_string();
+    let what_to_do = "set controller.quorum.bootstrap.servers in its configuration too";
+    assert!(refused.contains("broker 1 at") && refused.contains(what_to_do), "{refused}");
+    assert!(!nodes.config(1).data_dir.join("meta.properties").exists(), "nothing was begun");
     assert!(within("shutdown", broker.shutdown()).await);
     nodes.start(0).await;
     nodes.join(1).await;
