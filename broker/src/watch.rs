@@ -18,6 +18,7 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, OptionFuture};
 use headwater_proto::wire::{self, BrokerNode, OpenWatch, PartitionLeader, TopicLeaders, WatchRequest, WatchUpdate};
 use headwater_proto::{ErrorCode, TopicId};
+use openraft::ServerState;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +32,7 @@ const BEATS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_
 const MAX_WATCHED_TOPICS: usize = 100_000;
 /// Partitions named in one frame: well below what a header may hold.
 const PARTITIONS_PER_FRAME: usize = 50_000;
-/// How long a leader of the metadata quorum may not have heard from a majority.
+/// How long a leader of the metadata quorum may not have heard from a majority, and who follows without a vote not from its leader.
 const OUT_OF_TOUCH_MS: u64 = 1_000;
 /// How long a broker may lack what others have in force.
 const BEHIND: Duration = Duration::from_secs(2);
@@ -112,7 +113,13 @@ pub(crate) fn is_in_touch(shared: &Shared) -> bool {
     let observed = node.observed(0);
     match observed.leads_in {
         Some(_) => observed.unheard_ms.is_some_and(|ms| ms < OUT_OF_TOUCH_MS),
-        None => node.metrics().borrow().current_leader.is_some(),
+        None => {
+            let is_led = || node.led_ms().is_some_and(|ms| ms < OUT_OF_TOUCH_MS);
+            let metrics = node.metrics();
+            let now = metrics.borrow();
+            // Whoever votes stands for election where it hears nothing; who only follows waits on.
+            now.current_leader.is_some() && (now.state != ServerState::Learner || is_led())
+        }
     }
 }
 

@@ -126,6 +126,26 @@ async fn a_majority_that_is_lost_is_told_and_stale_answers_go_on() {
     nodes.until(0, "broker 3 is fenced", |told| brokers_of(told, "fenced") == [3]).await;
 }
 
+/// It took whoever led last for its leader for ever, and clients that it was out of touch with stayed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_observer_that_hears_of_no_leader_any_more_says_so() {
+    let mut nodes = Nodes::of(3);
+    nodes.form(2).await;
+    nodes.join(2).await;
+    nodes.until(2, "it follows", |told| told.observers == [3] && brokers_of(told, "active").len() == 3).await;
+    nodes.kill(0);
+    nodes.kill(1);
+    let describe = Request::DescribeCluster(wire::DescribeCluster { stale: false });
+    let find = Request::FindCoordinator(wire::FindCoordinator::default());
+    for request in [describe, find] {
+        let refused = nodes.client(2).await.call(request).await;
+        let Response::Error(refused) = refused else { panic!("{refused:?}") };
+        assert_eq!(ErrorCode::from_number(refused.code), ErrorCode::OutOfTouch, "{refused:?}");
+    }
+    nodes.start_all(0..2).await;
+    nodes.until(2, "it follows again", |told| brokers_of(told, "active").len() == 3).await;
+}
+
 /// The member that it was voted for ever, and was counted in every majority: one more death was the end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_voter_whose_disk_was_emptied_votes_again_and_nobody_is_counted_who_is_gone() {

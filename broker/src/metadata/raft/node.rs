@@ -20,8 +20,8 @@ use openraft::network::RaftNetworkFactory;
 use openraft::raft::ClientWriteResponse;
 use openraft::{Config, EmptyNode, Raft, ServerState, SnapshotPolicy};
 use prost::Message;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
@@ -67,6 +67,8 @@ pub struct RaftNode {
     /// Whoever changes the members.
     pub(super) changing: Arc<Mutex<()>>,
     pub(super) links: Option<Links>,
+    /// When something was taken last of a leader that is a member.
+    led: Arc<std::sync::Mutex<Option<Instant>>>,
     /// Dropped by the last who has the member, which ends it. What looks after it by itself has none.
     _ends: Option<Arc<DropGuard>>,
 }
@@ -129,10 +131,10 @@ impl RaftNode {
         let raft = raft.map_err(|_| MetadataError::TimedOut)?;
         let raft = raft.map_err(|error| MetadataError::Stopped(error.to_string()))?;
         let (turn, changing) = (Arc::default(), Arc::default());
-        let (alone, aside) = (Arc::default(), Arc::default());
+        let (alone, aside, led) = (Arc::default(), Arc::default(), Arc::default());
         let ended = CancellationToken::new();
         let ends = Some(Arc::new(ended.clone().drop_guard()));
-        let node = RaftNode { raft, store, applied, turn, alone, aside, changing, links, _ends: ends };
+        let node = RaftNode { raft, store, applied, turn, alone, aside, changing, links, led, _ends: ends };
         if is_only_voter {
             if let Err(error) = node.lead(deadline).await {
                 // Where it hangs, it goes on hanging without anybody who waits.
@@ -144,6 +146,19 @@ impl RaftNode {
         }
         tokio::spawn(RaftNode { _ends: None, ..node.clone() }.look_after(ended));
         Ok(node)
+    }
+
+    /// Something of this leader was taken.
+    pub(super) fn led_by(&self, node_id: u64) {
+        if self.membership().get_node(&node_id).is_some() {
+            *self.led.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        }
+    }
+
+    /// How long ago something was taken of a leader that is a member; `None`: never since the start.
+    pub(crate) fn led_ms(&self) -> Option<u64> {
+        let led = *self.led.lock().unwrap_or_else(PoisonError::into_inner);
+        led.map(|led| u64::try_from(led.elapsed().as_millis()).unwrap_or(u64::MAX))
     }
 
     /// The only voter needs to wait for nobody.

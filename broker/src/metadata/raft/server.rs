@@ -24,7 +24,6 @@ use headwater_proto::limits::{MAX_OPEN_FRAME_BYTES, MAX_RAFT_FRAME_BYTES};
 use headwater_proto::wire::{self, Open, OpenRaft, RaftOpened, open};
 use openraft::error::{InstallSnapshotError, RaftError};
 use openraft::raft::AppendEntriesResponse;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
@@ -46,8 +45,6 @@ pub struct RaftServer {
     node: RaftNode,
     links: Links,
     hearing: Hearing,
-    /// When something was taken last of a leader that is a member.
-    led: Arc<Mutex<Option<Instant>>>,
 }
 
 /// The first stream of a connection, which told whose it is.
@@ -60,7 +57,7 @@ pub(crate) struct FirstStream {
 impl RaftServer {
     /// Answers for this member, which uses these connections itself.
     pub fn new(node: RaftNode, links: Links, hearing: Hearing) -> RaftServer {
-        RaftServer { node, links, hearing, led: Arc::default() }
+        RaftServer { node, links, hearing }
     }
 
     /// Serves the streams of a connection that is the quorum's alone, until it ends. To be run on the quorum's thread.
@@ -186,22 +183,14 @@ impl RaftServer {
     fn check(&self, asker: &Asker, request: &RaftRequest) -> Result<(), Improper> {
         let metrics = self.node.raft.metrics();
         let now = metrics.borrow();
-        let led = *self.led.lock().unwrap_or_else(PoisonError::into_inner);
         let standing = Standing {
             node_id: self.links.node_id(),
             membership: now.membership_config.membership(),
             state: now.state,
             acknowledged_ms: now.millis_since_quorum_ack,
-            led_ms: led.map(|led| u64::try_from(led.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            led_ms: self.node.led_ms(),
         };
         asker.check(request, standing.members(KNOWS_MEMBERS_MS))
-    }
-
-    /// Something of this leader was taken.
-    fn led_by(&self, node_id: u64) {
-        if self.node.membership().get_node(&node_id).is_some() {
-            *self.led.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
-        }
     }
 
     async fn answer(&self, request: RaftRequest, asker: Asker) -> Response {
@@ -246,7 +235,7 @@ impl RaftServer {
         let asked = message::append(asked).map_err(|error| senseless(&error))?;
         let appended = self.node.raft.append_entries(asked).await.map_err(|error| ended(&error))?;
         if !matches!(appended, AppendEntriesResponse::HigherVote(_)) {
-            self.led_by(leader);
+            self.node.led_by(leader);
         }
         Ok(Response::Appended(message::appended_message(&appended)))
     }
