@@ -10,7 +10,7 @@
 //! ([`super::super::state`]).
 
 use super::super::command::TopicPartition;
-use super::super::state::{BrokerState, MetadataState, Partition};
+use super::super::state::{BrokerState, MetadataState, Partition, RESTORED_LEVEL};
 use crate::rounds::Key;
 use headwater_proto::TopicId;
 use std::collections::BTreeMap;
@@ -143,7 +143,9 @@ impl Sessions {
             if !replicas.is_empty() {
                 decisions.push(Decision::FenceReplicas { broker_id, incarnation, replicas });
             }
-            let restored = heard.filter(|_| broker.state == BrokerState::Active);
+            // Before, the broker's next start gives them back.
+            let may_restore = state.feature_level() >= RESTORED_LEVEL && broker.state == BrokerState::Active;
+            let restored = heard.filter(|_| may_restore);
             let restored = restored.map_or(&[][..], |heard| &heard.says.restored).iter();
             let replicas: Vec<_> = restored.filter(|it| is_fenced(state, broker_id, it)).cloned().collect();
             if !replicas.is_empty() {
@@ -185,9 +187,10 @@ fn partition_of<'a>(state: &'a MetadataState, replica: &TopicPartition) -> Optio
 #[cfg(test)]
 mod tests {
     use super::super::super::command::{
-        BecomeController, Command, CreateTopic, DrainBroker, FenceReplicas, RegisterBroker, Replicas, RestoreReplicas,
-        UnfenceBroker, command::Command as Kind,
+        BecomeController, Command, CreateTopic, DrainBroker, FenceReplicas, RaiseFeatureLevel, RegisterBroker,
+        Replicas, RestoreReplicas, UnfenceBroker, command::Command as Kind,
     };
+    use super::super::super::state::FEATURE_LEVEL;
     use super::*;
 
     fn start(n: u128) -> Uuid {
@@ -200,10 +203,9 @@ mod tests {
 
     fn register(state: &mut MetadataState, broker_id: i32, boots: u64) {
         let incarnation = start(u128::from(boots)).as_bytes().to_vec().into();
-        apply(
-            state,
-            Kind::RegisterBroker(RegisterBroker { broker_id, incarnation, boots, ..RegisterBroker::default() }),
-        );
+        let feature_level = FEATURE_LEVEL;
+        let register = RegisterBroker { broker_id, incarnation, boots, feature_level, ..RegisterBroker::default() };
+        apply(state, Kind::RegisterBroker(register));
     }
 
     fn unfence(state: &mut MetadataState, broker_id: i32) {
@@ -361,6 +363,8 @@ mod tests {
         let restored = vec![replica(0), replica(1)];
         sessions.hear(200, 2, start(1), Says { restored, ..ready() }, &state);
         let restore = Decision::RestoreReplicas { broker_id: 2, incarnation: start(1), replicas: vec![replica(0)] };
+        assert_eq!(sessions.decide(200, &state), [], "an older broker of the cluster would not understand it");
+        apply(&mut state, Kind::RaiseFeatureLevel(RaiseFeatureLevel { level: FEATURE_LEVEL }));
         assert_eq!(sessions.decide(200, &state), [restore]);
         let incarnation = start(1).as_bytes().to_vec().into();
         let restored = Kind::RestoreReplicas(RestoreReplicas { broker_id: 2, incarnation, replicas: vec![replica(0)] });

@@ -133,8 +133,15 @@ impl Cluster {
     }
 
     pub(super) fn restore_replica(&mut self, broker_id: i32) {
+        // Whichever it is otherwise.
+        let level = std::mem::replace(&mut self.state.feature_level, RESTORED_LEVEL);
+        self.run(self.restored(broker_id));
+        self.state.feature_level = level;
+    }
+
+    fn restored(&self, broker_id: i32) -> Kind {
         let incarnation = self.incarnation(broker_id);
-        self.run(Kind::RestoreReplicas(command::RestoreReplicas { broker_id, incarnation, replicas: named(0) }));
+        Kind::RestoreReplicas(command::RestoreReplicas { broker_id, incarnation, replicas: named(0) })
     }
 
     fn elect_uncleanly(&mut self) {
@@ -584,6 +591,8 @@ fn a_broker_is_to_keep_nothing_until_that_is_taken_back() {
     let mut cluster = Cluster::new(1);
     let empty = |broker_id, is_emptied| Kind::EmptyBroker(command::EmptyBroker { broker_id, is_emptied });
     assert!(matches!(cluster.refused(empty(1, true)), Refusal::AboveFeatureLevel { needed: 3, level: 1, .. }));
+    let restored = cluster.restored(1);
+    assert!(matches!(cluster.refused(restored), Refusal::AboveFeatureLevel { needed: 3, level: 1, .. }));
     cluster.start_with(1, |register| register.feature_level = 3);
     cluster.run(Kind::RaiseFeatureLevel(command::RaiseFeatureLevel { level: 3 }));
     assert_eq!(cluster.refused(empty(9, true)), Refusal::UnknownBroker(9));

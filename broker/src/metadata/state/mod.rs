@@ -24,8 +24,8 @@ mod snapshot;
 mod topics;
 
 pub use brokers::{Broker, BrokerState};
-pub(crate) use levels::EMPTIED_LEVEL;
 pub use levels::FEATURE_LEVEL;
+pub(crate) use levels::{EMPTIED_LEVEL, RESTORED_LEVEL};
 pub use partitions::{NO_LEADER, Partition};
 pub use snapshot::InvalidSnapshot;
 

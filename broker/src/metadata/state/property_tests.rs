@@ -52,6 +52,7 @@ fn command_of(state: &MetadataState, draw: &Draw, step: usize) -> command::Comma
                 directory_id: if fault == 2 { "another" } else { "disk" }.into(),
                 lost: if fault == 3 { named } else { Vec::new() },
                 replaces: known.filter(|_| number > 1).map_or(0, |known| known.epoch),
+                feature_level: FEATURE_LEVEL,
                 ..command::RegisterBroker::default()
             })
         }
@@ -64,7 +65,11 @@ fn command_of(state: &MetadataState, draw: &Draw, step: usize) -> command::Comma
         6 => Kind::RemoveBroker(command::RemoveBroker { broker_id }),
         7 => Kind::AlterTopic(command::AlterTopic { topic_id: TOPIC.to_wire(), config }),
         8 if number == 0 => Kind::DeleteTopic(command::DeleteTopic { topic_id: TOPIC.to_wire() }),
-        9 => Kind::RegisterBroker(command::RegisterBroker { boots: 0, ..registration(broker_id, 99) }),
+        9 => Kind::RegisterBroker(command::RegisterBroker {
+            boots: 0,
+            feature_level: FEATURE_LEVEL,
+            ..registration(broker_id, 99)
+        }),
         10 => Kind::AddPartitions(command::AddPartitions {
             topic_id: TOPIC.to_wire(),
             from: state.topic_by_id(&TOPIC).map_or(0, |topic| topic.partitions.len() as u32),
@@ -200,6 +205,7 @@ fn any_commands_of_a_cluster_keep_what_must_hold() {
     let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(256) });
     let ran = runner.run(&draws, |(draws, cut)| {
         let mut cluster = Cluster::new(4);
+        cluster.state.feature_level = FEATURE_LEVEL;
         cluster.run(create_topic(&[&[1, 2, 3], &[2, 3, 4], &[4]], MIN_2));
         let mut copy = cluster.state.clone();
         let mut leaderships = Leaderships::new();
