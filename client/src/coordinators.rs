@@ -69,6 +69,7 @@ impl Coordinators {
     ) -> Result<Option<Response>, Error> {
         let deadline = Deadline::within(self.connections.config.request_timeout);
         let mut backoff = Backoff::new(&self.connections.config);
+        let mut cut_off = None;
         loop {
             let error = match self.find(group, deadline).await {
                 Err(error) => error,
@@ -92,6 +93,7 @@ impl Coordinators {
                     error
                 }
             };
+            let error = most_telling(&mut cut_off, error);
             if !error.retryable() || deadline.passed() {
                 return Err(error);
             }
@@ -106,6 +108,7 @@ impl Coordinators {
         let mut backoff = Backoff::new(&self.connections.config);
         // By the partition of the offsets topic: whoever has it by now lists its groups.
         let mut listed: HashMap<u32, Vec<wire::GroupListing>> = HashMap::new();
+        let mut cut_off = None;
         loop {
             let error = match self.ask("", None, deadline).await {
                 Err(error) => error,
@@ -118,6 +121,7 @@ impl Coordinators {
                     Some(error) => error,
                 },
             };
+            let error = most_telling(&mut cut_off, error);
             if !error.retryable() || deadline.passed() {
                 return Err(error);
             }
@@ -330,6 +334,15 @@ impl Coordinators {
         self.connections.learn_brokers(&brokers.collect::<Vec<_>>());
         Ok(found.coordinators)
     }
+}
+
+/// What is told of an attempt that failed. What a broker said that is cut off from the others (`cut_off`, once one has) tells more than that
+/// none of the others is reached.
+fn most_telling(cut_off: &mut Option<Error>, error: Error) -> Error {
+    if error.code() == Some(ErrorCode::OutOfTouch) {
+        *cut_off = Some(error.clone());
+    }
+    cut_off.clone().filter(|_| error.code().is_none() && error.retryable()).unwrap_or(error)
 }
 
 /// What is told of a coordinator that another one has followed.

@@ -92,6 +92,27 @@ async fn a_broker_that_answers_and_is_cut_off_from_the_others_is_left_for_anothe
     assert_eq!((commits(&first).len(), commits(&second).len()), (0, 1));
 }
 
+/// The others do not answer: that was all that was told.
+#[tokio::test]
+async fn what_a_broker_said_that_is_cut_off_is_told_where_no_other_answers() {
+    let (peer, silent) = (Peer::start(1).await, std::net::UdpSocket::bind("127.0.0.1:0").unwrap());
+    let config = ClientConfig {
+        bootstrap: vec![peer.address(), silent.local_addr().unwrap().to_string()],
+        request_timeout: Duration::from_secs(1),
+        ..peer.config()
+    };
+    let client = within("connect", Client::connect(config)).await.unwrap();
+    peer.lose_touch();
+    let (listing, resetting) = (client.admin(), client.admin());
+    let described = async { resetting.describe_group("billing").await.map(drop) };
+    let (listed, described) =
+        within("both", async { tokio::join!(async { listing.list_groups().await.map(drop) }, described) }).await;
+    for refused in [listed, described] {
+        let error = refused.unwrap_err();
+        assert_eq!(error.code(), Some(ErrorCode::OutOfTouch), "{error}");
+    }
+}
+
 /// Its connection lives, and nothing else of it does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_coordinator_that_is_silent_is_left_once_another_one_is_named() {
