@@ -155,7 +155,7 @@ impl Leaders {
         let topic = self.metadata.topic(name).await?;
         match topic.leader(highest) {
             Some(_) => Ok(topic),
-            None => self.metadata.newer_than(name, Some(topic.at)).await,
+            None => self.metadata.with_partition(name, highest, Some(topic.at)).await,
         }
     }
 

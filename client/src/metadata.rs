@@ -65,6 +65,8 @@ pub(crate) struct Metadata {
     coordinators: Coordinators,
     /// A thousand partitions with the same doubt ask once.
     lookups: Lookups<Arc<TopicInfo>, Error>,
+    /// Those that ask for what is in force, whoever is asked.
+    confirming: Lookups<Arc<TopicInfo>, Error>,
     runtime: Handle,
     /// The task that hears of new leaders, once somebody wants to know.
     watching: OnceLock<AbortOnDropHandle<()>>,
@@ -212,8 +214,9 @@ impl Metadata {
     pub(crate) fn new(connections: Arc<Connections>) -> Metadata {
         let coordinators = Coordinators::new(connections.clone());
         let knowledge = Arc::new(Knowledge { connections, topics: Mutex::default(), nudge: Nudge::default() });
-        let (lookups, runtime, watching) = (Lookups::new(), Handle::current(), OnceLock::new());
-        Metadata { knowledge, coordinators, lookups, runtime, watching }
+        let (lookups, confirming) = (Lookups::new(), Lookups::new());
+        let (runtime, watching) = (Handle::current(), OnceLock::new());
+        Metadata { knowledge, coordinators, lookups, confirming, runtime, watching }
     }
 
     /// Who coordinates groups.
@@ -300,17 +303,39 @@ impl Metadata {
             let topics = lock(&self.knowledge.topics);
             doubted.max(topics.changed).max(topics.doubted.get(topic).copied())
         };
-        let ask = || ask(self.knowledge.clone(), Arc::clone(&name));
+        let ask = || ask(self.knowledge.clone(), Arc::clone(&name), false);
         self.lookups.join(&name, doubted, ask).await
+    }
+
+    /// As [`Metadata::newer_than`], of a topic that is to have this partition. Others may have heard that it was added: that there is none is
+    /// the word of a broker that knows what is in force.
+    pub(crate) async fn with_partition(
+        &self,
+        topic: &str,
+        partition: u32,
+        doubted: Option<Instant>,
+    ) -> Result<Arc<TopicInfo>, Error> {
+        let info = self.newer_than(topic, doubted).await?;
+        match info.leader(partition) {
+            Some(_) => Ok(info),
+            None => self.confirmed(&info).await,
+        }
+    }
+
+    /// A topic as it is in force, where what is known of it may be of the past.
+    pub(crate) async fn confirmed(&self, known: &TopicInfo) -> Result<Arc<TopicInfo>, Error> {
+        let name = &known.name;
+        let ask = || ask(self.knowledge.clone(), Arc::clone(name), true);
+        self.confirming.join(name, Some(known.at), ask).await
     }
 }
 
-/// Asks a broker, and remembers what it says.
-async fn ask(knowledge: Arc<Knowledge>, name: Arc<str>) -> Result<Arc<TopicInfo>, Error> {
+/// Asks a broker, and remembers what it says. `confirmed`: what is in force when it is asked, be it known there or not.
+async fn ask(knowledge: Arc<Knowledge>, name: Arc<str>, confirmed: bool) -> Result<Arc<TopicInfo>, Error> {
     let deadline = Deadline::within(BEHIND);
     let (at, answer) = loop {
         let at = Instant::now();
-        let request = wire::Metadata { topics: vec![name.to_string()], ..wire::Metadata::default() };
+        let request = wire::Metadata { topics: vec![name.to_string()], confirmed, ..wire::Metadata::default() };
         let answer = match knowledge.connections.ask("metadata", call::Request::Metadata(request)).await? {
             (broker_id, Response::Metadata(answer)) => {
                 let version = lock(&knowledge.topics).version;

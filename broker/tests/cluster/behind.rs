@@ -228,6 +228,18 @@ async fn what_was_decided_and_is_not_known_yet_is_waited_for_and_never_refused_f
     refused.push(("a topic by name", known(&behind, "later").await));
     refused.push(("the end of a log", end_of(&behind, "later", second).await));
     refused.push(("records to be deleted", delete_records(&behind, "later", second).await));
+    // A partition that was added is as new as a topic.
+    let added = wire::AddPartitions { name: "there".into(), partitions: 4 };
+    let added = told.call(Request::AddPartitions(added)).await;
+    assert!(matches!(added, Response::Done(_)), "{added:?}");
+    let (_, opened) = behind.produce(open_produce(&there, 3)).await;
+    refused.push(("a partition to write to", opened.error));
+    let (_, opened) = behind.fetch(open_fetch(&there, 3, 0)).await;
+    refused.push(("a partition to read from", opened.error));
+    refused.push(("the end of a partition", end_of(&behind, "there", 3).await));
+    let confirmed = wire::Metadata { topics: vec!["there".into()], confirmed: true, ..wire::Metadata::default() };
+    let Response::Error(error) = behind.call(Request::Metadata(confirmed)).await else { panic!("it is not known") };
+    assert!(error.retryable, "{error:?}");
     for (what, error) in refused {
         let error = error.unwrap_or_else(|| panic!("{what}: it is not known there"));
         assert!(error.retryable, "{what}: {error:?}");

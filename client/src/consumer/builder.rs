@@ -242,12 +242,13 @@ impl ConsumerBuilder {
             let mut infos: BTreeMap<Arc<str>, Arc<TopicInfo>> = BTreeMap::new();
             let mut partitions = Vec::new();
             for at in &self.assign {
-                let info = match infos.get(&at.topic) {
-                    Some(info) => info,
+                let info = match infos.get(&at.topic).filter(|info| info.leader(at.partition).is_some()) {
+                    Some(info) => info.clone(),
                     None => {
-                        let info = self.metadata.newer_than(&at.topic, Some(begun)).await;
+                        let info = self.metadata.with_partition(&at.topic, at.partition, Some(begun)).await;
                         let info = info.map_err(|error| unknown_topic(error, &at.topic))?;
-                        infos.entry(at.topic.clone()).or_insert(info)
+                        infos.insert(at.topic.clone(), info.clone());
+                        info
                     }
                 };
                 if at.partition >= info.partition_count() {

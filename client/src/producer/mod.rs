@@ -141,7 +141,7 @@ impl Producer {
             Some(topic) => topic,
             None if shared.closed.is_cancelled() => return Err(ProduceError::Closed),
             None => {
-                learned = self.inner.topics.poll(&record.topic)?;
+                learned = self.inner.topics.poll(&record.topic, record.partition)?;
                 &learned
             }
         };
@@ -151,7 +151,7 @@ impl Producer {
             None if shared.closed.is_cancelled() => Err(ProduceError::Closed),
             None => {
                 self.inner.topics.retire(topic);
-                self.inner.topics.poll(&record.topic)?;
+                self.inner.topics.poll(&record.topic, record.partition)?;
                 Err(ProduceError::TopicPending { topic: record.topic.clone() })
             }
         }
@@ -280,7 +280,8 @@ impl Producer {
             return Err(ProduceError::Closed);
         }
         let known = self.inner.topics.known().get(&record.topic).map(|topic| topic.info.at);
-        self.inner.topics.look_up(&record.topic, known).await
+        let topics = &self.inner.topics;
+        topics.with_partition(topics.look_up(&record.topic, known), record.partition).await
     }
 
     /// Waits for `work`, but no longer than until `deadline`, which is set by the first wait for a record.

@@ -101,11 +101,27 @@ impl Topics {
         })
     }
 
+    /// What a look-up finds, of a topic that is to have this partition: that it has none, the broker that was asked may say because it has
+    /// not heard yet that it was added.
+    pub(crate) async fn with_partition(
+        self: &Arc<Self>,
+        lookup: TopicLookup,
+        partition: Option<u32>,
+    ) -> Result<Arc<Topic>, ProduceError> {
+        let topic = lookup.await?;
+        if partition.is_none_or(|partition| topic.info.leader(partition).is_some()) {
+            return Ok(topic);
+        }
+        let name = &topic.info.name;
+        self.shared.metadata.confirmed(&topic.info).await.map_err(|error| unknown(error, name))?;
+        self.look_up(name, Some(topic.info.at)).await
+    }
+
     /// The outcome of the look-up that an earlier call began.
     ///
     /// # Errors
     /// [`ProduceError::TopicPending`] while it goes on; where none was begun, one is.
-    pub(crate) fn poll(self: &Arc<Self>, name: &Arc<str>) -> Result<Arc<Topic>, ProduceError> {
+    pub(crate) fn poll(self: &Arc<Self>, name: &Arc<str>, partition: Option<u32>) -> Result<Arc<Topic>, ProduceError> {
         let mut polled = lock(&self.polled);
         // What was learned a while ago is no answer any more; neither do names pile up that nobody asks for again.
         polled.retain(|_, outcome| outcome.get().is_none_or(|(ended, _)| ended.elapsed() < OUTCOME_MAX_AGE));
@@ -118,10 +134,10 @@ impl Topics {
             Some(None) => {}
             None => {
                 let known = self.known().get(name).map(|topic| topic.info.at);
-                let (lookup, outcome) = (self.look_up(name, known), Arc::new(OnceLock::new()));
+                let (topics, lookup, outcome) = (self.clone(), self.look_up(name, known), Arc::new(OnceLock::new()));
                 polled.insert(name.clone(), outcome.clone());
                 self.runtime.spawn(async move {
-                    let learned = lookup.await;
+                    let learned = topics.with_partition(lookup, partition).await;
                     // Nobody else sets it.
                     drop(outcome.set((Instant::now(), learned)));
                 });

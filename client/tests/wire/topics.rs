@@ -4,7 +4,9 @@ use super::producer::{producer, record};
 use super::support::*;
 use bytes::Bytes;
 use futures::FutureExt;
-use headwater_client::{Client, ClientConfig, Delivery, ErrorCode, ProduceError, Producer, ProducerRecord};
+use headwater_client::{
+    Client, ClientConfig, Delivery, ErrorCode, OffsetAt, OffsetQuery, ProduceError, Producer, ProducerRecord,
+};
 use headwater_proto::wire::{self, call, call_response};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -33,22 +35,23 @@ async fn all_senders_to_an_unknown_topic_wait_for_one_answer_and_no_longer_than_
     assert_eq!(peer.metadata_asked(), 2, "once for each topic");
 }
 
+/// Tries again until it is told something else than to do so.
+async fn try_until_known(producer: &Producer, mut record: ProducerRecord) -> Result<Delivery, ProduceError> {
+    within("an outcome", async {
+        loop {
+            match producer.try_send(record) {
+                Err((back, ProduceError::TopicPending { .. })) => record = back,
+                Err((_, error)) => return Err(error),
+                Ok(delivery) => return Ok(delivery),
+            }
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+}
+
 #[tokio::test]
 async fn sending_without_waiting_asks_for_a_topic_and_works_once_it_is_known() {
-    /// Tries again until it is told something else than to do so.
-    async fn send(producer: &Producer, mut record: ProducerRecord) -> Result<Delivery, ProduceError> {
-        within("an outcome", async {
-            loop {
-                match producer.try_send(record) {
-                    Err((back, ProduceError::TopicPending { .. })) => record = back,
-                    Err((_, error)) => return Err(error),
-                    Ok(delivery) => return Ok(delivery),
-                }
-                tokio::task::yield_now().await;
-            }
-        })
-        .await
-    }
     let mut peer = Peer::start(1).await;
     let producer = producer(&peer, |b| b).await;
     peer.hold_metadata(true);
@@ -60,15 +63,15 @@ async fn sending_without_waiting_asks_for_a_topic_and_works_once_it_is_known() {
         assert!(matches!(error, ProduceError::TopicPending { .. }) && error.retryable(), "{error}");
     }
     peer.hold_metadata(false);
-    let delivery = send(&producer, record("patient")).await.unwrap();
+    let delivery = try_until_known(&producer, record("patient")).await.unwrap();
     assert_eq!(peer.metadata_asked(), 1);
     let (mut stream, _) = peer.produce(1 << 20).await;
     stream.append().await;
     stream.acknowledge(1, 7, false).await;
     assert_eq!(within("an acknowledgement", delivery).await.unwrap().offset, 7);
-    let error = send(&producer, ProducerRecord::new("nowhere", None)).await.unwrap_err();
+    let error = try_until_known(&producer, ProducerRecord::new("nowhere", None)).await.unwrap_err();
     assert!(matches!(error, ProduceError::UnknownTopic { .. }), "{error}");
-    let error = send(&producer, record("x").partition(9)).await.unwrap_err();
+    let error = try_until_known(&producer, record("x").partition(9)).await.unwrap_err();
     assert!(matches!(error, ProduceError::UnknownPartition { partition: 9, partitions: 1, .. }), "{error}");
 }
 
@@ -100,6 +103,38 @@ async fn what_was_learned_a_while_ago_is_no_answer_for_a_sender_that_comes_back(
     })
     .await;
     assert!(sent.is_ok(), "it is there by now: {sent:?}");
+}
+
+/// The broker that is asked has not heard of the partition yet: producers and readers were told for good that there is none.
+#[tokio::test]
+async fn a_partition_that_was_added_a_moment_ago_is_asked_for_before_it_is_called_unknown() {
+    let mut peer = Peer::start(1).await;
+    peer.answer(|request| match request {
+        call::Request::Metadata(asked) => Some(metadata(TOPIC_ID, if asked.confirmed { 2 } else { 1 })),
+        _ => None,
+    });
+    for waits in [true, false] {
+        let producer = producer(&peer, |b| b).await;
+        let delivery = match waits {
+            true => within("sent", producer.send(record("x").partition(1))).await.unwrap(),
+            false => try_until_known(&producer, record("x").partition(1)).await.unwrap(),
+        };
+        let (mut stream, open) = peer.produce(1 << 20).await;
+        assert_eq!(open.partition, 1);
+        stream.append().await;
+        stream.acknowledge(1, 7, false).await;
+        assert_eq!(within("an acknowledgement", delivery).await.unwrap().offset, 7);
+        let error = producer.send(record("x").partition(9)).await.unwrap_err();
+        assert!(matches!(error, ProduceError::UnknownPartition { partition: 9, partitions: 2, .. }), "{error}");
+    }
+    let client = peer.client().await;
+    let consumer = within("build", client.consumer().assign([(TOPIC, 0), (TOPIC, 1)]).build()).await.unwrap();
+    assert_eq!(fetches(&mut peer, 2).await.len(), 2);
+    drop(consumer);
+    let client = peer.client().await;
+    let query = OffsetQuery { topic: TOPIC.into(), partition: 1, at: OffsetAt::Latest };
+    let told = within("the end", client.admin().list_offsets(vec![query])).await.unwrap();
+    assert!(matches!(&told[..], [Ok(_)]), "{told:?}");
 }
 
 #[tokio::test]
