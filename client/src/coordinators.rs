@@ -5,7 +5,7 @@
 //!
 //! Owns: [`Coordinators`], what was learned last. Refuses: what is asked. Read next: `consumer/commit.rs`, `consumer/group.rs`.
 //!
-//! What must always hold: nobody goes back to the coordinator of an earlier epoch than was heard of.
+//! What must always hold: nobody goes back to the coordinator of an earlier epoch than is remembered.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
@@ -27,6 +27,8 @@ pub(crate) const SILENCE: Duration = Duration::from_secs(1);
 const ASK_ONE: Duration = Duration::from_secs(1);
 /// So long only one broker is asked who coordinates, then the next one too.
 const NEXT_ONE: Duration = Duration::from_millis(300);
+/// Most groups whose coordinators are remembered.
+const MOST_KNOWN: usize = 4_096;
 
 /// The broker that has a group, in the epoch in which it has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,17 +43,48 @@ struct Known {
     coordinator: Coordinator,
     /// It has turned out wrong, or did not answer.
     doubted: bool,
+    /// Counts up with what is learned.
+    learned: u64,
+}
+
+/// What is known of groups: of those that were heard of last.
+#[derive(Default)]
+struct Groups {
+    known: HashMap<String, Known>,
+    learned: u64,
+}
+
+impl Groups {
+    /// Somebody says who coordinates a group. Returns who does, as far as is known then.
+    fn note(&mut self, group: &str, said: Coordinator) -> Coordinator {
+        self.learned += 1;
+        let learned = self.learned;
+        if let Some(known) = self.known.get_mut(group) {
+            known.learned = learned;
+            if said.leader_epoch >= known.coordinator.leader_epoch {
+                (known.coordinator, known.doubted) = (said, false);
+            }
+            return known.coordinator;
+        }
+        if self.known.len() >= MOST_KNOWN {
+            let mut ages: Vec<u64> = self.known.values().map(|known| known.learned).collect();
+            let middle = *ages.select_nth_unstable(MOST_KNOWN / 2).1;
+            self.known.retain(|_, known| known.learned >= middle);
+        }
+        self.known.insert(group.to_owned(), Known { coordinator: said, doubted: false, learned });
+        said
+    }
 }
 
 /// Who coordinates which group.
 pub(crate) struct Coordinators {
     connections: Arc<Connections>,
-    known: Mutex<HashMap<String, Known>>,
+    groups: Mutex<Groups>,
 }
 
 impl Coordinators {
     pub(crate) fn new(connections: Arc<Connections>) -> Coordinators {
-        Coordinators { connections, known: Mutex::default() }
+        Coordinators { connections, groups: Mutex::default() }
     }
 
     /// One call to the group's coordinator, repeated with whoever has it then while that can help and cannot do harm, until the request's
@@ -173,8 +206,8 @@ impl Coordinators {
     /// # Errors
     /// When nobody says, or nobody coordinates it at the moment.
     pub(crate) async fn find(&self, group: &str, deadline: Deadline) -> Result<Coordinator, Error> {
-        let known = lock(&self.known).get(group).copied();
-        if let Some(Known { coordinator, doubted: false }) = known {
+        let known = lock(&self.groups).known.get(group).copied();
+        if let Some(Known { coordinator, doubted: false, .. }) = known {
             return Ok(coordinator);
         }
         let found = self.ask(group, None, deadline).await?;
@@ -247,20 +280,14 @@ impl Coordinators {
     }
 
     fn doubt(&self, group: &str, found: Coordinator) {
-        if let Some(known) = lock(&self.known).get_mut(group).filter(|known| known.coordinator == found) {
+        if let Some(known) = lock(&self.groups).known.get_mut(group).filter(|known| known.coordinator == found) {
             known.doubted = true;
         }
     }
 
     /// Somebody says who coordinates: that, or what was heard of a later epoch.
     fn note(&self, group: &str, broker_id: i32, leader_epoch: i32) -> Coordinator {
-        let said = Known { coordinator: Coordinator { broker_id, leader_epoch }, doubted: false };
-        let mut known = lock(&self.known);
-        let known = known.entry(group.to_owned()).or_insert(said);
-        if leader_epoch >= known.coordinator.leader_epoch {
-            *known = said;
-        }
-        known.coordinator
+        lock(&self.groups).note(group, Coordinator { broker_id, leader_epoch })
     }
 
     /// Asks who coordinates a group, or ("") all of them: one broker after the other, until one says it. `not`: who is not asked.
@@ -355,4 +382,23 @@ pub(crate) fn moved_away(found: Coordinator) -> Error {
 
 fn nobody(group: &str) -> Error {
     Error::refused(ErrorCode::NotCoordinator, format!("nobody coordinates {group} at the moment"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_coordinators_of_the_groups_that_were_heard_of_last_are_remembered() {
+        let (mut groups, first) = (Groups::default(), Coordinator { broker_id: 1, leader_epoch: 3 });
+        for number in 0..5 * MOST_KNOWN {
+            groups.note(&format!("g{number}"), first);
+            // A member of it lives on.
+            assert_eq!(groups.note("own", Coordinator { broker_id: 2, leader_epoch: 4 }).broker_id, 2);
+            assert!(groups.known.len() <= MOST_KNOWN);
+        }
+        let newest = format!("g{}", 5 * MOST_KNOWN - 1);
+        assert!(groups.known.contains_key(&newest) && !groups.known.contains_key("g0"));
+        assert_eq!(groups.note("own", first).broker_id, 2, "nobody goes back");
+    }
 }

@@ -132,6 +132,19 @@ impl Topics {
         }
     }
 
+    /// Something of this turned out wrong. Of a topic that is not known nothing is believed anyway.
+    fn doubt(&mut self, info: &TopicInfo) {
+        if self.known.contains_key(&info.name) {
+            self.doubted.insert(info.name.clone(), info.at);
+        }
+    }
+
+    /// There is no such topic any more.
+    fn gone(&mut self, name: &str) {
+        self.forget(name);
+        self.doubted.remove(name);
+    }
+
     fn forget(&mut self, name: &str) {
         if let Some(known) = self.known.remove(name) {
             self.names.remove(&known.id);
@@ -173,14 +186,14 @@ impl Knowledge {
             let name = topics.names.get(&id).cloned();
             if topic.deleted {
                 if let Some(name) = name.filter(|_| !is_behind) {
-                    topics.forget(&name);
+                    topics.gone(&name);
                 }
                 continue;
             }
             if let Some(known) = name.and_then(|name| topics.known.get(&name)).cloned()
                 && known.partition_count() < topic.partition_count
             {
-                topics.doubted.insert(known.name.clone(), known.at);
+                topics.doubt(&known);
             }
             let leader = |p: wire::PartitionLeader| {
                 (p.partition, PartitionInfo { leader: p.leader, leader_epoch: p.leader_epoch })
@@ -234,7 +247,7 @@ impl Metadata {
 
     /// Something of this has turned out wrong: whoever needs the topic next asks anew.
     pub(crate) fn doubt(&self, info: &TopicInfo) {
-        lock(&self.knowledge.topics).doubted.insert(info.name.clone(), info.at);
+        lock(&self.knowledge.topics).doubt(info);
     }
 
     /// What is known, or else the broker's word.
@@ -359,11 +372,11 @@ async fn ask(knowledge: Arc<Knowledge>, name: Arc<str>, confirmed: bool) -> Resu
     topics.version = topics.version.max(answer.version);
     let found = answer.topics.into_iter().find(|t| *t.name == *name);
     let found = found.ok_or_else(|| {
-        topics.forget(&name);
+        topics.gone(&name);
         Error::refused(ErrorCode::UnknownTopic, format!("there is no topic {name:?}"))
     })?;
     if let Some(error) = found.error {
-        topics.forget(&name);
+        topics.gone(&name);
         return Err(Error::Refused(error.into()));
     }
     let id =
@@ -409,5 +422,34 @@ pub(crate) fn unknown_topic(error: Error, topic: &Arc<str>) -> ConsumeError {
     match error.code() {
         Some(ErrorCode::UnknownTopic) => ConsumeError::UnknownTopic { topic: topic.clone() },
         _ => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_topics_that_are_gone_nothing_is_kept() {
+        let info = |number: u8| TopicInfo {
+            name: format!("t{number}").into(),
+            id: TopicId::from_bytes([number; 16]),
+            partitions: Vec::new(),
+            max_message_bytes: 0,
+            at: Instant::now(),
+        };
+        let mut topics = Topics::default();
+        for info in (0..100).map(info) {
+            let name = info.name.clone();
+            topics.names.insert(info.id, name.clone());
+            topics.known.insert(name.clone(), Arc::new(info));
+            let info = topics.known[&name].clone();
+            topics.doubt(&info);
+            assert_eq!(topics.doubted.len(), 1);
+            topics.gone(&name);
+            // Whoever reads it finds out later.
+            topics.doubt(&info);
+            assert!(topics.known.is_empty() && topics.names.is_empty() && topics.doubted.is_empty());
+        }
     }
 }
