@@ -86,7 +86,7 @@ async fn perform(shared: &Arc<Shared>, lookups: &Arc<Semaphore>, id: CommandId, 
         Some(Request::CancelMoves(request)) => moves::cancel(shared, request, id).await,
         Some(Request::ListMoves(request)) => moves::list(shared, &request).await,
         Some(Request::DescribeReplicas(request)) => moves::describe_replicas(shared, request),
-        Some(Request::ClusterHealth(_)) => health::health(shared).await,
+        Some(Request::ClusterHealth(request)) => health::health(shared, &request).await,
         Some(Request::UpgradeCluster(request)) => health::upgrade(shared, &request, id).await,
     }
 }
@@ -99,6 +99,7 @@ fn rests_on_the_quorum(request: &Request) -> bool {
         Request::DescribeTopic(request) => !request.stale,
         Request::DescribeCluster(request) => !request.stale,
         Request::ListMoves(request) => !request.stale,
+        Request::ClusterHealth(request) => !request.stale,
         Request::CreateTopic(_)
         | Request::AlterTopic(_)
         | Request::AddPartitions(_)
@@ -110,7 +111,6 @@ fn rests_on_the_quorum(request: &Request) -> bool {
         | Request::ElectLeaders(_)
         | Request::MovePartitions(_)
         | Request::CancelMoves(_)
-        | Request::ClusterHealth(_)
         | Request::UpgradeCluster(_) => true,
         // What is asked of this broker's data and groups, their leadership answers for.
         Request::Hello(_)

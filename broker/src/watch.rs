@@ -138,8 +138,7 @@ pub(crate) async fn out_of_touch(shared: &Shared) -> wire::Error {
         let now = Instant::now();
         since = if is_in_touch(shared) { None } else { since.or(Some(now)) };
         if since.is_some_and(|since| now.duration_since(since) >= BACK_IN_TOUCH) {
-            let why = format!("broker {} hears nothing of the metadata quorum", shared.broker_id());
-            return wire::Error::new(ErrorCode::OutOfTouch, why);
+            return wire::Error::new(ErrorCode::OutOfTouch, cluster_calls::health::out_of_touch(shared));
         }
         sleep_until(now + LOOK).await;
     }

@@ -24,6 +24,9 @@ pub(crate) enum ClusterCommand {
         /// Only whether this broker may be stopped.
         #[arg(value_name = "ID")]
         id: Option<i32>,
+        /// As far as the broker that is asked knows, which may be old; and how many voters answer it. Needs no majority of them.
+        #[arg(long)]
+        stale: bool,
     },
     /// Makes a new cluster: prepares the data folder of its first broker. Then start it with `headwater broker --config FILE`.
     ///

@@ -575,14 +575,14 @@ impl Connections {
         // All attempts are one command.
         let command_id = bytes::Bytes::copy_from_slice(&rand::random::<[u8; 16]>());
         // What a broker said that is cut off from the others: more than that none of the others is reached.
-        let mut cut_off = None;
+        let (mut cut_off, mut asked) = (None, BTreeSet::new());
         loop {
             let link = match self.control_by(deadline).await {
                 Ok(link) => link,
                 Err(error) => return Err(cut_off.filter(|_| error.retryable()).unwrap_or(error)),
             };
             let Some(request) = request() else { return Ok(None) };
-            let repeatable = repeatable(&request);
+            let (repeatable, is_a_look) = (repeatable(&request), is_a_look(&request));
             let answer = link.call_as(what, request, command_id.clone(), deadline);
             let answer = match repeatable {
                 // Another broker gives the answer too.
@@ -604,6 +604,10 @@ impl Connections {
             }
             self.refused(&link, &error);
             if error.code() == Some(ErrorCode::OutOfTouch) {
+                // It is asked again once no other one was reached, or was of more use.
+                if !asked.insert(link.broker_id) && is_a_look {
+                    return Err(error);
+                }
                 cut_off = Some(error.clone());
             }
             tracing::debug!(what, %error, "call fails, trying again");
@@ -783,6 +787,11 @@ impl Connections {
         // QUIC stays for three of its timeouts: for seconds after one broker stood still, or was not there.
         drop(timeout(GOODBYE, self.endpoint.wait_idle()).await);
     }
+}
+
+/// Whether somebody looks at how the cluster is: that it has lost its quorum is an answer, which is not waited for to change.
+fn is_a_look(request: &call::Request) -> bool {
+    matches!(request, call::Request::DescribeCluster(_) | call::Request::ClusterHealth(_) | call::Request::ListMoves(_))
 }
 
 /// Whether asking twice gives what asking once gives. Where it does not (the second answer to "create" is "exists"), an

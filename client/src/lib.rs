@@ -39,7 +39,8 @@ pub use admin::{
     AddingReplica, Admin, BrokerDescription, BrokerHealth, ClusterBroker, ClusterDescription, ClusterHealth,
     ClusterMetadata, CommittedOffset, ConfigEntry, CreatedTopic, ElectedLeader, FeatureLevels, GroupDescription,
     GroupListing, GroupOffset, LeaderlessPartition, MemberDescription, Moves, NewTopic, OffsetAnswer, OffsetAt,
-    OffsetQuery, PartitionDescription, PartitionMove, PartitionState, Reassignment, TopicDescription, TopicListing,
+    OffsetQuery, PartitionDescription, PartitionMove, PartitionState, QuorumHealth, Reassignment, TopicDescription,
+    TopicListing,
 };
 pub use config::{ClientConfig, ClientIdentity, ConfigError, IdentityFiles};
 pub use consumer::{

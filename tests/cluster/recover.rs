@@ -3,6 +3,40 @@
 use crate::development::Development;
 use crate::harness::{eventually, run};
 use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+
+/// A command was silent for half a minute, and then said that there was no answer.
+#[test]
+fn that_the_quorum_is_lost_is_told_soon_and_who_answers() {
+    let cluster = Development::up(3, &[]);
+    let well = cluster.object(&["cluster", "health"]);
+    assert_eq!((&well["may_stop"], &well["quorum"]["voters"]), (&json!([1, 2, 3]), &json!(3)));
+    cluster.kill(2);
+    cluster.kill(3);
+    for look in ["describe", "health"] {
+        // As soon as the broker that is left is sure of it.
+        let told = cluster.until("it is told", || {
+            let began = Instant::now();
+            let told = cluster.command(&["cluster", look]);
+            (!told.status.success()).then(|| (told.stderr, began.elapsed()))
+        });
+        let (told, took) = told;
+        assert!(took < Duration::from_secs(20), "{look}: {took:?}");
+        assert!(told.contains("of 3 voters only broker 1 answers it, and 2 have to"), "{look}: {told}");
+        assert!(told.contains(&format!("`headwater cluster {look} --stale`")), "{look}: {told}");
+    }
+    let lost = "the metadata quorum is lost: of 3 voters 1 (broker 1) answers, and 2 have to";
+    let stale = |args: &[&str]| {
+        let told = cluster.command(&[&["cluster", "health", "--stale"], args].concat());
+        assert_eq!(told.status.code(), Some(1), "{}", told.stderr);
+        told
+    };
+    assert_eq!(stale(&[]).lines(), [format!("NO broker may be stopped now: {lost}")]);
+    assert_eq!(stale(&["2"]).lines(), [format!("broker 2 may NOT be stopped now: {lost}")]);
+    let stale = stale(&["--json"]).object();
+    assert_eq!((&stale["may_stop"], &stale["quorum"]), (&json!([]), &json!({ "voters": 3, "answering": [1] })));
+    cluster.command(&["cluster", "describe", "--stale"]).ok();
+}
 
 #[test]
 fn a_cluster_goes_on_from_one_broker_by_hand_and_the_others_join_it_again() {

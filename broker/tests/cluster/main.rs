@@ -121,7 +121,11 @@ async fn a_majority_that_is_lost_is_told_and_stale_answers_go_on() {
         let refused = nodes.client(0).await.call(request).await;
         let Response::Error(refused) = refused else { panic!("{refused:?}") };
         assert_eq!((ErrorCode::from_number(refused.code), refused.retryable), (ErrorCode::OutOfTouch, true));
+        assert!(refused.message.contains("of 3 voters only broker 1 answers it, and 2 have to"), "{refused:?}");
     }
+    let health = Request::ClusterHealth(wire::ClusterHealth { stale: true });
+    let Response::ClusterHealth(told) = nodes.client(0).await.call(health).await else { panic!("it is stale") };
+    assert_eq!((told.brokers.len(), told.voters, told.answering), (3, 3, vec![1]));
     nodes.start(1).await;
     nodes.until(0, "broker 3 is fenced", |told| brokers_of(told, "fenced") == [3]).await;
 }

@@ -5,6 +5,7 @@ use headwater_client::{Admin, ClusterBroker, ClusterDescription, PartitionState}
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::look_failed;
 use super::moves::ids;
 use crate::args::Global;
 use crate::output::{plural, print, print_json, table};
@@ -17,7 +18,8 @@ type Partitions = BTreeMap<String, Vec<PartitionState>>;
 
 /// Runs the command.
 pub(super) async fn describe(global: &Global, admin: &Admin) -> Result<()> {
-    let told = admin.describe_cluster().await.context("cannot describe the cluster")?;
+    let told = admin.describe_cluster().await;
+    let told = told.map_err(|error| look_failed("cannot describe the cluster", "describe", error))?;
     if global.json {
         return print_json(&Description::from(&told));
     }

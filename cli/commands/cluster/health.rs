@@ -1,9 +1,11 @@
 //! `headwater cluster health | upgrade`: what the cluster bears, and what it may be told.
 
 use anyhow::{Context, Result, bail};
-use headwater_client::{Admin, BrokerHealth, ClusterHealth};
+use headwater_client::{Admin, BrokerHealth, ClusterHealth, QuorumHealth};
 use serde_json::json;
 
+use super::look_failed;
+use super::moves::ids;
 use crate::args::Global;
 use crate::output::{Told, complain, note, print, print_json, table};
 
@@ -12,23 +14,32 @@ const TOLD: usize = 10;
 
 /// `headwater cluster health`.
 pub(super) async fn health(global: &Global, admin: &Admin, id: Option<i32>) -> Result<()> {
-    let ClusterHealth { brokers: told, leaderless } =
-        admin.cluster_health().await.context("cannot ask for the cluster's health")?;
+    let told = admin.cluster_health().await;
+    let told = told.map_err(|error| look_failed("cannot ask for the cluster's health", "health", error))?;
+    let ClusterHealth { brokers: told, leaderless, quorum } = told;
     if let Some(id) = id.filter(|id| told.iter().all(|broker| broker.broker_id != *id)) {
         bail!("broker {id} is not registered");
     }
-    let (words, may) = line(&told, id);
+    let lost = quorum.as_ref().filter(|quorum| quorum.is_lost());
+    let (words, may) = match (lost.map(lost_why), id) {
+        (None, _) => line(&told, id),
+        (Some(why), None) => (format!("NO broker may be stopped now: {why}"), false),
+        (Some(why), Some(id)) => (format!("broker {id} may NOT be stopped now: {why}"), false),
+    };
     if global.json {
         let brokers = told.iter().filter(|broker| id.is_none_or(|id| broker.broker_id == id));
-        let may_stop: Vec<i32> = brokers.clone().filter(|it| it.why_not.is_none()).map(|it| it.broker_id).collect();
+        let why_not = |it: &BrokerHealth| lost.map(lost_why).or_else(|| it.why_not.clone());
+        let brokers = brokers.map(|it| (it.broker_id, why_not(it)));
+        let may_stop: Vec<i32> = brokers.clone().filter(|(_, why_not)| why_not.is_none()).map(|(id, _)| id).collect();
         let brokers: Vec<_> = brokers
-            .map(|it| json!({ "id": it.broker_id, "may_stop": it.why_not.is_none(), "why_not": it.why_not }))
+            .map(|(id, why_not)| json!({ "id": id, "may_stop": why_not.is_none(), "why_not": why_not }))
             .collect();
         let leaderless: Vec<_> = leaderless
             .iter()
             .map(|it| json!({ "topic": it.topic, "partition": it.partition, "advice": it.advice }))
             .collect();
-        print_json(&json!({ "may_stop": may_stop, "brokers": brokers, "leaderless": leaderless }))?;
+        let quorum = quorum.as_ref().map(|it| json!({ "voters": it.voters, "answering": it.answering }));
+        print_json(&json!({ "may_stop": may_stop, "brokers": brokers, "leaderless": leaderless, "quorum": quorum }))?;
     } else {
         print(format!("{words}\n"))?;
         for it in leaderless.iter().take(TOLD) {
@@ -39,6 +50,18 @@ pub(super) async fn health(global: &Global, admin: &Admin, id: Option<i32>) -> R
         }
     }
     if may { Ok(()) } else { Err(Told.into()) }
+}
+
+/// Why nobody may be stopped where the metadata quorum is lost.
+fn lost_why(quorum: &QuorumHealth) -> String {
+    let (answering, ids) = (quorum.answering.len(), ids(&quorum.answering));
+    let answer = match answering {
+        0 => "none".to_owned(),
+        1 => format!("1 (broker {ids})"),
+        _ => format!("{answering} (brokers {ids})"),
+    };
+    let (voters, majority) = (quorum.voters, quorum.majority());
+    format!("the metadata quorum is lost: of {voters} voters {answer} answers, and {majority} have to")
 }
 
 /// The line, and whether a broker may be stopped.
@@ -112,6 +135,10 @@ mod tests {
         assert_eq!(line(&one, None), ("broker 2 may be stopped now; not 1, as it leads".to_owned(), true));
         assert_eq!(line(&one, Some(1)), ("broker 1 may NOT be stopped now: it leads".to_owned(), false));
         assert_eq!(line(&one, Some(2)), ("broker 2 may be stopped now".to_owned(), true));
+        let quorum = |voters, answering: &[i32]| QuorumHealth { voters, answering: answering.to_vec() };
+        let lost = "the metadata quorum is lost: of 3 voters 1 (broker 2) answers, and 2 have to";
+        assert!(quorum(3, &[2]).is_lost() && !quorum(3, &[1, 2]).is_lost() && !quorum(1, &[1]).is_lost());
+        assert_eq!(lost_why(&quorum(3, &[2])), lost);
         let none = [broker(1, "it is alone")];
         assert_eq!(line(&none, None), ("NO broker may be stopped now: not 1, as it is alone".to_owned(), false));
     }

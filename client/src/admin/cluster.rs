@@ -105,6 +105,29 @@ pub struct ClusterHealth {
     pub brokers: Vec<BrokerHealth>,
     /// The partitions that nobody leads, or the first of very many.
     pub leaderless: Vec<LeaderlessPartition>,
+    /// Who votes on the metadata and answers; `None`: the broker that was asked does not say.
+    pub quorum: Option<QuorumHealth>,
+}
+
+/// Who votes on the metadata and answers the broker that was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuorumHealth {
+    /// How many vote.
+    pub voters: u32,
+    /// Those of them that answer, the broker itself among them if it votes.
+    pub answering: Vec<i32>,
+}
+
+impl QuorumHealth {
+    /// How many have to answer, so that anything can be decided.
+    pub fn majority(&self) -> u32 {
+        self.voters / 2 + 1
+    }
+
+    /// Whether too few answer.
+    pub fn is_lost(&self) -> bool {
+        self.answering.len() < self.majority() as usize
+    }
 }
 
 /// A partition that nobody leads.
@@ -359,7 +382,8 @@ impl Admin {
     /// # Errors
     /// When the broker cannot be asked, or has not heard from a majority.
     pub async fn cluster_health(&self) -> Result<ClusterHealth, Error> {
-        let answer = call!(self, "cluster health", ClusterHealth(wire::ClusterHealth {}) => ClusterHealth);
+        let answer =
+            call!(self, "cluster health", ClusterHealth(wire::ClusterHealth { stale: self.stale }) => ClusterHealth);
         let brokers = answer
             .brokers
             .into_iter()
@@ -368,7 +392,8 @@ impl Admin {
         let leaderless = answer.leaderless.into_iter();
         let leaderless =
             leaderless.map(|it| LeaderlessPartition { topic: it.topic, partition: it.partition, advice: it.advice });
-        Ok(ClusterHealth { brokers, leaderless: leaderless.collect() })
+        let quorum = (answer.voters > 0).then_some(QuorumHealth { voters: answer.voters, answering: answer.answering });
+        Ok(ClusterHealth { brokers, leaderless: leaderless.collect(), quorum })
     }
 
     /// Which commands the cluster may be given, and which its brokers can.

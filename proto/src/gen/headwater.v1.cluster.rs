@@ -172,7 +172,11 @@ pub struct ReplicaDescription {
 }
 /// Which broker may be stopped now without anything becoming unavailable.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
-pub struct ClusterHealth {}
+pub struct ClusterHealth {
+    /// As far as the broker knows, without asking anybody.
+    #[prost(bool, tag = "1")]
+    pub stale: bool,
+}
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ClusterHealthResponse {
     /// -1: nobody is in office.
@@ -182,6 +186,11 @@ pub struct ClusterHealthResponse {
     pub brokers: ::prost::alloc::vec::Vec<BrokerHealth>,
     #[prost(message, repeated, tag = "3")]
     pub leaderless: ::prost::alloc::vec::Vec<LeaderlessPartition>,
+    /// Who votes on the metadata, and which brokers of them have answered this one of late, itself among them. 0: it does not say.
+    #[prost(uint32, tag = "4")]
+    pub voters: u32,
+    #[prost(int32, repeated, tag = "5")]
+    pub answering: ::prost::alloc::vec::Vec<i32>,
 }
 /// A partition that nobody leads.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -236,7 +236,8 @@ impl RaftNode {
         Some(Members { voters: membership.get_joint_config().clone(), all, caught_up })
     }
 
-    fn answers(&self, node_id: u64, since: Instant) -> bool {
+    /// Whether another member has answered this one since then.
+    pub(crate) fn answers(&self, node_id: u64, since: Instant) -> bool {
         self.links.as_ref().is_some_and(|links| links.has_answered(node_id, since))
     }
 }
