@@ -82,7 +82,9 @@ impl OffsetsTopic {
             // The topic's name is always the same: whoever is asked first says where it lies.
             match this.keepers(state, now_ms().unsigned_abs()) {
                 Keepers::These(replicas) => Ok(Kind::CreateTopic(this.command(replicas)?).into()),
-                Keepers::NotYet { .. } => Err(MetadataError::InvalidReplicationFactor { asked, brokers }),
+                Keepers::NotYet { .. } => {
+                    Err(MetadataError::InvalidReplicationFactor { asked, brokers, emptied: Vec::new() })
+                }
             }
         };
         made(metadata.propose_with(decide).await.map(drop)).map(|()| None)

@@ -57,12 +57,14 @@ pub enum MetadataError {
     #[error("topic {0} belongs to the broker: it is not changed by hand")]
     Internal(String),
     /// More replicas than brokers.
-    #[error("a topic cannot have {asked} replicas: there {}", in_words(*brokers))]
+    #[error("a topic cannot have {asked} replicas: there {}", in_words(*brokers, emptied))]
     InvalidReplicationFactor {
         /// How many were asked for.
         asked: u32,
-        /// How many brokers are active.
+        /// How many brokers are active, and given partitions.
         brokers: usize,
+        /// Those that are active and to keep nothing.
+        emptied: Vec<i32>,
     },
     /// The journal did not take the command.
     #[error(transparent)]
@@ -182,10 +184,21 @@ impl From<&MetadataError> for wire::Error {
     }
 }
 
-fn in_words(brokers: usize) -> String {
-    match brokers {
+fn in_words(brokers: usize, emptied: &[i32]) -> String {
+    let there = match brokers {
         1 => "is only 1 active broker".to_owned(),
         _ => format!("are only {brokers} active brokers"),
+    };
+    let ids = |separator: &str| emptied.iter().map(i32::to_string).collect::<Vec<_>>().join(separator);
+    match emptied {
+        [] => there,
+        [id] => format!(
+            "{there} besides broker {id}, which is drained and is given nothing: `headwater cluster drain {id} --cancel` changes that"
+        ),
+        _ => format!(
+            "{there} besides brokers {}, which are drained and are given nothing: `headwater cluster drain ID --cancel` changes that",
+            ids(", ")
+        ),
     }
 }
 

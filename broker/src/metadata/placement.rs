@@ -7,7 +7,7 @@
 
 use super::command::Replicas;
 use super::handle::MetadataError;
-use super::state::{MetadataState, Partition, Topic};
+use super::state::{Broker, BrokerState, MetadataState, Partition, Topic};
 use crate::config::BrokerConfig;
 use std::collections::BTreeMap;
 
@@ -58,7 +58,7 @@ pub fn place(
     let mut candidates = candidates(state, topic);
     let (asked, brokers) = (replication_factor, candidates.len());
     if asked == 0 || asked as usize > brokers {
-        return Err(MetadataError::InvalidReplicationFactor { asked, brokers });
+        return Err(MetadataError::InvalidReplicationFactor { asked, brokers, emptied: emptied(state) });
     }
     let first = topic.map_or(0, |topic| topic.partitions.len() as u64);
     let placed = (first..first + u64::from(partitions)).map(|number| {
@@ -66,6 +66,12 @@ pub fn place(
         Replicas { brokers: chosen }
     });
     Ok(placed.collect())
+}
+
+/// The brokers that run and are to keep nothing.
+fn emptied(state: &MetadataState) -> Vec<i32> {
+    let are = |broker: &&Broker| broker.state == BrokerState::Active && broker.is_emptied;
+    state.brokers().filter(are).map(|broker| broker.id).collect()
 }
 
 fn candidates<'a>(state: &'a MetadataState, topic: Option<&Topic>) -> Vec<Candidate<'a>> {

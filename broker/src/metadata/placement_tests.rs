@@ -90,6 +90,10 @@ fn a_broker_that_is_to_keep_nothing_is_given_nothing() {
     }
     apply(Kind::RaiseFeatureLevel(command::RaiseFeatureLevel { level: 3 }));
     apply(Kind::EmptyBroker(command::EmptyBroker { broker_id: 2, is_emptied: true }));
+    let refused = place(&state, None, 1, 9, 0).expect_err("refused").to_string();
+    let why =
+        "besides broker 2, which is drained and is given nothing: `headwater cluster drain 2 --cancel` changes that";
+    assert!(refused.contains(why), "{refused}");
     assert_eq!(copies(&state, 0, &BrokerConfig::default()).replication_factor, 2);
     let placed = place(&state, None, 8, 2, 0).expect("placed");
     assert!(all(&placed).all(|broker| *broker != 2));
