@@ -226,6 +226,9 @@ fn tell(global: &Global, made: &Made) -> Result<()> {
     if global.json {
         return print_json(made);
     }
+    if global.quiet {
+        return Ok(());
+    }
     let Made { uri, certificate, key, hosts, not_after, .. } = made;
     let reached = if hosts.is_empty() { String::new() } else { format!(", good for {}", hosts.join(", ")) };
     let until = jiff::Timestamp::from_millisecond(*not_after)?;

@@ -44,6 +44,20 @@ fn mode(path: &Path) -> u32 {
 }
 
 #[test]
+fn whoever_asks_for_quiet_is_told_of_nothing_that_went_well() {
+    let cluster = Cluster::new();
+    for line in [
+        "broker --ca CA --id 7 --host a.example --out B7",
+        "client --ca CA --name alice --out A",
+        "ca --cluster b --out CB",
+    ] {
+        let made = cluster.cert(&format!("{line} -q")).ok();
+        assert_eq!((made.text(), made.stderr), (String::new(), String::new()), "{line}");
+    }
+    assert_eq!(cluster.read("B7/ca.pem"), cluster.read("CA/ca.pem"));
+}
+
+#[test]
 fn certificates_name_their_holders_and_keys_are_private() {
     let cluster = Cluster::new();
     let broker = cluster.made("broker --ca CA --id 7 --host a.example 192.0.2.1 --host b.example --out B7");
