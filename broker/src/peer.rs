@@ -72,6 +72,16 @@ pub(crate) struct Met {
     pub(crate) is_alone: bool,
 }
 
+/// A connection to another broker, past its hello.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct PeerConnection {
+    /// The connection.
+    pub connection: quinn::Connection,
+    /// So many streams the other side takes on it at once: whoever opens one more waits for another to end.
+    pub max_streams: u32,
+}
+
 /// Why another broker was not reached.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
@@ -142,12 +152,7 @@ impl Peers {
     ///
     /// # Errors
     /// [`PeerError`].
-    pub async fn connect(
-        &self,
-        broker_id: i32,
-        address: &str,
-        deadline: Instant,
-    ) -> Result<quinn::Connection, PeerError> {
+    pub async fn connect(&self, broker_id: i32, address: &str, deadline: Instant) -> Result<PeerConnection, PeerError> {
         let unreachable = |why: String| PeerError::Unreachable { broker_id, address: address.to_owned(), why };
         let expected = Expected::new(&self.live, Some(broker_id));
         let mut transport = quic::transport(&self.config);
@@ -168,7 +173,7 @@ impl Peers {
             // Whoever is there has been told, or is not who was meant.
             connection.close(ResetCode::Done.number().into(), b"");
         }
-        greeted.map(|()| connection)
+        greeted.map(|max_streams| PeerConnection { connection, max_streams })
     }
 
     /// No session is kept, so every connection shows certificates.
@@ -271,7 +276,8 @@ impl Peers {
         Ok(frames.message().await?.and_then(|answer| answer.response))
     }
 
-    async fn greet(&self, connection: &quinn::Connection, broker_id: i32, address: &str) -> Result<(), PeerError> {
+    /// Says hello. Returns how many streams the other side takes.
+    async fn greet(&self, connection: &quinn::Connection, broker_id: i32, address: &str) -> Result<u32, PeerError> {
         let unreachable = |why: &dyn std::fmt::Display| PeerError::Unreachable {
             broker_id,
             address: address.into(),
@@ -287,7 +293,7 @@ impl Peers {
         };
         let answer = self.say_hello(connection).await.map_err(|error| lost(&error))?;
         match answer {
-            Some(Response::Hello(HelloResponse { broker_id: id, .. })) if id == broker_id => Ok(()),
+            Some(Response::Hello(hello)) if hello.broker_id == broker_id => Ok(hello.max_streams),
             Some(Response::Hello(HelloResponse { broker_id: id, .. })) => Err(PeerError::Impostor {
                 broker_id,
                 address: address.to_owned(),

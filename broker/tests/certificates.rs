@@ -296,7 +296,8 @@ fn impostor(issued: &Issued) -> (quinn::Endpoint, SocketAddr) {
 }
 
 async fn connect(from: &Broker, id: i32, address: &SocketAddr) -> Result<quinn::Connection, PeerError> {
-    from.peers().connect(id, &address.to_string(), Instant::now() + DEADLINE).await
+    let connected = from.peers().connect(id, &address.to_string(), Instant::now() + DEADLINE).await;
+    connected.map(|it| it.connection)
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! How replicas reach other brokers, and the metadata.
 //!
-//! All partitions that follow the same broker share its connections: one, and another for each so many streams. Their credits sum to less
+//! All partitions that follow the same broker share its connections: one, and another for each so many streams as that broker takes on one. Their credits sum to less
 //! than QUIC's windows, as on a client's connection ([`crate::credit`]): a partition that is idle holds [`REPLICA_CREDIT`]'s least, and a busy one
 //! what the idle ones leave. Whoever dials dials for all; while a broker does not answer, nobody dials it more often than the pause
 //! between two attempts.
@@ -13,7 +13,7 @@ use crate::config::BrokerConfig;
 use crate::credit::{ConnectionCredit, CreditLimits, StreamCredit};
 use crate::metadata::MetadataHandle;
 use crate::metrics::Metrics;
-use crate::peer::{PeerError, Peers};
+use crate::peer::{PeerConnection, PeerError, Peers};
 use crate::quic::FETCH_CREDIT_BYTES;
 use headwater_proto::TopicId;
 use std::collections::HashMap;
@@ -73,7 +73,6 @@ struct Shared {
     alters: mpsc::UnboundedSender<Wanted>,
     altering: Mutex<Option<mpsc::UnboundedReceiver<Wanted>>>,
     links: Mutex<HashMap<i32, Arc<tokio::sync::Mutex<Link>>>>,
-    streams_per_connection: usize,
     /// Memory for batches that are larger than their stream's share of the credit.
     loans: Arc<Semaphore>,
     loan_bytes: u32,
@@ -98,6 +97,8 @@ struct Failed {
 struct Channel {
     connection: quinn::Connection,
     address: String,
+    /// Most replica streams: beyond that, there is another connection.
+    max_streams: usize,
     credit: Mutex<Credit>,
     loan_turn: Arc<Semaphore>,
 }
@@ -115,7 +116,6 @@ pub(crate) struct Place {
 
 impl Replication {
     pub(crate) fn new(peers: Peers, config: &BrokerConfig, metrics: Arc<Metrics>) -> Replication {
-        let allowed = (config.max_streams_per_connection as usize).saturating_sub(RESERVED_STREAMS);
         let (alters, altering) = mpsc::unbounded_channel();
         let shared = Shared {
             peers,
@@ -123,7 +123,6 @@ impl Replication {
             alters,
             altering: Mutex::new(Some(altering)),
             links: Mutex::default(),
-            streams_per_connection: STREAMS_PER_CONNECTION.min(allowed).max(1),
             loans: Arc::new(Semaphore::new(config.loan_bytes as usize)),
             loan_bytes: config.loan_bytes,
             patience: Duration::from_millis(config.frame_timeout_ms),
@@ -177,10 +176,9 @@ impl Replication {
         let link = Arc::clone(lock(&self.shared.links).entry(broker_id).or_default());
         let mut link = link.lock().await;
         link.channels.retain(|channel| channel.connection.close_reason().is_none());
-        let most = self.shared.streams_per_connection;
-        let with_room =
-            link.channels.iter().find(|channel| channel.address == address && lock(&channel.credit).streams < most);
-        if let Some(channel) = with_room {
+        let has_room =
+            |channel: &&Arc<Channel>| channel.address == address && lock(&channel.credit).streams < channel.max_streams;
+        if let Some(channel) = link.channels.iter().find(has_room) {
             return Ok(Place::take(channel));
         }
         let before = link.failed.take().filter(|failed| failed.address == address);
@@ -190,12 +188,15 @@ impl Replication {
             return Err(why.into());
         }
         match self.shared.peers.connect(broker_id, &address, Instant::now() + DIAL_TIMEOUT).await {
-            Ok(connection) => {
-                tracing::debug!(broker_id, address, "connected to follow its partitions");
+            Ok(PeerConnection { connection, max_streams }) => {
+                let allowed = (max_streams as usize).saturating_sub(RESERVED_STREAMS);
+                let max_streams = STREAMS_PER_CONNECTION.min(allowed).max(1);
+                tracing::debug!(broker_id, address, max_streams, "connected to follow its partitions");
                 let credit = Credit { connection: ConnectionCredit::new(REPLICA_CREDIT), streams: 0 };
                 let channel = Arc::new(Channel {
                     connection,
                     address,
+                    max_streams,
                     credit: Mutex::new(credit),
                     loan_turn: Arc::new(Semaphore::new(1)),
                 });

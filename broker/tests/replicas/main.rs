@@ -14,7 +14,9 @@ use harness::*;
 use headwater_broker::metadata::command::{Reassign, command::Command as Kind};
 use headwater_proto::ErrorCode;
 use headwater_proto::wire::{self, Acks, Durability};
+use headwater_storage::OsFiles;
 use headwater_storage::sim::{Fault, Operation, SimFiles};
+use std::sync::Arc;
 
 #[tokio::test]
 async fn acks_all_waits_for_the_followers_flush() {
@@ -43,6 +45,16 @@ async fn acks_all_waits_for_the_followers_flush() {
     let answer = within("the acknowledgement", produce.answer()).await;
     assert_eq!((answer.error, answer.durability), (None, Durability::Flushed.into()));
     assert_eq!(cluster.read(1, &topic_id, 2).await, ["a0", "b"]);
+}
+
+/// A follower that went by its own setting waited for ever for the ninth stream.
+#[tokio::test]
+async fn a_leader_that_takes_few_streams_on_a_connection_is_followed_on_several() {
+    let mut cluster = Cluster::start(&[2], &[]).await;
+    cluster.up_on(1, Arc::new(OsFiles::default()), &["max.streams.per.connection=16"]).await;
+    cluster.create("t", 40, &[1, 2], &[("min.insync.replicas", "2")]);
+    cluster.until_in_sync("t", &[1, 2]).await;
+    cluster.until_sample(1, "headwater_streams{kind=\"replica\"}", 40.0).await;
 }
 
 #[tokio::test]
