@@ -11,7 +11,7 @@ use super::state::{Limits, Offsets};
 use super::{Pushed, TopicConfig};
 use crate::error::PartitionError;
 use crate::loan::Loan;
-use crate::replica::follower::{self, FollowerState, Push, Replica, Take};
+use crate::replica::follower::{self, FollowerState, Push, PushError, Replica, Take};
 use crate::replica::history::{History, Verdict};
 use crate::replica::{Hello, Report, Tenure};
 use crate::topic_config::TopicDurability;
@@ -70,8 +70,8 @@ pub(super) enum Effect {
     Report(Report),
     /// So many bytes that the stream brought are not in memory any more.
     Released(u64),
-    /// End the stream: what it brings cannot be taken.
-    Close(u64),
+    /// End the stream: what it brings cannot be taken. The leader is told from where on that is damaged, if it is.
+    Close(u64, Option<i64>),
     Fence(String),
 }
 
@@ -226,7 +226,11 @@ impl<W> Following<W> {
             Ok(Take::Nothing) => {}
             Err(error) => {
                 tracing::warn!(%error, "what the leader pushed cannot be taken");
-                self.effects.push(Effect::Close(stream));
+                let at = match error {
+                    PushError::Hole { .. } => None,
+                    PushError::Unordered { .. } => Some(push.from),
+                };
+                self.effects.push(Effect::Close(stream, at));
             }
         }
         self.advance();
@@ -362,17 +366,17 @@ impl<W> Following<W> {
     pub(super) fn postponed(&mut self, now_ms: i64) {
         self.retry_ms = Some(now_ms.saturating_add(RETRY_MS));
         if self.writing.0 > 0 {
-            self.refused();
+            self.refused(None);
         }
     }
 
-    /// What was to be written is not sound: it is asked for again, on another stream. Of this one nothing is taken any more.
-    pub(super) fn refused(&mut self) {
+    /// What was to be written is not sound, from this offset on: it is asked for again, on another stream. Of this one nothing is taken any more.
+    pub(super) fn refused(&mut self, at: Option<i64>) {
         self.waiting.clear();
         if let Some(state) = &mut self.state {
             state.refused();
         }
-        self.effects.push(Effect::Close(self.writing.1));
+        self.effects.push(Effect::Close(self.writing.1, at));
         self.release();
     }
 

@@ -145,10 +145,10 @@ fn what_is_not_sound_is_asked_for_on_another_stream() {
     let bytes = push(&mut following, 8, 10, 100);
     assert!(following.next_job(0).is_some());
     push(&mut following, 8, 11, 100);
-    following.refused();
+    following.refused(Some(10));
     following.returned(0);
     let effects = following.take_effects();
-    assert!(effects.contains(&Effect::Close(8)) && effects.contains(&Effect::Released(bytes)), "{effects:?}");
+    assert!(effects.contains(&Effect::Close(8, Some(10))) && effects.contains(&Effect::Released(bytes)), "{effects:?}");
     assert!(following.next_job(0).is_none(), "what came behind it would leave a hole");
     // The stream's end takes a while, and what was on its way arrives meanwhile.
     push(&mut following, 8, 11, 100);
@@ -171,7 +171,7 @@ fn nothing_is_written_behind_what_found_no_room() {
     assert!(following.next_job(0).is_some());
     following.postponed(0);
     following.returned(0);
-    assert!(following.take_effects().contains(&Effect::Close(8)));
+    assert!(following.take_effects().contains(&Effect::Close(8, None)));
     push(&mut following, 8, 11, 100);
     assert!(following.next_job(5000).is_none(), "the room may be there now, and what comes before it is not");
 }
@@ -180,7 +180,7 @@ fn nothing_is_written_behind_what_found_no_room() {
 fn a_hole_ends_the_stream() {
     let mut following = following(TopicDurability::Flushed);
     push(&mut following, 8, 12, 100);
-    assert!(following.take_effects().contains(&Effect::Close(8)));
+    assert!(following.take_effects().contains(&Effect::Close(8, None)));
     assert!(following.next_job(0).is_none());
 }
 

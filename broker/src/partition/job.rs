@@ -60,8 +60,11 @@ pub(super) enum Followed {
     },
     /// The end of the log was moved back.
     Cut,
-    /// What was pushed is not sound; nothing of it was written.
-    Unsound(String),
+    /// What was pushed is not sound, and nothing of it was written. `at`: from where on it is not, unless it only came at the wrong time.
+    Unsound {
+        at: Option<i64>,
+        why: String,
+    },
     /// No room, or too many open files.
     Postponed(String),
 }
@@ -93,7 +96,14 @@ pub(super) fn follow(
                     return Followed::Done;
                 }
                 Err(Refused::Log(error)) if error.retryable() => return Followed::Postponed(error.to_string()),
-                Err(error) => return Followed::Unsound(error.to_string()),
+                Err(error) => {
+                    let at = match &error {
+                        Refused::Hole { .. } => None,
+                        Refused::Batch(at, _) => Some(*at),
+                        Refused::Log(_) => Some(from),
+                    };
+                    return Followed::Unsound { at, why: error.to_string() };
+                }
             };
             metrics.append_seconds.record(began.elapsed());
             metrics.commit_bytes.record(bytes as f64);

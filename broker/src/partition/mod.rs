@@ -35,8 +35,9 @@ use headwater_proto::batch::TimestampType;
 use headwater_proto::wire::Acks;
 use headwater_storage::{Cleanup, LastSequence, Log, LogConfig, LogError, LogReader, NewBatch, ReadError};
 use state::{Append, AppendDone, AppendResult, Check, Limits, Offsets, fenced};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -145,6 +146,8 @@ struct PartitionShared {
     unclean_taken: AtomicU32,
     /// Held while the log's segments are compacted.
     compacting: tokio::sync::Mutex<()>,
+    /// The followers that refused what is sound here, which was told.
+    refused_by: Mutex<BTreeSet<Member>>,
 }
 
 /// Who the metadata say leads.
@@ -315,6 +318,7 @@ impl PartitionHandle {
             cutting: AtomicBool::new(false),
             unclean_taken: AtomicU32::new(unclean),
             compacting: tokio::sync::Mutex::default(),
+            refused_by: Mutex::default(),
         });
         task::spawn(Arc::clone(&shared), log, ended, Inbox(mailbox.downgrade()), messages, context);
         PartitionHandle { shared, mailbox }
@@ -629,6 +633,11 @@ impl PartitionHandle {
     /// [`PartitionError`] where the partition is not served.
     pub(crate) fn reported(&self, report: Report) -> Result<(), PartitionError> {
         self.send(Message::Reported(report))
+    }
+
+    /// Whether this follower has not refused before what is sound here.
+    pub(crate) fn is_first_refusal_of(&self, follower: Member) -> bool {
+        self.shared.refused_by.lock().unwrap_or_else(PoisonError::into_inner).insert(follower)
     }
 
     /// How far the followers are behind, where this broker leads; nothing is asked where all have everything.

@@ -60,6 +60,8 @@ struct Task {
     /// The stream to the leader, and the number of the last one that there was in any role.
     follows: Option<FollowStream>,
     last_stream: u64,
+    /// What the leader pushed was not sound, which was told.
+    told_unsound: bool,
     log: Option<Box<Log>>,
     ending: Option<Ending>,
     fenced: Option<Counted>,
@@ -97,6 +99,7 @@ pub(super) fn spawn(
         lags: Lags::default(),
         follows: None,
         last_stream: 0,
+        told_unsound: false,
         log: log.map(Box::new),
         ending: None,
         fenced,
@@ -490,15 +493,21 @@ impl Task {
                 let (topic, partition) = (&self.shared.topic, self.shared.partition);
                 match came {
                     Followed::Done => {}
-                    Followed::Appended { log_end, bytes } => following.appended(log_end, bytes, now),
+                    Followed::Appended { log_end, bytes } => {
+                        self.told_unsound = false;
+                        following.appended(log_end, bytes, now);
+                    }
                     Followed::Cut => {
                         let (start, end) = (log.log_start_offset(), log.log_end_offset());
                         following.was_cut(History::of_log(log.leader_epochs(), start, end));
                         tracing::warn!(%topic, partition, end, "the log was cut to follow its leader");
                     }
-                    Followed::Unsound(why) => {
-                        tracing::error!(%topic, partition, why, "what the leader pushed is not taken; it is asked for again");
-                        following.refused();
+                    Followed::Unsound { at, why } => {
+                        // The same comes again and again, until it is sound or somebody else leads.
+                        if !std::mem::replace(&mut self.told_unsound, true) {
+                            tracing::error!(%topic, partition, why, "what the leader pushed is not taken; it is asked for again");
+                        }
+                        following.refused(at);
                     }
                     Followed::Postponed(why) => {
                         tracing::warn!(%topic, partition, why, "the replica waits for room");
@@ -611,7 +620,7 @@ impl Task {
                                 following::Effect::Open(stream, hello) => follows.open(stream, hello),
                                 following::Effect::Report(report) => follows.report(report),
                                 following::Effect::Released(bytes) => follows.released(bytes),
-                                following::Effect::Close(stream) => follows.close(stream),
+                                following::Effect::Close(stream, at) => follows.close(stream, at),
                                 following::Effect::Publish(_) | following::Effect::Fence(_) => {}
                             }
                         }

@@ -55,7 +55,7 @@ enum Ended {
     #[error("a batch at offset {at} of {bytes} bytes")]
     TooLarge { at: i64, bytes: usize },
     #[error("what it brought was not taken")]
-    NotTaken,
+    NotTaken(Option<i64>),
 }
 
 /// What the partition wants of its stream.
@@ -68,6 +68,8 @@ struct Orders {
     /// Bytes of this stream that are not in memory any more, in all.
     released: u64,
     is_closed: bool,
+    /// From where on what it brought is damaged.
+    refused: Option<i64>,
 }
 
 /// A partition's hold on its stream to the leader, which ends when this is dropped.
@@ -108,9 +110,13 @@ impl FollowStream {
         self.orders.send_modify(|orders| orders.released += bytes);
     }
 
-    /// End the stream of this number.
-    pub(crate) fn close(&self, stream: u64) {
-        self.orders.send_modify(|orders| orders.is_closed |= orders.stream == stream);
+    /// End the stream of this number, and tell the leader from where on what it pushed is damaged, if it is.
+    pub(crate) fn close(&self, stream: u64, refused: Option<i64>) {
+        self.orders.send_modify(|orders| {
+            if orders.stream == stream {
+                (orders.is_closed, orders.refused) = (true, orders.refused.or(refused));
+            }
+        });
     }
 }
 
@@ -123,8 +129,7 @@ struct Follower {
 
 impl Follower {
     async fn run(self, mut orders: watch::Receiver<Orders>) {
-        let mut pause = FIRST_PAUSE;
-        let mut last = 0;
+        let (mut pause, mut last, mut told) = (FIRST_PAUSE, 0, false);
         loop {
             let (stream, hello) = {
                 // An error means that the partition is gone.
@@ -141,6 +146,12 @@ impl Follower {
             };
             let (topic_id, partition) = self.partition;
             tracing::debug!(%topic_id, partition, leader = self.leader, stream, %why, "a replica stream ended");
+            if matches!(why, Ended::Batch(..) | Ended::TooLarge { .. }) && !std::mem::replace(&mut told, true) {
+                tracing::error!(
+                    %topic_id, partition, leader = self.leader, %why,
+                    "what the leader pushed is not taken; it is asked for again"
+                );
+            }
             if came_through {
                 pause = FIRST_PAUSE;
             }
@@ -194,7 +205,7 @@ impl Follower {
             segment: None,
             loan: None,
         };
-        pushes.take(frames, orders, came_through).await
+        pushes.run(frames, orders, came_through).await
     }
 }
 
@@ -217,8 +228,32 @@ struct Pushes<'a> {
 }
 
 impl Pushes<'_> {
-    async fn take(
+    /// Takes what comes, and tells the leader if it is damaged.
+    async fn run(
         mut self,
+        frames: Frames<ReplicaData>,
+        orders: &mut watch::Receiver<Orders>,
+        came_through: &mut bool,
+    ) -> Result<(), Ended> {
+        let ended = self.take(frames, orders, came_through).await;
+        let refused = match &ended {
+            Err(Ended::NotTaken(refused)) => *refused,
+            // A length that is wrong shows behind its batch.
+            Err(Ended::Batch(..) | Ended::TooLarge { .. }) => Some(self.next),
+            _ => None,
+        };
+        if let Some(at) = refused {
+            let patience = self.follower.replication.patience();
+            send_within(&mut self.send, &message::refused(at), patience, "what is damaged").await?;
+            // It is the last word, which would be lost with the stream. Whether it came, the stream's end tells.
+            drop(self.send.finish());
+            drop(timeout(patience, self.send.stopped()).await);
+        }
+        ended
+    }
+
+    async fn take(
+        &mut self,
         mut frames: Frames<ReplicaData>,
         orders: &mut watch::Receiver<Orders>,
         came_through: &mut bool,
@@ -240,7 +275,7 @@ impl Pushes<'_> {
                         let orders = orders.borrow_and_update();
                         match orders.stream {
                             number if number != self.stream => return Ok(()),
-                            _ if orders.is_closed => return Err(Ended::NotTaken),
+                            _ if orders.is_closed => return Err(Ended::NotTaken(orders.refused)),
                             _ => (orders.report, orders.released - std::mem::replace(&mut released, orders.released)),
                         }
                     };

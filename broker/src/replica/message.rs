@@ -157,7 +157,24 @@ pub fn progress(report: Option<&Report>, credit_bytes: u64) -> ReplicaProgress {
             received_offset: report.received,
             flushed_offset: report.flushed,
             credit_bytes,
+            refused_offset: None,
         },
+    }
+}
+
+/// Something from this offset on is damaged, and was not taken: the last that a follower says on a stream.
+pub fn refused(at: i64) -> ReplicaProgress {
+    ReplicaProgress { refused_offset: Some(at), ..progress(None, 0) }
+}
+
+/// From where on something is damaged, if the follower says so.
+///
+/// # Errors
+/// [`MessageError`].
+pub fn refused_at(progress: &ReplicaProgress) -> Result<Option<i64>, MessageError> {
+    match progress.refused_offset {
+        Some(given @ ..0) => Err(MessageError::Negative { what: "the offset that was refused", given }),
+        at => Ok(at),
     }
 }
 
@@ -210,6 +227,8 @@ mod tests {
         assert_eq!(report(member, &progress(Some(&said), 5)), Ok(Some(said)));
         assert_eq!(report(member, &progress(None, 5)), Ok(None));
         assert_eq!(progress(None, 5).credit_bytes, 5);
+        assert_eq!((report(member, &refused(0)), refused_at(&refused(0))), (Ok(None), Ok(Some(0))));
+        assert_eq!(refused_at(&progress(Some(&said), 5)), Ok(None));
     }
 
     #[test]
@@ -262,6 +281,7 @@ mod tests {
             let said = ReplicaProgress { received_offset, flushed_offset, ..ReplicaProgress::default() };
             assert!(matches!(report(member, &said), Err(MessageError::Offsets { .. })), "{said:?}");
         }
+        assert!(matches!(refused_at(&super::refused(-1)), Err(MessageError::Negative { given: -1, .. })));
     }
 
     proptest! {

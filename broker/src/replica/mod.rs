@@ -19,6 +19,7 @@ mod leader_tests;
 pub(crate) mod links;
 pub mod message;
 pub(crate) mod serve;
+mod soundness;
 pub(crate) mod throttle;
 
 use history::History;

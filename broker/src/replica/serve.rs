@@ -12,7 +12,8 @@
 
 use super::Member;
 use super::leader::HelloRefusal;
-use super::message::{self, Opening};
+use super::message::{self, MessageError, Opening};
+use super::soundness;
 use super::throttle::Throttle;
 use crate::error::PartitionError;
 use crate::metrics::Counted;
@@ -89,7 +90,7 @@ pub(crate) async fn serve(
     let watermarks = partition.watermarks();
     let sending = Sending {
         session,
-        reader,
+        reader: reader.clone(),
         watermarks: watermarks.clone(),
         partition: partition.clone(),
         credit: &credit,
@@ -106,7 +107,7 @@ pub(crate) async fn serve(
     let ended = tokio::select! {
         biased;
         () = over.cancelled() => Err(End::Partition(PartitionError::NotLeader(epoch))),
-        ended = progress(&mut frames, member, &partition, &credit) => ended,
+        ended = progress(session, &mut frames, member, &partition, &reader, &credit) => ended,
         () = shut_down(session, watermarks) => {
             // A frame may be half written: nothing more makes sense behind it.
             let _ = send.reset(ResetCode::ShuttingDown.number().into());
@@ -136,20 +137,53 @@ async fn shut_down(session: &Session, mut watermarks: watch::Receiver<Watermarks
 
 /// Takes what the follower says, until it ends its side.
 async fn progress(
+    session: &Session,
     frames: &mut Frames<ReplicaProgress>,
     member: Member,
     partition: &PartitionHandle,
+    reader: &LogReader,
     credit: &Account,
 ) -> Result<(), End> {
+    let nonsense = |error: MessageError| StreamError::Refused(ErrorCode::InvalidRequest, error.to_string());
     while let Some(progress) = frames.message().await? {
         credit.add(progress.credit_bytes);
-        let report = message::report(member, &progress)
-            .map_err(|error| StreamError::Refused(ErrorCode::InvalidRequest, error.to_string()))?;
-        if let Some(report) = report {
+        if let Some(report) = message::report(member, &progress).map_err(nonsense)? {
             partition.reported(report)?;
+        }
+        if let Some(at) = message::refused_at(&progress).map_err(nonsense)? {
+            return examine(session, member, partition, reader, at).await;
         }
     }
     Ok(())
+}
+
+/// A follower found something damaged from this offset on: either it is so in the log here, which then is no log to lead with, or it
+/// was damaged on its way.
+async fn examine(
+    session: &Session,
+    member: Member,
+    partition: &PartitionHandle,
+    reader: &LogReader,
+    at: i64,
+) -> Result<(), End> {
+    let (looking, epoch) = (reader.clone(), partition.leader_epoch());
+    let found = session.shared.pool.run(move || soundness::damage(&looking, at, epoch)).await;
+    let (topic, number, follower) = (partition.topic(), partition.partition(), member.broker);
+    match found {
+        Ok(None) => {
+            if partition.is_first_refusal_of(member) {
+                tracing::warn!(
+                    %topic, partition = number, follower, offset = at,
+                    "a follower found damaged what is sound here: its memory, or what lies between, is at fault; it asks again"
+                );
+            }
+            Ok(())
+        }
+        Ok(Some(damage)) => Err(partition
+            .fence(&format!("{damage} (follower {follower} refused what lies from offset {at} on)"))
+            .into()),
+        Err(error) => Err(partition.read_failed(&error).into()),
+    }
 }
 
 async fn admit(session: &Session, opening: Opening) -> Result<(PartitionHandle, LogReader, Admitted), wire::Error> {

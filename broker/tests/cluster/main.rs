@@ -4,6 +4,7 @@
 #![recursion_limit = "256"]
 
 mod behind;
+mod damaged;
 mod groups;
 #[path = "../harness/mod.rs"]
 mod harness;

@@ -99,4 +99,8 @@ pub struct ReplicaProgress {
     /// Added to what is left.
     #[prost(uint64, tag = "5")]
     pub credit_bytes: u64,
+    /// Of what was pushed, something from this offset on is damaged or makes no sense. The stream ends after this message; the leader
+    /// looks whether its own log is sound there.
+    #[prost(int64, optional, tag = "6")]
+    pub refused_offset: ::core::option::Option<i64>,
 }
