@@ -1,7 +1,7 @@
 //! Which partitions the metadata give to this broker to keep, and as what.
 //!
-//! Owns: [`Assignments`]. What did not change from one state to the next is the same, not made anew: most commands concern few of many
-//! partitions. Refuses: to open or follow anything ([`crate::partitions`] does).
+//! Owns: [`Assignments`]. What did not change from one state to the next is the same, not made anew, topic by topic and partition by
+//! partition: most commands concern few of many. Refuses: to open or follow anything ([`crate::partitions`] does).
 
 use crate::config::BrokerConfig;
 use crate::metadata::state::BrokerState;
@@ -24,11 +24,36 @@ pub(crate) struct Assignments {
     brokers: Vec<(Member, bool)>,
 }
 
+/// What this broker keeps of a topic.
+#[derive(Debug)]
+pub(crate) struct AssignedTopic {
+    pub(crate) name: Arc<str>,
+    pub(crate) id: TopicId,
+    /// By number.
+    pub(crate) partitions: Vec<AssignedPartition>,
+}
+
+/// Everything that this broker keeps.
+pub(crate) type Assigned = Vec<Arc<AssignedTopic>>;
+
+impl AssignedTopic {
+    /// A partition, if this broker keeps it.
+    pub(crate) fn get(&self, partition: u32) -> Option<&AssignedPartition> {
+        let place = self.partitions.binary_search_by_key(&partition, |assigned| assigned.partition).ok()?;
+        self.partitions.get(place)
+    }
+}
+
+/// All partitions, topic after topic.
+pub(crate) fn partitions(assigned: &[Arc<AssignedTopic>]) -> Vec<AssignedPartition> {
+    assigned.iter().flat_map(|topic| &topic.partitions).cloned().collect()
+}
+
 /// What came of a topic.
 struct Resolved {
     topic: Arc<Topic>,
     config: Arc<TopicConfig>,
-    assigned: Vec<AssignedPartition>,
+    assigned: Arc<AssignedTopic>,
 }
 
 impl Assignments {
@@ -39,7 +64,7 @@ impl Assignments {
     }
 
     /// Everything that the broker keeps.
-    pub(crate) fn of(&mut self, state: &MetadataState) -> Vec<AssignedPartition> {
+    pub(crate) fn of(&mut self, state: &MetadataState) -> Assigned {
         let known = state.brokers().map(|broker| {
             let member = Member { broker: broker.id, incarnation: broker.incarnation };
             (member, broker.state == BrokerState::Active)
@@ -52,29 +77,45 @@ impl Assignments {
         for topic in state.topics() {
             let resolved = match before.remove(&topic.id) {
                 Some(same) if same_brokers && Arc::ptr_eq(&same.topic, topic) => same,
-                Some(old) if old.topic.config == topic.config => self.assign(state, topic, old.config),
-                _ => self.assign(state, topic, Arc::new(self.resolve(topic))),
+                Some(old) if old.topic.config == topic.config => {
+                    self.assign(state, topic, Arc::clone(&old.config), Some(&old.assigned))
+                }
+                _ => self.assign(state, topic, Arc::new(self.resolve(topic)), None),
             };
-            all.extend(resolved.assigned.iter().cloned());
+            if !resolved.assigned.partitions.is_empty() {
+                all.push(Arc::clone(&resolved.assigned));
+            }
             self.resolved.insert(topic.id, resolved);
         }
         all
     }
 
-    fn assign(&self, state: &MetadataState, topic: &Arc<Topic>, config: Arc<TopicConfig>) -> Resolved {
-        let name: Arc<str> = topic.name.as_str().into();
+    fn assign(
+        &self,
+        state: &MetadataState,
+        topic: &Arc<Topic>,
+        config: Arc<TopicConfig>,
+        before: Option<&AssignedTopic>,
+    ) -> Resolved {
+        let name: Arc<str> = before.map_or_else(|| topic.name.as_str().into(), |before| Arc::clone(&before.name));
         let mine = |partition: &crate::metadata::Partition| partition.replicas.contains(&self.me.broker);
         let kept = topic.partitions.iter().zip(0u32..).filter(|(partition, _)| mine(partition));
-        let assigned = kept.map(|(partition, number)| AssignedPartition {
-            topic: Arc::clone(&name),
-            topic_id: topic.id,
-            partition: number,
-            me: self.me,
-            view: Arc::new(View::of(state, topic, partition)),
-            unclean_recoveries: partition.unclean_recoveries,
-            config: Arc::clone(&config),
+        let partitions = kept.map(|(partition, number)| {
+            let view = View::of(state, topic, partition);
+            let known = before.and_then(|before| before.get(number)).filter(|known| known.view.says_the_same(&view));
+            AssignedPartition {
+                topic: Arc::clone(&name),
+                topic_id: topic.id,
+                partition: number,
+                me: self.me,
+                view: known.map_or_else(|| Arc::new(view), |known| Arc::clone(&known.view)),
+                unclean_recoveries: partition.unclean_recoveries,
+                config: Arc::clone(&config),
+            }
         });
-        Resolved { topic: Arc::clone(topic), assigned: assigned.collect(), config: Arc::clone(&config) }
+        let partitions = partitions.collect();
+        let assigned = Arc::new(AssignedTopic { name, id: topic.id, partitions });
+        Resolved { topic: Arc::clone(topic), assigned, config }
     }
 
     /// A topic's settings. They were legal when they were made; where the broker's are not what they were then, and the two

@@ -2,9 +2,10 @@
 //!
 //! Owns: which partitions are open, their folders and checkpoints, and the periodic work (retention, age rolls, expiry of
 //! producers, compaction, checkpoints). A partition that cannot be opened is fenced, named in the log, and keeps no other
-//! from being served. Refuses: to decide which partitions there are; the metadata does, through [`Partitions::apply`].
-//! Read next: [`crate::partition`].
+//! from being served. Refuses: to decide which partitions there are; the metadata does, through [`Partitions::direct`].
+//! Read next: [`keeping`], then [`crate::partition`].
 
+mod keeping;
 mod lost;
 mod strays;
 
@@ -22,7 +23,6 @@ use crate::partition::state::{Offsets, fenced};
 use crate::partition::{AssignedPartition, PartitionContext, PartitionHandle, log_config};
 use crate::peer::Peers;
 use crate::pool::Pool;
-use crate::replica::leader::View;
 use crate::replica::links::Replication;
 use crate::rounds::{Key, Pulse, Rounds};
 use futures::{FutureExt, StreamExt, stream};
@@ -30,15 +30,13 @@ use headwater_proto::TopicId;
 use headwater_storage::{
     DataDir, IoFailure, KeptReplica, Log, LogError, LogIdentity, OpenError, RecoveryProgress, RecoveryReport,
 };
+use keeping::{Folder, Kept};
 use lost::{Before, Found};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
-
-/// How often opening that takes long says how far it is.
-const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The data folder, until it is closed.
 #[derive(Clone)]
@@ -66,10 +64,12 @@ pub(crate) struct Partitions {
     context: PartitionContext,
     /// Threads of the pool: so many partitions are opened or closed at once.
     parallel: usize,
-    open: Mutex<HashMap<Key, PartitionHandle>>,
-    /// Only one change at a time; whether there was one before. What the first one opens was there when the broker started.
-    applying: tokio::sync::Mutex<bool>,
-    /// How often [`apply`](Self::apply) has brought something about.
+    kept: Mutex<Kept>,
+    /// Held by whoever finishes what the metadata ask for.
+    applying: tokio::sync::Mutex<()>,
+    /// There is something to finish.
+    changed: Notify,
+    /// How often something was brought about that the metadata ask for.
     applied: watch::Sender<u64>,
     /// How far the recoveries are.
     recovery: Arc<RecoveryProgress>,
@@ -102,8 +102,9 @@ impl Partitions {
         Partitions {
             context,
             parallel: threads,
-            open: Mutex::default(),
+            kept: Mutex::default(),
             applying: tokio::sync::Mutex::default(),
+            changed: Notify::new(),
             applied: watch::Sender::new(0),
             recovery: Arc::default(),
             seen: tokio::sync::Mutex::default(),
@@ -143,59 +144,17 @@ impl Partitions {
 
     /// A partition, if this broker keeps it.
     pub(crate) fn replica(&self, topic_id: &TopicId, partition: u32) -> Option<PartitionHandle> {
-        self.open().get(&(*topic_id, partition)).cloned()
+        self.kept().open.get(&(*topic_id, partition)).cloned()
     }
 
     /// Every partition that this broker keeps.
     pub(crate) fn all(&self) -> Vec<PartitionHandle> {
-        self.open().values().cloned().collect()
+        self.kept().open.values().cloned().collect()
     }
 
     /// How far the recoveries since the start are.
     pub(crate) fn recovery(&self) -> &RecoveryProgress {
         &self.recovery
-    }
-
-    /// Brings what is open in line with `assigned`, which is everything that this broker keeps: lets go of and deletes what
-    /// is gone, opens or creates what is new, configures what changed. Returns once that is done.
-    pub(crate) async fn apply(&self, assigned: Vec<AssignedPartition>) {
-        let mut applied_before = self.applying.lock().await;
-        let wanted: HashMap<Key, AssignedPartition> =
-            assigned.into_iter().map(|assigned| ((assigned.topic_id, assigned.partition), assigned)).collect();
-        let (mut gone, mut new) = (Vec::new(), Vec::new());
-        {
-            let mut open = self.open();
-            open.retain(|key, handle| {
-                let keep = wanted.contains_key(key);
-                if !keep {
-                    gone.push(handle.clone());
-                }
-                keep
-            });
-            for (key, assigned) in wanted {
-                match open.get(&key) {
-                    None => new.push(assigned),
-                    Some(handle) => {
-                        let is_same = |view: &Arc<View>| view.says_the_same(&assigned.view);
-                        if !is_same(&handle.view()) || assigned.config != handle.config() {
-                            handle.configure(assigned);
-                        }
-                    }
-                }
-            }
-        }
-        // First what is gone: a topic that was deleted and created again has the same folders, and the same names in the
-        // checkpoints.
-        let ending = gone.iter().map(|handle| async move {
-            handle.delete().await;
-            drop(handle.compacting().lock().await);
-        });
-        stream::iter(ending).for_each_concurrent(self.parallel, |ending| ending).await;
-        self.forget(&gone).await;
-        stream::iter(gone).for_each_concurrent(self.parallel, |handle| self.remove(handle)).await;
-        self.open_all(new, *applied_before).await;
-        *applied_before = true;
-        self.applied.send_modify(|times| *times += 1);
     }
 
     /// Tells whenever what this broker keeps, or leads, has been brought in line with the metadata.
@@ -204,9 +163,8 @@ impl Partitions {
     }
 
     /// Nothing that the checkpoints say of these partitions counts any more.
-    async fn forget(&self, gone: &[PartitionHandle]) {
-        let Some(data_dir) = self.data_dir().filter(|_| !gone.is_empty()) else { return };
-        let gone: HashSet<_> = gone.iter().map(|handle| (handle.topic().to_string(), handle.partition())).collect();
+    async fn forget(&self, data_dir: Arc<DataDir>, gone: impl Iterator<Item = &Folder>) {
+        let gone: HashSet<_> = gone.map(|(topic, partition)| (topic.to_string(), *partition)).collect();
         data_dir.update_checkpoints(|checkpoints| checkpoints.retain(|key| !gone.contains(key)));
         if let Err(error) = self.context.pool.run(move || data_dir.write_checkpoints()).await {
             // On a full disk the folders are removed all the same. No partition of these names is opened before it is done.
@@ -214,66 +172,13 @@ impl Partitions {
         }
     }
 
-    async fn remove(&self, handle: PartitionHandle) {
-        let Some(data_dir) = self.data_dir() else { return };
-        let (topic, partition, id) = (Arc::clone(handle.topic()), handle.partition(), handle.topic_id());
-        let removed = self.context.pool.run_long(move || data_dir.remove_partition(&topic, partition, id)).await;
+    async fn remove(&self, data_dir: Arc<DataDir>, (topic, partition): &Folder, topic_id: TopicId) {
+        let (name, partition) = (Arc::clone(topic), *partition);
+        let removed = self.context.pool.run_long(move || data_dir.remove_partition(&name, partition, topic_id)).await;
         match removed {
-            Ok(()) => tracing::info!(topic = %handle.topic(), partition, "partition deleted"),
+            Ok(()) => tracing::info!(%topic, partition, "partition deleted"),
             // What is left is cleared away at the next start, or becomes a stray.
-            Err(error) => {
-                tracing::error!(topic = %handle.topic(), partition, %error, "partition's folder cannot be deleted")
-            }
-        }
-    }
-
-    async fn open_all(&self, mut new: Vec<AssignedPartition>, created: bool) {
-        new.sort_by(|a, b| (&a.topic, a.partition).cmp(&(&b.topic, b.partition)));
-        let (total, began) = (new.len(), Instant::now());
-        let Some(data_dir) = self.data_dir() else { return };
-        let mut opening = stream::iter(new)
-            .map(|assigned| {
-                let data_dir = Arc::clone(&data_dir);
-                async move {
-                    let opened = self.open_one(data_dir, &assigned, created).await;
-                    (assigned, opened)
-                }
-            })
-            .buffer_unordered(self.parallel);
-        let is_known = |it: &AssignedPartition| {
-            data_dir.replica(&it.topic, it.partition).is_some_and(|known| known.topic_id == it.topic_id)
-        };
-        let serve = |assigned: &AssignedPartition, opened| {
-            let handle = PartitionHandle::start(assigned, opened, &self.context);
-            self.open().insert((handle.topic_id(), handle.partition()), handle);
-        };
-        let mut unknown = Vec::new();
-        let mut tell = tokio::time::interval(PROGRESS_INTERVAL);
-        tell.reset();
-        let mut done = 0;
-        loop {
-            tokio::select! {
-                biased;
-                _ = tell.tick() => tracing::info!(
-                    done, total, seconds = began.elapsed().as_secs(),
-                    scanned_bytes = self.recovery.scanned_bytes(), to_scan_bytes = self.recovery.to_scan_bytes(),
-                    "opening partitions"
-                ),
-                opened = opening.next() => match opened {
-                    Some((assigned, opened)) => {
-                        done += 1;
-                        match is_known(&assigned) {
-                            true => serve(&assigned, opened),
-                            false => unknown.push((assigned, opened)),
-                        }
-                    }
-                    None => break,
-                }
-            }
-        }
-        if !unknown.is_empty() {
-            self.announce(&data_dir, unknown.iter().map(|(assigned, _)| assigned)).await;
-            unknown.into_iter().for_each(|(assigned, opened)| serve(&assigned, opened));
+            Err(error) => tracing::error!(%topic, partition, %error, "partition's folder cannot be deleted"),
         }
     }
 
@@ -357,34 +262,14 @@ impl Partitions {
         }
     }
 
-    /// Partitions that could not be opened for want of room, or of descriptors, are tried again.
-    async fn reopen_what_was_refused(&self) {
-        let _one_at_a_time = self.applying.lock().await;
-        let refused = self.refused();
-        if refused.is_empty() {
-            return;
-        }
-        self.open_all(refused.iter().map(PartitionHandle::assigned).collect(), false).await;
-        // Whoever still has one of the old handles is told what it was told before, and asks again.
-        let opened = refused.len() - self.refused().len();
-        if opened > 0 {
-            tracing::info!(opened, "partitions that could not be opened before are served");
-        }
-    }
-
-    /// The partitions that may open when they are tried again.
-    fn refused(&self) -> Vec<PartitionHandle> {
-        let passes = |why: PartitionError| matches!(why, PartitionError::DiskFull(_) | PartitionError::Exhausted(_));
-        self.open().values().filter(|handle| handle.ended().is_some_and(passes)).cloned().collect()
-    }
-
     /// Writes down how far each log is flushed, where it begins, and its high watermark, where that changed.
     pub(crate) async fn checkpoint(&self) -> Result<(), IoFailure> {
         let mut seen = self.seen.lock().await;
         let Some(data_dir) = self.data_dir() else { return Ok(()) };
         // Most of the time, and with most partitions, nothing changed: that must cost next to nothing.
         let changed: Vec<(Key, (Offsets, u32))> = {
-            let open = self.open();
+            let kept = self.kept();
+            let open = &kept.open;
             let now = open.iter().map(|(key, handle)| (key, handle, (handle.offsets(), handle.unclean_taken())));
             let changed: Vec<_> = now.filter(|(key, _, offsets)| seen.get(key) != Some(offsets)).collect();
             if changed.is_empty() && !data_dir.has_unwritten_checkpoints() {
@@ -461,8 +346,7 @@ impl Partitions {
     pub(crate) async fn keep_checkpoints(&self, interval: Duration, shutdown: CancellationToken) {
         let mut failing = false;
         while !paused(interval, &shutdown).await {
-            self.reopen_what_was_refused().await;
-            self.heal().await;
+            self.retry();
             match self.checkpoint().await {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
@@ -494,15 +378,13 @@ impl Partitions {
 
     /// Closes every log and writes the last checkpoints. True: everything was closed in good order.
     pub(crate) async fn close(&self) -> bool {
+        let before = self.close_doors();
+        let mut clean = self.close_each(before.values().cloned()).await;
+        // What was let go of is gone, and what was being opened is open.
         let _one_at_a_time = self.applying.lock().await;
-        let results = stream::iter(self.all()).map(|handle| async move {
-            let result = handle.close().await;
-            if let Err(error) = &result {
-                tracing::error!(topic = %handle.topic(), partition = handle.partition(), %error, "partition was not closed in good order");
-            }
-            result.is_ok()
-        });
-        let clean = results.buffer_unordered(self.parallel).fold(true, |all, one| async move { all && one }).await;
+        let is_new = |(key, handle): &(Key, PartitionHandle)| before.get(key).is_none_or(|known| !known.is(handle));
+        let since: Vec<_> = self.close_doors().into_iter().filter(is_new).map(|(_, handle)| handle).collect();
+        clean &= self.close_each(since.into_iter()).await;
         match self.checkpoint().await {
             Ok(()) => clean,
             Err(error) => {
@@ -510,6 +392,17 @@ impl Partitions {
                 false
             }
         }
+    }
+
+    async fn close_each(&self, handles: impl Iterator<Item = PartitionHandle>) -> bool {
+        let results = stream::iter(handles).map(|handle| async move {
+            let result = handle.close().await;
+            if let Err(error) = &result {
+                tracing::error!(topic = %handle.topic(), partition = handle.partition(), %error, "partition was not closed in good order");
+            }
+            result.is_ok()
+        });
+        results.buffer_unordered(self.parallel).fold(true, |all, one| async move { all && one }).await
     }
 
     /// Lets the data folder go, and with it its lock; `clean`: with the marker that makes the next start skip recovery.
@@ -530,10 +423,6 @@ impl Partitions {
     /// The data folder, until it is closed.
     pub(crate) fn data_dir(&self) -> Option<Arc<DataDir>> {
         self.context.root.get()
-    }
-
-    fn open(&self) -> MutexGuard<'_, HashMap<Key, PartitionHandle>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

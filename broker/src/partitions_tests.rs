@@ -1,12 +1,16 @@
 use super::*;
+use crate::assignments::{Assigned, AssignedTopic};
 use crate::cleaner::Cleaner;
+use crate::replica::leader::View;
 use crate::topic_config::TopicConfig;
 use headwater_proto::batch::{BatchBuilder, BatchHeader, BuildOptions};
 use headwater_proto::wire::Acks;
 use headwater_storage::sim::{Fault, Held, Operation};
-use headwater_storage::{Files, NewBatch, NewIdentity, SimFiles};
+use headwater_storage::{Files, NewBatch, NewIdentity, SimFiles, files};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -28,6 +32,20 @@ fn assigned(partition: u32) -> AssignedPartition {
 fn assigned_with(partition: u32, config: TopicConfig) -> AssignedPartition {
     let (topic_id, config) = (TopicId::from_bytes([1; 16]), Arc::new(config));
     AssignedPartition::alone("t".into(), topic_id, partition, 1, config)
+}
+
+/// What a state gives to this broker.
+fn of(partitions: Vec<AssignedPartition>) -> Assigned {
+    let mut topics: BTreeMap<Arc<str>, Vec<AssignedPartition>> = BTreeMap::new();
+    for partition in partitions {
+        topics.entry(Arc::clone(&partition.topic)).or_default().push(partition);
+    }
+    let topic = |(name, partitions): (_, Vec<AssignedPartition>)| AssignedTopic {
+        name,
+        id: partitions[0].topic_id,
+        partitions,
+    };
+    topics.into_iter().map(topic).map(Arc::new).collect()
 }
 
 fn batch(bytes: usize) -> NewBatch {
@@ -52,6 +70,11 @@ async fn until(what: &str, mut probe: impl FnMut() -> bool) {
         assert!(Instant::now() < end, "{what}: not within {DEADLINE:?}");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// Waits until everything is done that was begun, however long a disk takes.
+async fn until_done(partitions: &Partitions, begun: Vec<Folder>) {
+    until("what was begun", || begun.iter().all(|folder| !partitions.kept().is_busy_with(folder))).await;
 }
 
 /// What is logged on this thread.
@@ -89,7 +112,7 @@ async fn a_recovery_tells_how_far_it_is_within_a_partition() {
     const BATCH_BYTES: usize = 1 << 19;
     let files = SimFiles::new(1);
     let partitions = open_on(&files);
-    partitions.apply(vec![assigned(0)]).await;
+    partitions.apply(&of(vec![assigned(0)])).await;
     for _ in 0..BATCHES {
         append(&partitions, 0, BATCH_BYTES).await;
     }
@@ -103,7 +126,7 @@ async fn a_recovery_tells_how_far_it_is_within_a_partition() {
     let _logging = logged.begin();
     let opening = tokio::spawn({
         let partitions = Arc::clone(&partitions);
-        async move { partitions.apply(vec![assigned(0)]).await }
+        async move { partitions.apply(&of(vec![assigned(0)])).await }
     });
     until("a read that waits", || held.waiting() == 1).await;
     let (scanned, to_scan) = (partitions.recovery().scanned_bytes(), partitions.recovery().to_scan_bytes());
@@ -125,14 +148,14 @@ async fn a_recovery_tells_how_far_it_is_within_a_partition() {
 async fn a_partition_is_told_only_what_is_new_of_it() {
     let files = SimFiles::new(1);
     let partitions = open_on(&files);
-    partitions.apply(vec![assigned(0)]).await;
+    partitions.apply(&of(vec![assigned(0)])).await;
     let as_of = |index, partition_epoch| {
         let view = View { index, partition_epoch, ..View::clone(&assigned(0).view) };
         AssignedPartition { view: Arc::new(view), ..assigned(0) }
     };
-    partitions.apply(vec![as_of(7, 0)]).await;
+    partitions.apply(&of(vec![as_of(7, 0)])).await;
     assert_eq!(handle(&partitions, 0).view().index, 0, "it knows that already");
-    partitions.apply(vec![as_of(8, 1)]).await;
+    partitions.apply(&of(vec![as_of(8, 1)])).await;
     assert_eq!(handle(&partitions, 0).view().index, 8);
 }
 
@@ -142,13 +165,13 @@ async fn the_unclean_elections_that_a_replica_has_taken_in_are_known_to_the_next
     let files = SimFiles::new(1);
     let partitions = open_on(&files);
     let elected = AssignedPartition { unclean_recoveries: 2, ..assigned(0) };
-    partitions.apply(vec![elected.clone()]).await;
+    partitions.apply(&of(vec![elected.clone()])).await;
     partitions.checkpoint().await.unwrap();
     drop(partitions);
 
     let partitions = open_on(&files.restart());
     let view = View { leader: None, ..View::clone(&elected.view) };
-    partitions.apply(vec![AssignedPartition { view: Arc::new(view), unclean_recoveries: 3, ..elected }]).await;
+    partitions.apply(&of(vec![AssignedPartition { view: Arc::new(view), unclean_recoveries: 3, ..elected }])).await;
     let replica = partitions.replica(&assigned(0).topic_id, 0).unwrap();
     assert_eq!(replica.unclean_taken(), 2, "not the newest one, that it has not seen");
 }
@@ -159,7 +182,7 @@ const QUEUE_BYTES: u32 = 1 << 20;
 async fn with_one_that_hangs(files: &Arc<SimFiles>, config: TopicConfig) -> (Arc<Partitions>, Held) {
     let partitions =
         Arc::new(open_with(files, &BrokerConfig { append_queue_bytes: QUEUE_BYTES, ..BrokerConfig::default() }));
-    partitions.apply((0..4).map(|partition| assigned_with(partition, config.clone())).collect()).await;
+    partitions.apply(&of((0..4).map(|partition| assigned_with(partition, config.clone())).collect())).await;
     let held = files.hold(Fault::new(Operation::Sync).on("t-0/"));
     tokio::spawn({
         let partitions = Arc::clone(&partitions);
@@ -167,6 +190,154 @@ async fn with_one_that_hangs(files: &Arc<SimFiles>, config: TopicConfig) -> (Arc
     });
     until("a sync that waits", || held.waiting() == 1).await;
     (partitions, held)
+}
+
+/// A state as `partitions` assigned at `leader_epoch`, of the topic with this id.
+fn topic_of(id: u8, partitions: impl Iterator<Item = u32>, leader_epoch: i32) -> Assigned {
+    let config: Arc<TopicConfig> = Arc::default();
+    let one = |partition| {
+        AssignedPartition::alone(
+            "t".into(),
+            TopicId::from_bytes([id; 16]),
+            partition,
+            leader_epoch,
+            Arc::clone(&config),
+        )
+    };
+    of(partitions.map(one).collect())
+}
+
+fn keep_up(partitions: &Arc<Partitions>) -> tokio::task::JoinHandle<()> {
+    let partitions = Arc::clone(partitions);
+    tokio::spawn(async move { partitions.keep_up().await })
+}
+
+/// One loop carried out one state after the other, and waited for what it deleted: a broker with one bad disk was elected for other
+/// partitions and never led them.
+#[tokio::test(start_paused = true)]
+async fn a_log_that_hangs_while_it_is_deleted_keeps_no_other_from_its_role_and_no_new_one_from_being_opened() {
+    let files = SimFiles::new(5);
+    let (partitions, held) = with_one_that_hangs(&files, TopicConfig::default()).await;
+    let hung = handle(&partitions, 0);
+    let keeping = keep_up(&partitions);
+    let gone = partitions.direct(&topic_of(1, 1..4, 1));
+    assert!(partitions.replica(&assigned(0).topic_id, 0).is_none(), "it is let go of at once");
+    until("whoever has it is told", || matches!(hung.ended(), Some(PartitionError::Deleted))).await;
+    // Whoever would like to say that a topic is gone does not wait for the disk.
+    partitions.settled(gone.clone()).await;
+    assert_eq!(held.waiting(), 1);
+    // Another is elected, one is new, one goes.
+    let elected = partitions.direct(&topic_of(1, 2..6, 2));
+    assert_eq!((handle(&partitions, 3).leader_epoch(), handle(&partitions, 3).is_leader()), (2, true));
+    until_done(&partitions, elected).await;
+    append(&partitions, 3, 100).await;
+    append(&partitions, 5, 100).await;
+    let folder = |partition: u32| files::exists(&*files, &Path::new("/data").join(format!("t-{partition}"))).unwrap();
+    assert_eq!((folder(0), folder(1)), (true, false), "the folder stays as long as a job may write into it");
+    // And it comes back before it has gone.
+    let back = partitions.direct(&topic_of(1, (0..1).chain(2..6), 3));
+    assert!(partitions.replica(&assigned(0).topic_id, 0).is_none());
+    assert_eq!(held.waiting(), 1);
+    drop((held, hung));
+    until_done(&partitions, back).await;
+    assert_eq!(handle(&partitions, 0).offsets().log_end, 0, "it is a new log");
+    append(&partitions, 0, 100).await;
+    until_done(&partitions, gone).await;
+    keeping.abort();
+    drop(keeping.await);
+    assert!(partitions.close().await);
+}
+
+/// A topic that is created again has the folders of the old one, of which one is not free yet.
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_is_created_again_waits_for_the_folder_that_hangs_and_for_no_other() {
+    let files = SimFiles::new(6);
+    let (partitions, held) = with_one_that_hangs(&files, TopicConfig::default()).await;
+    let keeping = keep_up(&partitions);
+    partitions.direct(&Vec::new());
+    let again = partitions.direct(&topic_of(2, 0..4, 1));
+    let new = TopicId::from_bytes([2; 16]);
+    until("the others", || (1..4).all(|partition| partitions.get(&new, partition).is_some())).await;
+    assert!(partitions.get(&new, 0).is_none());
+    drop(held);
+    until_done(&partitions, again).await;
+    let opened = partitions.get(&new, 0).unwrap();
+    assert_eq!(opened.offsets().log_end, 0);
+    opened.append(vec![batch(100)], Acks::All).await.unwrap();
+    keeping.abort();
+    drop(keeping.await);
+    assert!(partitions.close().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_of_many_partitions_is_deleted_while_an_election_is_due() {
+    const PARTITIONS: u32 = 100;
+    let files = SimFiles::new(8);
+    let partitions = Arc::new(open_on(&files));
+    let other = |epoch| {
+        let (topic_id, config) = (TopicId::from_bytes([9; 16]), Arc::default());
+        AssignedPartition::alone("other".into(), topic_id, 0, epoch, config)
+    };
+    let mut both = topic_of(1, 0..PARTITIONS, 1);
+    both.extend(of(vec![other(1)]));
+    partitions.apply(&both).await;
+    let keeping = keep_up(&partitions);
+    let held = files.hold(Fault::new(Operation::Remove).on("-delete"));
+    let begun = partitions.direct(&of(vec![other(1)]));
+    until("a folder that is being removed", || held.waiting() >= 1).await;
+    partitions.direct(&of(vec![other(2)]));
+    let elected = partitions.get(&other(0).topic_id, 0).unwrap();
+    assert_eq!(elected.leader_epoch(), 2);
+    elected.append(vec![batch(100)], Acks::All).await.unwrap();
+    let new = partitions.direct(&of(vec![other(2), AssignedPartition { partition: 1, ..other(1) }]));
+    until_done(&partitions, new).await;
+    drop(held);
+    until_done(&partitions, begun).await;
+    let left = DataDir::partitions(&partitions.data_dir().unwrap()).unwrap();
+    assert_eq!(left.len(), 2, "{left:?}");
+    keeping.abort();
+    drop(keeping.await);
+    assert!(partitions.close().await);
+}
+
+/// Recovering a large log took as long as it took, and so long nothing was heard of the metadata.
+#[tokio::test(start_paused = true)]
+async fn what_changes_while_a_log_is_opened_counts_once_it_is_open() {
+    let files = SimFiles::new(7);
+    let partitions = Arc::new(open_on(&files));
+    partitions.apply(&topic_of(1, 0..2, 1)).await;
+    append(&partitions, 0, 100).await;
+    let keeping = keep_up(&partitions);
+    let held = files.hold(Fault::new(Operation::Sync).on("t-2/"));
+    let begun = partitions.direct(&topic_of(1, 0..4, 1));
+    until("a log that is being created", || held.waiting() >= 1).await;
+    partitions.direct(&topic_of(1, 0..4, 2));
+    assert_eq!(handle(&partitions, 0).leader_epoch(), 2, "roles change meanwhile");
+    let fourth = AssignedPartition {
+        config: Arc::new(TopicConfig { segment_bytes: 1 << 20, ..TopicConfig::default() }),
+        ..assigned(2)
+    };
+    let view = Arc::new(View { leader_epoch: 7, ..View::clone(&fourth.view) });
+    let newest = AssignedPartition { view, ..fourth };
+    partitions.direct(&of(vec![assigned(0), assigned(1), newest.clone()]));
+    drop(held);
+    until_done(&partitions, begun).await;
+    let opened = handle(&partitions, 2);
+    assert_eq!((opened.leader_epoch(), opened.config().segment_bytes), (7, 1 << 20));
+    assert_eq!(opened.with_log(|log| Ok(log.config().segment_bytes)).await.unwrap(), 1 << 20);
+    assert!(partitions.replica(&assigned(0).topic_id, 3).is_none(), "it went while it was to be opened");
+    assert!(!files::exists(&*files, Path::new("/data/t-3")).unwrap());
+    // One that goes while it is opened leaves nothing behind.
+    let held = files.hold(Fault::new(Operation::Sync).on("t-4/"));
+    let opening = partitions.direct(&of(vec![assigned(0), assigned(4)]));
+    until("a log that is being created", || held.waiting() >= 1).await;
+    partitions.direct(&of(vec![assigned(0)]));
+    drop(held);
+    until_done(&partitions, opening).await;
+    assert!(!files::exists(&*files, Path::new("/data/t-4")).unwrap());
+    keeping.abort();
+    drop(keeping.await);
+    assert!(partitions.close().await);
 }
 
 const SMALL_SEGMENT_BYTES: u32 = 4096;

@@ -6,7 +6,7 @@
 //! logs in parallel, and write the clean-shutdown marker last, unless a partition is fenced. Refuses: signals and logging, which are the command's. Read next: [`crate::server`].
 
 use crate::admin::{self, Shown};
-use crate::assignments::{self, Assignments};
+use crate::assignments::{self, Assigned, Assignments};
 use crate::cleaner::Cleaner;
 use crate::clock::now_ms;
 use crate::cluster_metrics;
@@ -23,7 +23,6 @@ use crate::metadata::several::{Known, Member, Place, begin_start};
 use crate::metadata::state::FEATURE_LEVEL;
 use crate::metadata::{MetadataError, MetadataHandle, MetadataState, Partition, alone};
 use crate::metrics::Metrics;
-use crate::partition::AssignedPartition;
 use crate::partitions::{Lost, Partitions, Strays, set_strays_aside};
 use crate::peer::Peers;
 use crate::pool::Pool;
@@ -325,7 +324,7 @@ async fn start(
     let mut assignments = Assignments::new(&config, me);
     let assigned = assignments.of(&state);
     if matches!(source, Source::Quorum(..)) {
-        let assigned = assigned.clone();
+        let assigned = assignments::partitions(&assigned);
         let data_dir = Arc::clone(&data_dir);
         pool.run(move || set_strays_aside(&data_dir, &assigned, Strays::ByName)).await?;
     }
@@ -356,19 +355,20 @@ async fn start(
             };
             let ready = member.live(&registration, &config, known, closed);
             partitions.learn_from(&metadata);
-            open_partitions(&partitions, assigned).await;
+            open_partitions(&partitions, &assigned).await;
             let (partitions, stop) = (Arc::clone(&partitions), shutdown.clone());
             tasks.spawn(async move {
                 while let Some(Ok(())) = stop.run_until_cancelled(news.changed()).await {
                     let state = Arc::clone(&news.borrow_and_update());
-                    partitions.apply(assignments.of(&state)).await;
+                    // Roles wait for no disk; what is to be opened or deleted is done beside.
+                    partitions.direct(&assignments.of(&state));
                     carries_out.send_replace(state.index());
                 }
             });
             (metadata, Some(ready))
         }
         Source::Quorum(node, office) => {
-            open_partitions(&partitions, assigned).await;
+            open_partitions(&partitions, &assigned).await;
             let (office, carry_out) = ((office, registration), carry_out(&partitions, assignments));
             let (metadata, task) = MetadataHandle::new(node, state, office, carry_out, shutdown.clone());
             tasks.spawn(task);
@@ -376,7 +376,7 @@ async fn start(
             (metadata, None)
         }
         Source::Common(common) => {
-            open_partitions(&partitions, assigned).await;
+            open_partitions(&partitions, &assigned).await;
             let carry_out = carry_out(&partitions, assignments);
             let (metadata, task) = common.handle(state, carry_out, shutdown.clone());
             tasks.spawn(task);
@@ -384,6 +384,8 @@ async fn start(
             (metadata, None)
         }
     };
+    let (keeping, ended) = (Arc::clone(&partitions), closed.clone());
+    tasks.spawn(async move { ended.run_until_cancelled(keeping.keep_up()).await.unwrap_or(()) });
     let standing = match node.clone().filter(|_| ready.is_some()) {
         Some(node) => Standing::Quorum(node),
         None => Standing::Alone,
@@ -514,6 +516,7 @@ impl Disk<'_> {
     ) -> Result<RegisterBroker, StartError> {
         let me = assignments::member(registration.broker_id, &registration.incarnation);
         let assigned = Assignments::new(self.config, me).of(state);
+        let assigned = assignments::partitions(&assigned);
         let (data_dir, known) = (Arc::clone(self.data_dir), assigned.clone());
         self.pool.run(move || set_strays_aside(&data_dir, &known, Strays::ByTopic)).await?;
         let is_fenced = |partition: &Partition| partition.fenced.contains(&registration.broker_id);
@@ -661,19 +664,21 @@ async fn check_folder(config: &BrokerConfig, files: &Arc<dyn Files>, pool: &Pool
     }
 }
 
-/// Has the partitions follow each state before it is published.
+/// Has the partitions follow each state before it is published: whoever is told that a topic is there finds it.
 fn carry_out(partitions: &Arc<Partitions>, mut assignments: Assignments) -> CarryOut {
     let partitions = Arc::clone(partitions);
     Box::new(move |state: Arc<MetadataState>| {
-        let (partitions, assigned) = (Arc::clone(&partitions), assignments.of(&state));
-        Box::pin(async move { partitions.apply(assigned).await })
+        let (partitions, begun) = (Arc::clone(&partitions), partitions.direct(&assignments.of(&state)));
+        Box::pin(async move { partitions.settled(begun).await })
     })
 }
 
-async fn open_partitions(partitions: &Partitions, assigned: Vec<AssignedPartition>) {
-    let (total, began) = (assigned.len(), std::time::Instant::now());
+async fn open_partitions(partitions: &Partitions, assigned: &Assigned) {
+    let (total, began) = (assignments::partitions(assigned).len(), std::time::Instant::now());
     partitions.apply(assigned).await;
-    partitions.heal().await;
+    partitions.forget_found().await;
+    partitions.retry();
+    partitions.finish().await;
     tracing::info!(partitions = total, milliseconds = began.elapsed().as_millis(), "partitions opened");
 }
 

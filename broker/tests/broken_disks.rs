@@ -507,6 +507,47 @@ async fn partitions_flush_side_by_side_and_one_that_hangs_holds_up_no_other() {
     assert!(broker.shutdown().await);
 }
 
+/// Whoever deleted a partition waited for the job that had its log, and everything else that changed waited behind.
+#[tokio::test]
+async fn a_topic_whose_disk_hangs_is_deleted_and_others_come_and_go_meanwhile() {
+    let dir = tempfile::tempdir().unwrap();
+    let files = SimFiles::new(17);
+    let broker = start_on(dir.path(), &files, &["num.io.threads=4"]).await;
+    let client = Client::connect(&broker).await;
+    let hung = client.create_topic("hung", 2, &[]).await;
+    let held = files.hold(Fault::new(Operation::Sync).on("hung-0/"));
+    let (mut produce, _) = client.produce(open_produce(&hung, 0)).await;
+    produce.request(&batch(&[b"x"])).await;
+    within("the disk to hang", async {
+        while held.waiting() < 1 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let delete = |name: &str| Request::DeleteTopic(wire::DeleteTopic { name: name.into() });
+    let deleted = within("the deletion", client.call(delete("hung"))).await;
+    assert!(matches!(deleted, Response::Done(_)), "{deleted:?}");
+    assert_eq!(code(produce.answer().await.error.as_ref()), ErrorCode::UnknownTopicId, "whoever waits is told");
+    for n in 0..3 {
+        let name = format!("well-{n}");
+        let well = within("another topic", client.create_topic(&name, 2, &[])).await;
+        assert_eq!(within("a record", produced(&client, &well, b"x")).await.error, None);
+        let deleted = within("its deletion", client.call(delete(&name))).await;
+        assert!(matches!(deleted, Response::Done(_)), "{deleted:?}");
+        assert!(!headwater_storage::files::exists(&*files, &dir.path().join(format!("{name}-0"))).unwrap());
+    }
+    let is_there = |n: u32| headwater_storage::files::exists(&*files, &dir.path().join(format!("hung-{n}"))).unwrap();
+    assert_eq!((is_there(0), is_there(1), held.waiting()), (true, false, 1));
+    drop(held);
+    within("its folder to go", async {
+        while is_there(0) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    assert!(broker.shutdown().await);
+}
+
 async fn until_produce_streams_are(broker: &Broker, number: f64) {
     within("produce streams to end", async {
         while sample(broker, "headwater_streams{kind=\"produce\"}").await != number {}

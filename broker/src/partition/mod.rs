@@ -258,6 +258,12 @@ pub struct AssignedPartition {
 }
 
 impl AssignedPartition {
+    /// Whether it is what it was: told apart by what was made anew, so that it costs nothing.
+    pub(crate) fn is_still(&self, before: &AssignedPartition) -> bool {
+        let is_same = Arc::ptr_eq(&self.view, &before.view) && Arc::ptr_eq(&self.config, &before.config);
+        is_same && self.unclean_recoveries == before.unclean_recoveries
+    }
+
     /// A partition that nobody but this broker keeps.
     #[cfg(test)]
     pub(crate) fn alone(
@@ -339,19 +345,6 @@ impl PartitionHandle {
         self.shared.partition
     }
 
-    /// What the partition is, as it is now.
-    pub(crate) fn assigned(&self) -> AssignedPartition {
-        AssignedPartition {
-            topic: Arc::clone(self.topic()),
-            topic_id: self.topic_id(),
-            partition: self.partition(),
-            me: self.shared.me,
-            view: self.view(),
-            unclean_recoveries: self.shared.role.load().unclean_recoveries,
-            config: self.config(),
-        }
-    }
-
     /// The epoch in which this broker keeps the partition.
     pub fn leader_epoch(&self) -> i32 {
         self.shared.role.load().view.leader_epoch
@@ -372,6 +365,11 @@ impl PartitionHandle {
     pub(crate) fn leads_in(&self) -> Option<i32> {
         let role = self.shared.role.load();
         (role.view.leader == Some(self.shared.me)).then_some(role.view.leader_epoch)
+    }
+
+    /// Whether this is a handle on the same opened log.
+    pub(crate) fn is(&self, other: &PartitionHandle) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// This broker.
@@ -661,13 +659,13 @@ impl PartitionHandle {
         told.await.unwrap_or_else(|_| Err(self.why_ended()))
     }
 
-    /// Lets the log go as it is, refusing what waits. The folder may be removed afterwards.
-    pub(crate) async fn delete(&self) {
+    /// Lets the log go as it is, refusing what waits: nothing is served any more. What comes back yields once no job has the log; the
+    /// folder may be removed then.
+    pub(crate) fn delete(&self) -> impl Future<Output = ()> + Send + use<> {
         let (tell, told) = oneshot::channel();
-        if self.send(Message::Delete(tell)).is_ok() {
-            // An error means that the task ended already.
-            drop(told.await);
-        }
+        // An error means that the task ended already, and so it does where nobody tells.
+        drop(self.send(Message::Delete(tell)));
+        async move { drop(told.await) }
     }
 
     fn send(&self, message: Message) -> Result<(), PartitionError> {

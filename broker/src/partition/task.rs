@@ -739,7 +739,8 @@ impl Task {
             }
             Some(Ending::Delete(waiting)) => {
                 self.perform();
-                self.context.pool.run(move || drop(log)).await;
+                // A topic may have thousands: no commit waits behind them.
+                self.context.pool.run_long(move || drop(log)).await;
                 for tell in waiting {
                     // Whoever asked may have gone.
                     let _ = tell.send(());

@@ -170,48 +170,44 @@ impl Partitions {
         Some(found)
     }
 
-    /// Makes lost replicas anew that somebody else leads, as the metadata say since they know of the loss.
-    pub(crate) async fn heal(&self) {
-        let _one_at_a_time = self.applying.lock().await;
-        // What was found of partitions that are not assigned any more is of no use.
+    /// What was found of partitions that are not assigned any more is of no use. To be called once all the others are open.
+    pub(crate) async fn forget_found(&self) {
         let unused = std::mem::take(&mut self.before().found);
         self.context.pool.run(move || drop(unused)).await;
-        let to_heal: Vec<PartitionHandle> = {
-            let (before, open) = (self.before(), self.open());
-            let lost = before.lost.iter().filter_map(|key| open.get(key));
-            lost.filter(|handle| is_healed_by(&handle.view(), handle.assigned().me)).cloned().collect()
-        };
-        let Some(data_dir) = self.data_dir().filter(|_| !to_heal.is_empty()) else { return };
-        let aside = stream::iter(to_heal.clone()).map(|handle| {
-            let (data_dir, topic, partition) = (Arc::clone(&data_dir), Arc::clone(handle.topic()), handle.partition());
-            let leader = handle.view().leader.map_or(-1, |leader| leader.broker);
-            async move {
-                let name = Arc::clone(&topic);
-                let done = self.context.pool.run(move || make_way(&data_dir, &name, partition)).await;
-                match done {
-                    Ok(aside) => {
-                        tracing::info!(%topic, partition, leader, ?aside, "a lost replica is fetched from its leader");
-                        true
-                    }
-                    Err(error) => {
-                        tracing::warn!(%topic, partition, %error, "what is left of a lost replica cannot be set aside yet");
-                        false
-                    }
-                }
+    }
+
+    /// Lost replicas that somebody else leads, as the metadata say since they know of the loss: they are to be made anew.
+    pub(super) fn to_heal<'a>(
+        &self,
+        open: &'a HashMap<Key, PartitionHandle>,
+    ) -> impl Iterator<Item = &'a PartitionHandle> + use<'a> {
+        let lost: Vec<Key> = self.before().lost.iter().copied().collect();
+        let lost = lost.into_iter().filter_map(|key| open.get(&key));
+        lost.filter(|handle| is_healed_by(&handle.view(), handle.me()))
+    }
+
+    /// Whether that is so of one of them.
+    pub(super) fn is_to_heal(&self, handle: &PartitionHandle) -> bool {
+        let is_lost = self.before().lost.contains(&(handle.topic_id(), handle.partition()));
+        is_lost && is_healed_by(&handle.view(), handle.me())
+    }
+
+    /// Sets aside what is left of a lost replica, so that it may be opened as a new one. False: it cannot be yet.
+    pub(super) async fn make_way_for(&self, data_dir: Arc<DataDir>, assigned: &AssignedPartition) -> bool {
+        let (topic, partition) = (Arc::clone(&assigned.topic), assigned.partition);
+        let leader = assigned.view.leader.map_or(-1, |leader| leader.broker);
+        let name = Arc::clone(&topic);
+        match self.context.pool.run(move || make_way(&data_dir, &name, partition)).await {
+            Ok(aside) => {
+                self.before().lost.remove(&(assigned.topic_id, partition));
+                tracing::info!(%topic, partition, leader, ?aside, "a lost replica is fetched from its leader");
+                true
             }
-        });
-        let ways: Vec<bool> = aside.buffered(self.parallel).collect().await;
-        let healed: Vec<AssignedPartition> =
-            to_heal.iter().zip(ways).filter(|(_, way)| *way).map(|(handle, _)| handle.assigned()).collect();
-        {
-            let mut before = self.before();
-            let keys: HashSet<Key> = healed.iter().map(|healed| (healed.topic_id, healed.partition)).collect();
-            before.lost.retain(|key| !keys.contains(key));
+            Err(error) => {
+                tracing::warn!(%topic, partition, %error, "what is left of a lost replica cannot be set aside yet");
+                false
+            }
         }
-        let keys: Vec<Key> = healed.iter().map(|healed| (healed.topic_id, healed.partition)).collect();
-        self.open_all(healed, true).await;
-        // The controller may have heard meanwhile that they are of no use.
-        keys.into_iter().for_each(|key| self.context.disk.healed(key));
     }
 
     fn before(&self) -> MutexGuard<'_, Before> {

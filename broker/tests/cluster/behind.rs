@@ -11,25 +11,46 @@ use headwater_storage::files::{DirEntry, Lock, Metadata};
 use headwater_storage::{Directory, File, Files, Map, OpenLimit, OpenMode, OsFiles};
 use std::io::{self, IoSlice};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-/// The operating system's files, of which the journal of the metadata can be kept waiting.
-#[derive(Debug, Default)]
-struct Slow {
+/// The operating system's files, of which some can be kept waiting: the journal of the metadata, if nothing else is said.
+#[derive(Debug)]
+pub(crate) struct Slow {
     files: OsFiles,
-    gate: Arc<Gate>,
+    slow: &'static str,
+    pub(crate) gate: Arc<Gate>,
 }
 
 #[derive(Debug, Default)]
-struct Gate {
+pub(crate) struct Gate {
     is_shut: Mutex<bool>,
     opened: Condvar,
+    waiting: AtomicUsize,
+}
+
+impl Default for Slow {
+    fn default() -> Slow {
+        Slow::at("headwater.metadata")
+    }
+}
+
+impl Slow {
+    /// The files with this in their paths.
+    pub(crate) fn at(slow: &'static str) -> Slow {
+        Slow { files: OsFiles::new(), slow, gate: Arc::default() }
+    }
 }
 
 impl Gate {
-    fn shut(&self) {
+    pub(crate) fn shut(&self) {
         *self.is_shut.lock().unwrap() = true;
+    }
+
+    /// How many writes and syncs wait.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     fn open(&self) {
@@ -38,15 +59,17 @@ impl Gate {
     }
 
     fn pass(&self) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
         drop(self.opened.wait_while(self.is_shut.lock().unwrap(), |is_shut| *is_shut).unwrap());
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Files for Slow {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Arc<dyn File>> {
         let file = self.files.open(path, mode)?;
-        let is_journal = path.to_string_lossy().contains("headwater.metadata");
-        Ok(if is_journal { Arc::new(Journal { file, gate: Arc::clone(&self.gate) }) } else { file })
+        let is_slow = path.to_string_lossy().contains(self.slow);
+        Ok(if is_slow { Arc::new(SlowFile { file, gate: Arc::clone(&self.gate) }) } else { file })
     }
 
     fn list(&self, dir: &Path) -> io::Result<Vec<DirEntry>> {
@@ -91,12 +114,12 @@ impl Files for Slow {
 }
 
 #[derive(Debug)]
-struct Journal {
+struct SlowFile {
     file: Arc<dyn File>,
     gate: Arc<Gate>,
 }
 
-impl File for Journal {
+impl File for SlowFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.file.read_at(buffer, offset)
     }
@@ -137,7 +160,7 @@ impl File for Journal {
 }
 
 /// Whatever happens, nothing waits for the disk for ever.
-struct LetGo(Arc<Gate>);
+pub(crate) struct LetGo(pub(crate) Arc<Gate>);
 
 impl Drop for LetGo {
     fn drop(&mut self) {
@@ -341,7 +364,7 @@ async fn a_coordinator_that_is_behind_for_long_sends_its_members_away_and_names_
 }
 
 /// A new partition is led once its broker has heard of it.
-async fn until_open(client: &Client, topic_id: &Bytes, partition: u32) {
+pub(crate) async fn until_open(client: &Client, topic_id: &Bytes, partition: u32) {
     let began = Instant::now();
     while let Some(error) = client.produce(open_produce(topic_id, partition)).await.1.error {
         assert!(error.retryable && began.elapsed() < DEADLINE, "{error:?}");

@@ -5,6 +5,7 @@
 
 mod behind;
 mod damaged;
+mod disks;
 mod groups;
 #[path = "../harness/mod.rs"]
 mod harness;
