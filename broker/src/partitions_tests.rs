@@ -1,8 +1,14 @@
 use super::*;
-use crate::assignments::{Assigned, AssignedTopic};
+use crate::assignments::{Assigned, AssignedTopic, Assignments};
 use crate::cleaner::Cleaner;
+use crate::metadata::command::command::Command as Kind;
+use crate::metadata::command::{
+    self as wire, AlterPartition, AlterPartitions, CreateTopic, FenceBroker, RegisterBroker, Replicas, UnfenceBroker,
+};
+use crate::metadata::handle::common::Common;
 use crate::replica::leader::View;
 use crate::topic_config::TopicConfig;
+use bytes::Bytes;
 use headwater_proto::batch::{BatchBuilder, BatchHeader, BuildOptions};
 use headwater_proto::wire::Acks;
 use headwater_storage::sim::{Fault, Held, Operation};
@@ -51,7 +57,7 @@ fn of(partitions: Vec<AssignedPartition>) -> Assigned {
 fn batch(bytes: usize) -> NewBatch {
     let mut builder = BatchBuilder::new(BuildOptions::default());
     builder.append(0, Some(b"key"), Some(&vec![b'x'; bytes]), &[]);
-    let bytes: bytes::Bytes = builder.build().unwrap();
+    let bytes: Bytes = builder.build().unwrap();
     NewBatch { header: BatchHeader::parse(&bytes).unwrap(), bytes }
 }
 
@@ -157,6 +163,55 @@ async fn a_partition_is_told_only_what_is_new_of_it() {
     assert_eq!(handle(&partitions, 0).view().index, 0, "it knows that already");
     partitions.apply(&of(vec![as_of(8, 1)])).await;
     assert_eq!(handle(&partitions, 0).view().index, 8);
+}
+
+/// Each state had all partitions looked at, and a broker that came or went made what is known of all of them anew.
+#[test]
+fn only_what_a_state_says_anew_is_looked_at() {
+    const PARTITIONS: u32 = 1_000;
+    let incarnation = |broker: i32| Bytes::from(vec![u8::try_from(broker).unwrap(); 16]);
+    let common = Common::new("c");
+    let fence = |broker_id| {
+        let fence = FenceBroker { broker_id, incarnation: incarnation(broker_id) };
+        common.control(Kind::FenceBroker(fence)).unwrap();
+    };
+    for broker_id in 1..=4 {
+        let register =
+            RegisterBroker { broker_id, incarnation: incarnation(broker_id), boots: 1, ..Default::default() };
+        common.apply(Kind::RegisterBroker(register)).unwrap();
+        let unfence = UnfenceBroker { broker_id, incarnation: incarnation(broker_id) };
+        common.control(Kind::UnfenceBroker(unfence)).unwrap();
+    }
+    let create = |id: u8, brokers: Vec<i32>, partitions: u32| {
+        let create = CreateTopic {
+            name: format!("t{id}"),
+            topic_id: TopicId::from_bytes([id; 16]).to_wire(),
+            partitions: vec![Replicas { brokers }; partitions as usize],
+            ..Default::default()
+        };
+        common.apply(Kind::CreateTopic(create)).unwrap();
+    };
+    create(1, vec![1, 2], PARTITIONS);
+    create(2, vec![1, 3], 10);
+    create(3, vec![2, 3], 10);
+    let me = crate::assignments::member(1, &incarnation(1));
+    let mut assignments = Assignments::new(&BrokerConfig::default(), me);
+    let mut kept = Kept::default();
+    let mut looked_at = || kept.direct(&assignments.of(&common.state())).1;
+    assert_eq!(looked_at(), PARTITIONS as usize + 10);
+    assert_eq!(looked_at(), 0);
+    let leader = wire::Member { broker_id: 1, incarnation: incarnation(1) };
+    let topic_id = TopicId::from_bytes([1; 16]).to_wire();
+    let isr = vec![leader.clone()];
+    let alter = AlterPartition { topic_id, partition: 7, leader: Some(leader), isr, ..Default::default() };
+    common.apply(Kind::AlterPartitions(AlterPartitions { partitions: vec![alter] })).unwrap();
+    assert_eq!(looked_at(), 1, "one of a thousand changed");
+    create(4, vec![2, 3], 10);
+    assert_eq!(looked_at(), 0, "nothing of it is kept here");
+    fence(4);
+    assert_eq!(looked_at(), 0, "it keeps nothing");
+    fence(3);
+    assert_eq!(looked_at(), 10, "those that it keeps too");
 }
 
 /// A follower that forgot it would follow a leader below what was acknowledged, because of an election long ago.

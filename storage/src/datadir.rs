@@ -137,6 +137,8 @@ struct Checkpointing {
     log_starts_twice: bool,
     /// The replicas stand in their file.
     replicas_stand: bool,
+    /// The last write failed: nobody knows what the files say.
+    unsure: bool,
 }
 
 /// An open data root. The lock is held until it is dropped.
@@ -223,6 +225,7 @@ impl DataDir {
             changed: false,
             log_starts_twice: log_starts.twice,
             replicas_stand: knows_replicas,
+            unsure: false,
         });
         for entry in entries.iter().filter(|entry| entry.is_dir && entry.name.ends_with(DELETED)) {
             remove_folder(&*files, &path.join(&entry.name))?;
@@ -393,6 +396,30 @@ impl DataDir {
         checkpoints.changed = true;
     }
 
+    /// Lets the checkpoints say of a log no more than that it ends at `end`; if it `begins_there`, that too. True: they have to be
+    /// written before the log is cut. What neither was said nor is said on the disk needs no taking back.
+    pub fn lower_checkpoints(&self, key: &(String, u32), end: i64, begins_there: bool) -> bool {
+        let mut checkpoints = self.checkpoints();
+        let says_more = |said: &Checkpoints| {
+            let offsets = [&said.recovery_points, &said.high_watermarks, &said.cleaner_offsets];
+            offsets.iter().any(|offsets| offsets.get(key).is_some_and(|offset| *offset > end))
+                || said.replicas.get(key).is_some_and(|kept| kept.flushed > end)
+        };
+        if !(begins_there || checkpoints.unsure || says_more(&checkpoints.now) || says_more(&checkpoints.written)) {
+            return false;
+        }
+        let now = &mut checkpoints.now;
+        for offsets in [&mut now.recovery_points, &mut now.high_watermarks, &mut now.cleaner_offsets] {
+            offsets.entry(key.clone()).and_modify(|offset| *offset = end.min(*offset));
+        }
+        now.replicas.entry(key.clone()).and_modify(|kept| kept.flushed = end.min(kept.flushed));
+        if begins_there {
+            now.log_start_offsets.insert(key.clone(), end);
+        }
+        checkpoints.changed = true;
+        true
+    }
+
     /// Whether the checkpoints were changed since they were last written.
     pub fn has_unwritten_checkpoints(&self) -> bool {
         self.checkpoints().changed
@@ -427,8 +454,9 @@ impl DataDir {
             Ok(()) => {
                 checkpoints.written = now;
                 (checkpoints.log_starts_twice, checkpoints.replicas_stand) = (true, true);
+                checkpoints.unsure = false;
             }
-            Err(_) => checkpoints.changed = true,
+            Err(_) => (checkpoints.changed, checkpoints.unsure) = (true, true),
         }
         result
     }

@@ -207,3 +207,47 @@ fn what_is_known_of_a_replica_outlives_its_folder_and_not_its_damage() {
     let data_dir = open(&files, root);
     assert!(!data_dir.knows_replicas() && data_dir.faults().len() == 1, "{:?}", data_dir.faults());
 }
+
+/// Before a log is cut the checkpoints must not say more of it. To write all of them for each of a thousand logs took longer than the
+/// cuts.
+#[test]
+fn what_was_never_said_of_a_log_needs_no_taking_back() {
+    let sim = SimFiles::new(1);
+    let files: Arc<dyn Files> = sim.clone();
+    let path = Path::new("/data");
+    let data_dir = open(&files, path);
+    let key = ("t".to_owned(), 0);
+    let say = |offset| {
+        data_dir.update_checkpoints(|checkpoints| {
+            checkpoints.recovery_points.insert(key.clone(), offset);
+        });
+    };
+    assert!(!data_dir.lower_checkpoints(&key, 3, false), "nothing was said");
+    say(5);
+    assert!(!data_dir.lower_checkpoints(&key, 5, false));
+    assert!(data_dir.lower_checkpoints(&key, 4, false), "it is to be said");
+    say(7);
+    data_dir.write_checkpoints().unwrap();
+    say(2);
+    assert!(data_dir.lower_checkpoints(&key, 6, false), "it is said on the disk");
+    data_dir.write_checkpoints().unwrap();
+    assert!(!data_dir.lower_checkpoints(&key, 6, false));
+    assert!(data_dir.lower_checkpoints(&key, 6, true), "where it begins is new");
+    data_dir.write_checkpoints().unwrap();
+    assert_eq!(data_dir.hints("t", 0).log_start_offset, 6);
+
+    // After a write that failed, nobody knows what the files say.
+    say(9);
+    sim.fail(Fault::new(Operation::Rename).on(checkpoint::HIGH_WATERMARKS));
+    data_dir.update_checkpoints(|checkpoints| {
+        checkpoints.high_watermarks.insert(key.clone(), 9);
+    });
+    data_dir.write_checkpoints().unwrap_err();
+    say(1);
+    data_dir.update_checkpoints(|checkpoints| {
+        checkpoints.high_watermarks.remove(&key);
+    });
+    assert!(data_dir.lower_checkpoints(&key, 8, false));
+    data_dir.write_checkpoints().unwrap();
+    assert!(!data_dir.lower_checkpoints(&key, 8, false));
+}

@@ -174,17 +174,11 @@ pub(super) fn cut_back(
     };
     if let Some(root) = root.get() {
         let key = (shared.topic.to_string(), shared.partition);
-        root.update_checkpoints(|checkpoints| {
-            for offsets in [&mut checkpoints.recovery_points, &mut checkpoints.high_watermarks] {
-                offsets.entry(key.clone()).and_modify(|offset| *offset = to.min(*offset));
-            }
-            checkpoints.cleaner_offsets.entry(key.clone()).and_modify(|offset| *offset = to.min(*offset));
-            checkpoints.replicas.entry(key.clone()).and_modify(|kept| kept.flushed = to.min(kept.flushed));
-            if matches!(cut, Cut::RestartAt(_)) {
-                checkpoints.log_start_offsets.insert(key, to);
-            }
-        });
-        root.write_checkpoints()?;
+        // What they never said, they need not take back: after the death of a leader many logs are cut, and few of them that far.
+        let said_more = root.lower_checkpoints(&key, to, matches!(cut, Cut::RestartAt(_)));
+        if said_more {
+            root.write_checkpoints()?;
+        }
     }
     match cut {
         Cut::To(to) => log.truncate(to, now_ms()),

@@ -49,6 +49,7 @@ struct Replica {
     root: DataRoot,
     lease: Lease,
     disk: Arc<DiskHealth>,
+    pool: Pool,
     handle: PartitionHandle,
 }
 
@@ -76,8 +77,8 @@ fn start(assigned: &AssignedPartition) -> Replica {
         replication: Arc::default(),
     };
     let handle = PartitionHandle::start(assigned, Ok((log, 0, 0)), &context);
-    let PartitionContext { lease, disk, .. } = context;
-    Replica { files, root, lease, disk, handle }
+    let PartitionContext { lease, disk, pool, .. } = context;
+    Replica { files, root, lease, disk, pool, handle }
 }
 
 fn batch(leader_epoch: i32, base_offset: i64) -> NewBatch {
@@ -192,6 +193,42 @@ async fn leading_and_following_take_turns_and_what_is_parked_fails_with_its_epoc
     replica.handle.append(vec![batch(0, 0)], Acks::All).await.unwrap();
     assert_eq!(replica.handle.reader().unwrap().epoch_at(1), Some(5));
     assert_eq!(replica.handle.leader_epoch(), 5);
+}
+
+/// The death of one broker is news to all partitions of all others, and each troubled a thread for settings that it had.
+#[tokio::test]
+async fn the_write_half_is_told_of_settings_only_where_they_are_others() {
+    let replica = start(&assigned(1, 3, &[1, 2]));
+    replica.heard().await;
+    // Both of the pool's threads have something else to do.
+    let (begun, begins) = std::sync::mpsc::channel();
+    let releases = [(); 2].map(|()| {
+        let (release, released) = std::sync::mpsc::channel::<()>();
+        let begun = begun.clone();
+        replica.pool.spawn(move || {
+            begun.send(()).unwrap();
+            // An error means that it is released.
+            released.recv().unwrap_or(());
+        });
+        begins.recv().unwrap();
+        release
+    });
+    let hear = async |assigned: AssignedPartition| {
+        replica.handle.configure(assigned);
+        // What is asked after it is answered after it.
+        let (tell, told) = oneshot::channel();
+        let history = History::default();
+        let hello = Hello { member: member(3), tenure: tenure(3, 0), history };
+        replica.tell(Message::Hello(Box::new(hello), None, tell));
+        assert!(told.await.unwrap().is_err());
+    };
+    hear(assigned(1, 3, &[1])).await;
+    assert_eq!(replica.pool.queued(), 0, "another follower is in sync, and nothing else is new");
+    let config = Arc::new(TopicConfig { segment_bytes: 1 << 20, ..TopicConfig::default() });
+    hear(AssignedPartition { config, ..assigned(1, 3, &[1]) }).await;
+    assert_eq!(replica.pool.queued(), 1);
+    drop(releases);
+    replica.heard().await;
 }
 
 #[tokio::test]

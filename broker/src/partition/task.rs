@@ -22,6 +22,7 @@ use crate::replica::follower::Replica;
 use crate::replica::history::History;
 use crate::replica::lag::Lags;
 use crate::replica::leader::{AlterPartition, HelloRefusal, View};
+use crate::topic_config::TopicConfig;
 use headwater_storage::Log;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -63,6 +64,8 @@ struct Task {
     /// What the leader pushed was not sound, which was told.
     told_unsound: bool,
     log: Option<Box<Log>>,
+    /// The settings that the write half has, or has been told.
+    configured: Arc<TopicConfig>,
     ending: Option<Ending>,
     fenced: Option<Counted>,
     /// Says to the controller that the replica is of no use.
@@ -90,8 +93,10 @@ pub(super) fn spawn(
     if ended.is_some() {
         waiting.end(ended);
     }
+    let configured = shared.config.load_full();
     let mut task = Task {
         shared,
+        configured,
         role: Role::Follower(Box::new(waiting)),
         taken: None,
         generation: 0,
@@ -293,8 +298,11 @@ impl Task {
         if !self.is_in_role(&assigned) && self.ended().is_none() {
             self.leave_role();
         }
+        // A broker that comes or goes concerns every partition, and hardly ever their settings: no thread is troubled for nothing.
+        let is_news = !Arc::ptr_eq(&self.configured, &config) && self.configured != config;
+        self.configured = config;
         // The newest count when their turn has come: one turn is enough, however often they change until then.
-        if self.ended().is_none() && !self.shared.configuring.swap(true, Ordering::AcqRel) {
+        if is_news && self.ended().is_none() && !self.shared.configuring.swap(true, Ordering::AcqRel) {
             let (shared, expiration_ms) = (Arc::clone(&self.shared), self.context.producer_id_expiration_ms);
             self.work(Box::new(move |write_half| {
                 shared.configuring.store(false, Ordering::Release);

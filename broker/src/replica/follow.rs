@@ -31,6 +31,9 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 /// How long the leader may take to answer a hello.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a leader that does not answer keeps the streams to others of its partitions from being opened.
+const TURN: Duration = Duration::from_millis(250);
+
 /// Pauses between two streams, while nothing comes of them.
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -170,6 +173,7 @@ impl Follower {
         came_through: &mut bool,
     ) -> Result<(), Ended> {
         let patience = self.replication.patience();
+        let turn = self.replication.turn(self.leader).await;
         let mut place = self.replication.place(self.leader).await?;
         let (mut send, recv) = timeout(patience, place.connection().open_bi())
             .await
@@ -180,7 +184,15 @@ impl Follower {
         let open = Open { stream: Some(open::Stream::Replica(opening.to_wire())) };
         send_within(&mut send, &open, patience, "hello to the leader").await?;
         let mut frames = Frames::<ReplicaOpened>::new(recv, MAX_REPLICA_HEADER_BYTES, 0, patience);
-        let opened = timeout(ANSWER_TIMEOUT, frames.message()).await;
+        let opened = {
+            let mut answer = std::pin::pin!(timeout(ANSWER_TIMEOUT, frames.message()));
+            let early = timeout(TURN, &mut answer).await;
+            drop(turn);
+            match early {
+                Ok(opened) => opened,
+                Err(_) => answer.await,
+            }
+        };
         let opened = opened.map_err(|_| StreamError::Deadline("the leader's answer"))??.ok_or(Ended::Finished)?;
         if let Some(error) = opened.error {
             return Err(Ended::Refused(error.message));

@@ -19,7 +19,7 @@ use headwater_proto::TopicId;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
 /// Credit on one connection between brokers.
@@ -43,6 +43,9 @@ const _: () = assert!(
 
 /// Streams of a connection that are not for replicas: its hello, and calls.
 const RESERVED_STREAMS: usize = 8;
+
+/// Most streams to one broker that are being opened: behind thousands, nothing else that its thread has to do would come in time.
+const OPENING: usize = 64;
 
 /// How long a connection may take to be made.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -73,6 +76,7 @@ struct Shared {
     alters: mpsc::UnboundedSender<Wanted>,
     altering: Mutex<Option<mpsc::UnboundedReceiver<Wanted>>>,
     links: Mutex<HashMap<i32, Arc<tokio::sync::Mutex<Link>>>>,
+    opening: Turns,
     /// Memory for batches that are larger than their stream's share of the credit.
     loans: Arc<Semaphore>,
     loan_bytes: u32,
@@ -123,6 +127,7 @@ impl Replication {
             alters,
             altering: Mutex::new(Some(altering)),
             links: Mutex::default(),
+            opening: Turns::default(),
             loans: Arc::new(Semaphore::new(config.loan_bytes as usize)),
             loan_bytes: config.loan_bytes,
             patience: Duration::from_millis(config.frame_timeout_ms),
@@ -163,6 +168,11 @@ impl Replication {
     ) {
         // An error means that the broker ends.
         drop(self.shared.alters.send(Wanted { topic_id, partition, alter, tell: Box::new(tell) }));
+    }
+
+    /// The turn to open a stream to a broker. `None`: the broker ends.
+    pub(crate) async fn turn(&self, broker_id: i32) -> Option<OwnedSemaphorePermit> {
+        self.shared.opening.take(broker_id).await
     }
 
     /// A place on a connection to a broker.
@@ -223,6 +233,18 @@ impl Replication {
     }
 }
 
+/// Whose turn it is to open a stream to a broker.
+#[derive(Default)]
+struct Turns(Mutex<HashMap<i32, Arc<Semaphore>>>);
+
+impl Turns {
+    async fn take(&self, broker_id: i32) -> Option<OwnedSemaphorePermit> {
+        let fresh = || Arc::new(Semaphore::new(OPENING));
+        let turns = Arc::clone(lock(&self.0).entry(broker_id).or_insert_with(fresh));
+        turns.acquire_owned().await.ok()
+    }
+}
+
 impl Place {
     fn take(channel: &Arc<Channel>) -> Place {
         let mut all = lock(&channel.credit);
@@ -261,4 +283,20 @@ impl Drop for Place {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures::FutureExt;
+
+    #[test]
+    fn some_streams_to_a_broker_are_opened_at_a_time_and_those_to_another_one_beside() {
+        let turns = Turns::default();
+        let mut taken: Vec<_> = (0..OPENING).map(|_| turns.take(1).now_or_never().flatten().unwrap()).collect();
+        assert!(turns.take(1).now_or_never().is_none());
+        assert!(turns.take(2).now_or_never().is_some());
+        taken.pop();
+        assert!(turns.take(1).now_or_never().flatten().is_some());
+    }
 }

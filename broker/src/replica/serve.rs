@@ -193,7 +193,7 @@ async fn admit(session: &Session, opening: Opening) -> Result<(PartitionHandle, 
     let reader = partition.reader().map_err(|why| why.to_wire())?;
     let (held, _) = reader.extent();
     // Records may have been deleted up to within a batch, and it is pushed whole.
-    let from = match hello.history.log_end() <= held.start {
+    let from = match hello.history.log_end() <= held.start && held.start < held.end {
         true => {
             let reader = reader.clone();
             let found = shared.pool.run(move || reader.batch_at(held.start)).await;
