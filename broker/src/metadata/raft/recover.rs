@@ -38,7 +38,7 @@ impl Store {
     /// Makes a quorum of one of what the folder's member kept. May block.
     ///
     /// # Errors
-    /// [`JournalError`]: nothing changed.
+    /// [`JournalError`]: nothing changed. Also where the member knows nothing of the cluster.
     pub fn recover_alone(
         files: Arc<dyn Files>,
         root: &Path,
@@ -52,8 +52,15 @@ impl Store {
             true => (journal::replay(&path, &scan.frames)?, 0, 1),
             false => {
                 let kept = replay(&path, &scan)?;
+                let voters = kept.voters().len();
+                if voters == 0 {
+                    // All that is on the disk would be taken for nobody's, and be deleted after a while.
+                    let why = "its member was made anew and never taken in: it knows nothing of the cluster; recover another broker, or put \
+                               back what is beside it as headwater.metadata.former";
+                    return Err(JournalError::Unusable { path, position: 0, why: why.to_owned() });
+                }
                 let (state, uncommitted) = everything(&path, &kept)?;
-                (state, uncommitted, kept.voters().len())
+                (state, uncommitted, voters)
             }
         };
         journal::check_cluster(&path, state.cluster_id(), cluster_id)?;

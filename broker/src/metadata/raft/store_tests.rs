@@ -4,6 +4,7 @@ use super::super::journal::{self, JournalError};
 use super::super::journal_file::JOURNAL_FILE;
 use super::super::state::MetadataState;
 use super::kept::{Change, Kept, KeptSnapshot};
+use super::recover;
 use super::store::StoreError;
 use super::*;
 use crate::replica::Member;
@@ -659,6 +660,23 @@ fn a_recovery_gives_nothing_out_that_those_who_are_lost_may_have_given_out() {
         follower.verdict(follower.tenure(), verdict);
         assert!(!follower.is_fenced(), "a person wants it cut");
     }
+}
+
+/// An empty cluster came of it, and whatever was on the disk was set aside for deletion.
+#[test]
+fn nothing_is_recovered_from_a_member_that_knows_nothing() {
+    let (disk, root) = (disk(22), Path::new(ROOT));
+    let store = store(&disk);
+    store.change(entries(1, 1..=3)).expect("kept");
+    drop(store);
+    let was = headwater_storage::files::read(&*disk, &root.join(JOURNAL_FILE), u64::MAX).expect("read");
+    Store::begin_anew(disk.clone(), root, "cluster", MEMBER + 1).expect("begun anew");
+    let refused = Store::recover_alone(disk.clone(), root, "cluster", MEMBER + 2).expect_err("it knows nothing");
+    assert!(refused.to_string().contains(recover::FORMER_FILE), "{refused}");
+    // What it says is to be done.
+    headwater_storage::files::replace(&*disk, &root.join(JOURNAL_FILE), &was).expect("put back");
+    assert!(disk.list(root).expect("listed").iter().any(|entry| entry.name == recover::FORMER_FILE));
+    Store::recover_alone(disk.clone(), root, "cluster", MEMBER + 2).expect("recovered");
 }
 
 #[test]
