@@ -26,7 +26,11 @@ use tokio_util::sync::CancellationToken;
 const PARTITIONS: u32 = 6;
 /// Brokers there are at most: more are added.
 const MOST_BROKERS: usize = 4;
-/// Time for every partition to take records again once nothing more goes wrong.
+/// Time for every partition to take records again once nothing more goes wrong, besides what the start of the brokers took so many times: the
+/// machine may have other work, and some of them are started then.
+const TAKES: Duration = Duration::from_secs(10);
+const STARTS: u32 = 4;
+/// And for the group to commit: a member may have to be missed first.
 const RESUMED: Duration = Duration::from_secs(60);
 /// A run that lasts so long has to have seen everything.
 const LONG: Duration = Duration::from_secs(1_200);
@@ -503,8 +507,10 @@ fn clients_of_a_cluster_see_no_anomaly_whatever_happens_to_it() {
 async fn haunt(seed: u64, lasts: Duration) {
     let mut rng = StdRng::seed_from_u64(seed);
     // Retention and compaction run too; segments are small enough to be rolled.
+    let starting = Instant::now();
     let cluster = Cluster::start(3, rng.random(), On::Shipped, "\"log.retention.check.interval.ms\" = 5000").await;
     cluster.create_topic(TOPIC, PARTITIONS, 3, &[("min.insync.replicas", "2"), ("segment.bytes", "262144")]).await;
+    let took = starting.elapsed();
     let (world, stop, leave) =
         (World::new(cluster.client(), PARTITIONS), CancellationToken::new(), CancellationToken::new());
     let _witness = Witness(&world);
@@ -539,9 +545,11 @@ async fn haunt(seed: u64, lasts: Duration) {
         world.note_progress().await;
     }
     nemesis.mend_due(true);
-    nemesis.tell("nothing more goes wrong".to_owned());
-    resume(&world, PARTITIONS, !members.is_empty(), Instant::now() + RESUMED).await;
+    nemesis.tell(format!("nothing more goes wrong; the brokers started in {took:?} at first"));
+    resume(&world, PARTITIONS, false, Instant::now() + TAKES + took * STARTS).await;
     nemesis.tell("every partition takes records".to_owned());
+    resume(&world, PARTITIONS, !members.is_empty(), Instant::now() + RESUMED).await;
+    nemesis.tell("and the group commits".to_owned());
     nemesis.finish_command().await;
     let told = nemesis.cluster.wait_until_well(Instant::now() + HEALED).await;
     nemesis.tell(format!("all is well: controller {:?}, epoch {}", told.controller, told.controller_epoch));
