@@ -28,7 +28,7 @@ pub(crate) fn run(global: &Global, command: ClusterCommand) -> Result<()> {
         ClusterCommand::Describe { stale } => with_client(global, async |client| {
             let admin = client.admin();
             let admin = if stale { admin.stale() } else { admin };
-            describe::describe(global, &admin).await
+            describe::describe(global, &admin, stale).await
         }),
         ClusterCommand::Health { id, stale } => with_client(global, async |client| {
             let admin = client.admin();

@@ -35,7 +35,8 @@ fn that_the_quorum_is_lost_is_told_soon_and_who_answers() {
     assert_eq!(stale(&["2"]).lines(), [format!("broker 2 may NOT be stopped now: {lost}")]);
     let stale = stale(&["--json"]).object();
     assert_eq!((&stale["may_stop"], &stale["quorum"]), (&json!([]), &json!({ "voters": 3, "answering": [1] })));
-    cluster.command(&["cluster", "describe", "--stale"]).ok();
+    let stale = cluster.command(&["cluster", "describe", "--stale"]).ok().text();
+    assert!(stale.contains(lost) && stale.contains("start broker 2,3 again"), "{stale}");
 }
 
 #[test]

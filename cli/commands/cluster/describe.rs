@@ -1,10 +1,11 @@
 //! `headwater cluster describe`: who is in the cluster, what is wrong with it, and what to do about it.
 
 use anyhow::{Context, Result};
-use headwater_client::{Admin, ClusterBroker, ClusterDescription, PartitionState};
+use headwater_client::{Admin, ClusterBroker, ClusterDescription, PartitionState, QuorumHealth};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::health::lost_why;
 use super::look_failed;
 use super::moves::ids;
 use crate::args::Global;
@@ -16,8 +17,8 @@ const NAMED: usize = 5;
 /// Partitions by topic.
 type Partitions = BTreeMap<String, Vec<PartitionState>>;
 
-/// Runs the command.
-pub(super) async fn describe(global: &Global, admin: &Admin) -> Result<()> {
+/// Runs the command. `stale`: the admin asks for what a broker knows, which may be of the past.
+pub(super) async fn describe(global: &Global, admin: &Admin, stale: bool) -> Result<()> {
     let told = admin.describe_cluster().await;
     let told = told.map_err(|error| look_failed("cannot describe the cluster", "describe", error))?;
     if global.json {
@@ -27,7 +28,12 @@ pub(super) async fn describe(global: &Global, admin: &Admin) -> Result<()> {
         0 => Partitions::new(),
         _ => admin.partition_states().await.context("cannot see the cluster's partitions")?,
     };
-    print(text(&told, &partitions))
+    // Where nobody decides anything any more, nobody is said to be gone either.
+    let quorum = match stale {
+        true => admin.cluster_health().await.ok().and_then(|told| told.quorum).filter(QuorumHealth::is_lost),
+        false => None,
+    };
+    print(text(&told, &partitions, quorum.as_ref()))
 }
 
 #[derive(Serialize)]
@@ -84,8 +90,9 @@ impl<'a> From<&'a ClusterDescription> for Description<'a> {
 }
 
 /// The cluster at a glance: what is wrong stands first, who is there next, what to do about it last.
-fn text(told: &ClusterDescription, partitions: &Partitions) -> String {
-    let faults = faults(told);
+fn text(told: &ClusterDescription, partitions: &Partitions, lost: Option<&QuorumHealth>) -> String {
+    let mut faults = faults(told);
+    faults.splice(0..0, lost.map(|quorum| format!("{}, and what follows is what was known before", lost_why(quorum))));
     let state = if faults.is_empty() { "all is well".to_owned() } else { faults.join("; ") };
     let mut text = format!("cluster {}, {}: {state}\n\n", told.cluster_id, plural(told.brokers.len() as i64, "broker"));
     text += &table(
@@ -102,11 +109,12 @@ fn text(told: &ClusterDescription, partitions: &Partitions) -> String {
             ]
         }),
     );
-    text += &format!("\n{}\n", quorum(told));
+    text += &format!("\n{}\n", quorum(told, lost));
     for trouble in [Trouble::Offline, Trouble::UnderMinIsr, Trouble::UnderReplicated] {
         text += &trouble.list(partitions);
     }
-    let next = next(told, partitions);
+    let mut next = next(told, partitions);
+    next.splice(0..0, lost.and_then(|quorum| start_voters(told, quorum)));
     if !next.is_empty() {
         text += "\nwhat to do next:\n";
         next.iter().for_each(|step| text += &format!("  {step}\n"));
@@ -154,9 +162,10 @@ fn fenced(told: &ClusterDescription) -> Vec<i32> {
 }
 
 /// How the metadata stand.
-fn quorum(told: &ClusterDescription) -> String {
+fn quorum(told: &ClusterDescription, lost: Option<&QuorumHealth>) -> String {
     let fenced = fenced(told);
     let (voters, active) = (told.voters.len(), told.voters.iter().filter(|voter| !fenced.contains(voter)).count());
+    let active = lost.map_or(active, |quorum| quorum.answering.len());
     let bears = active.saturating_sub(voters / 2 + 1);
     let bears = match (active > voters / 2, bears) {
         (false, _) => "too few: nothing can be changed".to_owned(),
@@ -235,6 +244,17 @@ impl Trouble {
 /// Replicas that are not in sync.
 fn missing(partition: &PartitionState) -> Vec<i32> {
     partition.replicas.iter().copied().filter(|broker| !partition.isr.contains(broker)).collect()
+}
+
+/// Where the metadata quorum is lost: who has to come back.
+fn start_voters(told: &ClusterDescription, quorum: &QuorumHealth) -> Option<String> {
+    let silent: Vec<i32> = told.voters.iter().copied().filter(|voter| !quorum.answering.contains(voter)).collect();
+    (!silent.is_empty()).then(|| {
+        format!(
+            "start broker {} again, or mend the network between the voters: nothing is decided before",
+            ids(&silent)
+        )
+    })
 }
 
 /// What a person does now, the most urgent first.
@@ -320,7 +340,7 @@ mod tests {
     fn a_cluster_that_is_well_is_a_table_and_a_line() {
         let told = cluster(&["active", "active", "active", "active"]);
         assert_eq!(
-            text(&told, &Partitions::new()),
+            text(&told, &Partitions::new(), None),
             "cluster prod, 4 brokers: all is well\n\n\
              broker  state   metadata           leaders  partitions  rack    address\n     \
              1  active  votes                    7          12  rack-1  10.0.0.1:9092\n     \
@@ -341,7 +361,7 @@ mod tests {
             ("many".into(), many.chain([partition(7, &[2, 3], &[2], 1)]).collect()),
             ("strict".into(), vec![partition(0, &[2, 1, 3], &[2, 3], 3)]),
         ]);
-        let text = text(&told, &partitions);
+        let text = text(&told, &partitions, None);
         let (picture, rest) = text.split_once("metadata version").expect("the quorum's line");
         assert!(picture.starts_with(
             "cluster prod, 4 brokers: not heard of: broker 1; 1 partition without a leader; 2 partitions under min.insync.replicas; 10 partitions under-replicated\n"
@@ -373,8 +393,15 @@ mod tests {
     fn a_lost_quorum_is_said() {
         let mut told = cluster(&["fenced", "fenced", "active"]);
         told.controller = None;
-        let text = text(&told, &Partitions::new());
+        let text = text(&told, &Partitions::new(), None);
         assert!(text.contains("no controller is in office; not heard of: broker 1,2"), "{text}");
-        assert!(text.contains("1 of 3 voters there (too few: nothing can be changed)"), "{text}");
+        let too_few = "1 of 3 voters there (too few: nothing can be changed)";
+        assert!(text.contains(too_few), "{text}");
+        // Nobody decided that the others are gone.
+        let told = cluster(&["active"; 3]);
+        let lost = QuorumHealth { voters: 3, answering: vec![2] };
+        let text = super::text(&told, &Partitions::new(), Some(&lost));
+        assert!(text.contains("brokers: the metadata quorum is lost: of 3 voters 1 (broker 2) answers"), "{text}");
+        assert!(text.contains(too_few) && text.contains("start broker 1,3 again"), "{text}");
     }
 }

@@ -53,7 +53,7 @@ pub(super) async fn health(global: &Global, admin: &Admin, id: Option<i32>) -> R
 }
 
 /// Why nobody may be stopped where the metadata quorum is lost.
-fn lost_why(quorum: &QuorumHealth) -> String {
+pub(super) fn lost_why(quorum: &QuorumHealth) -> String {
     let (answering, ids) = (quorum.answering.len(), ids(&quorum.answering));
     let answer = match answering {
         0 => "none".to_owned(),
