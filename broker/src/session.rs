@@ -11,7 +11,7 @@ use crate::metadata::raft::server::FirstStream;
 use crate::metadata::several::Ready;
 use crate::quic::{FETCH_CREDIT_BYTES, PRODUCE_CREDIT};
 use crate::replica::serve;
-use crate::server::Door;
+use crate::server::{Door, Place};
 use crate::shared::Shared;
 use crate::stream::{Frames, StreamError, send_within, write_within};
 use crate::tls::live::Live;
@@ -91,8 +91,8 @@ fn patience(config: &BrokerConfig) -> Duration {
     Duration::from_millis(config.frame_timeout_ms)
 }
 
-/// Serves a connection from its handshake to its end.
-pub(crate) async fn serve(door: Arc<Door>, incoming: quinn::Incoming) {
+/// Serves a connection from its handshake to its end; it has this place among them until then.
+pub(crate) async fn serve(door: Arc<Door>, incoming: quinn::Incoming, mut place: Place) {
     let handshake = Duration::from_millis(door.config.handshake_timeout_ms);
     let remote = incoming.remote_address();
     let connecting = match incoming.accept() {
@@ -114,6 +114,12 @@ pub(crate) async fn serve(door: Arc<Door>, incoming: quinn::Incoming) {
         Some(Err(_)) => return tracing::debug!(%remote, "handshake took too long"),
         None => return,
     };
+    if !place.is_for(matches!(door.tls.principal(&connection), Ok(Principal::Broker(_)))) {
+        tracing::warn!(%remote, "connection refused: there are as many as the settings allow, and what is left is for brokers");
+        door.metrics.rejected(ErrorCode::Overloaded);
+        return connection
+            .close(ResetCode::Limit.number().into(), b"there are as many connections as the settings allow");
+    }
     let id = door.next_connection.fetch_add(1, Ordering::Relaxed);
     let span = tracing::debug_span!("session", peer = %remote, id);
     serve_connection(&door, connection, handshake).instrument(span).await;

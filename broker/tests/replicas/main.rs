@@ -57,6 +57,48 @@ async fn a_leader_that_takes_few_streams_on_a_connection_is_followed_on_several(
     cluster.until_sample(1, "headwater_streams{kind=\"replica\"}", 40.0).await;
 }
 
+/// A broker that came back, or whose connection broke, was cut off from the others for as long as clients held all places.
+#[tokio::test]
+async fn clients_that_hold_all_connections_keep_no_broker_out() {
+    for setting in ["max.connections=3", "max.connections.per.ip=3"] {
+        let mut cluster = Cluster::start(&[], &[]).await;
+        cluster.up_on(1, Arc::new(OsFiles::default()), &[setting]).await;
+        let mut clients = Vec::new();
+        for _ in 0..3 {
+            clients.push(Client::connect(cluster.broker(1)).await);
+        }
+        cluster.up(2).await;
+        let topic_id = cluster.create("t", 1, &[1, 2], &[("min.insync.replicas", "2")]);
+        let opened = async {
+            loop {
+                let open = wire::OpenProduce { acks: Acks::All.into(), ..open_produce(&topic_id, 0) };
+                let (produce, answer) = clients[0].produce(open).await;
+                match answer.error {
+                    None => return produce,
+                    Some(error) => assert!(error.retryable || error.code == 11, "{error:?}"),
+                }
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        };
+        send_all(&mut within("a produce stream", opened).await, &texts("a", 3)).await;
+        // Nobody else has its places.
+        let endpoint = client_endpoint("127.0.0.1:0");
+        let settings = client_config(client_tls(cluster.broker(1)), 16 << 20);
+        let listens = cluster.broker(1).listen_addr();
+        let connected = within("a handshake", endpoint.connect_with(settings, listens, "localhost").unwrap()).await;
+        let closed = match connected {
+            Ok(connection) => within("its end", connection.closed()).await,
+            Err(closed) => closed,
+        };
+        let limit = u64::from(headwater_proto::ResetCode::Limit.number());
+        let is_limit = |code: quinn::VarInt| u64::from(code) == limit;
+        assert!(
+            matches!(&closed, quinn::ConnectionError::ApplicationClosed(why) if is_limit(why.error_code)),
+            "{setting}: {closed:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_follower_that_dies_leaves_the_isr_and_the_rest_goes_on() {
     let mut cluster = Cluster::start(&[1, 2, 3], &["replica.lag.time.max.ms=500"]).await;
