@@ -300,19 +300,26 @@ impl Partitions {
             noted
         };
         self.context.pool.run(move || data_dir.write_checkpoints()).await?;
+        {
+            let open = self.open();
+            for (key, (offsets, _)) in &changed {
+                open.get(key).into_iter().for_each(|handle| handle.start_is_kept(offsets.log_start));
+            }
+        }
         seen.extend(changed);
         Ok(())
     }
 
     /// Deletes the records of a partition below `before`, or below the high watermark if `before` is -1. Returns where the log
-    /// begins, once the checkpoint of that is on stable storage: no crash brings the records back.
+    /// begins, once the checkpoint of that is on stable storage here and at every replica in sync: no crash and no election brings the records
+    /// back.
     ///
     /// # Errors
     /// [`PartitionError`]. Where only the checkpoint could not be written, asking again writes it.
     pub(crate) async fn delete_records(&self, handle: &PartitionHandle, before: i64) -> Result<i64, PartitionError> {
         let log_start = handle.delete_records(before).await?;
         match self.checkpoint().await {
-            Ok(()) => Ok(log_start),
+            Ok(()) => handle.start_kept_everywhere(log_start).await.map(|()| log_start),
             Err(failure) => {
                 let why = format!("the log begins at {log_start} now, but after a crash it may not: {failure}");
                 Err(match LogError::from(failure) {

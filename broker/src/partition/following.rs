@@ -276,6 +276,11 @@ impl<W> Following<W> {
         if let Some(cut) = self.cut {
             return Some(Job::Cut(cut));
         }
+        // Whoever deletes records waits for that, however much is appended meanwhile.
+        let before = self.begins_at.min(self.offsets.high_watermark);
+        if before > self.offsets.log_start {
+            return Some(Job::Trim { before, high_watermark: self.offsets.high_watermark });
+        }
         let (mut batches, mut rolls, mut bytes, mut memory) = (Vec::new(), Vec::new(), 0, 0);
         let from = self.waiting.front().map_or(self.offsets.log_end, |(from, _)| *from);
         while let Some((begins, next)) = self.waiting.pop_front() {
@@ -297,12 +302,7 @@ impl<W> Following<W> {
                 || self.flush_is_due(now_ms);
             return Some(Job::Append { from, batches, rolls, bytes, flush });
         }
-        if self.flush_is_due(now_ms) {
-            return Some(Job::Flush);
-        }
-        let before = self.begins_at.min(self.offsets.high_watermark);
-        let high_watermark = self.offsets.high_watermark;
-        (before > self.offsets.log_start).then_some(Job::Trim { before, high_watermark })
+        self.flush_is_due(now_ms).then_some(Job::Flush)
     }
 
     fn flush_is_due(&self, now_ms: i64) -> bool {
@@ -323,6 +323,14 @@ impl<W> Following<W> {
             Some(_) => None,
             None => self.retry_ms.or(self.flush_at_ms()),
         }
+    }
+
+    /// Where the log begins is written down.
+    pub(super) fn start_kept(&mut self, offset: i64) {
+        if let Some(state) = &mut self.state {
+            state.start_kept(offset);
+        }
+        self.advance();
     }
 
     /// The batches are written, up to here.

@@ -37,7 +37,7 @@ fn following(durability: TopicDurability) -> Following<&'static str> {
 }
 
 fn report(received: i64, flushed: i64) -> Report {
-    Report { member: ME, tenure: TENURE, received, flushed }
+    Report { member: ME, tenure: TENURE, received, flushed, log_start: Some(0) }
 }
 
 fn pushed(base_offset: i64, bytes: usize) -> (Push, Pushed) {

@@ -36,7 +36,7 @@ use headwater_proto::wire::Acks;
 use headwater_storage::{Cleanup, LastSequence, Log, LogConfig, LogError, LogReader, NewBatch, ReadError};
 use state::{Append, AppendDone, AppendResult, Check, Limits, Offsets, fenced};
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
@@ -92,6 +92,8 @@ pub struct Watermarks {
     /// Since when a replica that does not lead has no leader that pushes to it; `None`: it has, or it leads. What it knows of the high
     /// watermark grows old then, and its readers are better served elsewhere.
     pub apart_since: Option<Instant>,
+    /// Where this broker leads: below this no replica that is in sync with it has anything, nor will after a crash.
+    pub kept_start: i64,
     /// Why the partition is no longer served, if it is not.
     pub ended: Option<PartitionError>,
 }
@@ -138,6 +140,8 @@ struct PartitionShared {
     admission_bytes: u32,
     /// Work that may still be handed over.
     work_admission: Arc<Semaphore>,
+    /// Where the log begins, as it is written down.
+    kept_start: AtomicI64,
     /// New settings wait for the write half.
     configuring: AtomicBool,
     /// The end of the log moves back: what its offsets were is not to be written down any more.
@@ -191,6 +195,8 @@ enum Message {
     Pushed(u64, Push, Pushed),
     /// The stream ended.
     Lost(u64),
+    /// It is written down where the log begins.
+    StartKept,
     /// How far the followers are behind, where this broker leads.
     Lags(oneshot::Sender<Vec<Lag>>),
     Fence(String),
@@ -314,12 +320,14 @@ impl PartitionHandle {
                 leads: false,
                 epoch_start: 0,
                 apart_since: Some(Instant::now()),
+                kept_start: i64::MIN,
                 ended: ended.clone(),
             }),
             reader,
             admission: Arc::new(Semaphore::new(context.append_queue_bytes as usize)),
             admission_bytes: context.append_queue_bytes,
             work_admission: Arc::new(Semaphore::new(MAX_WAITING_WORK)),
+            kept_start: AtomicI64::new(offsets.log_start),
             configuring: AtomicBool::new(false),
             cutting: AtomicBool::new(false),
             unclean_taken: AtomicU32::new(unclean),
@@ -518,6 +526,29 @@ impl PartitionHandle {
         match told.map_err(|_| self.why_ended())?.ended.clone() {
             None => Ok(log_start),
             Some(why) => Err(why),
+        }
+    }
+
+    /// It is written down that the log begins here.
+    pub(crate) fn start_is_kept(&self, log_start: i64) {
+        if self.shared.kept_start.fetch_max(log_start, Ordering::AcqRel) < log_start {
+            // An error means that the task has ended.
+            drop(self.send(Message::StartKept));
+        }
+    }
+
+    /// Waits until every replica that is in sync begins here too, and will after a crash: no election brings back what lies below.
+    ///
+    /// # Errors
+    /// [`PartitionError`] where the partition is not served any more, or led elsewhere.
+    pub(crate) async fn start_kept_everywhere(&self, log_start: i64) -> Result<(), PartitionError> {
+        let mut watermarks = self.watermarks();
+        let is_over = |now: &Watermarks| now.kept_start >= log_start || now.ended.is_some() || !now.leads;
+        let now = watermarks.wait_for(is_over).await.map_err(|_| self.why_ended())?.clone();
+        match now.ended {
+            Some(why) => Err(why),
+            None if !now.leads => Err(PartitionError::NotLeader(self.leader_epoch())),
+            None => Ok(()),
         }
     }
 

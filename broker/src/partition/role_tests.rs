@@ -310,7 +310,7 @@ async fn a_new_leader_says_where_the_log_ends_once_all_that_was_acknowledged_is_
     let history = History::new(vec![EpochEntry { epoch: 3, start_offset: 0 }], 0, 2).unwrap();
     let hello = Hello { member: member(2), tenure: tenure(4, 0), history };
     assert_eq!(replica.handle.hello(hello, None).await.unwrap().map(|admitted| admitted.verdict), Ok(Verdict::Agrees));
-    let report = Report { member: member(2), tenure: tenure(4, 0), received: 2, flushed: 2 };
+    let report = Report { member: member(2), tenure: tenure(4, 0), received: 2, flushed: 2, log_start: Some(0) };
     replica.handle.reported(report).unwrap();
     let told = tokio::time::timeout(PATIENCE, asked).await.unwrap().unwrap();
     assert_eq!(told.high_watermark, 2);

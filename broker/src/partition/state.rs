@@ -300,7 +300,8 @@ impl<R, W> PartitionState<R, W> {
         now_ms: i64,
     ) -> Self {
         let settings = settings(topic, &limits);
-        let leader = LeaderState::lead(me, view, local_log(&offsets, 0), settings, lease, now_ms);
+        let mut leader = LeaderState::lead(me, view, local_log(&offsets, 0), settings, lease, now_ms);
+        leader.begins_at(offsets.log_start, now_ms);
         offsets.high_watermark = leader.high_watermark();
         PartitionState {
             me,
@@ -516,7 +517,8 @@ impl<R, W> PartitionState<R, W> {
         self.begin_epoch(now_ms);
         if log_start > self.offsets.log_start {
             self.offsets.log_start = log_start;
-            self.effects.push(Effect::Publish(self.offsets));
+            self.leader.begins_at(log_start, now_ms);
+            self.advance();
         }
         self.check();
     }
@@ -585,6 +587,7 @@ impl<R, W> PartitionState<R, W> {
         if let Some(view) = self.next_epoch.take() {
             let log = local_log(&self.offsets, self.leader.tenure().generation);
             self.leader = LeaderState::lead(self.me, &view, log, self.settings, self.leader.has_lease(), now_ms);
+            self.leader.begins_at(self.offsets.log_start, now_ms);
             self.advance();
         }
     }

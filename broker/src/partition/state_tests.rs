@@ -350,7 +350,7 @@ fn on_two(leader_epoch: i32, partition_epoch: i32, in_sync: bool) -> View {
 fn report(state: &mut State, flushed: i64, now_ms: i64) {
     let tenure = Tenure { leader_epoch: 1, generation: 0 };
     let hello = Hello { member: OTHER, tenure, history: History::default() };
-    let report = Report { member: OTHER, tenure, received: flushed, flushed };
+    let report = Report { member: OTHER, tenure, received: flushed, flushed, log_start: Some(0) };
     state.replicas(|leader| {
         leader.hello(&hello, &History::default(), now_ms).unwrap();
         assert!(leader.report(report, now_ms));

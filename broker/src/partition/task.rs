@@ -243,6 +243,12 @@ impl Task {
                     following.lost(stream);
                 }
             }
+            Message::StartKept => {
+                let kept_start = self.shared.kept_start.load(Ordering::Acquire);
+                if let Role::Follower(following) = &mut self.role {
+                    following.start_kept(kept_start);
+                }
+            }
             Message::Lags(tell) => {
                 let log_start = self.shared.watermarks.borrow().offsets.log_start;
                 // Whoever asked may have gone.
@@ -394,6 +400,7 @@ impl Task {
             });
             // Streams are numbered on through the roles: what belongs to an earlier one is told by it.
             let mut following = Following::new(replica, self.last_stream, &config, limits, offsets);
+            following.start_kept(self.shared.kept_start.load(Ordering::Acquire));
             work.into_iter().for_each(|work| following.work(work));
             self.role = Role::Follower(Box::new(following));
             self.follows = leader.zip(self.context.replication.get()).map(|(leader, replication)| {
@@ -635,6 +642,13 @@ impl Task {
                     }
                 }
             }
+        }
+        let kept_start = match &self.role {
+            Role::Leader(state) => state.leader().kept_start(),
+            Role::Follower(_) => i64::MIN,
+        };
+        if self.shared.watermarks.borrow().kept_start != kept_start {
+            self.shared.watermarks.send_modify(|watermarks| watermarks.kept_start = kept_start);
         }
         let is_apart = match &self.role {
             Role::Leader(_) => false,

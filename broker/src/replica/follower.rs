@@ -150,6 +150,8 @@ pub struct FollowerState {
     high_watermark: i64,
     leader_high_watermark: i64,
     log_start: i64,
+    /// Where the log begins, as no crash takes back, as far as was told.
+    kept_start: i64,
     unclean_taken: u32,
     /// How many unclean elections the metadata record.
     unclean_recorded: u32,
@@ -172,6 +174,7 @@ impl FollowerState {
             high_watermark: replica.high_watermark.min(log_end),
             leader_high_watermark: -1,
             log_start: replica.history.log_start(),
+            kept_start: 0,
             unclean_taken: replica.unclean_taken,
             unclean_recorded,
             history: replica.history,
@@ -265,6 +268,8 @@ impl FollowerState {
         self.phase = Phase::Asking;
         let log_end = history.log_end();
         (self.taken, self.written, self.flushed, self.log_start) = (log_end, log_end, log_end, history.log_start());
+        // Where it begins anew is written down before.
+        self.kept_start = self.kept_start.max(history.log_start());
         self.high_watermark = self.high_watermark.min(log_end);
         self.history = history;
         self.say_hello();
@@ -331,6 +336,16 @@ impl FollowerState {
         }
     }
 
+    /// The log begins here, as no crash takes back.
+    pub fn start_kept(&mut self, offset: i64) {
+        if offset > self.kept_start {
+            self.kept_start = offset;
+            if self.is_following() {
+                self.report();
+            }
+        }
+    }
+
     /// The epoch is over: nothing is taken any more.
     pub fn end(&mut self) {
         if self.phase != Phase::Fenced {
@@ -350,8 +365,8 @@ impl FollowerState {
 
     fn report(&mut self) {
         let flushed = if planted(Bug::WrittenReportedAsFlushed) { self.written } else { self.flushed };
-        let received = self.written;
-        self.effects.push(Effect::Report(Report { member: self.member, tenure: self.tenure, received, flushed }));
+        let (member, tenure, received, log_start) = (self.member, self.tenure, self.written, Some(self.kept_start));
+        self.effects.push(Effect::Report(Report { member, tenure, received, flushed, log_start }));
     }
 
     fn advance(&mut self) {

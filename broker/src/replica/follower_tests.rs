@@ -43,7 +43,7 @@ fn push(from: i64, batches: &[(i64, i64, i32)], high_watermark: i64) -> Push {
 }
 
 fn report(received: i64, flushed: i64) -> Effect {
-    Effect::Report(Report { member: nobody(2), tenure: TENURE, received, flushed })
+    Effect::Report(Report { member: nobody(2), tenure: TENURE, received, flushed, log_start: Some(0) })
 }
 
 #[test]

@@ -190,6 +190,9 @@ struct Follower {
     /// -1: it has reported nothing in this epoch.
     received: i64,
     flushed: i64,
+    /// Where its log begins, as no crash takes back; `None`: it says nothing of that. Counts once it has reported.
+    log_start: Option<i64>,
+    has_reported: bool,
 }
 
 /// Batches that were appended, as lag is told from them.
@@ -217,6 +220,8 @@ pub struct LeaderState {
     written: i64,
     flushed: i64,
     high_watermark: i64,
+    /// Where the leader's log begins.
+    log_start: i64,
     /// The ISR on its way to the metadata.
     in_flight: Option<Vec<Member>>,
     /// Those that were left unknown in this partition epoch.
@@ -245,6 +250,7 @@ impl LeaderState {
             written: log.log_end,
             flushed: log.flushed.min(log.log_end),
             high_watermark: log.high_watermark,
+            log_start: 0,
             in_flight: None,
             doubtful: Vec::new(),
             propose_from_ms: None,
@@ -407,8 +413,29 @@ impl LeaderState {
         };
         follower.received = follower.received.max(report.received);
         follower.flushed = follower.flushed.max(report.flushed.min(report.received));
+        (follower.log_start, follower.has_reported) = (report.log_start.max(follower.log_start), true);
         self.step(now_ms);
         true
+    }
+
+    /// The leader's log begins here: whoever is to be in sync has to begin there too, so that nothing comes back with an election.
+    pub fn begins_at(&mut self, log_start: i64, now_ms: i64) {
+        if log_start > self.log_start {
+            self.log_start = log_start;
+            self.step(now_ms);
+        }
+    }
+
+    /// Below this offset no replica in sync has anything any more, nor will after a crash; what builds keep that do not say where their
+    /// logs begin is not known.
+    pub fn kept_start(&self) -> i64 {
+        let pending = self.in_flight.iter().chain(&self.doubtful).flatten();
+        let members = self.isr.iter().chain(pending).filter(|member| **member != self.me);
+        let start = |member: &Member| match self.others.get(&member.broker).filter(|known| known.member == *member) {
+            Some(follower) if follower.has_reported => follower.log_start.unwrap_or(i64::MAX),
+            _ => i64::MIN,
+        };
+        members.map(start).min().unwrap_or(i64::MAX)
     }
 
     /// Whether this replica has to say hello before it counts: another start of its broker was known meanwhile, and nothing is left of what
@@ -574,7 +601,10 @@ impl LeaderState {
         };
         let has_watermark = counted >= self.high_watermark || planted(Bug::JoinsBelowWatermark);
         let has_epoch_start = counted >= self.epoch_start || planted(Bug::JoinsBelowEpochStart);
-        follower.active && follower.agreed && has_watermark && has_epoch_start
+        // A build that does not say where its log begins is believed.
+        let begins = follower.has_reported && follower.log_start.is_none_or(|start| start >= self.log_start);
+        let has_start = self.log_start == 0 || begins;
+        follower.active && follower.agreed && has_watermark && has_epoch_start && has_start
     }
 
     fn is_lagging(&self, follower: &Follower, now_ms: i64) -> bool {
@@ -647,6 +677,15 @@ impl LeaderState {
 
 impl Follower {
     fn new(member: Member, active: bool) -> Follower {
-        Follower { member, active, generation: 0, agreed: false, received: -1, flushed: -1 }
+        Follower {
+            member,
+            active,
+            generation: 0,
+            agreed: false,
+            received: -1,
+            flushed: -1,
+            log_start: None,
+            has_reported: false,
+        }
     }
 }

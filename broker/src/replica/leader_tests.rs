@@ -53,7 +53,7 @@ fn hello(state: &mut LeaderState, broker: i32, log_end: i64, now_ms: i64) {
 }
 
 fn report(state: &mut LeaderState, broker: i32, received: i64, flushed: i64, now_ms: i64) -> bool {
-    state.report(Report { member: member(broker), tenure: TENURE, received, flushed }, now_ms)
+    state.report(Report { member: member(broker), tenure: TENURE, received, flushed, log_start: Some(0) }, now_ms)
 }
 
 fn append(state: &mut LeaderState, end: i64, now_ms: i64) {
@@ -96,6 +96,45 @@ fn the_high_watermark_is_the_least_flushed_offset_of_the_isr() {
     assert_eq!(state.high_watermark(), 15, "what 2 received counts only once it is flushed");
     let moved: Vec<Effect> = state.take_effects();
     assert_eq!(moved, [Effect::HighWatermark(12), Effect::HighWatermark(15)]);
+}
+
+/// An election would bring back what was deleted.
+#[test]
+fn who_still_has_what_was_deleted_is_waited_for_and_comes_not_in_sync() {
+    let said =
+        |broker, log_start| Report { member: member(broker), tenure: TENURE, received: 10, flushed: 10, log_start };
+    let mut state = leader(&[1, 2, 3]);
+    assert_eq!(state.kept_start(), i64::MIN, "nobody has said anything");
+    all_follow(&mut state);
+    assert_eq!(state.kept_start(), 0);
+    state.begins_at(7, 0);
+    for (broker, log_start, kept) in [(2, 7, 0), (3, 5, 5), (3, 9, 7), (2, 3, 7)] {
+        state.report(said(broker, Some(log_start)), 0);
+        assert_eq!(state.kept_start(), kept);
+    }
+
+    let mut state = leader(&[1, 2]);
+    state.begins_at(7, 0);
+    all_follow(&mut state);
+    assert_eq!((state.kept_start(), proposed(&mut state)), (0, vec![]));
+    state.report(said(3, Some(6)), 0);
+    assert_eq!(proposed(&mut state), []);
+    state.report(said(3, Some(7)), 0);
+    assert_eq!(proposed(&mut state), [(7, vec![1, 2, 3])]);
+    state.report(said(2, Some(8)), 0);
+    assert_eq!(state.kept_start(), 7, "who is proposed may be in sync already");
+
+    // A build that does not say where its log begins: nobody waits for it.
+    let mut state = leader(&[1, 2]);
+    for broker in [2, 3] {
+        hello(&mut state, broker, 10, 0);
+    }
+    state.begins_at(7, 0);
+    assert_eq!(state.kept_start(), i64::MIN);
+    for broker in [2, 3] {
+        state.report(said(broker, None), 0);
+    }
+    assert_eq!((state.kept_start(), proposed(&mut state)), (i64::MAX, vec![(7, vec![1, 2, 3])]));
 }
 
 #[test]
@@ -360,7 +399,7 @@ fn reports_of_another_epoch_generation_or_incarnation_count_for_nothing() {
     append(&mut state, 20, 0);
     assert!(!report(&mut state, 2, 20, 20, 0), "nothing is known of its log before its hello");
     hello(&mut state, 2, 10, 0);
-    let said = Report { member: member(2), tenure: TENURE, received: 20, flushed: 20 };
+    let said = Report { member: member(2), tenure: TENURE, received: 20, flushed: 20, log_start: Some(0) };
     let stranger = Member { incarnation: Uuid::from_u128(1), ..member(2) };
     for stale in [
         Report { member: stranger, ..said },

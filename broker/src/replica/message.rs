@@ -158,6 +158,7 @@ pub fn progress(report: Option<&Report>, credit_bytes: u64) -> ReplicaProgress {
             flushed_offset: report.flushed,
             credit_bytes,
             refused_offset: None,
+            log_start_offset: report.log_start,
         },
     }
 }
@@ -191,7 +192,11 @@ pub fn report(member: Member, progress: &ReplicaProgress) -> Result<Option<Repor
         return Err(MessageError::Offsets { received, flushed });
     }
     let tenure = Tenure { leader_epoch: progress.leader_epoch, generation: progress.generation };
-    Ok(Some(Report { member, tenure, received, flushed }))
+    let log_start = progress.log_start_offset;
+    if let Some(given @ ..0) = log_start {
+        return Err(MessageError::Negative { what: "the log start", given });
+    }
+    Ok(Some(Report { member, tenure, received, flushed, log_start }))
 }
 
 #[cfg(test)]
@@ -223,8 +228,11 @@ mod tests {
             assert_eq!(verdict(&opened(there)), Ok(there));
         }
         let member = Member { broker: 3, incarnation: Uuid::from_u128(77) };
-        let said = Report { member, tenure: Tenure { leader_epoch: 9, generation: 4 }, received: 12, flushed: 10 };
-        assert_eq!(report(member, &progress(Some(&said), 5)), Ok(Some(said)));
+        let tenure = Tenure { leader_epoch: 9, generation: 4 };
+        let said = Report { member, tenure, received: 12, flushed: 10, log_start: None };
+        for said in [said, Report { log_start: Some(0), ..said }] {
+            assert_eq!(report(member, &progress(Some(&said), 5)), Ok(Some(said)));
+        }
         assert_eq!(report(member, &progress(None, 5)), Ok(None));
         assert_eq!(progress(None, 5).credit_bytes, 5);
         assert_eq!((report(member, &refused(0)), refused_at(&refused(0))), (Ok(None), Ok(Some(0))));
@@ -281,6 +289,8 @@ mod tests {
             let said = ReplicaProgress { received_offset, flushed_offset, ..ReplicaProgress::default() };
             assert!(matches!(report(member, &said), Err(MessageError::Offsets { .. })), "{said:?}");
         }
+        let said = ReplicaProgress { log_start_offset: Some(-1), ..ReplicaProgress::default() };
+        assert!(matches!(report(member, &said), Err(MessageError::Negative { given: -1, .. })));
         assert!(matches!(refused_at(&super::refused(-1)), Err(MessageError::Negative { given: -1, .. })));
     }
 

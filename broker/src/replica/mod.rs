@@ -65,4 +65,6 @@ pub struct Report {
     pub received: i64,
     /// Everything below is on stable storage.
     pub flushed: i64,
+    /// Where its log begins, which no crash takes back; `None`: it does not say.
+    pub log_start: Option<i64>,
 }

@@ -13,6 +13,8 @@ use cluster::*;
 use harness::*;
 use headwater_broker::metadata::command::{Reassign, command::Command as Kind};
 use headwater_proto::ErrorCode;
+use headwater_proto::wire::call::Request;
+use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, Acks, Durability};
 use headwater_storage::OsFiles;
 use headwater_storage::sim::{Fault, Operation, SimFiles};
@@ -128,6 +130,46 @@ async fn below_min_insync_replicas_acks_all_is_refused_by_name() {
     let refused = send(&mut produce, &texts("a", 1)).await.remove(0).error.expect("a refusal");
     assert_eq!(ErrorCode::from_number(refused.code), ErrorCode::NotEnoughReplicas, "{}", refused.message);
     assert!(refused.message.contains("1 of 2"), "{}", refused.message);
+}
+
+/// The leader answered alone, and the next one served again what was deleted.
+#[tokio::test]
+async fn what_was_deleted_stays_deleted_whoever_leads_next() {
+    let mut cluster = Cluster::start(&[1], &["log.flush.offset.checkpoint.interval.ms=10"]).await;
+    let files = SimFiles::new(1);
+    cluster.up_on(2, files.clone(), &[]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2], &[("min.insync.replicas", "2")]);
+    cluster.until_in_sync("t", &[1, 2]).await;
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    send_all(&mut produce, &texts("a", 10)).await;
+
+    // The follower has deleted it, and a crash would bring it back.
+    let held = files.hold(Fault::new(Operation::Sync).on("log-start-offset"));
+    let client = Client::connect(cluster.broker(1)).await;
+    let delete = wire::DeleteRecords { topic: "t".into(), partition: 0, before_offset: 7 };
+    let mut deleting = Box::pin(client.call(Request::DeleteRecords(delete)));
+    let log_start = "headwater_partition_log_start_offset{topic=\"t\",partition=\"0\"}";
+    tokio::select! {
+        () = cluster.until_sample(2, log_start, 7.0) => {}
+        early = &mut deleting => panic!("{early:?}"),
+    }
+    within("a checkpoint that hangs", async {
+        while held.waiting() == 0 {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let early = tokio::time::timeout(std::time::Duration::from_millis(200), &mut deleting).await;
+    assert!(early.is_err(), "{early:?}");
+    drop(held);
+    let deleted = within("an answer", deleting).await;
+    assert!(matches!(&deleted, Response::DeleteRecords(done) if done.log_start_offset == 7), "{deleted:?}");
+    cluster.kill(1);
+    cluster.fence(1);
+    assert_eq!(cluster.partition("t").leader, 2);
+    let (_, answer) = Client::connect(cluster.broker(2)).await.fetch(open_fetch(&topic_id, 0, 6)).await;
+    let refused = answer.error.expect("it is gone");
+    assert_eq!(ErrorCode::from_number(refused.code), ErrorCode::OffsetOutOfRange, "{}", refused.message);
 }
 
 #[tokio::test]

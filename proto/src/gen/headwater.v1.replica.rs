@@ -103,4 +103,7 @@ pub struct ReplicaProgress {
     /// looks whether its own log is sound there.
     #[prost(int64, optional, tag = "6")]
     pub refused_offset: ::core::option::Option<i64>,
+    /// Its log begins here, which no crash takes back; said with the offsets. Absent: a build that does not say.
+    #[prost(int64, optional, tag = "7")]
+    pub log_start_offset: ::core::option::Option<i64>,
 }

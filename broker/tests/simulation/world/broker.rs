@@ -309,7 +309,8 @@ impl World {
                 generation: process.generation,
                 unclean_taken: process.lineage,
             };
-            let state = FollowerState::follow(partition.leader_epoch, replica, partition.unclean_recoveries);
+            let mut state = FollowerState::follow(partition.leader_epoch, replica, partition.unclean_recoveries);
+            state.start_kept(process.log.log_start_offset());
             process.role = Role::Follower { state, stream: 0, heard_ms: now, jobs: VecDeque::new() };
             self.node(id).kept.has_replica = true;
         } else {

@@ -122,6 +122,9 @@ impl World {
                 }
                 let deleted = log.delete_records(before, offsets.high_watermark, local);
                 node.kept.log_start = deleted.expect("a deletion");
+                if let Role::Follower { state, .. } = &mut process.role {
+                    state.start_kept(node.kept.log_start);
+                }
             }
             Chore::Retain => match log.enforce_retention(local, offsets.high_watermark).expect("a deletion") {
                 Some(log_start) => node.kept.log_start = log_start,
