@@ -1,6 +1,6 @@
 //! What the disk does to this broker's replicas: which of them it fenced, and which wait for it.
 //!
-//! A replica whose log failed, or whose flush does not come back, is of no use to anybody: the broker's heartbeats name it, and the
+//! A replica whose log failed, or from which a job does not come back, is of no use to anybody: the broker's heartbeats name it, and the
 //! controller takes it out of the in-sync and the eligible replicas, so that its leadership moves. A flush that comes back after all is
 //! named too, and the replica may be in sync again; and so may one that was set aside and is fetched from its leader. Any other log that
 //! failed stays fenced until its broker starts.
@@ -12,10 +12,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+/// A job that may be long by itself has so many times the patience.
+const LONG_JOB: u32 = 10;
+
 /// See the module's head.
 #[derive(Debug)]
 pub(crate) struct DiskHealth {
-    /// A flush that takes longer is a failure of the disk.
+    /// A write or a flush that takes longer is a failure of the disk.
     patience: Duration,
     state: Mutex<State>,
 }
@@ -24,10 +27,23 @@ pub(crate) struct DiskHealth {
 struct State {
     /// How many marks each fenced replica has: an old task of a partition may end after a new one began.
     fenced: HashMap<Key, usize>,
-    /// Since when each replica's log is being written or flushed.
-    busy: HashMap<Key, Instant>,
+    /// The job under way on each replica's log.
+    busy: HashMap<Key, Begun>,
     /// Those that took too long, and came back, and those that begin anew; and whether the metadata were seen to count them as fenced.
     restored: HashMap<Key, bool>,
+}
+
+/// A job that is under way.
+#[derive(Debug, Clone, Copy)]
+struct Begun {
+    at: Instant,
+    patience: Duration,
+}
+
+impl Begun {
+    fn hangs(&self) -> bool {
+        self.at.elapsed() >= self.patience
+    }
 }
 
 impl DiskHealth {
@@ -44,9 +60,11 @@ impl DiskHealth {
         Fenced { health: Arc::clone(self), key }
     }
 
-    /// A replica's log is written or flushed, until what is returned is dropped. There is one job for it at a time.
-    pub(crate) fn begin(self: &Arc<Self>, key: Key) -> Busy {
-        self.lock().busy.insert(key, Instant::now());
+    /// A job is done on a replica's log, until what is returned is dropped. There is one for it at a time. `is_long`: it may take its time
+    /// where the disk is well, as what is deleted, cut or put in place of other segments; a write and a flush may not.
+    pub(crate) fn begin(self: &Arc<Self>, key: Key, is_long: bool) -> Busy {
+        let patience = if is_long { self.patience * LONG_JOB } else { self.patience };
+        self.lock().busy.insert(key, Begun { at: Instant::now(), patience });
         Busy { health: Arc::clone(self), key }
     }
 
@@ -58,7 +76,7 @@ impl DiskHealth {
     /// The replicas that are of no use, in order.
     pub(crate) fn unfit(&self) -> Vec<Key> {
         let state = self.lock();
-        let hung = state.busy.iter().filter(|(_, since)| since.elapsed() >= self.patience).map(|(key, _)| *key);
+        let hung = state.busy.iter().filter(|(_, begun)| begun.hangs()).map(|(key, _)| *key);
         let mut unfit: Vec<Key> = state.fenced.keys().copied().chain(hung).collect();
         unfit.sort_unstable();
         unfit.dedup();
@@ -68,7 +86,7 @@ impl DiskHealth {
     /// The replicas that were of no use, and are well now: the disk came back, or they begin anew. In order.
     pub(crate) fn restored(&self) -> Vec<Key> {
         let state = self.lock();
-        let hangs = |key: &Key| state.busy.get(key).is_some_and(|since| since.elapsed() >= self.patience);
+        let hangs = |key: &Key| state.busy.get(key).is_some_and(Begun::hangs);
         // The task that was fenced may not have ended yet.
         let is_fenced = |key: &Key| state.fenced.contains_key(key);
         let well = state.restored.keys().copied().filter(|key| !hangs(key) && !is_fenced(key));
@@ -92,7 +110,7 @@ impl DiskHealth {
 
     /// How old the oldest write or flush under way is.
     pub(crate) fn oldest(&self) -> Duration {
-        self.lock().busy.values().map(Instant::elapsed).max().unwrap_or_default()
+        self.lock().busy.values().map(|begun| begun.at.elapsed()).max().unwrap_or_default()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -129,8 +147,7 @@ pub(crate) struct Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         let mut state = self.health.lock();
-        let since = state.busy.remove(&self.key);
-        let was_late = since.is_some_and(|since| since.elapsed() >= self.health.patience);
+        let was_late = state.busy.remove(&self.key).is_some_and(|begun| begun.hangs());
         if was_late && !state.fenced.contains_key(&self.key) {
             state.restored.entry(self.key).or_default();
         }
@@ -147,7 +164,7 @@ mod tests {
         let key = |partition| (TopicId::from_bytes([1; 16]), partition);
         let patient = Arc::new(DiskHealth::new(Duration::from_secs(3600)));
         let (first, second, _other) = (patient.fenced(key(2)), patient.fenced(key(2)), patient.fenced(key(1)));
-        let busy = patient.begin(key(3));
+        let busy = patient.begin(key(3), false);
         assert_eq!(patient.unfit(), [key(1), key(2)]);
         assert!(patient.oldest() > Duration::ZERO);
         drop((first, busy));
@@ -156,12 +173,12 @@ mod tests {
         assert_eq!(patient.unfit(), [key(1)]);
 
         let hasty = Arc::new(DiskHealth::new(Duration::ZERO));
-        let hangs = hasty.begin(key(4));
+        let hangs = hasty.begin(key(4), true);
         assert_eq!(hasty.unfit(), [key(4)]);
         assert_eq!(hasty.restored(), []);
         drop(hangs);
         assert_eq!((hasty.unfit(), hasty.restored()), (vec![], vec![key(4)]));
-        let hangs = hasty.begin(key(4));
+        let hangs = hasty.begin(key(4), false);
         assert_eq!((hasty.unfit(), hasty.restored()), (vec![key(4)], vec![]), "it hangs again");
         drop(hangs);
         let fenced = hasty.fenced(key(4));
@@ -173,7 +190,7 @@ mod tests {
         drop(fenced);
         assert_eq!(hasty.restored(), [key(4)], "it begins anew");
         drop(hasty.fenced(key(4)));
-        drop(hasty.begin(key(5)));
+        drop(hasty.begin(key(5), false));
         assert_eq!((patient.restored(), hasty.restored()), (vec![], vec![key(5)]));
     }
 
@@ -183,7 +200,7 @@ mod tests {
         let key = |partition| (TopicId::from_bytes([1; 16]), partition);
         let hasty = Arc::new(DiskHealth::new(Duration::ZERO));
         for partition in 1..=3 {
-            drop(hasty.begin(key(partition)));
+            drop(hasty.begin(key(partition), false));
         }
         hasty.forget_restored(|_| Some(false));
         assert_eq!(hasty.restored(), [key(1), key(2), key(3)], "that they are fenced may not be known here yet");
@@ -191,5 +208,20 @@ mod tests {
         assert_eq!(hasty.restored(), [key(1), key(2)], "3 was deleted");
         hasty.forget_restored(|_| Some(false));
         assert_eq!(hasty.restored(), [key(2)]);
+    }
+
+    #[test]
+    fn what_may_be_long_by_itself_has_longer() {
+        let key = |partition| (TopicId::from_bytes([1; 16]), partition);
+        let health = Arc::new(DiskHealth::new(Duration::from_secs(10)));
+        let _jobs = [health.begin(key(1), false), health.begin(key(2), true)];
+        let after = |seconds| {
+            let ago = Instant::now().checked_sub(Duration::from_secs(seconds)).expect("the machine runs that long");
+            health.lock().busy.values_mut().for_each(|begun| begun.at = ago);
+            health.unfit()
+        };
+        assert_eq!(after(9), []);
+        assert_eq!(after(11), [key(1)]);
+        assert_eq!(after(101), [key(1), key(2)]);
     }
 }

@@ -360,6 +360,26 @@ async fn a_replica_that_hangs_in_a_flush_or_is_fenced_is_unfit() {
     tokio::time::timeout(PATIENCE, gone).await.expect("nobody keeps it any more");
 }
 
+/// The partition took no append any more, and its leadership never moved.
+#[tokio::test]
+async fn a_replica_that_hangs_in_other_work_is_unfit_too() {
+    let replica = start(&assigned(1, 3, &[1]));
+    let (let_go, held) = std::sync::mpsc::channel::<()>();
+    let work = replica.handle.with_log(move |_| {
+        // An error means that it was let go.
+        let _ = held.recv();
+        Ok(())
+    });
+    let hung = async {
+        while replica.disk.unfit() != [(TOPIC, 0)] {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        drop(let_go);
+    };
+    let both = tokio::time::timeout(PATIENCE, async { tokio::join!(work, hung).0 }).await;
+    both.expect("it is unfit").unwrap();
+}
+
 #[tokio::test]
 async fn a_replica_knows_since_when_it_has_no_leader() {
     let replica = start(&assigned(2, 3, &[1, 2]));

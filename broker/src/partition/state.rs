@@ -222,9 +222,9 @@ pub enum Job<W> {
 }
 
 impl<W> Job<W> {
-    /// Whether it is long only if the disk is.
-    pub(super) fn is_for_the_disk(&self) -> bool {
-        matches!(self, Job::Commit { .. } | Job::Flush)
+    /// Whether it may be long where the disk is well.
+    pub(super) fn is_long(&self) -> bool {
+        !matches!(self, Job::Commit { .. } | Job::Flush)
     }
 }
 

@@ -697,7 +697,7 @@ impl Task {
                 Some(job) => {
                     let (reports, disk) = (reports.clone(), Arc::clone(&self.context.disk));
                     Box::new(move || {
-                        let _busy = job.is_for_the_disk().then(|| disk.begin(key));
+                        let _busy = disk.begin(key, job.is_long());
                         run(job, log, &reports, &metrics)
                     })
                 }
@@ -708,7 +708,7 @@ impl Task {
                     let (shared, root) = (Arc::clone(&self.shared), self.context.root.clone());
                     let disk = Arc::clone(&self.context.disk);
                     Box::new(move || {
-                        let _busy = job.is_for_the_disk().then(|| disk.begin(key));
+                        let _busy = disk.begin(key, job.is_long());
                         let mut log = log;
                         let (mut flushed, mut failed) = (Flushed::Not, None);
                         let cut = |log: &mut Log, cut| cut_back(log, cut, &shared, &root);
