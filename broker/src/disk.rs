@@ -108,11 +108,6 @@ impl DiskHealth {
         });
     }
 
-    /// How old the oldest write or flush under way is.
-    pub(crate) fn oldest(&self) -> Duration {
-        self.lock().busy.values().map(|begun| begun.at.elapsed()).max().unwrap_or_default()
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -166,9 +161,8 @@ mod tests {
         let (first, second, _other) = (patient.fenced(key(2)), patient.fenced(key(2)), patient.fenced(key(1)));
         let busy = patient.begin(key(3), false);
         assert_eq!(patient.unfit(), [key(1), key(2)]);
-        assert!(patient.oldest() > Duration::ZERO);
         drop((first, busy));
-        assert_eq!((patient.unfit(), patient.oldest()), (vec![key(1), key(2)], Duration::ZERO));
+        assert_eq!(patient.unfit(), [key(1), key(2)]);
         drop(second);
         assert_eq!(patient.unfit(), [key(1)]);
 

@@ -415,9 +415,6 @@ pub struct BrokerHeartbeat {
     /// Replicas that its disk fenced, or whose flush does not come back, as far as the metadata do not say so.
     #[prost(message, repeated, tag = "4")]
     pub unfit: ::prost::alloc::vec::Vec<super::state::TopicPartition>,
-    /// How old the oldest write or flush under way is.
-    #[prost(uint64, tag = "5")]
-    pub oldest_flush_ms: u64,
     /// Replicas that the metadata count as fenced, and whose flush came back.
     #[prost(message, repeated, tag = "6")]
     pub restored: ::prost::alloc::vec::Vec<super::state::TopicPartition>,

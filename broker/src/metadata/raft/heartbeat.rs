@@ -165,14 +165,7 @@ impl Heart {
             self.disk.forget_restored(|key| sessions::is_kept_and_fenced(&state, self.broker_id, key));
         }
         let restored = named(restored, sessions::is_fenced);
-        BrokerHeartbeat {
-            broker_id: self.broker_id,
-            incarnation: self.incarnation.clone(),
-            ready,
-            unfit,
-            oldest_flush_ms: u64::try_from(self.disk.oldest().as_millis()).unwrap_or(u64::MAX),
-            restored,
-        }
+        BrokerHeartbeat { broker_id: self.broker_id, incarnation: self.incarnation.clone(), ready, unfit, restored }
     }
 
     /// A voter has answered the heartbeat that was sent then.
