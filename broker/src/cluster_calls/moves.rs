@@ -206,6 +206,13 @@ fn moved(planned: Vec<Move>) -> Response {
 fn one(state: &MetadataState, asked: wire::PartitionReplicas) -> Result<Move, MetadataError> {
     let topic = state.topic(&asked.topic).ok_or(MetadataError::UnknownTopic(asked.topic))?;
     let from = topic.partitions.get(asked.partition as usize).map(|it| it.replicas.clone()).unwrap_or_default();
+    let replicas = asked.replicas.len();
+    // Whoever has too few already may move those.
+    if replicas < from.len() && replicas < topic.min_insync_replicas() as usize {
+        let why = "fewer than min.insync.replicas: acks=all would be refused from then on";
+        let (topic, partition) = (topic.name.clone(), asked.partition as usize);
+        return Err(Refusal::InvalidReplicas { topic, partition, replicas: asked.replicas, why }.into());
+    }
     Ok(Move { topic: topic.name.clone(), topic_id: topic.id, partition: asked.partition, from, to: asked.replicas })
 }
 
@@ -285,4 +292,44 @@ pub(crate) fn describe_replicas(shared: &Shared, request: wire::DescribeReplicas
         }
     });
     Ok(Response::DescribeReplicas(wire::DescribeReplicasResponse { replicas: described.collect() }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metadata::command::{BecomeController, CreateTopic, RegisterBroker, Replicas, UnfenceBroker};
+    use uuid::Uuid;
+
+    #[test]
+    fn a_partition_is_given_no_fewer_replicas_than_acks_all_asks_for() {
+        let mut state = MetadataState::new("cluster");
+        let mut apply = |kind: Kind| {
+            let command = command::Command { controller_epoch: state.controller_epoch(), ..kind.into() };
+            state.apply(state.index() + 1, &command).map(drop).expect("accepted");
+        };
+        let incarnation: bytes::Bytes = Uuid::from_u128(1).as_bytes().to_vec().into();
+        for broker_id in 1..=4 {
+            let incarnation = incarnation.clone();
+            let broker = RegisterBroker { broker_id, incarnation, boots: 1, ..RegisterBroker::default() };
+            apply(Kind::RegisterBroker(broker));
+        }
+        apply(Kind::BecomeController(BecomeController { broker_id: 1, incarnation: incarnation.clone() }));
+        for broker_id in 1..=4 {
+            apply(Kind::UnfenceBroker(UnfenceBroker { broker_id, incarnation: incarnation.clone() }));
+        }
+        apply(Kind::CreateTopic(CreateTopic {
+            name: "t".into(),
+            topic_id: TopicId::from_bytes([1; 16]).to_wire(),
+            partitions: vec![Replicas { brokers: vec![1, 2, 3] }, Replicas { brokers: vec![1] }],
+            config: [("min.insync.replicas".to_owned(), "2".to_owned())].into(),
+            ..CreateTopic::default()
+        }));
+        let planned = |partition, replicas: &[i32]| {
+            one(&state, wire::PartitionReplicas { topic: "t".into(), partition, replicas: replicas.to_vec() })
+        };
+        let refused = planned(0, &[4]).unwrap_err().to_string();
+        assert!(refused.contains("fewer than min.insync.replicas"), "{refused}");
+        assert_eq!(planned(0, &[4, 2]).map(|it| it.to).ok(), Some(vec![4, 2]));
+        assert_eq!(planned(1, &[4]).map(|it| it.to).ok(), Some(vec![4]), "it has one already");
+    }
 }
