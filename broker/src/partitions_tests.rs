@@ -15,7 +15,7 @@ use headwater_storage::sim::{Fault, Held, Operation};
 use headwater_storage::{Files, NewBatch, NewIdentity, SimFiles, files};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -229,6 +229,35 @@ async fn the_unclean_elections_that_a_replica_has_taken_in_are_known_to_the_next
     partitions.apply(&of(vec![AssignedPartition { view: Arc::new(view), unclean_recoveries: 3, ..elected }])).await;
     let replica = partitions.replica(&assigned(0).topic_id, 0).unwrap();
     assert_eq!(replica.unclean_taken(), 2, "not the newest one, that it has not seen");
+}
+
+/// They went after a day, though they may have been all that was left of topics which the metadata had forgotten.
+#[tokio::test(start_paused = true)]
+async fn what_was_set_aside_is_kept_where_the_metadata_may_have_forgotten_its_topic() {
+    let files = SimFiles::new(1);
+    let partitions = Arc::new(open_on(&files));
+    let data_dir = partitions.data_dir().unwrap();
+    data_dir.files().create_dir_all(Path::new("/data/forgotten-0")).unwrap();
+    data_dir.set_aside("forgotten", 0, now_ms()).unwrap();
+    let (asked, is_kept) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicBool::new(true)));
+    let ask = {
+        let (asked, is_kept) = (Arc::clone(&asked), Arc::clone(&is_kept));
+        move || {
+            asked.fetch_add(1, Ordering::AcqRel);
+            is_kept.load(Ordering::Acquire)
+        }
+    };
+    let stop = CancellationToken::new();
+    let deleting = tokio::spawn({
+        let (partitions, stop) = (Arc::clone(&partitions), stop.clone());
+        async move { partitions.delete_strays(Duration::ZERO, ask, stop).await }
+    });
+    until("some rounds", || asked.load(Ordering::Acquire) > 3).await;
+    assert_eq!(data_dir.strays().unwrap().len(), 1);
+    is_kept.store(false, Ordering::Release);
+    until("it is deleted", || data_dir.strays().unwrap().is_empty()).await;
+    stop.cancel();
+    deleting.await.unwrap();
 }
 
 const QUEUE_BYTES: u32 = 1 << 20;

@@ -436,7 +436,9 @@ async fn start(
     tasks.spawn(async move { partitions.keep_checkpoints(intervals.0, stop).await });
     let (partitions, stop) = (Arc::clone(&shared.partitions), shutdown.clone());
     let delay = Duration::from_millis(shared.config.stray_delete_delay_ms);
-    tasks.spawn(async move { partitions.delete_strays(delay, stop).await });
+    let metadata = shared.metadata.clone();
+    let is_kept = move || metadata.state().may_have_forgotten();
+    tasks.spawn(async move { partitions.delete_strays(delay, is_kept, stop).await });
     let partitions = Arc::clone(&shared.partitions);
     let stop = shutdown.clone();
     tasks.spawn(async move { partitions.enforce_retention(intervals.1, stop).await });

@@ -10,7 +10,7 @@ use crate::clock::now_ms;
 use crate::partition::AssignedPartition;
 use headwater_proto::TopicId;
 use headwater_storage::{DataDir, IoFailure};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
@@ -79,19 +79,35 @@ pub(crate) fn set_strays_aside(
 
 impl Partitions {
     /// Deletes what was set aside once it has lain there for `delay`, until `shutdown`.
-    pub(crate) async fn delete_strays(&self, delay: Duration, shutdown: CancellationToken) {
+    ///
+    /// While `is_kept`, nothing is: the metadata may have forgotten topics that were never deleted, of which these are all that is left. Each
+    /// is told once, and is a person's to delete.
+    pub(crate) async fn delete_strays(&self, delay: Duration, is_kept: impl Fn() -> bool, shutdown: CancellationToken) {
         let mut due: BTreeMap<PathBuf, Instant> = BTreeMap::new();
+        let mut told: BTreeSet<PathBuf> = BTreeSet::new();
         let mut pause = SHORTEST_ROUND;
         while !paused(pause, &shutdown).await {
             pause = delay.clamp(SHORTEST_ROUND, LONGEST_ROUND);
             let Some(data_dir) = self.data_dir() else { return };
             let mut known = std::mem::take(&mut due);
+            let (is_kept, mut kept) = (is_kept(), std::mem::take(&mut told));
             let round = move || {
                 let (now, time_ms) = (Instant::now(), now_ms());
                 for (path, aside_ms) in data_dir.strays()? {
                     let at = known.remove(&path).unwrap_or_else(|| now + remaining(delay, aside_ms, time_ms));
                     if now < at {
                         due.insert(path, at);
+                        continue;
+                    }
+                    if is_kept {
+                        due.insert(path.clone(), at);
+                        if !kept.contains(&path) {
+                            tracing::warn!(
+                                path = %path.display(),
+                                "what was set aside is kept: these metadata were recovered without their majority (`headwater cluster unsafe-recover`) and may have forgotten its topic; delete the folder once it is of no use"
+                            );
+                            kept.insert(path);
+                        }
                         continue;
                     }
                     match data_dir.remove_stray(&path) {
@@ -102,10 +118,10 @@ impl Partitions {
                         }
                     }
                 }
-                Ok::<_, IoFailure>(due)
+                Ok::<_, IoFailure>((due, kept))
             };
             match self.context.pool.run_long(round).await {
-                Ok(still_there) => due = still_there,
+                Ok(still_there) => (due, told) = still_there,
                 Err(error) => {
                     tracing::warn!(%error, "folders that were set aside cannot be listed");
                     due = BTreeMap::new();

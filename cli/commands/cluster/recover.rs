@@ -26,6 +26,9 @@ pub(super) fn recover(global: &Global, args: &FolderArgs, cluster_id: Option<Str
         "UNSAFE RECOVERY: broker {} is a metadata quorum BY ITSELF now, at version {version}. WHAT ONLY THE OTHERS KNEW IS LOST.",
         config.broker_id
     ));
+    complain(format_args!(
+        "Topics that it does not know are not deleted by this: their folders are set aside (*-stray) on the brokers that join again, and stay there          until you delete them."
+    ));
     if uncommitted > 0 {
         complain(format_args!(
             "{} that no majority was known to have count now.",

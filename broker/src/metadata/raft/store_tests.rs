@@ -635,6 +635,7 @@ fn a_recovery_gives_nothing_out_that_those_who_are_lost_may_have_given_out() {
         // Its broker starts, and leads.
         found.apply(found.index() + 1, &register()).expect("accepted");
         assert!(founded.index() > lost.index() && founded.next_producer_id() > lost.next_producer_id());
+        assert!(!lost.may_have_forgotten() && founded.may_have_forgotten());
         let (was, is) = (&lost.topic("topic-2").expect("there"), &found.topic("topic-2").expect("there"));
         let (was, is) = (&was.partitions[0], &is.partitions[0]);
         assert!(is.leader_epoch > was.leader_epoch && is.partition_epoch > was.partition_epoch, "{was:?} {is:?}");

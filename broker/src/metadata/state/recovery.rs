@@ -18,6 +18,12 @@ const PRODUCER_IDS: i64 = 1 << 32;
 const VERSIONS: u64 = 1 << 32;
 
 impl MetadataState {
+    /// Whether it goes on from such a state: topics may have been forgotten that brokers still have folders of. No cluster comes as far by
+    /// commands alone.
+    pub fn may_have_forgotten(&self) -> bool {
+        self.index >= VERSIONS
+    }
+
     /// Leaves out every number that may have been given out after this state, by a quorum of which nobody is left to ask.
     ///
     /// For every partition it is as if an unclean election had come to pass, because one may have: who has records that the
