@@ -280,6 +280,8 @@ pub struct PartitionState<R, W> {
     parked: VecDeque<Parked<R>>,
     unflushed_bytes: usize,
     unflushed_since_ms: Option<i64>,
+    /// The topic was `replicated` when the high watermark came here: that is no level of `flushed` before all in sync have flushed it.
+    not_all_flushed_below: Option<i64>,
     /// When a flush is tried again for which there was no room.
     retry_flush_ms: Option<i64>,
     /// Why nothing more is taken.
@@ -322,6 +324,7 @@ impl<R, W> PartitionState<R, W> {
             // What a follower had not flushed yet when it was elected is flushed at once: its own offset counts.
             unflushed_since_ms: (offsets.flushed < offsets.log_end).then_some(i64::MIN / 2),
             retry_flush_ms: None,
+            not_all_flushed_below: None,
             ended: None,
             effects: Vec::new(),
         }
@@ -352,7 +355,14 @@ impl<R, W> PartitionState<R, W> {
 
     /// The topic's settings are new.
     pub fn configure(&mut self, topic: &TopicConfig, now_ms: i64) {
-        self.settings = settings(topic, &self.limits);
+        let before = std::mem::replace(&mut self.settings, settings(topic, &self.limits)).durability;
+        match (before, self.settings.durability) {
+            (TopicDurability::Replicated, TopicDurability::Flushed) => {
+                self.not_all_flushed_below = Some(self.offsets.high_watermark);
+            }
+            (_, TopicDurability::Replicated) => self.not_all_flushed_below = None,
+            _ => {}
+        }
         self.flush_interval_ms = topic.flush_ms;
         self.leader.configure(self.settings, now_ms);
         self.advance();
@@ -609,7 +619,12 @@ impl<R, W> PartitionState<R, W> {
             TopicDurability::Replicated => Durability::Replicated,
         };
         // Requests are parked in the order of their appends, but a duplicate waits for an original that lies before.
-        let high_watermark = self.offsets.high_watermark;
+        let mut high_watermark = self.offsets.high_watermark;
+        if let Some(below) = self.not_all_flushed_below {
+            let flushed = self.leader.least();
+            high_watermark = high_watermark.min(flushed);
+            self.not_all_flushed_below = (flushed < below).then_some(below);
+        }
         if self.parked.iter().any(|parked| parked.offset <= high_watermark) {
             for parked in std::mem::take(&mut self.parked) {
                 let is_kept = parked.offset <= high_watermark;

@@ -185,6 +185,25 @@ fn a_duplicate_is_acknowledged_once_its_original_is_flushed() {
     assert_eq!(levels(&mut state), [(3, Durability::Flushed)]);
 }
 
+/// Until then it was acknowledged as flushed, and was not.
+#[test]
+fn a_duplicate_waits_for_its_flush_where_the_topic_is_flushed_from_now_on() {
+    let mut state = state(Replicated);
+    append(&mut state, 1, Acks::All, 10);
+    commit(&mut state, 0);
+    state.written(each([appended(0)]), 1, 10, 0);
+    state.returned(0, 0);
+    assert_eq!(levels(&mut state), [(1, Durability::Replicated)]);
+    state.configure(&topic(Flushed, 1000), 0);
+    append(&mut state, 2, Acks::All, 10);
+    commit(&mut state, 0);
+    state.written(each([BatchOutcome::Duplicate { base_offset: 0, last_offset: 0 }]), 1, 0, 0);
+    assert_eq!((levels(&mut state), state.offsets().high_watermark), (vec![], 1));
+    state.flushed(1, 0);
+    state.returned(0, 0);
+    assert_eq!(levels(&mut state), [(2, Durability::Flushed)]);
+}
+
 #[test]
 fn a_refused_sequence_refuses_its_request_and_no_other() {
     let mut state = state(Flushed);

@@ -643,13 +643,18 @@ impl LeaderState {
         if self.isr.len() < enough as usize && !planted(Bug::WatermarkBelowMinIsr) {
             return;
         }
-        let in_flight = self.in_flight.iter().filter(|_| !planted(Bug::PendingIsrForgotten));
-        let proposed = in_flight.chain(&self.doubtful).flatten();
-        let least = self.isr.iter().chain(proposed).map(|member| self.counted_of(member)).min();
-        if let Some(to) = least.filter(|to| *to > self.high_watermark) {
+        let to = self.least();
+        if to > self.high_watermark {
             self.high_watermark = to;
             self.effects.push(Effect::HighWatermark(to));
         }
+    }
+
+    /// Up to where all of the maximal ISR are, by the offset that counts now; -1 where somebody has not said it in this epoch.
+    pub fn least(&self) -> i64 {
+        let in_flight = self.in_flight.iter().filter(|_| !planted(Bug::PendingIsrForgotten));
+        let proposed = in_flight.chain(&self.doubtful).flatten();
+        self.isr.iter().chain(proposed).map(|member| self.counted_of(member)).min().unwrap_or(-1)
     }
 
     /// The offset that counts of a member; -1 where nothing is known of this incarnation.
