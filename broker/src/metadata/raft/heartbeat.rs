@@ -248,6 +248,7 @@ impl Heart {
         let mut balance = settled_ms.map(Balance::new);
         let (mut office, mut balanced) = (None, Instant::now());
         let mut known: Option<Arc<MetadataState>> = None;
+        let mut lately = story::Lately::default();
         // It ends with this.
         let mut successions = JoinSet::new();
         loop {
@@ -265,10 +266,12 @@ impl Heart {
                 balance.iter_mut().for_each(Balance::forget);
                 known = None;
             }
-            let Some(epoch) = in_office else { continue };
             let state = Arc::clone(&self.node.applied().borrow().state);
-            if let Some(before) = known.replace(Arc::clone(&state)) {
-                story::tell(&before, &state);
+            lately.observe(self.hearing.now_ms(), &state);
+            let Some(epoch) = in_office else { continue };
+            match known.replace(Arc::clone(&state)) {
+                Some(before) => story::tell(&before, &state),
+                None => story::tell_unclean(&lately.unclean(&state)),
             }
             // Somebody else's office has begun, which this broker has not heard of otherwise.
             if state.controller_epoch() != epoch {
