@@ -301,9 +301,9 @@ impl Partitions {
         };
         self.context.pool.run(move || data_dir.write_checkpoints()).await?;
         {
-            let open = self.open();
+            let kept = self.kept();
             for (key, (offsets, _)) in &changed {
-                open.get(key).into_iter().for_each(|handle| handle.start_is_kept(offsets.log_start));
+                kept.open.get(key).into_iter().for_each(|handle| handle.start_is_kept(offsets.log_start));
             }
         }
         seen.extend(changed);

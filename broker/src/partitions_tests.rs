@@ -6,8 +6,9 @@ use crate::metadata::command::{
     self as wire, AlterPartition, AlterPartitions, CreateTopic, FenceBroker, RegisterBroker, Replicas, UnfenceBroker,
 };
 use crate::metadata::handle::common::Common;
-use crate::replica::leader::View;
-use crate::topic_config::TopicConfig;
+use crate::replica::Member;
+use crate::replica::leader::{self, View};
+use crate::topic_config::{TopicConfig, TopicDurability};
 use bytes::Bytes;
 use headwater_proto::batch::{BatchBuilder, BatchHeader, BuildOptions};
 use headwater_proto::wire::Acks;
@@ -258,6 +259,45 @@ async fn what_was_set_aside_is_kept_where_the_metadata_may_have_forgotten_its_to
     until("it is deleted", || data_dir.strays().unwrap().is_empty()).await;
     stop.cancel();
     deleting.await.unwrap();
+}
+
+/// What was acknowledged in the memory of replicas is gone with the memory, and nothing in the log shows it.
+#[tokio::test]
+async fn a_replica_that_flushes_late_is_behind_after_another_start_of_the_machine() {
+    let replicated = |brokers: &[i32], durability| {
+        let it = assigned_with(0, TopicConfig { durability, ..TopicConfig::default() });
+        let of = |broker: &i32| leader::Assigned {
+            member: Member { broker: *broker, incarnation: it.me.incarnation },
+            active: true,
+            in_sync: true,
+        };
+        let view = View { replicas: brokers.iter().map(of).collect(), ..View::clone(&it.view) };
+        AssignedPartition { view: Arc::new(view), ..it }
+    };
+    let lost = async |files: &Arc<SimFiles>, assigned: &AssignedPartition, same_kernel| {
+        let partitions = open_on(files);
+        let lost = partitions.examine(vec![assigned.clone()], same_kernel, &HashSet::new()).await;
+        lost.into_iter().map(|lost| lost.why).collect::<Vec<_>>()
+    };
+    let files = SimFiles::new(1);
+    let partitions = open_on(&files);
+    partitions.apply(&of(vec![assigned(0)])).await;
+    append(&partitions, 0, 10).await;
+    partitions.checkpoint().await.unwrap();
+    drop(partitions);
+    let files = files.restart();
+    let late = replicated(&[0, 2], TopicDurability::Replicated);
+    let [why] = &lost(&files, &late, false).await[..] else { panic!("it is named") };
+    assert!(why.contains("the machine went down"), "{why}");
+    assert_eq!(lost(&files, &late, true).await, [""; 0], "the machine ran on: what was written is there");
+    let flushed = replicated(&[0, 2], TopicDurability::Flushed);
+    assert_eq!(lost(&files, &flushed, false).await, [""; 0], "what was acknowledged is on the disk");
+    assert_eq!(lost(&files, &replicated(&[0], TopicDurability::Replicated), false).await, [""; 0], "nobody has more");
+
+    let partitions = open_on(&files);
+    partitions.apply(&of(vec![assigned(0)])).await;
+    assert!(partitions.close().await && partitions.close_data_dir(true).await);
+    assert_eq!(lost(&files, &late, false).await, [""; 0], "it was stopped in good order");
 }
 
 const QUEUE_BYTES: u32 = 1 << 20;
