@@ -132,6 +132,33 @@ async fn below_min_insync_replicas_acks_all_is_refused_by_name() {
     assert!(refused.message.contains("1 of 2"), "{}", refused.message);
 }
 
+/// What it knows of the high watermark grows old: a reader that waits there would wait for ever, and hear nothing of it.
+#[tokio::test]
+async fn a_follower_that_lost_its_leader_sends_its_readers_away() {
+    let mut cluster = Cluster::start(&[1, 2], &[]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2], &[("min.insync.replicas", "2")]);
+    cluster.until_in_sync("t", &[1, 2]).await;
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    send_all(&mut produce, &texts("a", 3)).await;
+    let client = Client::connect(cluster.broker(2)).await;
+    let (mut fetch, answer) =
+        client.fetch(wire::OpenFetch { from_follower: true, ..open_fetch(&topic_id, 0, 0) }).await;
+    assert_eq!(answer.error, None);
+    assert_eq!(within("records", fetch.read_to(3)).await.len(), 3);
+    // Nobody is told of it.
+    cluster.kill(1);
+    let sent_away = async {
+        loop {
+            if let Some(error) = fetch.data().await.0.error {
+                return error;
+            }
+        }
+    };
+    let error = within("a word", sent_away).await;
+    assert_eq!((ErrorCode::from_number(error.code), error.retryable), (ErrorCode::NotLeader, true));
+    assert_eq!(cluster.partition("t").leader, 1);
+}
+
 /// The leader answered alone, and the next one served again what was deleted.
 #[tokio::test]
 async fn what_was_deleted_stays_deleted_whoever_leads_next() {
