@@ -11,7 +11,6 @@ use crate::metrics::{Counted, Metrics};
 use crate::session;
 use crate::shared::Shared;
 use crate::tls::live::Live;
-use crate::tls::principal::Holder;
 use headwater_proto::ErrorCode;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -44,6 +43,15 @@ pub(crate) struct Door {
     pub(crate) quorum: Option<(RaftServer, Handle)>,
     /// What clients are served with; `None`: not yet.
     pub(crate) shared: watch::Receiver<Option<Arc<Shared>>>,
+}
+
+impl Door {
+    /// Whether there are other brokers, which may want to come in.
+    fn knows_others(&self) -> bool {
+        let shared = self.shared.borrow();
+        self.quorum.is_some()
+            || shared.as_ref().is_some_and(|shared| shared.metadata.state().brokers().nth(1).is_some())
+    }
 }
 
 /// Open connections.
@@ -89,14 +97,19 @@ impl Counts {
     }
 
     /// A place for a connection from this address; so many are allowed in all and from one address.
-    fn take(&mut self, address: IpAddr, (in_all, per_address): (u32, u32), has_reserve: bool) -> Option<Kind> {
+    fn take(
+        &mut self,
+        address: IpAddr,
+        (in_all, per_address): (u32, u32),
+        has_reserve: impl FnOnce() -> bool,
+    ) -> Option<Kind> {
         let of = |counts: &HashMap<IpAddr, u32>| counts.get(&address).copied().unwrap_or(0);
         if self.within_limits() < in_all && of(&self.by_address) < per_address {
             *self.by_address.entry(address).or_default() += 1;
             return Some(Kind::Anybody);
         }
         let has_room = self.reserved < BROKER_RESERVE && of(&self.unproven) < UNPROVEN_PER_ADDRESS;
-        (has_reserve && has_room).then(|| {
+        (has_room && has_reserve()).then(|| {
             self.reserved += 1;
             *self.unproven.entry(address).or_default() += 1;
             Kind::Unproven
@@ -140,10 +153,7 @@ pub(crate) struct Place {
 impl Place {
     fn take(door: &Arc<Door>, address: IpAddr) -> Option<Place> {
         let limits = (door.config.max_connections, door.config.max_connections_per_ip);
-        let identity = door.tls.current();
-        let is_of_a_cluster = matches!(identity.name.as_ref().map(|name| &name.holder), Some(Holder::Broker(_)));
-        let has_reserve = is_of_a_cluster && identity.trusted.is_some();
-        let kind = door.connections.lock().take(address, limits, has_reserve)?;
+        let kind = door.connections.lock().take(address, limits, || door.knows_others())?;
         let counted = Counted::new(&door.metrics.connections);
         Some(Place { door: Arc::clone(door), address, kind, _counted: counted })
     }
@@ -203,9 +213,9 @@ mod tests {
         let address = |n: u8| IpAddr::from([127, 0, 0, n]);
         let mut counts = Counts::default();
         let limits = (3, 2);
-        let take = |counts: &mut Counts, n| counts.take(address(n), limits, true);
+        let take = |counts: &mut Counts, n| counts.take(address(n), limits, || true);
         assert_eq!([1, 1, 2].map(|n| take(&mut counts, n)), [Some(Kind::Anybody); 3]);
-        assert_eq!(counts.take(address(3), limits, false), None, "a broker that is alone knows no others");
+        assert_eq!(counts.take(address(3), limits, || false), None, "a broker that is alone knows no others");
         // One address does not take it away from the others before it is known whose it is.
         let taken = (0..20).filter(|_| take(&mut counts, 1).is_some()).count();
         assert_eq!(taken, UNPROVEN_PER_ADDRESS as usize);
