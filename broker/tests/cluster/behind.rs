@@ -240,6 +240,10 @@ async fn what_was_decided_and_is_not_known_yet_is_waited_for_and_never_refused_f
     let later = create(&told, "later").await;
     let second = led_by(&told, "later", 2).await;
     assert_eq!(stale_topics(&behind).await, ["there"], "it is behind");
+    // A partition that was added is as new as a topic.
+    let added = wire::AddPartitions { name: "there".into(), partitions: 4 };
+    let added = told.call(Request::AddPartitions(added)).await;
+    assert!(matches!(added, Response::Done(_)), "{added:?}");
     let producer_id = told.allocate_producer_id().await;
     let as_producer = wire::OpenProduce { producer_id, ..open_produce(&there, first) };
     let (_, opened) = behind.produce(as_producer.clone()).await;
@@ -251,10 +255,6 @@ async fn what_was_decided_and_is_not_known_yet_is_waited_for_and_never_refused_f
     refused.push(("a topic by name", known(&behind, "later").await));
     refused.push(("the end of a log", end_of(&behind, "later", second).await));
     refused.push(("records to be deleted", delete_records(&behind, "later", second).await));
-    // A partition that was added is as new as a topic.
-    let added = wire::AddPartitions { name: "there".into(), partitions: 4 };
-    let added = told.call(Request::AddPartitions(added)).await;
-    assert!(matches!(added, Response::Done(_)), "{added:?}");
     let (_, opened) = behind.produce(open_produce(&there, 3)).await;
     refused.push(("a partition to write to", opened.error));
     let (_, opened) = behind.fetch(open_fetch(&there, 3, 0)).await;
