@@ -26,12 +26,12 @@ pub(crate) fn run(global: &Global, command: ClusterCommand) -> Result<()> {
             recover::recover(global, &folder, cluster_id)
         }
         ClusterCommand::Describe { stale } => with_client(global, async |client| {
-            let admin = client.admin();
+            let admin = client.admin().impatient();
             let admin = if stale { admin.stale() } else { admin };
             describe::describe(global, &admin, stale).await
         }),
         ClusterCommand::Health { id, stale } => with_client(global, async |client| {
-            let admin = client.admin();
+            let admin = client.admin().impatient();
             let admin = if stale { admin.stale() } else { admin };
             health::health(global, &admin, id).await
         }),

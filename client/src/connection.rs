@@ -553,7 +553,7 @@ impl Connections {
         what: &'static str,
         request: impl Fn() -> Option<call::Request>,
     ) -> Result<Option<Response>, Error> {
-        Ok(self.ask_with(what, request).await?.map(|(_, response)| response))
+        Ok(self.ask_with(what, true, request).await?.map(|(_, response)| response))
     }
 
     /// As [`Connections::call`], and which broker answered.
@@ -562,12 +562,25 @@ impl Connections {
         what: &'static str,
         request: call::Request,
     ) -> Result<(i32, Response), Error> {
-        self.ask_with(what, || Some(request.clone())).await?.ok_or(Error::Closed)
+        self.ask_with(what, true, || Some(request.clone())).await?.ok_or(Error::Closed)
+    }
+
+    /// As [`Connections::call`], but where the metadata quorum is lost, it is not waited for (`is_patient`: it is): once every broker that is
+    /// reached has said that it is cut off.
+    pub(crate) async fn call_once(
+        self: &Arc<Self>,
+        what: &'static str,
+        is_patient: bool,
+        request: call::Request,
+    ) -> Result<Response, Error> {
+        let answer = self.ask_with(what, is_patient, || Some(request.clone())).await?;
+        answer.map(|(_, response)| response).ok_or(Error::Closed)
     }
 
     async fn ask_with(
         self: &Arc<Self>,
         what: &'static str,
+        is_patient: bool,
         request: impl Fn() -> Option<call::Request>,
     ) -> Result<Option<(i32, Response)>, Error> {
         let deadline = Deadline::within(self.config.request_timeout);
@@ -582,7 +595,7 @@ impl Connections {
                 Err(error) => return Err(cut_off.filter(|_| error.retryable()).unwrap_or(error)),
             };
             let Some(request) = request() else { return Ok(None) };
-            let (repeatable, is_a_look) = (repeatable(&request), is_a_look(&request));
+            let repeatable = repeatable(&request);
             let answer = link.call_as(what, request, command_id.clone(), deadline);
             let answer = match repeatable {
                 // Another broker gives the answer too.
@@ -605,7 +618,7 @@ impl Connections {
             self.refused(&link, &error);
             if error.code() == Some(ErrorCode::OutOfTouch) {
                 // It is asked again once no other one was reached, or was of more use.
-                if !asked.insert(link.broker_id) && is_a_look {
+                if !asked.insert(link.broker_id) && !is_patient {
                     return Err(error);
                 }
                 cut_off = Some(error.clone());
@@ -787,11 +800,6 @@ impl Connections {
         // QUIC stays for three of its timeouts: for seconds after one broker stood still, or was not there.
         drop(timeout(GOODBYE, self.endpoint.wait_idle()).await);
     }
-}
-
-/// Whether somebody looks at how the cluster is: that it has lost its quorum is an answer, which is not waited for to change.
-fn is_a_look(request: &call::Request) -> bool {
-    matches!(request, call::Request::DescribeCluster(_) | call::Request::ClusterHealth(_) | call::Request::ListMoves(_))
 }
 
 /// Whether asking twice gives what asking once gives. Where it does not (the second answer to "create" is "exists"), an

@@ -39,6 +39,7 @@ pub struct Admin {
     connections: Arc<Connections>,
     metadata: Arc<Metadata>,
     stale: bool,
+    is_patient: bool,
 }
 
 impl std::fmt::Debug for Admin {
@@ -50,7 +51,7 @@ impl std::fmt::Debug for Admin {
 /// Calls, and takes the one kind of answer that belongs to the request.
 macro_rules! call {
     ($admin:expr, $what:literal, $request:ident($body:expr) => $response:ident) => {
-        match $admin.connections.call($what, Request::$request($body)).await? {
+        match $admin.connections.call_once($what, $admin.is_patient, Request::$request($body)).await? {
             Response::$response(answer) => answer,
             _ => return Err(Error::Protocol(concat!("an answer that does not belong to ", $what).into())),
         }
@@ -73,7 +74,7 @@ pub use cluster::*;
 
 impl Admin {
     pub(crate) fn new(connections: Arc<Connections>, metadata: Arc<Metadata>) -> Admin {
-        Admin { connections, metadata, stale: false }
+        Admin { connections, metadata, stale: false, is_patient: true }
     }
 
     fn leaders(&self) -> Leaders {
@@ -84,6 +85,12 @@ impl Admin {
     /// answers also where the cluster has lost its majority.
     pub fn stale(&self) -> Admin {
         Admin { stale: true, ..self.clone() }
+    }
+
+    /// The same, but where the cluster has lost the majority of its metadata quorum, it is not waited for: a call fails once every broker that is
+    /// reached has said so.
+    pub fn impatient(&self) -> Admin {
+        Admin { is_patient: false, ..self.clone() }
     }
 
     /// Creates a topic.

@@ -113,6 +113,23 @@ async fn what_a_broker_said_that_is_cut_off_is_told_where_no_other_answers() {
     }
 }
 
+/// Whoever starts a cluster waits for its quorum; whoever looks at it wants to know.
+#[tokio::test]
+async fn a_quorum_that_is_lost_is_waited_for_unless_somebody_asks_for_less() {
+    let peer = Peer::start(1).await;
+    let config = ClientConfig { request_timeout: Duration::from_secs(3), ..peer.config() };
+    let client = within("connect", Client::connect(config)).await.unwrap();
+    peer.lose_touch();
+    let began = std::time::Instant::now();
+    let error = within("a refusal", client.admin().impatient().describe_cluster()).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::OutOfTouch), "{error}");
+    let impatient = began.elapsed();
+    let error = within("a refusal", client.admin().describe_cluster()).await.unwrap_err();
+    assert_eq!(error.code(), Some(ErrorCode::OutOfTouch), "{error}");
+    let patient = began.elapsed() - impatient;
+    assert!(patient >= Duration::from_millis(2_500) && impatient < patient / 2, "{impatient:?} and {patient:?}");
+}
+
 /// Its connection lives, and nothing else of it does.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_coordinator_that_is_silent_is_left_once_another_one_is_named() {
