@@ -51,6 +51,7 @@ pub(crate) struct Metrics {
     pub(crate) isr_expands: Counter,
     pub(crate) leader_elections: Counter,
     pub(crate) unclean_elections: Counter,
+    pub(crate) replicas_healed: Counter,
     pub(crate) leader_election_seconds: Histogram,
     pub(crate) tls_renewals: Counter,
     pub(crate) tls_renewals_refused: Counter,
@@ -166,6 +167,11 @@ impl Metrics {
                 r,
                 "headwater_leader_elections_total",
                 "Partitions that this broker came to lead.",
+            ),
+            replicas_healed: counter(
+                r,
+                "headwater_replicas_healed_total",
+                "Replicas that were damaged while the broker ran, and are fetched anew from their leader.",
             ),
             unclean_elections: counter(
                 r,

@@ -5,6 +5,7 @@
 //! from being served. Refuses: to decide which partitions there are; the metadata does, through [`Partitions::direct`].
 //! Read next: [`keeping`], then [`crate::partition`].
 
+mod healing;
 mod keeping;
 mod lost;
 mod strays;
@@ -30,10 +31,11 @@ use headwater_proto::TopicId;
 use headwater_storage::{
     DataDir, IoFailure, KeptReplica, Log, LogError, LogIdentity, OpenError, RecoveryProgress, RecoveryReport,
 };
+use healing::Tries;
 use keeping::{Folder, Kept};
 use lost::{Before, Found};
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
@@ -77,6 +79,8 @@ pub(crate) struct Partitions {
     seen: tokio::sync::Mutex<HashMap<Key, (Offsets, u32)>>,
     /// What the partitions were before the broker registered.
     before: Mutex<Before>,
+    /// When damaged replicas were made anew.
+    tries: Mutex<Tries>,
 }
 
 impl Partitions {
@@ -109,6 +113,7 @@ impl Partitions {
             recovery: Arc::default(),
             seen: tokio::sync::Mutex::default(),
             before: Mutex::default(),
+            tries: Mutex::default(),
         }
     }
 
@@ -353,6 +358,7 @@ impl Partitions {
     pub(crate) async fn keep_checkpoints(&self, interval: Duration, shutdown: CancellationToken) {
         let mut failing = false;
         while !paused(interval, &shutdown).await {
+            self.give_up_damaged().await;
             self.retry();
             match self.checkpoint().await {
                 Ok(()) => failing = false,
@@ -430,6 +436,10 @@ impl Partitions {
     /// The data folder, until it is closed.
     pub(crate) fn data_dir(&self) -> Option<Arc<DataDir>> {
         self.context.root.get()
+    }
+
+    fn tries(&self) -> MutexGuard<'_, Tries> {
+        self.tries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

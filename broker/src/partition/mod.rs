@@ -150,6 +150,8 @@ struct PartitionShared {
     unclean_taken: AtomicU32,
     /// Held while the log's segments are compacted.
     compacting: tokio::sync::Mutex<()>,
+    /// Its log failed, or bytes of it are damaged: it may be made anew where another broker leads.
+    damaged: AtomicBool,
     /// The followers that refused what is sound here, which was told.
     refused_by: Mutex<BTreeSet<Member>>,
 }
@@ -332,6 +334,7 @@ impl PartitionHandle {
             cutting: AtomicBool::new(false),
             unclean_taken: AtomicU32::new(unclean),
             compacting: tokio::sync::Mutex::default(),
+            damaged: AtomicBool::new(false),
             refused_by: Mutex::default(),
         });
         task::spawn(Arc::clone(&shared), log, ended, Inbox(mailbox.downgrade()), messages, context);
@@ -582,6 +585,16 @@ impl PartitionHandle {
             None if !now.leads => Err(PartitionError::NotLeader(self.leader_epoch())),
             None => Ok(now.offsets),
         }
+    }
+
+    /// Whether it was fenced while this broker ran because its log failed, or bytes of it are damaged.
+    pub(crate) fn is_damaged(&self) -> bool {
+        self.shared.damaged.load(Ordering::Acquire)
+    }
+
+    /// Whether that is a handle on the same log.
+    pub(crate) fn is_same(&self, other: &PartitionHandle) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
     }
 
     /// Why the partition is not served, if it is not.

@@ -256,7 +256,7 @@ impl Task {
             }
             Message::Fence(reason) => {
                 if self.ended().is_none() {
-                    self.fence(&reason);
+                    self.damaged(&reason);
                 }
             }
             Message::Close(tell) => {
@@ -556,7 +556,7 @@ impl Task {
         match failed {
             Some(reason) => {
                 self.let_go(log);
-                self.fence(&reason);
+                self.damaged(&reason);
             }
             // A reader may have found it damaged meanwhile.
             None if self.fenced.is_some() => self.let_go(log),
@@ -569,12 +569,26 @@ impl Task {
         self.context.pool.spawn(move || drop(log));
     }
 
+    /// Its log failed, or bytes of it are damaged.
+    fn damaged(&mut self, reason: &str) {
+        self.shared.damaged.store(true, Ordering::Release);
+        self.fence(reason);
+    }
+
     /// Nothing of this partition is served from here on; every other partition goes on.
     fn fence(&mut self, reason: &str) {
-        tracing::error!(
-            topic = %self.shared.topic, partition = self.shared.partition, reason,
-            "partition is fenced; it is served again once the broker has recovered it at its next start"
-        );
+        let (topic, partition) = (&self.shared.topic, self.shared.partition);
+        let others_keep_it = self.shared.role.load().view.replicas.len() > 1;
+        match others_keep_it && self.shared.damaged.load(Ordering::Acquire) {
+            true => tracing::error!(
+                %topic, partition, reason,
+                "partition is fenced; it is fetched anew once another broker leads, and else recovered at this broker's next start"
+            ),
+            false => tracing::error!(
+                %topic, partition, reason,
+                "partition is fenced; it is served again once the broker has recovered it at its next start"
+            ),
+        }
         if let Some(log) = self.log.take() {
             self.let_go(log);
         }

@@ -186,10 +186,19 @@ impl Partitions {
         lost.filter(|handle| is_healed_by(&handle.view(), handle.me()))
     }
 
-    /// Whether that is so of one of them.
+    /// Whether what a replica had is lost.
+    pub(super) fn is_lost(&self, handle: &PartitionHandle) -> bool {
+        self.before().lost.contains(&(handle.topic_id(), handle.partition()))
+    }
+
+    /// Counts a replica as lost, of which the metadata know that it is of no use.
+    pub(super) fn count_as_lost(&self, handle: &PartitionHandle) {
+        self.before().lost.insert((handle.topic_id(), handle.partition()));
+    }
+
+    /// Whether a replica is one of those that are to be made anew.
     pub(super) fn is_to_heal(&self, handle: &PartitionHandle) -> bool {
-        let is_lost = self.before().lost.contains(&(handle.topic_id(), handle.partition()));
-        is_lost && is_healed_by(&handle.view(), handle.me())
+        self.is_lost(handle) && is_healed_by(&handle.view(), handle.me())
     }
 
     /// Sets aside what is left of a lost replica, so that it may be opened as a new one. False: it cannot be yet.

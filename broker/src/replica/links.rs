@@ -11,7 +11,7 @@ use super::alters::{self, Wanted};
 use super::leader::{AlterPartition, Altered};
 use crate::config::BrokerConfig;
 use crate::credit::{ConnectionCredit, CreditLimits, StreamCredit};
-use crate::metadata::MetadataHandle;
+use crate::metadata::{MetadataHandle, Partition};
 use crate::metrics::Metrics;
 use crate::peer::{PeerConnection, PeerError, Peers};
 use crate::quic::FETCH_CREDIT_BYTES;
@@ -173,6 +173,12 @@ impl Replication {
     /// The turn to open a stream to a broker. `None`: the broker ends.
     pub(crate) async fn turn(&self, broker_id: i32) -> Option<OwnedSemaphorePermit> {
         self.shared.opening.take(broker_id).await
+    }
+
+    /// What the metadata say of a partition, if they are there and know it.
+    pub(crate) fn partition(&self, topic_id: &TopicId, partition: u32) -> Option<Partition> {
+        let metadata = self.shared.metadata.borrow().clone()?;
+        metadata.state().topic_by_id(topic_id)?.partitions.get(partition as usize).cloned()
     }
 
     /// A place on a connection to a broker.

@@ -102,4 +102,16 @@ async fn a_leader_whose_followers_refuse_what_is_damaged_in_its_log_leads_no_mor
     let records = within("records", fetch.read_to(4)).await;
     let values: Vec<&[u8]> = records.iter().map(|(_, value)| &value[..]).take(4).collect();
     assert_eq!(values, [&b"before"[..], b"this will be damaged", b"after", b"goes on"]);
+    // And the one that was damaged is as good as the others, without a restart.
+    until(&nodes, other, "all are in sync again", |told| told.isr.len() == 3).await;
+    within("it was fetched anew", async {
+        while sample(nodes.broker(leader), "headwater_replicas_healed_total").await < 1.0 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+    send(&nodes, other, &topic_id, b"to all").await;
+    nodes.kill(away);
+    until(&nodes, other, "one is away", |told| told.isr.len() == 2).await;
+    send(&nodes, other, &topic_id, b"to two").await;
 }

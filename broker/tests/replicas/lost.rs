@@ -1,10 +1,14 @@
 //! Replicas whose disk lost them while their broker was away.
 
 use super::cluster::*;
-use super::harness::within;
-use headwater_broker::metadata::command::{DeleteTopic, command::Command as Kind};
+use super::harness::{batch, sample, within};
+use bytes::Bytes;
+use headwater_broker::metadata::command::{
+    DeleteTopic, FenceReplicas, RestoreReplicas, TopicPartition, command::Command as Kind,
+};
 use headwater_proto::wire::Acks;
 use headwater_storage::OsFiles;
+use headwater_storage::sim::{Fault, Operation, SimFiles};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -62,6 +66,34 @@ async fn an_emptied_replica_is_not_believed_and_is_fetched_from_its_leader() {
     }
     let aside = strays(cluster.dir(1));
     assert!(aside.len() == 1 && aside[0].to_string_lossy().contains("cut-0."), "{aside:?}");
+}
+
+/// It was out of sync until somebody restarted its broker.
+#[tokio::test]
+async fn a_follower_whose_disk_failed_once_is_fetched_anew_while_its_broker_runs() {
+    let mut cluster = Cluster::start(&[1], SETTINGS).await;
+    let files = SimFiles::new(1);
+    cluster.up_on(2, files.clone(), &[]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2], &[]);
+    cluster.until_in_sync("t", &[1, 2]).await;
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    send_all(&mut produce, &texts("a", 5)).await;
+    files.fail(Fault::new(Operation::Sync).on("t-0/00000000000000000000.log").times(1));
+    produce.request(&batch(&[b"b"])).await;
+    cluster.until_sample(2, "headwater_partitions_fenced", 1.0).await;
+    assert_eq!(sample(cluster.broker(2), "headwater_replicas_healed_total").await, 0.0, "it may be elected yet");
+    let replicas = vec![TopicPartition { topic_id: topic_id.clone(), partition: 0 }];
+    let incarnation: Bytes = cluster.incarnation(2).as_bytes().to_vec().into();
+    let fence = FenceReplicas { broker_id: 2, incarnation: incarnation.clone(), replicas: replicas.clone() };
+    cluster.common.control(Kind::FenceReplicas(fence)).unwrap();
+    assert_eq!(within("the acknowledgement", produce.answer()).await.error, None);
+    cluster.until_sample(2, "headwater_replicas_healed_total", 1.0).await;
+    cluster.until_sample(2, "headwater_partitions_fenced", 0.0).await;
+    let restore = RestoreReplicas { broker_id: 2, incarnation, replicas };
+    cluster.common.control(Kind::RestoreReplicas(restore)).unwrap();
+    cluster.until_in_sync("t", &[1, 2]).await;
+    cluster.until_sample(2, &log_end("t"), 6.0).await;
+    send_all(&mut produce, &texts("c", 1)).await;
 }
 
 #[tokio::test]
