@@ -155,6 +155,8 @@ pub struct FollowerState {
     unclean_taken: u32,
     /// How many unclean elections the metadata record.
     unclean_recorded: u32,
+    /// It has begun anew for that.
+    is_begun_anew: bool,
     effects: Vec<Effect>,
 }
 
@@ -177,6 +179,7 @@ impl FollowerState {
             kept_start: 0,
             unclean_taken: replica.unclean_taken,
             unclean_recorded,
+            is_begun_anew: false,
             history: replica.history,
             effects: Vec::new(),
         };
@@ -224,6 +227,20 @@ impl FollowerState {
         if self.phase != Phase::Asking || tenure != self.tenure {
             return;
         }
+        let begins = match verdict {
+            Verdict::Agrees => (self.written == self.log_start).then_some(self.log_start),
+            Verdict::Restart { at, .. } => Some(at),
+            Verdict::Cut { .. } => None,
+        };
+        let is_other = self.unclean_recorded != self.unclean_taken && !self.is_begun_anew;
+        let verdict = match begins {
+            // What it deleted stands for other records since an unclean election: those it fetches.
+            Some(at) if is_other && at > 0 && at == self.log_start => {
+                self.is_begun_anew = true;
+                Verdict::Restart { at: 0, equal_below: 0 }
+            }
+            _ => verdict,
+        };
         let (effect, equal_below) = match verdict {
             Verdict::Agrees => {
                 self.phase = Phase::Following;

@@ -124,6 +124,28 @@ fn what_the_leader_deleted_is_no_loss() {
     assert_eq!(state.high_watermark(), 15);
 }
 
+/// What lies below in the leader's log is not what was deleted here.
+#[test]
+fn after_an_unclean_election_nothing_that_was_deleted_stands_for_what_the_leader_has() {
+    let empty = |at| History::new(vec![], at, at).unwrap();
+    for verdict in [Verdict::Agrees, Verdict::Restart { at: 20, equal_below: 20 }] {
+        let history = if verdict == Verdict::Agrees { empty(20) } else { History::new(vec![], 20, 25).unwrap() };
+        let replica =
+            Replica { member: nobody(2), history, flushed: 20, high_watermark: 20, generation: 0, unclean_taken: 0 };
+        let mut state = FollowerState::follow(EPOCH, replica, 1);
+        state.take_effects();
+        state.verdict(TENURE, verdict);
+        assert_eq!(state.take_effects(), [Effect::HighWatermark(0), Effect::Restart { at: 0 }]);
+        let second = Tenure { generation: 1, ..TENURE };
+        state.cut(second, empty(0));
+        state.verdict(second, Verdict::Restart { at: 5, equal_below: 5 });
+        let third = Tenure { generation: 2, ..TENURE };
+        state.cut(third, empty(5));
+        state.verdict(third, Verdict::Agrees);
+        assert_eq!((state.is_following(), state.unclean_taken()), (true, 1));
+    }
+}
+
 #[test]
 fn a_cut_that_no_log_permits_fences() {
     for to in [-1, 15, 20] {

@@ -50,7 +50,7 @@ pub enum Verdict {
         /// The end.
         to: i64,
     },
-    /// It throws its log away and begins anew here, where the leader's begins.
+    /// It throws its log away and begins anew here: where the leader's begins, or where its own did.
     Restart {
         /// The beginning.
         at: i64,
@@ -127,12 +127,17 @@ impl History {
     pub fn compare(&self, leader: &History) -> Verdict {
         let agreed = self.agreed_end(leader);
         let (start, is_empty) = (leader.log_start, self.log_start == self.log_end);
+        // What the follower deleted was committed: a leader that goes as far has it. It begins no earlier: it may be in sync, and would
+        // have less than was acknowledged until it had fetched it all again.
+        let is_deleted = self.log_start >= start && self.log_start <= leader.log_end;
         match agreed {
-            None if is_empty && self.log_end == start => Verdict::Agrees,
+            None if is_empty && is_deleted => Verdict::Agrees,
+            None if self.log_start > start && is_deleted => {
+                Verdict::Restart { at: self.log_start, equal_below: self.log_start }
+            }
             Some(agreed) if agreed >= start && agreed >= self.log_end => Verdict::Agrees,
             Some(agreed) if agreed >= start && agreed >= self.log_start => Verdict::Cut { to: agreed },
             _ => {
-                // What the follower deleted was committed: any leader has it, as far as its own log goes.
                 let deleted = self.log_start.min(leader.log_end);
                 Verdict::Restart { at: start, equal_below: start.max(agreed.unwrap_or(deleted)) }
             }
@@ -196,12 +201,25 @@ mod tests {
         // It led, deleted all that was committed, and wrote what nobody else kept.
         let follower = history(&[(2, 14)], 14, 26);
         let verdict = follower.compare(&history(&[(0, 0), (3, 14)], 5, 14));
-        assert_eq!(verdict, Verdict::Restart { at: 5, equal_below: 14 });
+        assert_eq!(verdict, Verdict::Restart { at: 14, equal_below: 14 });
         let verdict = follower.compare(&history(&[(0, 0), (3, 12)], 5, 12));
         assert_eq!(verdict, Verdict::Restart { at: 5, equal_below: 12 }, "the leader lacks some of it");
         // Other records than the leader's, and not one epoch in common.
         let leader = history(&[(2, 0)], 0, 10);
         assert_eq!(history(&[(1, 0)], 0, 5).compare(&leader), Verdict::Restart { at: 0, equal_below: 0 });
+    }
+
+    /// It was in sync or eligible, had deleted all that was committed, and began again where the leader's log begins: elected then, it would
+    /// have given out offsets anew.
+    #[test]
+    fn a_follower_that_deleted_what_the_leader_has_goes_on_behind_it() {
+        let leader = history(&[(0, 8), (3, 33)], 8, 40);
+        assert_eq!(history(&[], 33, 33).compare(&leader), Verdict::Agrees);
+        assert_eq!(history(&[(2, 33)], 33, 33).compare(&leader), Verdict::Agrees, "an epoch in which it wrote nothing");
+        let restart = Verdict::Restart { at: 33, equal_below: 33 };
+        assert_eq!(history(&[(2, 33)], 33, 36).compare(&leader), restart, "nobody kept what it wrote");
+        assert_eq!(history(&[], 41, 41).compare(&leader), Verdict::Restart { at: 8, equal_below: 40 });
+        assert_eq!(history(&[], 7, 7).compare(&leader), Verdict::Restart { at: 8, equal_below: 8 });
     }
 
     #[test]
