@@ -6,7 +6,7 @@ use headwater_broker::metadata::{MetadataState, Partition as Assignment};
 use headwater_broker::replica::follower::{self, BatchSpan, FollowerState, Push, Replica, Take};
 use headwater_broker::replica::history::History;
 use headwater_broker::replica::leader::{self, AlterPartition, Altered, LeaderState, LocalLog, Settings, View};
-use headwater_broker::replica::{Member, Report};
+use headwater_broker::replica::{Member, Report, Tenure};
 use headwater_broker::topic_config::TopicDurability;
 use headwater_proto::TopicId;
 use headwater_storage::epochs::LeaderEpochs;
@@ -30,6 +30,10 @@ pub(crate) struct Bounds {
     pub(crate) fences: u8,
     /// How often time passes until whoever has not reported lags.
     pub(crate) lags: u8,
+    /// How many reports of one follower are on their way at once: an older one may come after a newer one.
+    pub(crate) reports: usize,
+    /// Whether a flush takes time, in which its log may be cut.
+    pub(crate) slow_flushes: bool,
     pub(crate) durability: TopicDurability,
 }
 
@@ -48,6 +52,7 @@ struct Broker {
     member: Member,
     log: Vec<Record>,
     flushed: usize,
+    flushing: Option<Flushing>,
     high_watermark: i64,
     generation: u64,
     /// Its process does not run.
@@ -57,6 +62,15 @@ struct Broker {
     role: Role,
     /// The leader and the leader epoch of the role.
     role_of: (i32, i32),
+}
+
+/// A flush that has begun.
+#[derive(Debug, Clone, Copy)]
+struct Flushing {
+    tenure: Tenure,
+    /// What it says when it has ended, and up to where the disk has the log then: a cut may come between.
+    says: usize,
+    has: usize,
 }
 
 #[derive(Debug, Clone)]
@@ -130,8 +144,8 @@ impl Hash for State {
         history.iter().skip(first).for_each(|known| hasher.write_u64(known.digest));
         for broker in brokers {
             hasher.write_usize(broker.applied - first);
-            let Broker { member, log, flushed, high_watermark, generation, down, role, role_of, .. } = broker;
-            let shown = (member.incarnation, log, flushed, high_watermark, generation, down, role, role_of);
+            let Broker { member, log, flushed, flushing, high_watermark, generation, down, role, role_of, .. } = broker;
+            let shown = (member.incarnation, log, flushed, flushing, high_watermark, generation, down, role, role_of);
             fmt::write(&mut Feed(hasher), format_args!("{shown:?}")).expect("a hasher takes all");
         }
         let counts = (self.appended, self.crashes, self.fences, self.lags, self.truncated, self.eligible_elected);
@@ -155,6 +169,9 @@ impl PartialEq for State {
 pub(crate) enum Action {
     Append(i32),
     Flush(i32),
+    /// A flush that takes time begins, and ends.
+    BeginFlush(i32),
+    EndFlush(i32),
     /// A follower says where it is, is answered, and cuts its log if it is told to.
     Hello(i32),
     /// The leader pushes the next record, or its watermark alone.
@@ -224,6 +241,7 @@ impl Model for Partition {
                 member: member(id, 1),
                 log: Vec::new(),
                 flushed: 0,
+                flushing: None,
                 high_watermark: 0,
                 generation: 0,
                 down: false,
@@ -261,8 +279,14 @@ impl Model for Partition {
                 }
                 _ => {}
             }
-            if broker.flushed < broker.log.len() {
-                actions.push(Action::Flush(id));
+            let is_unflushed = broker.flushed < broker.log.len();
+            match broker.flushing {
+                Some(_) => actions.push(Action::EndFlush(id)),
+                None if is_unflushed && self.bounds.slow_flushes && broker.tenure().is_some() => {
+                    actions.push(Action::BeginFlush(id));
+                }
+                None if is_unflushed => actions.push(Action::Flush(id)),
+                None => {}
             }
             if broker.down {
                 actions.push(Action::Start(id));
@@ -300,7 +324,7 @@ impl Model for Partition {
         state.take(&action, self);
         state.pass_over();
         for id in 1..=self.bounds.replicas {
-            state.perform(id);
+            state.perform(id, self);
         }
         state.look(self);
         Some(state)
@@ -403,6 +427,21 @@ impl State {
                     Role::Idle => {}
                 }
             }
+            Action::BeginFlush(id) => {
+                let broker = self.broker(id);
+                let end = broker.log.len();
+                broker.flushing = broker.tenure().map(|tenure| Flushing { tenure, says: end, has: end });
+            }
+            Action::EndFlush(id) => {
+                let broker = self.broker(id);
+                let Some(Flushing { tenure, says, has }) = broker.flushing.take() else { return };
+                broker.flushed = broker.flushed.max(has);
+                match &mut broker.role {
+                    Role::Leader(leader) => leader.flushed(tenure, says as i64, now),
+                    Role::Follower(follower) => follower.flushed(tenure, says as i64),
+                    Role::Idle => {}
+                }
+            }
             Action::Hello(id) => self.hello(id),
             Action::Push(id) => self.push(id),
             Action::Report(place) => {
@@ -433,7 +472,7 @@ impl State {
             Action::Crash(id) => {
                 self.crashes += 1;
                 let broker = self.broker(id);
-                broker.down = true;
+                (broker.down, broker.flushing) = (true, None);
                 broker.log.truncate(broker.flushed);
                 broker.high_watermark = broker.high_watermark.min(broker.log.len() as i64);
                 (broker.generation, broker.role, broker.role_of) = (0, Role::Idle, (-1, -1));
@@ -592,7 +631,7 @@ impl State {
     }
 
     /// Does what the machines of a broker decided.
-    fn perform(&mut self, id: i32) {
+    fn perform(&mut self, id: i32, model: &Partition) {
         let State { brokers, proposals, reports, broken, truncated, .. } = self;
         let broker = &mut brokers[id as usize - 1];
         loop {
@@ -619,18 +658,27 @@ impl State {
                                 *truncated = true;
                                 broker.log.truncate(to as usize);
                                 broker.flushed = broker.flushed.min(broker.log.len());
+                                cut_flush(&mut broker.flushing, broker.log.len());
                             }
                             follower::Effect::Restart { .. } => {
                                 *truncated = true;
                                 broker.log.clear();
                                 broker.flushed = 0;
+                                cut_flush(&mut broker.flushing, broker.log.len());
                             }
                             follower::Effect::Report(report) => {
-                                // The newest says all that the older ones do.
+                                // The newest says all that the older ones do: of few, some come out of order.
+                                let is_like =
+                                    |other: &Report| other.member == report.member && other.tenure == report.tenure;
+                                let mut alike = reports.iter().filter(|(_, other)| is_like(other)).count();
                                 reports.retain(|(_, other)| {
-                                    other.member != report.member || other.tenure != report.tenure
+                                    let stays = !is_like(other) || alike < model.bounds.reports;
+                                    alike -= usize::from(!stays);
+                                    stays
                                 });
-                                reports.push((broker.role_of.0, report));
+                                if !reports.iter().any(|(_, other)| *other == report) {
+                                    reports.push((broker.role_of.0, report));
+                                }
                             }
                             follower::Effect::HighWatermark(to) => broker.high_watermark = to,
                             follower::Effect::Fence(why) => *broken = Some(format!("broker {id} is fenced: {why}")),
@@ -688,12 +736,28 @@ impl State {
 }
 
 impl Broker {
+    /// In which tenure its log is written now.
+    fn tenure(&self) -> Option<Tenure> {
+        match &self.role {
+            Role::Idle => None,
+            Role::Leader(leader) => Some(leader.tenure()),
+            Role::Follower(follower) => Some(follower.tenure()),
+        }
+    }
+
     fn history(&self) -> History {
         let mut epochs = epochs_of(&self.log);
         if let Role::Leader(leader) = &self.role {
             epochs.assign(leader.tenure().leader_epoch, leader.epoch_start());
         }
         History::of_log(&epochs, 0, self.log.len() as i64)
+    }
+}
+
+/// What a flush under way was to put on the disk beyond the end of the log is gone.
+fn cut_flush(flushing: &mut Option<Flushing>, end: usize) {
+    if let Some(flushing) = flushing {
+        flushing.has = flushing.has.min(end);
     }
 }
 
