@@ -42,6 +42,10 @@ bugs! {
     NothingCut,
     /// What a follower reported counts for its next incarnation.
     OffsetsOutliveIncarnation,
+    /// What a follower reported before it cut its log counts.
+    ReportOutlivesCut,
+    /// What a follower reported in an earlier leader epoch counts.
+    ReportOutlivesEpoch,
     /// After a refused proposal the leader proposes nothing more.
     RefusedNeverAskedAgain,
     /// The leader takes an ISR from the metadata and min.insync.replicas from elsewhere, which may be older.
@@ -100,8 +104,16 @@ bugs! {
     LateRegistrationObeyed,
     /// A replica that its broker says is lost stays eligible.
     LossNotBelieved,
+    /// A replica that was lost before its disk failed is taken for whole when that comes back.
+    LostRestored,
     /// An emptied or older disk is taken for the one that the metadata know.
     OtherDiskBelieved,
+    /// A disk counts starts that nobody registered, so that an older copy catches up.
+    TriesCounted,
+    /// A lost replica is made anew before the metadata know of the loss.
+    HealedBeforeKnown,
+    /// A folder that an earlier topic of the name left is opened.
+    OtherTopicOpened,
     /// A leader that started anew goes on in its epoch.
     LeadershipResumed,
     /// A partition that nobody could lead gets no leader when a replica of it can again.
@@ -130,6 +142,12 @@ bugs! {
     AnyMemberEpoch,
     /// A member that is silent for longer than its session stays in the group.
     SilentMemberStays,
+    /// An assignment, and an answer, is seen before the record of it is kept.
+    ToldBeforeKept,
+    /// A coordinator that may be one no more says what was committed, without asking whether it is.
+    ReadUnconfirmed,
+    /// What a coordinator decided in one leader epoch is appended in another.
+    DecidedInAnotherEpoch,
     /// A commit is answered and not remembered until the group is read anew.
     CommitForgotten,
     /// A group that is read anew has forgotten what its members must let go of.

@@ -1,7 +1,7 @@
 //! Consumer groups: who reads which partition, and how far it got.
 //!
 //! Owns: the assignors ([`assign`]), the state machine of one group ([`state`] its members, [`offsets`] what it
-//! committed, [`records`] how both stand in `__consumer_offsets`), and the tasks that drive it where this broker coordinates (`seats`,
+//! committed, [`records`] how both stand in `__consumer_offsets`, [`waiting`] what nobody is told yet), and the tasks that drive it where this broker coordinates (`seats`,
 //! `task`). Read next: [`state`].
 
 pub mod assign;
@@ -15,6 +15,7 @@ mod standing;
 pub mod state;
 mod task;
 mod topic;
+pub mod waiting;
 
 use headwater_proto::TopicId;
 use std::collections::BTreeSet;

@@ -17,6 +17,7 @@ use super::offsets::{CommitEntry, Committed, EntryError, Speaker};
 use super::records::Replay;
 use super::standing::Standing;
 use super::state::{Effect, Effects, Group, Join, Report};
+use super::waiting::{Asked, Outbox, Questions};
 use super::{GroupError, GroupSettings, Now, Partitions, load};
 use crate::clock::now_ms;
 use crate::error::PartitionError;
@@ -144,13 +145,6 @@ struct Stream {
     view: watch::Sender<MemberView>,
 }
 
-#[derive(Default)]
-struct Gathered {
-    records: Vec<(Bytes, Option<Bytes>)>,
-    bytes: usize,
-    then: Vec<Then>,
-}
-
 /// What every shard needs.
 #[derive(Clone)]
 pub(crate) struct GroupContext {
@@ -195,13 +189,15 @@ pub(super) struct Shard {
     /// Why the groups could not be read or written: what is asked while they are read again is refused with this. While
     /// they are read for the first time, requests wait.
     refusing: Option<GroupError>,
-    gathered: Gathered,
-    /// The append under way, and what waits for it.
-    appending: Option<(Appending, Vec<Then>)>,
-    /// What waits until it is asked whether this broker leads still.
-    unconfirmed: Vec<Request>,
-    /// The question under way, and what waits for its answer.
-    confirming: Option<(Confirming, Vec<Request>)>,
+    /// Records, keys and values, and what waits for them.
+    outbox: Outbox<(Bytes, Option<Bytes>), Then>,
+    gathered_bytes: usize,
+    /// The append under way.
+    appending: Option<Appending>,
+    /// What waits until it is known whether this broker leads still.
+    questions: Questions<Request>,
+    /// The question to the quorum that is under way.
+    confirming: Option<Confirming>,
     /// When it is asked next, though nobody waits for it.
     confirm_at: Instant,
     /// The partition took nothing any more in this epoch.
@@ -223,9 +219,10 @@ impl Shard {
             deadline_of: HashMap::new(),
             loading: Some(loading),
             refusing: None,
-            gathered: Gathered::default(),
+            outbox: Outbox::default(),
+            gathered_bytes: 0,
             appending: None,
-            unconfirmed: Vec::new(),
+            questions: Questions::default(),
             confirming: None,
             confirm_at: Instant::now(),
             is_over: false,
@@ -241,10 +238,10 @@ impl Shard {
         let mut expire_at = Instant::now() + expire_every;
         let ending = loop {
             let deadline = self.next_deadline().map_or(expire_at, |deadline| deadline.min(expire_at));
-            let admits = self.gathered.bytes < GATHERED_BYTES
-                && self.unconfirmed.len() < WAITING_REQUESTS
+            let admits = self.gathered_bytes < GATHERED_BYTES
+                && self.questions.waiting() < WAITING_REQUESTS
                 && (self.loading.is_none() || self.refusing.is_some());
-            let confirms = !self.streams.is_empty() && self.confirming.is_none() && !self.context.standing.is_alone();
+            let confirms = self.questions.asks_now(!self.streams.is_empty()) && !self.context.standing.is_alone();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => break Ending::Stop,
@@ -281,7 +278,7 @@ impl Shard {
             if self.is_over {
                 break Ending::Over;
             }
-            if !self.unconfirmed.is_empty() && self.confirming.is_none() {
+            if self.questions.asks_now(false) {
                 self.confirm();
             }
             self.append_gathered();
@@ -291,13 +288,13 @@ impl Shard {
 
     fn handle(&mut self, request: Request) {
         if self.loading.is_some() || !request.needs_confirmation() || self.context.standing.is_alone() {
-            self.serve(request);
-        } else if self.context.logs.lease().holds() {
-            // What is asked before is of no use: the question has to come after the request.
-            self.unconfirmed.push(request);
-        } else {
+            return self.serve(request);
+        }
+        match self.questions.ask(request, self.context.logs.lease().holds()) {
+            Asked::Waits => {}
+            Asked::Answered(request) => self.serve(request),
             // Others may have taken it for dead: whoever asks need not wait until nobody answers.
-            refuse(request, |_| GroupError::Unconfirmed);
+            Asked::Refused(request) => refuse(request, |_| GroupError::Unconfirmed),
         }
     }
 
@@ -311,12 +308,14 @@ impl Shard {
     fn confirm(&mut self) {
         let (context, partition, epoch) = (self.context.clone(), self.partition.clone(), self.epoch);
         let confirming = async move { context.standing.confirm(&context.metadata, &partition, epoch).await };
-        self.confirming = Some((confirming.boxed(), std::mem::take(&mut self.unconfirmed)));
+        self.confirming = Some(confirming.boxed());
+        self.questions.begin();
         self.confirm_at = Instant::now() + CONFIRM_EVERY;
     }
 
     fn confirmed(&mut self, leads: bool) {
-        let Some((_, waiting)) = self.confirming.take() else { return };
+        self.confirming = None;
+        let waiting = self.questions.answered();
         if leads {
             waiting.into_iter().for_each(|request| self.serve(request));
             return;
@@ -327,8 +326,7 @@ impl Shard {
             refuse(request, |_| GroupError::Unconfirmed);
         }
         if self.loading.is_none() {
-            let waiting = self.appending.take().map(|(_, waiting)| waiting).unwrap_or_default();
-            self.fail(waiting, &GroupError::Unconfirmed);
+            self.fail(&GroupError::Unconfirmed);
             self.reload(GroupError::Unconfirmed);
         }
     }
@@ -488,8 +486,8 @@ impl Shard {
             let encoded = key.encode().and_then(|key| Ok((key, value.map(|value| value.encode()).transpose()?)));
             match encoded {
                 Ok((key, value)) => {
-                    self.gathered.bytes += BatchBuilder::record_bound(Some(&key), value.as_deref(), &[]);
-                    self.gathered.records.push((key, value));
+                    self.gathered_bytes += BatchBuilder::record_bound(Some(&key), value.as_deref(), &[]);
+                    self.outbox.write((key, value));
                 }
                 Err(error) => tracing::error!(group, %error, "group record cannot be written"),
             }
@@ -521,11 +519,7 @@ impl Shard {
 
     /// Does something once everything decided so far is kept.
     fn defer(&mut self, then: Then) {
-        if !self.gathered.records.is_empty() {
-            self.gathered.then.push(then);
-        } else if let Some((_, waiting)) = &mut self.appending {
-            waiting.push(then);
-        } else {
+        if let Some(then) = self.outbox.defer(then) {
             then.run(Ok(()));
         }
     }
@@ -598,10 +592,8 @@ impl Shard {
     }
 
     fn append_gathered(&mut self) {
-        if self.appending.is_some() || self.gathered.records.is_empty() {
-            return;
-        }
-        let Gathered { records, then, .. } = std::mem::take(&mut self.gathered);
+        let Some(records) = self.outbox.next_append() else { return };
+        self.gathered_bytes = 0;
         let timestamp = now_ms();
         let mut builder = BatchBuilder::new(BuildOptions::default());
         for (key, value) in &records {
@@ -611,29 +603,29 @@ impl Shard {
         let (partition, epoch) = (self.partition.clone(), self.epoch);
         // Groups as of this epoch: another coordinator may have decided otherwise since.
         let append = async move { partition.append_in(epoch, vec![built?], Acks::All).await.map(drop) };
-        self.appending = Some((append.boxed(), then));
+        self.appending = Some(append.boxed());
     }
 
     fn appended(&mut self, kept: Result<(), PartitionError>) {
-        let Some((_, then)) = self.appending.take() else { return };
+        self.appending = None;
         match kept {
-            Ok(()) => then.into_iter().for_each(|then| then.run(Ok(()))),
+            Ok(()) => self.outbox.appended().into_iter().for_each(|then| then.run(Ok(()))),
             Err(PartitionError::NotLeader(_)) => {
-                self.fail(then, &GroupError::Moved);
+                self.fail(&GroupError::Moved);
                 self.is_over = true;
             }
             Err(error) => {
                 tracing::warn!(partition = ?self.partition, %error, "group records not kept; reading the groups anew");
-                self.fail(then, &not_kept(&error));
+                self.fail(&not_kept(&error));
                 self.reload(not_kept(&error));
             }
         }
     }
 
     /// Tells everybody who waits or listens that what was decided does not hold.
-    fn fail(&mut self, then: Vec<Then>, error: &GroupError) {
-        let gathered = std::mem::take(&mut self.gathered);
-        for then in then.into_iter().chain(gathered.then) {
+    fn fail(&mut self, error: &GroupError) {
+        (self.appending, self.gathered_bytes) = (None, 0);
+        for then in self.outbox.give_up() {
             then.run(Err(error.clone()));
         }
         for (_, stream) in self.streams.drain() {
@@ -701,16 +693,15 @@ impl Shard {
             Ending::Over => GroupError::Moved,
         };
         requests.close();
-        let waiting = self.confirming.take().map(|(_, waiting)| waiting).unwrap_or_default();
-        for request in waiting.into_iter().chain(std::mem::take(&mut self.unconfirmed)) {
+        self.confirming = None;
+        for request in self.questions.give_up() {
             refuse(request, |_| why.clone());
         }
         while let Ok(request) = requests.try_recv() {
             refuse(request, |_| why.clone());
         }
         if ending == Ending::Over {
-            let waiting = self.appending.take().map(|(_, waiting)| waiting).unwrap_or_default();
-            return self.fail(waiting, &why);
+            return self.fail(&why);
         }
         self.append_gathered();
         while self.appending.is_some() {
@@ -718,22 +709,22 @@ impl Shard {
             self.appended(kept);
             self.append_gathered();
         }
-        self.fail(Vec::new(), &why);
+        self.fail(&why);
     }
 }
 
 /// The end of the append under way; never, without one.
-async fn appended(appending: &mut Option<(Appending, Vec<Then>)>) -> Result<(), PartitionError> {
+async fn appended(appending: &mut Option<Appending>) -> Result<(), PartitionError> {
     match appending {
-        Some((append, _)) => append.await,
+        Some(append) => append.await,
         None => std::future::pending().await,
     }
 }
 
 /// The answer to the question under way; never, without one.
-async fn confirmed(confirming: &mut Option<(Confirming, Vec<Request>)>) -> bool {
+async fn confirmed(confirming: &mut Option<Confirming>) -> bool {
     match confirming {
-        Some((confirming, _)) => confirming.await,
+        Some(confirming) => confirming.await,
         None => std::future::pending().await,
     }
 }

@@ -8,6 +8,7 @@
 //! Owns: [`Boots`], pure, and its text. Refuses: files, and what a count means ([`super::state`]). Read next: `several`.
 
 use super::state::Broker;
+use crate::planted::{Bug, planted};
 use headwater_proto::wire::RaftStart;
 use uuid::Uuid;
 
@@ -43,6 +44,8 @@ impl Boots {
         let of_this_disk = known.filter(|known| self.count.is_none() || self.tried.contains(&known.incarnation));
         // A disk without a count is new, or was a broker's that was alone: what it is, its id says.
         let count = of_this_disk.map_or(self.count.unwrap_or(0), |known| known.boots);
+        let is_counted = planted(Bug::TriesCounted) && !self.tried.is_empty() && !self.tried.contains(&incarnation);
+        let count = count + u64::from(is_counted);
         self.count = Some(count);
         self.tries(incarnation);
         count + 1

@@ -21,6 +21,7 @@ use crate::lease::Lease;
 use crate::loan::Loan;
 use crate::metrics::Metrics;
 use crate::partitions::DataRoot;
+use crate::planted::{Bug, planted};
 use crate::pool::Pool;
 use crate::replica::follower::Push;
 use crate::replica::history::Verdict;
@@ -244,6 +245,11 @@ pub(crate) struct Pushed {
     pub(crate) bytes: u64,
     /// What they were lent beyond their stream's share.
     pub(crate) loan: Option<Loan>,
+}
+
+/// Whether a partition's folder is one that an earlier topic of the name left. `found`: the topic id in it, if there is one.
+pub fn is_of_another_topic(found: Option<TopicId>, assigned: TopicId) -> bool {
+    found.is_some_and(|found| found != assigned) && !planted(Bug::OtherTopicOpened)
 }
 
 /// What a partition is.

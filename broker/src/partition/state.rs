@@ -335,7 +335,9 @@ impl<R, W> PartitionState<R, W> {
         let epoch = self.next_epoch.as_ref().map_or(self.leader.tenure().leader_epoch, |next| next.leader_epoch);
         let admitted = match &self.ended {
             Some(why) => Err(why.clone()),
-            None if append.epoch.is_some_and(|decided| decided != epoch) => Err(PartitionError::NotLeader(epoch)),
+            None if append.epoch.is_some_and(|decided| decided != epoch) && !planted(Bug::DecidedInAnotherEpoch) => {
+                Err(PartitionError::NotLeader(epoch))
+            }
             None if append.batches.is_empty() => Ok(()),
             None => self.leader.admit(append.acks),
         };
@@ -380,7 +382,8 @@ impl<R, W> PartitionState<R, W> {
         }
         self.writing_outlived = !self.writing.is_empty();
         for request in std::mem::take(&mut self.waiting) {
-            match request.epoch.is_some_and(|decided| decided != view.leader_epoch) {
+            let is_over = request.epoch.is_some_and(|decided| decided != view.leader_epoch);
+            match is_over && !planted(Bug::DecidedInAnotherEpoch) {
                 true => self.effects.push(Effect::Answer(request.refuse(), Err(PartitionError::NotLeader(epoch)))),
                 false => self.waiting.push_back(request),
             }

@@ -13,8 +13,6 @@ use crate::clock::now_ms;
 use crate::error::PartitionError;
 use crate::partition::state::fenced;
 use crate::partition::{AssignedPartition, PartitionHandle, log_config};
-use crate::replica::Member;
-use crate::replica::leader::View;
 use crate::topic_config::TopicDurability;
 use futures::{StreamExt, stream};
 use headwater_storage::{DataDir, IoFailure, KeptReplica, Log, RecoveryReport, files};
@@ -183,7 +181,7 @@ impl Partitions {
     ) -> impl Iterator<Item = &'a PartitionHandle> + use<'a> {
         let lost: Vec<Key> = self.before().lost.iter().copied().collect();
         let lost = lost.into_iter().filter_map(|key| open.get(&key));
-        lost.filter(|handle| is_healed_by(&handle.view(), handle.me()))
+        lost.filter(|handle| handle.view().heals(handle.me()))
     }
 
     /// Whether what a replica had is lost.
@@ -198,7 +196,7 @@ impl Partitions {
 
     /// Whether a replica is one of those that are to be made anew.
     pub(super) fn is_to_heal(&self, handle: &PartitionHandle) -> bool {
-        self.is_lost(handle) && is_healed_by(&handle.view(), handle.me())
+        self.is_lost(handle) && handle.view().heals(handle.me())
     }
 
     /// Sets aside what is left of a lost replica, so that it may be opened as a new one. False: it cannot be yet.
@@ -222,12 +220,6 @@ impl Partitions {
     fn before(&self) -> MutexGuard<'_, Before> {
         self.before.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Whether another broker leads, and this one is known to be behind.
-fn is_healed_by(view: &View, me: Member) -> bool {
-    let is_led = view.leader.is_some_and(|leader| leader.broker != me.broker);
-    is_led && view.replicas.iter().any(|replica| replica.member == me && !replica.in_sync)
 }
 
 /// Nothing is there of the partition any more, and nothing is known of it but that it is to be there.

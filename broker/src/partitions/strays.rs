@@ -7,7 +7,7 @@
 
 use super::{Partitions, paused};
 use crate::clock::now_ms;
-use crate::partition::AssignedPartition;
+use crate::partition::{AssignedPartition, is_of_another_topic};
 use headwater_proto::TopicId;
 use headwater_storage::{DataDir, IoFailure};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -43,7 +43,7 @@ pub(crate) fn set_strays_aside(
     for folder in data_dir.partitions()? {
         match known.get(&(folder.topic.as_str(), folder.partition)) {
             None => strays.push(folder),
-            Some(id) if by == Strays::ByTopic && folder.topic_id.is_some_and(|found| found != *id) => {
+            Some(id) if by == Strays::ByTopic && is_of_another_topic(folder.topic_id, *id) => {
                 of_another.push((folder.topic.clone(), folder.partition));
                 strays.push(folder);
             }

@@ -99,6 +99,15 @@ impl View {
             && (&self.min_insync_replicas, &self.replicas) == (min_insync_replicas, replicas)
     }
 
+    /// Whether a lost replica is made anew by now: another broker leads, and it is known that this start of the broker is behind. Before
+    /// that nothing tells of the loss but what is left on the disk.
+    pub fn heals(&self, me: Member) -> bool {
+        let is_led = self.leader.is_some_and(|leader| leader.broker != me.broker);
+        let is_known = |replica: &Assigned| replica.member == me && !replica.in_sync;
+        let is_mine = |replica: &Assigned| planted(Bug::HealedBeforeKnown) && replica.member.broker == me.broker;
+        is_led && self.replicas.iter().any(|replica| is_known(replica) || is_mine(replica))
+    }
+
     /// A partition whose only replica is `me`.
     pub fn alone(me: Member, leader_epoch: i32) -> View {
         let replicas = vec![Assigned { member: me, active: true, in_sync: true }];
@@ -402,12 +411,14 @@ impl LeaderState {
 
     /// A follower says how far it is. False: the report counts for nothing.
     pub fn report(&mut self, report: Report, now_ms: i64) -> bool {
-        if self.ended || report.tenure.leader_epoch != self.tenure.leader_epoch {
+        let is_of_epoch = report.tenure.leader_epoch == self.tenure.leader_epoch || planted(Bug::ReportOutlivesEpoch);
+        if self.ended || !is_of_epoch {
             return false;
         }
         let follower = self.others.get_mut(&report.member.broker);
         let Some(follower) = follower.filter(|known| {
-            known.member == report.member && known.agreed && known.generation == report.tenure.generation
+            let is_of_log = known.generation == report.tenure.generation || planted(Bug::ReportOutlivesCut);
+            known.member == report.member && known.agreed && is_of_log
         }) else {
             return false;
         };

@@ -122,6 +122,18 @@ fn no_acknowledged_record_is_lost_whatever_happens() {
     share("a replica fenced", 5, |outcome| outcome.reached.replica_fenced);
     share("a broker added", 3, |outcome| outcome.reached.broker_added);
     share("a broker removed", 3, |outcome| outcome.reached.broker_removed);
+    share("a message lost", 50, |outcome| outcome.reached.message_lost);
+    share("a message that comes twice, and late", 50, |outcome| outcome.reached.message_twice);
+    share("a link cut one-way", 50, |outcome| outcome.reached.cut_one_way);
+    share("a link cut both ways", 50, |outcome| outcome.reached.cut_both_ways);
+    share("a broker that stands still", 30, |outcome| outcome.reached.paused);
+    share("the power gone everywhere at once", 20, |outcome| outcome.reached.all_off);
+    share("clocks that run apart", 20, |outcome| outcome.reached.clocks_apart);
+    share("an older disk", 10, |outcome| outcome.reached.older_disk);
+    share("a folder of an earlier topic", 3, |outcome| outcome.reached.folder_left);
+    share("a lost replica made anew", 5, |outcome| outcome.reached.healed);
+    share("a disk that hung and came back", 10, |outcome| outcome.reached.disk_hung);
+    share("a coordinator that nobody confirms", 5, |outcome| outcome.reached.unconfirmed);
     share("a new leader that says only later where the log ends", 5, |outcome| outcome.reached.latest_awaited);
 }
 

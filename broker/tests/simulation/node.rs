@@ -3,6 +3,7 @@
 use crate::world::groups::Coordinator;
 use bytes::Bytes;
 use headwater_broker::metadata::MetadataState;
+use headwater_broker::metadata::boots::Boots;
 use headwater_broker::metadata::command::TopicPartition;
 use headwater_broker::metadata::raft::sessions::{Says, Sessions};
 use headwater_broker::partition::state::PartitionState;
@@ -19,7 +20,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 pub(crate) const TOPIC: TopicId = TopicId::from_bytes([1; 16]);
+/// One that had the same name, and was deleted.
+pub(crate) const EARLIER_TOPIC: TopicId = TopicId::from_bytes([9; 16]);
 const DIR: &str = "/data/topic-0";
+const HANGS_MS: i64 = 300;
+/// When a job began that is not taken for one that hangs.
+pub(crate) const NEVER_HANGS: i64 = i64::MAX / 2;
 
 /// A request of the producer: its connection, and which one on it.
 pub(crate) type RequestId = (u64, u64);
@@ -33,7 +39,8 @@ pub(crate) struct Kept {
     pub(crate) flushed: i64,
     pub(crate) high_watermark: i64,
     pub(crate) unclean_taken: u32,
-    pub(crate) boots: u64,
+    /// How many unclean elections what it holds, and what was deleted before, comes after.
+    pub(crate) lineage: u32,
     pub(crate) log_start: i64,
     /// Up to where the log is compacted.
     pub(crate) cleaned: Option<i64>,
@@ -56,10 +63,14 @@ pub(crate) struct Node {
     pub(crate) id: i32,
     pub(crate) files: Arc<SimFiles>,
     pub(crate) kept: Kept,
+    /// What the disk knows of the broker's starts.
+    pub(crate) boots: Boots,
     /// Something was lost, and the metadata do not know it yet.
     pub(crate) lost: bool,
-    /// The partition's folder alone is gone: the rest of the disk is what it was.
+    /// The partition's folder alone is gone, and is not made anew yet: the rest of the disk is what it was.
     pub(crate) lost_folder: bool,
+    /// The topic whose folder is there.
+    pub(crate) folder_of: TopicId,
     /// The disk fails under the partition, and the broker says so.
     pub(crate) unfit: bool,
     /// The kernel booted since, and what was only in memory is gone.
@@ -84,6 +95,10 @@ pub(crate) struct Process {
     /// Where the leader's log begins.
     pub(crate) begins_at: i64,
     pub(crate) metadata: MetadataState,
+    /// Its replica is lost, and not made anew: it has no role.
+    pub(crate) is_unhealed: bool,
+    /// What it found when it started: less than was there.
+    pub(crate) claims_loss: bool,
     /// How many commands were applied.
     pub(crate) applied: usize,
     pub(crate) apply_pending: bool,
@@ -91,12 +106,17 @@ pub(crate) struct Process {
     pub(crate) role: Role,
     /// The leader and the leader epoch of the role, and whether it keeps the partition.
     pub(crate) role_of: (i32, i32, bool),
-    pub(crate) busy: bool,
+    /// Since when a job for the log is under way.
+    pub(crate) busy: Option<i64>,
+    /// Its replica was of no use, and is well now.
+    pub(crate) is_restored: bool,
     pub(crate) high_watermark: i64,
     pub(crate) generation: u64,
     pub(crate) contact_ms: i64,
     /// How many unclean elections what it serves comes after.
     pub(crate) lineage: u32,
+    /// How many the replica has taken in.
+    pub(crate) unclean_taken: u32,
     /// How many there had been when the role was given.
     pub(crate) role_lineage: u32,
     /// Up to where readers were seen to be served what is committed.
@@ -148,6 +168,11 @@ pub(crate) enum Chore {
     InstallCompaction,
 }
 
+/// Whether the disk takes so long for a job that the replica is of no use.
+pub(crate) fn hangs(busy: Option<i64>, now: i64) -> bool {
+    busy.is_some_and(|since| now - since >= HANGS_MS)
+}
+
 impl Node {
     pub(crate) fn new(id: i32, seed: u64, clock: (i64, i64)) -> Node {
         let (files, kept) = (disk(seed), Kept { disk: seed, ..Kept::default() });
@@ -155,8 +180,10 @@ impl Node {
             id,
             files,
             kept,
+            boots: Boots::default(),
             lost: false,
             lost_folder: false,
+            folder_of: TOPIC,
             unfit: false,
             rebooted: false,
             was_flushed: 0,
@@ -172,26 +199,58 @@ impl Node {
     }
 
     /// What the broker says of itself.
-    pub(crate) fn says(&self) -> Says {
+    pub(crate) fn says(&self, now: i64) -> Says {
         let replica = TopicPartition { topic_id: TOPIC.to_wire(), partition: 0 };
-        Says { is_ready: true, unfit: if self.unfit { vec![replica] } else { Vec::new() }, ..Says::default() }
+        let process = self.process.as_ref();
+        let is_unfit = self.unfit || process.is_some_and(|process| process.is_unhealed || hangs(process.busy, now));
+        let is_restored = !is_unfit && process.is_some_and(|process| process.is_restored);
+        let named = |is_named: bool| if is_named { vec![replica.clone()] } else { Vec::new() };
+        Says { is_ready: true, unfit: named(is_unfit), restored: named(is_restored) }
     }
 
     /// Everything on the disk is gone.
     pub(crate) fn wipe(&mut self, seed: u64) {
         self.files = disk(seed);
-        self.kept = Kept { disk: seed, ..Kept::default() };
-        (self.lost_folder, self.unfit) = (false, false);
+        (self.kept, self.boots) = (Kept { disk: seed, ..Kept::default() }, Boots::default());
+        (self.lost_folder, self.unfit, self.folder_of) = (false, false, TOPIC);
     }
 
     /// The partition's folder is gone, and nothing else.
     pub(crate) fn wipe_folder(&mut self, seed: u64) {
         self.files = disk(seed);
-        (self.lost_folder, self.unfit) = (true, false);
+        (self.lost_folder, self.unfit, self.folder_of) = (true, false, TOPIC);
     }
 
-    pub(crate) fn open(&mut self, policy: Policy, now: i64) -> Log {
-        let identity = LogIdentity { topic: "topic".into(), topic_id: TOPIC, partition: 0 };
+    /// What lies there is nobody's: the partition's folder is a new one.
+    pub(crate) fn set_folder_aside(&mut self, seed: u64) {
+        (self.files, self.folder_of) = (disk(seed), TOPIC);
+    }
+
+    /// Nothing is known of what was in the partition's folder that is gone: the one that is there is a new one.
+    pub(crate) fn begin_folder(&mut self) {
+        if self.lost_folder {
+            let Kept { disk, has_replica, .. } = self.kept;
+            (self.lost_folder, self.kept) = (false, Kept { disk, has_replica, ..Kept::default() });
+        }
+    }
+
+    /// An earlier topic of the name was deleted while the broker was down: its folder is there.
+    pub(crate) fn leave_folder(&mut self, seed: u64, records: u64, now: i64) {
+        self.files = disk(seed);
+        self.folder_of = EARLIER_TOPIC;
+        let mut log = self.open(Policy::default(), now);
+        for number in 0..records {
+            let value = u64::MAX - 1_000 + number;
+            log.append(&[batch(None, -1, &[(Some(vec![0]), value)], 20, now)], (number / 4) as i32, now)
+                .expect("an append");
+        }
+        log.flush().expect("a flush");
+        drop(log);
+        self.files = self.files.restart();
+    }
+
+    pub(crate) fn open(&self, policy: Policy, now: i64) -> Log {
+        let identity = LogIdentity { topic: "topic".into(), topic_id: self.folder_of, partition: 0 };
         let config = LogConfig {
             segment_bytes: if policy.compacts { 1200 } else { 3000 },
             cleanup: Cleanup { delete: !policy.compacts, compact: policy.compacts },
@@ -208,13 +267,8 @@ impl Node {
             let files = Arc::clone(&self.files) as Arc<dyn Files>;
             Log::open(files, Path::new(DIR), identity.clone(), config.clone(), hints, now).map(|(log, _)| log)
         };
-        if self.lost_folder {
-            // It is gone, whatever is known to have been in it: a new follower, once the metadata know.
-            self.kept.claims_loss |= self.kept.has_replica;
-            (self.kept.flushed, self.kept.log_start, self.kept.high_watermark) = (0, 0, 0);
-            (self.kept.cleaned, self.kept.unclean_taken) = (None, 0);
-            return open(OpenHints::default()).expect("a new log");
-        }
+        // It is gone, whatever is known to have been in it: a new follower, once the metadata know.
+        let hints = if self.lost_folder { OpenHints::default() } else { hints };
         open(hints).expect("a log that opens")
     }
 }

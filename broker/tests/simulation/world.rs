@@ -16,10 +16,12 @@ use crate::node::{
 use crate::producer::Producer;
 use crate::random::Random;
 use headwater_broker::error::PartitionError;
+use headwater_broker::metadata::boots::Boots;
 use headwater_broker::metadata::command::{self, command::Command as Kind};
 use headwater_broker::metadata::raft::sessions::{Decision, Says, Sessions};
 use headwater_broker::metadata::state::BrokerState;
 use headwater_broker::metadata::{MetadataState, Outcome as Applied, Partition};
+use headwater_broker::partition::is_of_another_topic;
 use headwater_broker::partition::state::{
     Append, AppendResult, Effect as LeaderEffect, Job, Limits, Offsets, PartitionState,
 };
@@ -76,6 +78,18 @@ pub(crate) struct Reached {
     pub(crate) replica_fenced: bool,
     pub(crate) broker_added: bool,
     pub(crate) broker_removed: bool,
+    pub(crate) folder_left: bool,
+    pub(crate) healed: bool,
+    pub(crate) unconfirmed: bool,
+    pub(crate) disk_hung: bool,
+    pub(crate) message_lost: bool,
+    pub(crate) message_twice: bool,
+    pub(crate) cut_one_way: bool,
+    pub(crate) cut_both_ways: bool,
+    pub(crate) paused: bool,
+    pub(crate) all_off: bool,
+    pub(crate) clocks_apart: bool,
+    pub(crate) older_disk: bool,
 }
 
 /// What became of a seed.
@@ -110,6 +124,9 @@ enum Event {
     /// The completion of a follower's flush comes.
     Flushed(i32, Member, Tenure, i64),
     Heal(i32, i32),
+    /// The quorum is asked how far its log goes, and answers.
+    Confirm(i32, Member, u64),
+    Confirmed(i32, Member, u64, usize),
     Producer,
     Reader,
     Member(usize),
@@ -117,7 +134,8 @@ enum Event {
 
 #[derive(Debug, Clone)]
 enum Work {
-    Commit(Vec<NewBatch>, i32, bool),
+    /// The batches of each request.
+    Commit(Vec<Vec<NewBatch>>, i32, bool),
     Flush,
     Chore(Chore),
     Follower(FollowerJob),
@@ -240,8 +258,8 @@ impl World {
             4..7 if !has_group => Policy { retention_bytes: Some(4_000), ..Policy::default() },
             _ => Policy::default(),
         };
-        // Nothing that is acknowledged rests on clocks; a coordinator's lease rests on clocks that run nearly as fast.
-        let (slowest, fastest) = if has_group || random.percent(50) { (950, 1050) } else { (600, 1700) };
+        // Nothing that is acknowledged rests on clocks.
+        let (slowest, fastest) = if random.percent(50) { (950, 1050) } else { (600, 1700) };
         let nodes = (1..=count)
             .map(|id| Node::new(id, random.next(), (random.between(slowest, fastest), random.between(0, 100_000))))
             .collect();
@@ -278,6 +296,9 @@ impl World {
             reached: Reached::default(),
             verbose: std::env::var_os("SIMULATION_TRACE").is_some(),
         };
+        let speeds = world.nodes.iter().map(|node| node.clock.0);
+        world.reached.clocks_apart =
+            speeds.clone().max().zip(speeds.min()).is_some_and(|(fast, slow)| fast > slow * 3 / 2);
         for id in 1..=first_brokers {
             world.start(id);
         }
@@ -390,7 +411,7 @@ impl World {
         self.now = self.now.max(at);
         let on = match &event {
             Event::Tick(id, _) | Event::Apply(id, _) | Event::Job(id, ..) | Event::Answer(id, ..) => *id,
-            Event::Flushed(id, ..) | Event::Compact(id, _) => *id,
+            Event::Flushed(id, ..) | Event::Compact(id, _) | Event::Confirmed(id, ..) => *id,
             Event::Deliver(envelope) => envelope.to,
             _ => 0,
         };
@@ -419,6 +440,8 @@ impl World {
             Event::Stop(id, member) => self.stop(id, member),
             Event::Flushed(id, member, tenure, offset) => self.flush_completed(id, member, tenure, offset),
             Event::Heal(from, to) => drop(self.cut.remove(&(from, to))),
+            Event::Confirm(id, member, number) => self.asked_how_far(id, member, number),
+            Event::Confirmed(id, member, number, index) => self.told_how_far(id, member, number, index),
             Event::Producer => self.produce(),
             Event::Reader => self.read(),
             Event::Member(place) => self.member(place),
@@ -426,6 +449,7 @@ impl World {
         if on > 0 {
             self.proceed(on);
         }
+        self.check_in_sync();
     }
 
     // The network.
@@ -444,6 +468,7 @@ impl World {
             return;
         }
         if self.is_cut(from, to) || (!self.healing && self.random.below(1000) < 3) {
+            self.reached.message_lost |= !self.is_cut(from, to);
             self.broken.insert(connection);
             return;
         }
@@ -460,6 +485,7 @@ impl World {
         // In every fourth seed the network keeps what it carries for long, and delivers it twice.
         let twice = if self.seed % 4 == 3 { 50 } else { 5 };
         if matches!(envelope.message, Message::Report(_)) && self.random.percent(twice) {
+            self.reached.message_twice = true;
             let late = self.random.between(1, 4_000);
             self.at(after + late, Event::Deliver(Box::new(envelope.clone())));
         }
@@ -724,6 +750,14 @@ impl World {
             ..command::CreateTopic::default()
         };
         self.propose(1, Kind::CreateTopic(create).into(), None);
+        if self.random.percent(30) {
+            // A topic of this name was deleted while a broker was down that keeps the new one too.
+            let id = self.random.between(1, i64::from(count)) as i32;
+            self.kill(id);
+            let (seed, records, now) = (self.random.next(), self.random.below(30), self.now);
+            self.node(id).leave_folder(seed, records, now);
+            self.note(format_args!("{id} has the folder of an earlier topic"));
+        }
     }
 }
 

@@ -281,7 +281,7 @@ impl MetadataState {
         let replicas = replicas_of(&restore.replicas)?;
         let partitions = self.change_partitions(is_on(broker_id), |topic, number, partition, _| {
             let is_restored = replicas.contains(&(*topic, number)) && remove(&mut partition.fenced, broker_id);
-            let has_its_log = !partition.lost.contains(&broker_id);
+            let has_its_log = !partition.lost.contains(&broker_id) || planted(Bug::LostRestored);
             if is_restored && has_its_log && remove(&mut partition.last_known, broker_id) {
                 partition.elr.push(broker_id);
             }

@@ -10,20 +10,35 @@ impl World {
         }
         let now = self.now;
         let me = Member { broker: id, incarnation: self.random.uuid() };
+        let new_disk = self.random.next();
         let durable = self.topic.durability == TopicDurability::Flushed;
         let node = &mut self.nodes[id as usize - 1];
-        node.kept.boots += 1;
         let local = node.local(now);
+        // What lies there is looked at once it is known what is assigned to the broker.
+        let assigned = self.truth.topic_by_id(&TOPIC).and_then(|topic| topic.partitions.first());
+        let is_assigned = assigned.is_some_and(|partition| partition.replicas.contains(&id));
+        let is_left = is_of_another_topic(Some(node.folder_of), TOPIC);
+        if is_left || (node.folder_of != TOPIC && !is_assigned) {
+            node.set_folder_aside(new_disk);
+            self.reached.folder_left |= is_assigned;
+        }
+        let is_unhealed = node.lost_folder && node.kept.has_replica;
+        if !is_unhealed {
+            node.begin_folder();
+        }
         let log = node.open(self.policy, local);
         let end = log.log_end_offset();
-        assert!(
-            node.lost || !durable || end >= node.kept.flushed,
-            "broker {id} flushed up to {} and has {end}",
-            node.kept.flushed
-        );
-        node.kept.claims_loss |= node.kept.has_replica && (end < node.kept.flushed || (node.rebooted && !durable));
-        // Recovery syncs what it keeps.
-        node.kept.flushed = end;
+        if !is_unhealed {
+            assert!(
+                node.lost || !durable || end >= node.kept.flushed,
+                "broker {id} flushed up to {} and has {end}",
+                node.kept.flushed
+            );
+            node.kept.claims_loss |= node.kept.has_replica && (end < node.kept.flushed || (node.rebooted && !durable));
+            // Recovery syncs what it keeps.
+            node.kept.flushed = end;
+        }
+        let claims_loss = node.kept.claims_loss || is_unhealed;
         node.was_flushed = node.was_flushed.max(end);
         let mut process = Process {
             me,
@@ -32,16 +47,20 @@ impl World {
             begins_at: 0,
             coordinator: None,
             metadata: MetadataState::new("simulated"),
+            is_unhealed,
+            claims_loss,
             applied: 0,
             apply_pending: false,
             registered_at: i64::MIN / 2,
             role: Role::Idle,
             role_of: (-1, -1, false),
-            busy: false,
+            busy: None,
+            is_restored: false,
             high_watermark: node.kept.high_watermark.min(end),
             generation: 0,
             contact_ms: i64::MIN / 2,
-            lineage: node.kept.unclean_taken,
+            lineage: if is_unhealed { 0 } else { node.kept.lineage },
+            unclean_taken: if is_unhealed { 0 } else { node.kept.unclean_taken },
             role_lineage: node.kept.unclean_taken,
             checked: 0,
             sessions: Sessions::new(SESSION_MS as u64, local as u64),
@@ -63,7 +82,7 @@ impl World {
     pub(super) fn tick(&mut self, id: i32, member: Member) {
         let (now, is_connected) = (self.now, !self.is_cut(id, QUORUM) && !self.is_cut(QUORUM, id));
         let local = self.local(id);
-        let (chore, says) = (self.chore(), self.node(id).says());
+        let (chore, says) = (self.chore(), self.node(id).says(now));
         let Some(process) = self.process(id, member) else { return };
         if is_connected {
             process.contact_ms = local;
@@ -77,7 +96,7 @@ impl World {
         if let Role::Leader { state, .. } = &mut process.role {
             state.replicas(|leader| leader.tick(local));
         }
-        if stale_stream && !process.busy {
+        if stale_stream && process.busy.is_none() {
             let history = process.history();
             if let Role::Follower { state, jobs, heard_ms, .. } = &mut process.role {
                 jobs.retain(|job| matches!(job, FollowerJob::Cut(..) | FollowerJob::Restart(..)));
@@ -96,9 +115,12 @@ impl World {
         if let Some(chore) = chore {
             process.begin_chore(chore);
         }
-        let unclean_taken = process.lineage;
-        let kept = &mut self.node(id).kept;
-        (kept.flushed, kept.high_watermark, kept.unclean_taken) = (flushed, high_watermark, unclean_taken);
+        let (lineage, unclean_taken, is_unhealed) = (process.lineage, process.unclean_taken, process.is_unhealed);
+        if !is_unhealed {
+            let kept = &mut self.node(id).kept;
+            (kept.flushed, kept.high_watermark) = (flushed, high_watermark);
+            (kept.lineage, kept.unclean_taken) = (lineage, unclean_taken);
+        }
         self.register(id, member);
         for other in 1..=self.nodes.len() as i32 {
             if other != id && !self.is_cut(id, other) && !self.random.percent(2) {
@@ -126,21 +148,22 @@ impl World {
 
     fn register(&mut self, id: i32, member: Member) {
         let local = self.local(id);
-        let Kept { boots, disk, claims_loss, .. } = self.node(id).kept;
+        let disk = self.node(id).kept.disk;
         let directory_id = disk.to_string();
         let Some(process) = self.process(id, member) else { return };
-        let known = process.metadata.broker(id).cloned();
+        let (known, claims_loss) = (process.metadata.broker(id).cloned(), process.claims_loss);
         if known.as_ref().is_some_and(|known| known.incarnation == member.incarnation) {
-            let counted = known.map_or(boots, |known| known.boots);
+            let counted = known.map_or(0, |known| known.boots);
             let node = self.node(id);
-            (node.kept.boots, node.kept.claims_loss) = (counted, false);
-            (node.lost, node.lost_folder, node.rebooted) = (node.unfit, false, false);
+            (node.boots, node.kept.claims_loss) = (Boots::counted(counted, None), false);
+            (node.lost, node.rebooted) = (node.unfit, false);
             return;
         }
         if local - process.registered_at < PATIENCE_MS {
             return;
         }
         process.registered_at = local;
+        let boots = self.node(id).boots.begin(member.incarnation, known.as_ref());
         let lost = match claims_loss {
             true => vec![command::TopicPartition { topic_id: TOPIC.to_wire(), partition: 0 }],
             false => Vec::new(),
@@ -255,7 +278,17 @@ impl World {
         let view = View::of(&process.metadata, topic, &partition);
         let role_of = (partition.leader, partition.leader_epoch, partition.replicas.contains(&id));
         let registered = process.metadata.broker(id).map(|broker| broker.incarnation);
-        if process.busy || role_of == process.role_of || registered != Some(process.me.incarnation) {
+        if process.is_unhealed && partition.replicas.contains(&id) {
+            if !view.heals(process.me) {
+                return;
+            }
+            (process.is_unhealed, process.is_restored) = (false, true);
+            self.node(id).begin_folder();
+            self.reached.healed = true;
+            self.note(format_args!("{id} makes its replica anew"));
+            return self.adopt(id);
+        }
+        if process.busy.is_some() || role_of == process.role_of || registered != Some(process.me.incarnation) {
             return;
         }
         // A later registration of this broker counts only once it is known: until then it may be another's leadership.
@@ -272,7 +305,7 @@ impl World {
             streams.clear();
             state.configure(&settings, local);
             state.lead(view, local);
-            process.lineage = partition.unclean_recoveries;
+            (process.lineage, process.unclean_taken) = (partition.unclean_recoveries, partition.unclean_recoveries);
             let mirror = process.mirror.clone();
             self.reached.led_on = true;
             self.checks.leads(partition.leader_epoch, partition.unclean_recoveries, me, &mirror);
@@ -296,7 +329,8 @@ impl World {
             let state = PartitionState::new(me, &view, true, &settings, limits, offsets, local);
             process.high_watermark = state.offsets().high_watermark;
             process.role = Role::Leader { state: Box::new(state), streams: BTreeMap::new() };
-            (process.lineage, process.checked) = (partition.unclean_recoveries, 0);
+            (process.lineage, process.unclean_taken) = (partition.unclean_recoveries, partition.unclean_recoveries);
+            process.checked = 0;
             let mirror = process.mirror.clone();
             self.node(id).kept.has_replica = true;
             self.checks.leads(partition.leader_epoch, partition.unclean_recoveries, me, &mirror);
@@ -307,7 +341,7 @@ impl World {
                 flushed: process.log.flushed_offset(),
                 high_watermark: process.high_watermark,
                 generation: process.generation,
-                unclean_taken: process.lineage,
+                unclean_taken: process.unclean_taken,
             };
             let mut state = FollowerState::follow(partition.leader_epoch, replica, partition.unclean_recoveries);
             state.start_kept(process.log.log_start_offset());
@@ -326,14 +360,16 @@ impl World {
     fn set_aside(&mut self, id: i32) {
         let local = self.local(id);
         let node = self.node(id);
+        node.lost_folder = false;
         let Some(process) = &mut node.process else { return };
+        process.is_unhealed = false;
         process.log.truncate_and_restart_at(0, local).expect("an empty log");
         process.mirror.clear();
         process.begins_at = 0;
         process.generation += 1;
-        (process.high_watermark, process.checked, process.lineage) = (0, 0, 0);
-        let Kept { boots, disk, .. } = node.kept;
-        node.kept = Kept { boots, disk, ..Kept::default() };
+        (process.high_watermark, process.checked) = (0, 0);
+        (process.lineage, process.unclean_taken) = (0, 0);
+        node.kept = Kept { disk: node.kept.disk, ..Kept::default() };
         // What it flushed is still there, but for the metadata.
         self.note(format_args!("{id} sets its replica aside"));
     }
@@ -448,9 +484,9 @@ impl World {
             *heard_ms = now;
             state.verdict(tenure, verdict);
             let (taken, watermark) = (state.unclean_taken(), state.high_watermark());
-            if let Some(process) = &mut self.nodes[id as usize - 1].process
-                && taken != process.lineage
-            {
+            let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
+            let is_newer = std::mem::replace(&mut process.unclean_taken, taken) != taken;
+            if is_newer && taken != process.lineage {
                 // What lies before the log stands for what the leader deleted.
                 let begin = process.log.log_start_offset();
                 if let Some(deleted) = self.checks.committed(taken).get(..begin as usize) {

@@ -5,6 +5,7 @@ use super::*;
 use headwater_broker::group::offsets::Speaker;
 use headwater_broker::group::records::Replay;
 use headwater_broker::group::state::Phase;
+use headwater_broker::group::waiting::{Asked, Outbox, Questions};
 use headwater_broker::group::{
     CommitEntry, Effect as GroupEffect, Effects, Group, GroupError, GroupSettings, Join, Now, PartitionOf, Partitions,
     Report as MemberReport,
@@ -24,19 +25,44 @@ pub(super) const COORDINATOR: u64 = u64::MAX;
 pub(super) const MEMBERS: i32 = -4;
 
 const SESSION_TIMEOUT_MS: u32 = 1_500;
+/// How often a coordinator asks whether it is one, and how long it waits for an answer.
+const CONFIRM_MS: i64 = 1_000;
 /// After which a member that hears nothing looks for the coordinator again.
 const SILENCE_MS: i64 = 700;
 
 /// Groups as a coordinator has them, in one leader epoch.
 pub(crate) struct Coordinator {
     group: Group,
+    stage: Stage,
     streams: BTreeMap<String, u64>,
-    /// The append under way, and what waits for it. One at a time: if it fails nothing of the group is in the log and not below the high
-    /// watermark, so that the group can be read anew.
-    appending: Option<(u64, Vec<Then>)>,
-    /// Records for the next one, and what waits for that.
-    gathered: Vec<u64>,
-    then: Vec<Then>,
+    outbox: Outbox<u64, Then>,
+    /// The append under way.
+    appending: Option<u64>,
+    questions: Questions<(u64, ToCoordinator)>,
+    confirming: Option<Confirming>,
+    /// When the quorum is asked next, though nobody waits for it.
+    confirm_at: i64,
+}
+
+/// How far a coordinator is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// What was handed to the log before is being written; this request comes after it.
+    Writing(u64),
+    /// Everything that was written has to count.
+    Counting(i64),
+    /// It is asked whether it leads.
+    Loading,
+    Serving,
+}
+
+/// The question to the quorum whether this broker leads still.
+#[derive(Debug, Clone, Copy)]
+struct Confirming {
+    number: u64,
+    deadline: i64,
+    /// So many commands there were after the question was put.
+    index: Option<usize>,
 }
 
 /// What waits for records to be kept.
@@ -82,6 +108,8 @@ pub(crate) struct Members {
     owners: BTreeMap<PartitionOf, String>,
     /// What each was last told that it may own.
     told: BTreeMap<String, Partitions>,
+    /// On which stream.
+    told_on: BTreeMap<String, u64>,
     /// Up to where commits were acknowledged, or shown to a member; and in which leader epoch.
     committed: BTreeMap<u32, (i32, i64)>,
     /// Up to where members were delivered records, and asked to commit them.
@@ -115,10 +143,38 @@ impl Members {
         self.members.iter().any(|member| member.id == id && member.epoch > epoch)
     }
 
+    /// Whether nobody is this member any more: it began anew as another.
+    fn is_gone(&self, id: &str) -> bool {
+        self.members.iter().all(|member| member.id != id)
+    }
+
+    /// What a member has, and what it was told to take.
+    fn has_or_is_told(&self, id: &str) -> Vec<PartitionOf> {
+        let has = self.members.iter().filter(|member| member.id == id).flat_map(|member| &member.owned);
+        let is_heard = self.told_on.get(id).is_some_and(|stream| self.speaks_on(id, *stream));
+        has.chain(self.told.get(id).filter(|_| is_heard).into_iter().flatten()).copied().collect()
+    }
+
     /// Whether this is the stream on which the member listens.
     fn speaks_on(&self, id: &str, stream: u64) -> bool {
         let is_it = |member: &Consumer| member.id == id && member.stream.is_some_and(|(on, _)| on == stream);
         self.members.iter().any(is_it)
+    }
+}
+
+impl Coordinator {
+    /// One that reads the group once everything before this request is written.
+    fn new(request: u64) -> Coordinator {
+        Coordinator {
+            group: Group::new("group"),
+            stage: Stage::Writing(request),
+            streams: BTreeMap::new(),
+            outbox: Outbox::default(),
+            appending: None,
+            questions: Questions::default(),
+            confirming: None,
+            confirm_at: 0,
+        }
     }
 }
 
@@ -185,7 +241,7 @@ impl World {
 
     // The coordinator.
 
-    /// Whoever leads, has its lease, and sees everything that was acknowledged, reads the group and serves it.
+    /// Whoever leads, sees everything that was written, and knows since that it leads still, reads the group and serves it.
     pub(super) fn coordinate(&mut self, id: i32) {
         if self.members.members.is_empty() {
             return;
@@ -193,55 +249,52 @@ impl World {
         let local = self.local(id);
         let node = &mut self.nodes[id as usize - 1];
         let Some(process) = &mut node.process else { return };
-        let serves = match &process.role {
-            Role::Leader { state, .. } => {
-                let leader = state.leader();
-                !leader.is_ended() && leader.serves_offsets() && leader.has_lease()
-            }
-            _ => false,
-        };
         let epoch = process.role_of.1;
         if process.coordinator.as_ref().is_some_and(|(known, _)| *known != epoch) {
             process.coordinator = None;
         }
-        if !serves || process.metadata.topic(READ_NAME).is_none() {
+        let state = match &mut process.role {
+            Role::Leader { state, .. } if !state.leader().is_ended() => state,
+            _ => return,
+        };
+        if process.metadata.topic(READ_NAME).is_none() {
             return;
         }
-        if process.coordinator.is_none() {
-            // Whom the one before put out, and could not tell any more.
-            for (_, value) in &process.mirror[..process.high_watermark as usize] {
-                let record = value.checked_sub(GROUP_VALUES).map(|n| &self.members.records[n as usize]);
-                if let Some((OffsetsKey::Member { member, .. }, None)) = record {
-                    self.members.owners.retain(|_, owner| owner != member);
-                    self.members.told.remove(member);
-                }
+        let (high_watermark, has_lease) = (process.high_watermark, state.leader().has_lease());
+        let Some((_, coordinator)) = &mut process.coordinator else {
+            self.next_stream += 1;
+            let request = self.next_stream;
+            process.coordinator = Some((epoch, Box::new(Coordinator::new(request))));
+            let reply = (COORDINATOR, request);
+            let (epoch, acks) = (Some(epoch), Acks::Leader);
+            return state.append(Append { epoch, batches: Vec::new(), check: None, bytes: 0, acks, reply });
+        };
+        if matches!(coordinator.stage, Stage::Counting(end) if high_watermark >= end) {
+            coordinator.stage = Stage::Loading;
+            return self.confirm(id);
+        }
+        let answer = coordinator.confirming.and_then(|confirming| match confirming.index {
+            Some(index) if process.applied >= index => {
+                let known = process.metadata.topic_by_id(&TOPIC).and_then(|topic| topic.partitions.first());
+                Some(known.is_some_and(|known| (known.leader, known.leader_epoch) == (id, epoch)))
             }
-            let mut replay = Replay::default();
-            for (_, value) in process.survivors() {
-                if let Some((key, value)) = value.checked_sub(GROUP_VALUES).map(|n| &self.members.records[n as usize]) {
-                    replay.apply(key.clone(), value.clone());
-                }
-            }
-            let (mut groups, effects) = replay.finish(now(local), &process.metadata, &settings());
-            let group = groups.remove("group").unwrap_or_else(|| Group::new("group"));
-            let standing = group.members().iter().fold(String::new(), |all, (id, member)| {
-                let numbers = |partitions: &Partitions| partitions.iter().map(|(_, n)| *n).collect::<Vec<_>>();
-                format!(
-                    "{all} {id} {:?} in {}, letting go {:?};",
-                    numbers(&member.assigned),
-                    member.epoch,
-                    numbers(&member.revoking)
-                )
-            });
-            let (streams, gathered, then) = (BTreeMap::new(), Vec::new(), Vec::new());
-            let coordinator = Coordinator { group, streams, appending: None, gathered, then };
-            process.coordinator = Some((epoch, Box::new(coordinator)));
-            self.reached.coordinator_moved |= self.members.moved_from.is_some_and(|from| from != id);
-            self.members.moved_from = Some(id);
-            self.note(format_args!("{id} coordinates in epoch {epoch}: {standing}"));
-            for (_, effects) in effects {
-                self.decided(id, effects, Vec::new());
-            }
+            _ => (local > confirming.deadline).then_some(false),
+        });
+        if let Some(leads) = answer {
+            self.confirmed(id, leads);
+        }
+        let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
+        let Some((_, coordinator)) = &mut process.coordinator else { return };
+        if coordinator.stage != Stage::Serving {
+            return;
+        }
+        let is_time = !coordinator.streams.is_empty() && local >= coordinator.confirm_at;
+        if is_time && has_lease {
+            // Nobody took it for dead: if the partition is led elsewhere, it hears of that.
+            coordinator.confirm_at = local + CONFIRM_MS;
+        }
+        if coordinator.questions.asks_now(is_time && !has_lease) {
+            self.confirm(id);
         }
         let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
         let Some((_, coordinator)) = &mut process.coordinator else { return };
@@ -251,17 +304,131 @@ impl World {
         }
     }
 
-    pub(super) fn asked(&mut self, id: i32, stream: u64, asked: ToCoordinator) {
+    /// Asks the quorum whether this broker leads still.
+    fn confirm(&mut self, id: i32) {
+        let (local, delay) = (self.local(id), self.delay());
+        let is_lost = self.is_cut(id, QUORUM) || (!self.healing && self.random.percent(3));
+        self.next_stream += 1;
+        let number = self.next_stream;
+        let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
+        let Some((_, coordinator)) = &mut process.coordinator else { return };
+        coordinator.questions.begin();
+        coordinator.confirming = Some(Confirming { number, deadline: local + CONFIRM_MS, index: None });
+        coordinator.confirm_at = local + CONFIRM_MS;
+        let member = process.me;
+        if !is_lost {
+            self.at(delay, Event::Confirm(id, member, number));
+        }
+    }
+
+    pub(super) fn asked_how_far(&mut self, id: i32, member: Member, number: u64) {
+        let (index, delay) = (self.commands.len(), self.delay());
+        if !self.is_cut(QUORUM, id) {
+            self.at(delay, Event::Confirmed(id, member, number, index));
+        }
+    }
+
+    pub(super) fn told_how_far(&mut self, id: i32, member: Member, number: u64, index: usize) {
+        let Some(process) = self.process(id, member) else { return };
+        let Some((_, coordinator)) = &mut process.coordinator else { return };
+        if let Some(confirming) = coordinator.confirming.as_mut().filter(|confirming| confirming.number == number) {
+            confirming.index = Some(index);
+        }
+    }
+
+    /// It is known whether this broker led after the question was put.
+    fn confirmed(&mut self, id: i32, leads: bool) {
+        let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
+        let Some((_, coordinator)) = &mut process.coordinator else { return };
+        coordinator.confirming = None;
+        let (questions, is_loading) = (coordinator.questions.answered(), coordinator.stage == Stage::Loading);
+        if leads {
+            if is_loading {
+                self.load(id);
+            }
+            return questions.into_iter().for_each(|(stream, asked)| self.serve_member(id, stream, asked));
+        }
+        let ended: Vec<u64> = coordinator.streams.values().copied().collect();
+        process.coordinator = None;
+        self.reached.unconfirmed = true;
+        self.note(format_args!("nobody confirms that {id} coordinates still"));
+        for stream in questions.into_iter().map(|(stream, _)| stream).chain(ended) {
+            self.tell(id, stream, ToMember::Elsewhere);
+        }
+    }
+
+    /// Reads the group.
+    fn load(&mut self, id: i32) {
         let local = self.local(id);
+        let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
+        // Whom the one before put out, and could not tell any more.
+        for (_, value) in &process.mirror[..process.high_watermark as usize] {
+            let record = value.checked_sub(GROUP_VALUES).and_then(|n| self.members.records.get(n as usize));
+            if let Some((OffsetsKey::Member { member, .. }, None)) = record {
+                self.members.owners.retain(|_, owner| owner != member);
+                self.members.told.remove(member);
+            }
+        }
+        let mut replay = Replay::default();
+        for (_, value) in process.survivors() {
+            if let Some((key, value)) =
+                value.checked_sub(GROUP_VALUES).and_then(|n| self.members.records.get(n as usize))
+            {
+                replay.apply(key.clone(), value.clone());
+            }
+        }
+        let (mut groups, effects) = replay.finish(now(local), &process.metadata, &settings());
+        let group = groups.remove("group").unwrap_or_else(|| Group::new("group"));
+        let standing = group.members().iter().fold(String::new(), |all, (id, member)| {
+            let numbers = |partitions: &Partitions| partitions.iter().map(|(_, n)| *n).collect::<Vec<_>>();
+            format!(
+                "{all} {id} {:?} in {}, letting go {:?};",
+                numbers(&member.assigned),
+                member.epoch,
+                numbers(&member.revoking)
+            )
+        });
+        let Some((epoch, coordinator)) = &mut process.coordinator else { return };
+        let epoch = *epoch;
+        (coordinator.group, coordinator.stage) = (group, Stage::Serving);
+        self.reached.coordinator_moved |= self.members.moved_from.is_some_and(|from| from != id);
+        self.members.moved_from = Some(id);
+        self.note(format_args!("{id} coordinates in epoch {epoch}: {standing}"));
+        for (_, effects) in effects {
+            self.decided(id, effects, Vec::new());
+        }
+    }
+
+    pub(super) fn asked(&mut self, id: i32, stream: u64, asked: ToCoordinator) {
         self.note(format_args!("{id} is asked {asked:?} on {stream}"));
         let elsewhere = |world: &mut World| world.tell(id, stream, ToMember::Elsewhere);
         let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
-        let is_led = matches!(&process.role, Role::Leader { state, .. }
-            if !state.leader().is_ended() && state.leader().has_lease());
-        let metadata = process.metadata.clone();
-        let Some((_, coordinator)) = process.coordinator.as_mut().filter(|_| is_led) else {
+        let is_led = matches!(&process.role, Role::Leader { state, .. } if !state.leader().is_ended());
+        let has_lease = matches!(&process.role, Role::Leader { state, .. } if state.leader().has_lease());
+        let coordinator = process.coordinator.as_mut().map(|(_, coordinator)| coordinator);
+        let Some(coordinator) = coordinator.filter(|it| is_led && it.stage == Stage::Serving) else {
             return elsewhere(self);
         };
+        // What another one may have changed by now is not told, nor anybody taken in, before it is known that there is none.
+        let at_once = match asked {
+            ToCoordinator::Join(_) | ToCoordinator::Offset { .. } => {
+                coordinator.questions.ask((stream, asked), has_lease)
+            }
+            asked => Asked::Answered((stream, asked)),
+        };
+        match at_once {
+            Asked::Waits => {}
+            Asked::Answered((stream, asked)) => self.serve_member(id, stream, asked),
+            Asked::Refused(_) => elsewhere(self),
+        }
+    }
+
+    fn serve_member(&mut self, id: i32, stream: u64, asked: ToCoordinator) {
+        let local = self.local(id);
+        let elsewhere = |world: &mut World| world.tell(id, stream, ToMember::Elsewhere);
+        let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
+        let metadata = process.metadata.clone();
+        let Some((_, coordinator)) = process.coordinator.as_mut() else { return elsewhere(self) };
         let group = &mut coordinator.group;
         let is_current = |member: &String| coordinator.streams.get(member) == Some(&stream);
         let decided: Result<(Effects, Vec<Then>), GroupError> = match asked {
@@ -269,11 +436,18 @@ impl World {
                 let (member, owned) = (join.member_id.clone(), join.owned.clone());
                 let joined = group.join(now(local), join, &metadata, &settings());
                 if joined.is_ok() {
-                    // What an earlier stream may still bring does not reach the member any more.
-                    if self.members.speaks_on(&member, stream) {
-                        self.members.owners.retain(|partition, owner| *owner != member || owned.contains(partition));
+                    // What an earlier stream may still bring does not reach the member any more; whoever is gone has said nothing since.
+                    let is_newest = self.members.speaks_on(&member, stream) || self.members.is_gone(&member);
+                    if is_newest {
                         self.members.told.remove(&member);
                     }
+                    // On an earlier stream it spoke of what it had then, and may have been given more since.
+                    let has: Vec<PartitionOf> = match is_newest {
+                        true => Vec::new(),
+                        false => self.members.has_or_is_told(&member),
+                    };
+                    let keeps = |partition: &PartitionOf| owned.contains(partition) || has.contains(partition);
+                    self.members.owners.retain(|partition, owner| *owner != member || keeps(partition));
                     coordinator.streams.insert(member, stream);
                 }
                 joined.map(|effects| (effects, Vec::new()))
@@ -340,7 +514,7 @@ impl World {
         for effect in effects {
             match effect {
                 GroupEffect::Write(key, value) => {
-                    coordinator.gathered.push(self.members.records.len() as u64);
+                    coordinator.outbox.write(self.members.records.len() as u64);
                     self.members.records.push((key, value));
                 }
                 GroupEffect::Update { member_id, epoch, assigned } => {
@@ -355,34 +529,28 @@ impl World {
             }
         }
         visible.extend(then);
-        if !coordinator.gathered.is_empty() {
-            coordinator.then.extend(visible);
-        } else if let Some((_, waiting)) = &mut coordinator.appending {
-            waiting.extend(visible);
-        } else {
-            self.show(id, visible);
-        }
+        let visible: Vec<Then> = visible.into_iter().filter_map(|then| coordinator.outbox.defer(then)).collect();
+        self.show(id, visible);
         self.append_gathered(id);
     }
 
     fn append_gathered(&mut self, id: i32) {
         let now = self.now;
         let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
-        let Some((_, coordinator)) = &mut process.coordinator else { return };
-        if coordinator.appending.is_some() || coordinator.gathered.is_empty() {
-            return;
-        }
+        let Some((epoch, coordinator)) = &mut process.coordinator else { return };
+        let Some(gathered) = coordinator.outbox.next_append() else { return };
         let key = |place: &u64| self.members.records[*place as usize].0.encode().expect("a key").to_vec();
-        let gathered = std::mem::take(&mut coordinator.gathered);
         let records: Vec<_> = gathered.iter().map(|place| (Some(key(place)), GROUP_VALUES + place)).collect();
         self.checks.keys.extend(records.iter().map(|(key, value)| (*value, key.clone().unwrap_or_default())));
         self.next_stream += 1;
-        coordinator.appending = Some((self.next_stream, std::mem::take(&mut coordinator.then)));
+        coordinator.appending = Some(self.next_stream);
         let batch = batch(None, -1, &records, 0, now);
         let bytes = batch.bytes.len();
         let reply = (COORDINATOR, self.next_stream);
         if let Role::Leader { state, .. } = &mut process.role {
-            state.append(Append { epoch: None, batches: vec![batch], check: None, bytes, acks: Acks::All, reply });
+            // Groups as of this epoch: another coordinator may have decided otherwise since.
+            let (epoch, acks) = (Some(*epoch), Acks::All);
+            state.append(Append { epoch, batches: vec![batch], check: None, bytes, acks, reply });
         }
     }
 
@@ -390,11 +558,19 @@ impl World {
     pub(super) fn group_kept(&mut self, id: i32, request: u64, is_kept: bool) {
         let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
         let Some((_, coordinator)) = &mut process.coordinator else { return };
-        let Some((_, visible)) = coordinator.appending.take_if(|(waits, _)| *waits == request) else { return };
-        if !is_kept {
+        if coordinator.stage == Stage::Writing(request) && is_kept {
+            coordinator.stage = Stage::Counting(process.log.log_end_offset());
+            return;
+        }
+        let waits = coordinator.appending.take_if(|waits| *waits == request).is_some();
+        if !is_kept && (waits || coordinator.stage == Stage::Writing(request)) {
             process.coordinator = None;
             return;
         }
+        if !waits {
+            return;
+        }
+        let visible = coordinator.outbox.appended();
         self.show(id, visible);
         self.append_gathered(id);
     }
@@ -416,6 +592,7 @@ impl World {
                     self.note(format_args!("{id} gives {member} {} partitions in {epoch}", assigned.len()));
                     let last = self.members.epochs.insert(member.clone(), epoch);
                     assert!(last.is_none_or(|last| last <= epoch), "{member} was in {last:?}, and is in {epoch}");
+                    self.members.told_on.insert(member.clone(), stream);
                     self.members.told.insert(member, assigned.clone());
                     self.tell(id, stream, ToMember::Update(epoch, assigned));
                 }
@@ -591,8 +768,8 @@ impl World {
                 .get(&member.id)
                 .is_some_and(|known| known.epoch == member.epoch && known.assigned == member.owned)
         };
-        coordinator.appending.is_none()
-            && coordinator.gathered.is_empty()
+        coordinator.stage == Stage::Serving
+            && coordinator.outbox.is_empty()
             && self.members.commits > self.at_heal.1
             && group.phase() == Phase::Stable
             && group.members().len() == self.members.members.len()

@@ -1,28 +1,32 @@
 //! What a broker does with its log: one job after another, as the machines tell, and what is deleted and compacted between them.
 
 use super::*;
+use crate::node::{NEVER_HANGS, hangs};
 use headwater_storage::CompactionError;
 
 impl World {
     /// How long the disk takes for a job.
     fn job_ms(&mut self, id: i32) -> i64 {
         let is_slow = self.now < self.node(id).slow_disk_until;
-        if is_slow { self.random.between(20, 400) } else { self.random.between(1, 10) }
+        // A disk that hangs where another one lost what it had is more than the metadata can make good.
+        let longest = if self.nodes.iter().any(|node| node.lost) { 130 } else { 400 };
+        if is_slow { self.random.between(20, longest) } else { self.random.between(1, 10) }
     }
 
     pub(super) fn begin_job(&mut self, id: i32) {
-        let after = self.job_ms(id);
+        let (after, now) = (self.job_ms(id), self.now);
+        let durable = self.topic.durability == TopicDurability::Flushed;
         let local = self.local(id);
         let Some(process) = &mut self.node(id).process else { return };
-        if process.busy {
+        if process.busy.is_some() {
             return;
         }
         let work = match &mut process.role {
             Role::Idle => None,
             Role::Leader { state, .. } => state.next_job(local).map(|job| match job {
                 Job::Commit { mut requests, leader_epoch, flush, .. } => {
-                    let batches = requests.iter_mut().flat_map(|request| request.take().expect("checked"));
-                    Work::Commit(batches.collect(), leader_epoch, flush)
+                    let requests = requests.iter_mut().map(|request| request.take().expect("checked"));
+                    Work::Commit(requests.collect(), leader_epoch, flush)
                 }
                 Job::Flush => Work::Flush,
                 Job::Work(chore) => Work::Chore(chore),
@@ -36,7 +40,8 @@ impl World {
             }
         };
         if let Some(work) = work {
-            process.busy = true;
+            // What is acknowledged before it is flushed is not trusted after a disk failed: nobody leads then who was the last.
+            process.busy = Some(if durable { now } else { NEVER_HANGS });
             let me = process.me;
             self.at(after, Event::Job(id, me, Box::new(work)));
         }
@@ -47,7 +52,9 @@ impl World {
         let local = self.local(id);
         let Some(process) = self.process(id, member) else { return };
         match work {
-            Work::Commit(batches, epoch, flush) => {
+            Work::Commit(requests, epoch, flush) => {
+                let counts: Vec<usize> = requests.iter().map(Vec::len).collect();
+                let batches: Vec<NewBatch> = requests.into_iter().flatten().collect();
                 let bytes = batches.iter().map(|batch| batch.bytes.len()).sum();
                 let outcomes = match batches.is_empty() {
                     true => Vec::new(),
@@ -60,13 +67,17 @@ impl World {
                 }
                 let log_end = process.log.log_end_offset();
                 assert_eq!(process.mirror.len() as i64, log_end, "what was appended and what the log holds");
-                // Each request has one batch.
-                let became = outcomes.into_iter().map(|outcome| match outcome {
-                    BatchOutcome::Refused(error) => Err(PartitionError::Sequence(error)),
-                    done => Ok(vec![done]),
-                });
+                let mut outcomes = outcomes.into_iter();
+                let mut became = Vec::new();
+                for count in counts {
+                    let of_request = outcomes.by_ref().take(count).map(|outcome| match outcome {
+                        BatchOutcome::Refused(error) => Err(PartitionError::Sequence(error)),
+                        done => Ok(done),
+                    });
+                    became.push(of_request.collect());
+                }
                 if let Role::Leader { state, .. } = &mut process.role {
-                    state.written(became.collect(), log_end, bytes, local);
+                    state.written(became, log_end, bytes, local);
                 }
                 self.note(format_args!("{id} appends up to {log_end}"));
                 if flush {
@@ -84,13 +95,16 @@ impl World {
             Work::Chore(chore) => self.chore_done(id, member, chore),
             Work::Follower(job) => self.follower_work(id, member, job, local),
         }
+        let now = self.now;
         let Some(process) = self.process(id, member) else { return };
-        process.busy = false;
+        let has_hung = hangs(process.busy.take(), now);
+        process.is_restored |= has_hung;
         if let Role::Leader { state, .. } = &mut process.role
             && state.is_busy()
         {
             state.returned(process.log.log_start_offset(), local);
         }
+        self.reached.disk_hung |= has_hung;
     }
 
     /// What is to be done to logs besides, now and then.
@@ -130,6 +144,8 @@ impl World {
                 Some(log_start) => node.kept.log_start = log_start,
                 None => return,
             },
+            // One at a time.
+            Chore::PlanCompaction if process.plan.is_some() || process.compacted.is_some() => return,
             Chore::PlanCompaction => {
                 let plan = log.plan_compaction(local, offsets.compactable(), node.kept.cleaned).expect("a look");
                 if plan.is_some() {
@@ -142,6 +158,9 @@ impl World {
                 let Some(result) = process.compacted.take() else { return };
                 // What is on the disk by now is written down before segments are replaced.
                 node.kept.flushed = log.flushed_offset();
+                if node.kept.flushed < result.cleaned_until() {
+                    return log.discard_compaction(result);
+                }
                 let until = log.install(result, node.kept.flushed).expect("an installation");
                 node.kept.cleaned = Some(until);
                 let (_, holes) = process.read_all(self.checks.committed(process.lineage));
@@ -172,6 +191,8 @@ impl World {
 
     fn follower_work(&mut self, id: i32, member: Member, job: FollowerJob, local: i64) {
         let durability = self.topic.durability;
+        let lineages = self.process(id, member).map(|process| (process.lineage, process.role_lineage));
+        let (lineage, of_leader) = lineages.unwrap_or_default();
         if let FollowerJob::Cut(_, to) | FollowerJob::Restart(_, to) = job {
             let node = self.node(id);
             // A log that ends before its recovery point is taken for damaged.
@@ -179,14 +200,13 @@ impl World {
             node.kept.high_watermark = node.kept.high_watermark.min(to);
             node.was_flushed = node.was_flushed.min(to);
             if matches!(job, FollowerJob::Restart(..)) {
-                node.kept.log_start = to;
+                // Nothing is left in it of what another lineage wrote.
+                (node.kept.log_start, node.kept.lineage) = (to, of_leader);
             }
             self.reached.truncation = true;
             self.reached.begun_anew |= to > 0 && matches!(job, FollowerJob::Restart(..));
             self.note(format_args!("{id} cuts at {to}"));
         }
-        let lineages = self.process(id, member).map(|process| (process.lineage, process.role_lineage));
-        let (lineage, of_leader) = lineages.unwrap_or_default();
         let committed = self.checks.committed(lineage).to_vec();
         let newest = self.checks.committed(of_leader).to_vec();
         let Some(process) = self.process(id, member) else { return };
@@ -223,6 +243,9 @@ impl World {
                 process.log.truncate_and_restart_at(at, local).expect("a cut");
                 // What lies below is deleted, and was committed.
                 process.mirror = newest[..at as usize].to_vec();
+                if process.lineage != of_leader {
+                    (process.lineage, process.checked) = (of_leader, 0);
+                }
                 process.was_cut(tenure, at);
             }
         }

@@ -1,9 +1,9 @@
 //! What goes wrong: power failures with torn writes, of one broker or of all, killed processes, emptied and slow disks, pauses, cut links. And the end, where all of
 //! it is mended and everything must come right.
 
-use super::groups::GROUP_VALUES;
+use super::groups::{GROUP_VALUES, MEMBERS};
 use super::*;
-use crate::node::Entry;
+use crate::node::{Entry, NEVER_HANGS};
 
 impl World {
     pub(super) fn trouble(&mut self) {
@@ -22,12 +22,21 @@ impl World {
             5 => {
                 // What waits already goes on waiting, so that nothing overtakes it.
                 let until = (self.now + self.random.between(50, 1_500)).max(self.nodes[id as usize - 1].paused_until);
-                self.node(id).paused_until = until;
+                let is_one_lost = self.nodes.iter().any(|node| node.lost);
+                let node = self.node(id);
+                node.paused_until = until;
+                // Whoever stands still within a job has a disk that hung, when it goes on: where another one lost what it had, the
+                // metadata cannot make that good.
+                if let Some(process) = node.process.as_mut().filter(|_| is_one_lost) {
+                    process.busy = process.busy.map(|_| NEVER_HANGS);
+                }
+                self.reached.paused = true;
                 self.note(format_args!("{id} pauses until {until}"));
             }
             6 => self.slow = !self.slow,
             // What is flushed outlives a power failure of all of them at once; what is only received need not.
             13 if self.topic.durability == TopicDurability::Flushed => {
+                self.reached.all_off = true;
                 (1..=self.nodes.len() as i32).for_each(|id| self.power_off(id));
             }
             12 => {
@@ -43,7 +52,7 @@ impl World {
             9 => self.cut_link(QUORUM, id),
             _ => {
                 let mut ends: Vec<i32> = (1..=self.nodes.len() as i32).filter(|other| *other != id).collect();
-                ends.push(CLIENT);
+                ends.extend([CLIENT, MEMBERS]);
                 let Some(other) = self.random.pick(&ends) else { return };
                 self.cut_link(id, other);
                 if self.random.percent(60) {
@@ -54,8 +63,13 @@ impl World {
     }
 
     fn cut_link(&mut self, from: i32, to: i32) {
-        let lasts = self.random.between(50, 2_000);
+        // In some seeds a broker that the quorum does not reach lives on for long.
+        let is_long = self.seed % 8 == 5 && (from == QUORUM || to == QUORUM);
+        let lasts = self.random.between(50, if is_long { 5_000 } else { 2_000 });
         self.cut.insert((from, to));
+        let is_cut_back = self.is_cut(to, from);
+        self.reached.cut_both_ways |= is_cut_back;
+        self.reached.cut_one_way |= !is_cut_back;
         self.note(format_args!("{from} to {to} cut for {lasts}"));
         self.at(lasts, Event::Heal(from, to));
     }
@@ -67,7 +81,14 @@ impl World {
             return true;
         }
         let Some(partition) = self.partition() else { return false };
-        let is_lost = |other: i32| other == id || self.nodes[other as usize - 1].lost;
+        // A fence may be proposed late.
+        let may_hang = |node: &Node| {
+            self.now < node.slow_disk_until.max(node.paused_until) + 5_000 || partition.fenced.contains(&node.id)
+        };
+        let is_lost = |other: i32| {
+            let node = &self.nodes[other as usize - 1];
+            other == id || node.lost || may_hang(node)
+        };
         let lost = partition.replicas.iter().filter(|other| is_lost(**other)).count();
         let mut whole = partition.isr.iter().chain(&partition.elr);
         lost < self.min_insync_replicas() as usize && whole.any(|other| !is_lost(*other))
@@ -78,10 +99,6 @@ impl World {
         let sits = self.truth.controller().is_some_and(|(controller, _)| controller == id);
         self.reached.controller_lost |= sits && proposals > 0;
         self.node(id).process = None;
-        if self.node(id).lost && !self.node(id).lost_folder {
-            // A start that did not come to be registered counts for nothing: an older copy would catch up with the metadata.
-            self.node(id).kept.boots = self.node(id).kept.boots.saturating_sub(1);
-        }
         let after = self.random.between(20, 2_500);
         self.at(after, Event::Start(id));
     }
@@ -132,6 +149,7 @@ impl World {
         self.note(format_args!("{id} loses its disk"));
         self.end(id);
         self.reached.disk_emptied = true;
+        self.reached.older_disk |= is_older;
         let known = self.truth.broker(id).map_or(0, |broker| broker.boots);
         let seed = self.random.next();
         let node = self.node(id);
@@ -139,7 +157,7 @@ impl World {
         node.wipe(seed);
         if is_older {
             // From before its last start that the metadata know: what was copied later than that looks like the disk itself.
-            (node.kept.boots, node.kept.disk) = (known.saturating_sub(1), disk);
+            (node.boots, node.kept.disk) = (Boots::counted(known.saturating_sub(1), None), disk);
         }
         node.lost = true;
     }
@@ -149,9 +167,15 @@ impl World {
         if self.node(id).process.is_none() || !self.node(id).kept.has_replica || !self.may_lose(id) {
             return;
         }
+        // The last one is never made anew.
+        let has_folder = |other: &&Node| other.id != id && other.kept.has_replica && !other.lost_folder && !other.unfit;
+        if self.unclean && !self.nodes.iter().any(|other| has_folder(&other)) {
+            return;
+        }
         self.node(id).lost = true;
         if self.random.percent(50) {
             self.node(id).unfit = true;
+            self.node(id).process.as_mut().expect("it runs").is_restored = false;
             self.note(format_args!("{id} has a disk that fails"));
             let after = self.random.between(50, 800);
             return self.at(after, Event::LoseFolder(id));
