@@ -344,7 +344,8 @@ impl World {
                 unclean_taken: process.unclean_taken,
             };
             let mut state = FollowerState::follow(partition.leader_epoch, replica, partition.unclean_recoveries);
-            state.start_kept(process.log.log_start_offset());
+            // What was compacted away before the first batch is not there either.
+            state.start_kept(process.log.log_start_offset().max(process.history().log_start()));
             process.role = Role::Follower { state, stream: 0, heard_ms: now, jobs: VecDeque::new() };
             self.node(id).kept.has_replica = true;
         } else {
