@@ -129,7 +129,7 @@ fn no_acknowledged_record_is_lost_whatever_happens() {
     share("a broker that stands still", 30, |outcome| outcome.reached.paused);
     share("the power gone everywhere at once", 20, |outcome| outcome.reached.all_off);
     share("clocks that run apart", 20, |outcome| outcome.reached.clocks_apart);
-    share("an older disk", 10, |outcome| outcome.reached.older_disk);
+    share("an older disk", 5, |outcome| outcome.reached.older_disk);
     share("a folder of an earlier topic", 3, |outcome| outcome.reached.folder_left);
     share("a lost replica made anew", 5, |outcome| outcome.reached.healed);
     share("a disk that hung and came back", 10, |outcome| outcome.reached.disk_hung);

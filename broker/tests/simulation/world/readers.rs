@@ -13,11 +13,15 @@ pub(crate) struct Reader {
     latest: i64,
     /// After how many unclean elections: what was read before may be gone.
     unclean: u32,
+    /// When the newest answer was given: those before it come late.
+    answered: i64,
 }
 
 /// What a reader is answered.
 #[derive(Debug, Clone)]
 pub(super) struct Fetched {
+    /// When it is said.
+    answered: i64,
     epoch: i32,
     unclean: u32,
     from: i64,
@@ -71,7 +75,7 @@ impl World {
         let (epoch, unclean) = (process.role_of.1, process.lineage);
         self.reached.read_from_follower |= !is_leader && !entries.is_empty();
         self.reached.latest_awaited |= is_leader && latest.is_none();
-        let fetched = Fetched { epoch, unclean, from, log_start, entries, next, latest };
+        let fetched = Fetched { answered: self.now, epoch, unclean, from, log_start, entries, next, latest };
         let delay = self.delay();
         let message = Message::Fetched(fetched);
         self.at(delay, Event::Deliver(Box::new(Envelope { from: id, to: READER, connection: None, message })));
@@ -80,10 +84,11 @@ impl World {
     /// A reader is answered. What it was told is kept stays so: no watermark that it hears of is below one that it heard before.
     pub(super) fn fetched(&mut self, fetched: Fetched) {
         let reader = &mut self.reader;
-        if fetched.epoch < reader.epoch || fetched.from != reader.position {
+        let is_overtaken = fetched.answered < reader.answered;
+        if is_overtaken || fetched.epoch < reader.epoch || fetched.from != reader.position {
             return;
         }
-        reader.epoch = fetched.epoch;
+        (reader.epoch, reader.answered) = (fetched.epoch, fetched.answered);
         if fetched.unclean > reader.unclean {
             let committed = self.checks.committed(fetched.unclean).len() as i64;
             (reader.unclean, reader.latest) = (fetched.unclean, 0);
