@@ -1,7 +1,7 @@
 //! Whether this broker may take itself for what the metadata say it is: its lease.
 //!
-//! A broker that is one of several says to every voter of the metadata quorum that it is there. While a majority answers, no other one can
-//! have been decided on without it; the lease holds for a session after the moment at which the last heartbeat was *sent* that a majority
+//! A broker that is one of several says to every voter of the metadata quorum that it is there. While a majority answers, nobody has
+//! taken it for dead; the lease holds for a session after the moment at which the last heartbeat was *sent* that a majority
 //! has answered. Only this machine's clock counts, and only how much of it has passed. A voter that knows the broker as fenced, or
 //! another start of it, does not count. Where nobody else is, nobody else decides, and the lease holds always.
 //!

@@ -19,7 +19,7 @@ pub(crate) enum ClusterCommand {
     /// Says in one line whether a broker may be stopped now, and which; exits 1 if none may.
     ///
     /// A broker may be stopped if, without it, most voters still run, and every partition still has a leader and as many in-sync
-    /// replicas as min.insync.replicas asks for.
+    /// replicas as min.insync.replicas asks for. Of every partition without a leader it says what is to be done.
     Health {
         /// Only whether this broker may be stopped.
         #[arg(value_name = "ID")]
@@ -36,7 +36,8 @@ pub(crate) enum ClusterCommand {
     /// Adds a broker to a cluster that runs: prepares its data folder. Then start it with `headwater broker --config FILE`.
     ///
     /// It needs the same as the first one (`cluster init`). It serves at once, but keeps nothing before topics are created or `cluster
-    /// rebalance` moves something there, and has no vote on the metadata before `cluster voters add`.
+    /// rebalance` moves something there, and has no vote on the metadata before `cluster voters add`. A broker whose disk was emptied or
+    /// replaced is added again in the same way, under its id: it votes again by itself if it did before, and fetches its partitions.
     Join {
         #[command(flatten)]
         folder: FolderArgs,
@@ -67,7 +68,7 @@ pub(crate) enum ClusterCommand {
     /// Moves everything that a broker keeps to others, and says when it may be stopped and removed.
     ///
     /// From the first moment on it is given nothing new: no topic that is created is placed on it, and `rebalance` moves nothing there, until
-    /// the drain is cancelled or the broker is removed. Refused where too few others are active to take what it keeps. Said again, what moves
+    /// the drain is cancelled or the broker is removed (once all brokers understand that: feature level 3, `cluster upgrade`). Refused where too few others are active to take what it keeps. Said again, what moves
     /// already goes on at the pace that is said now.
     Drain {
         /// The broker's id.
