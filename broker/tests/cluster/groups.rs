@@ -52,9 +52,14 @@ pub(crate) async fn again(client: &Client, group: &str, member: &Member, topics:
     let open = wire::OpenMember {
         member_epoch: member.epoch,
         owned: member.owned.clone(),
-        ..open_member(group, &member.id, topics)
+        ..patient(group, &member.id, topics)
     };
     Member::open(client, open).await
+}
+
+/// A member that stays one for as long as a machine with other work may need for brokers to start.
+fn patient(group: &str, id: &str, topics: &[&str]) -> wire::OpenMember {
+    wire::OpenMember { session_timeout_ms: 45_000, ..open_member(group, id, topics) }
 }
 
 pub(crate) async fn until_replicated(nodes: &Nodes, number: usize, topic: &str, replicas: usize) {
@@ -85,9 +90,9 @@ async fn a_group_goes_on_with_another_coordinator_where_it_was() {
     assert_eq!(ErrorCode::from_number(refused.code), ErrorCode::NotCoordinator, "{}", refused.message);
     assert_eq!(refused.leader.unwrap().broker_id, first as i32 + 1);
 
-    let mut x = Member::join(&client, "g", "x", &["t"]).await;
+    let mut x = Member::open(&client, patient("g", "x", &["t"])).await;
     x.take_until(|owned| owned.len() == 2).await;
-    let mut y = Member::join(&client, "g", "y", &["t"]).await;
+    let mut y = Member::open(&client, patient("g", "y", &["t"])).await;
     x.take_until(|owned| owned.len() == 1).await;
     y.take_until(|owned| owned.len() == 1).await;
     while x.epoch < y.epoch {
@@ -147,7 +152,7 @@ async fn a_coordinator_that_hears_nothing_from_the_quorum_says_nothing() {
     nodes.client(0).await.create_topic("t", 1, &[]).await;
     let (number, client) = coordinator(&nodes, 0, "g", &[]).await;
     until_replicated(&nodes, 0, "__consumer_offsets", 3).await;
-    let mut x = Member::join(&client, "g", "x", &["t"]).await;
+    let mut x = Member::open(&client, patient("g", "x", &["t"])).await;
     x.take_until(|owned| owned.len() == 1).await;
     assert_eq!(commit(&client, "g", Some(&x), vec![entry("t", 0, 7)]).await, Ok(vec![0]));
     let others = [(number + 1) % 3, (number + 2) % 3];
