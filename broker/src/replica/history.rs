@@ -136,7 +136,11 @@ impl History {
                 Verdict::Restart { at: self.log_start, equal_below: self.log_start }
             }
             Some(agreed) if agreed >= start && agreed >= self.log_end => Verdict::Agrees,
-            Some(agreed) if agreed >= start && agreed >= self.log_start => Verdict::Cut { to: agreed },
+            // Nothing is left. It may begin within a batch, where no cut ends it.
+            Some(agreed) if agreed >= start && agreed == self.log_start => {
+                Verdict::Restart { at: agreed, equal_below: agreed }
+            }
+            Some(agreed) if agreed >= start && agreed > self.log_start => Verdict::Cut { to: agreed },
             _ => {
                 let deleted = self.log_start.min(leader.log_end);
                 Verdict::Restart { at: start, equal_below: start.max(agreed.unwrap_or(deleted)) }
@@ -219,6 +223,7 @@ mod tests {
         let restart = Verdict::Restart { at: 33, equal_below: 33 };
         assert_eq!(history(&[(2, 33)], 33, 36).compare(&leader), restart, "nobody kept what it wrote");
         assert_eq!(history(&[], 41, 41).compare(&leader), Verdict::Restart { at: 8, equal_below: 40 });
+        assert_eq!(history(&[(0, 33)], 33, 36).compare(&leader), restart, "its first batch may begin before it");
         assert_eq!(history(&[], 7, 7).compare(&leader), Verdict::Restart { at: 8, equal_below: 8 });
     }
 
