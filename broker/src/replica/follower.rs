@@ -183,7 +183,14 @@ impl FollowerState {
             history: replica.history,
             effects: Vec::new(),
         };
-        state.say_hello();
+        if state.written == state.log_start && state.deleted_others() {
+            // Before the leader hears of it, which would take it for whole.
+            (state.phase, state.is_begun_anew, state.high_watermark) = (Phase::Cutting, true, 0);
+            state.tenure.generation += 1;
+            state.effects = vec![Effect::HighWatermark(0), Effect::Restart { at: 0 }];
+        } else {
+            state.say_hello();
+        }
         state
     }
 
@@ -222,25 +229,24 @@ impl FollowerState {
         }
     }
 
+    /// Whether an unclean election, which it has not taken in, may have put other records where it deleted some.
+    fn deleted_others(&self) -> bool {
+        self.unclean_recorded != self.unclean_taken && !self.is_begun_anew && self.log_start > 0
+    }
+
     /// The leader answered a hello.
     pub fn verdict(&mut self, tenure: Tenure, verdict: Verdict) {
         if self.phase != Phase::Asking || tenure != self.tenure {
             return;
         }
-        let begins = match verdict {
-            Verdict::Agrees => (self.written == self.log_start).then_some(self.log_start),
-            Verdict::Restart { at, .. } => Some(at),
-            Verdict::Cut { .. } => None,
-        };
-        let is_other = self.unclean_recorded != self.unclean_taken && !self.is_begun_anew;
-        let verdict = match begins {
+        let verdict = match verdict {
             // What it deleted stands for other records since an unclean election: those it fetches.
-            Some(at) if is_other && at > 0 && at == self.log_start => {
-                self.is_begun_anew = true;
+            Verdict::Restart { at, .. } if at == self.log_start && self.deleted_others() => {
                 Verdict::Restart { at: 0, equal_below: 0 }
             }
-            _ => verdict,
+            verdict => verdict,
         };
+        self.is_begun_anew |= matches!(verdict, Verdict::Restart { .. });
         let (effect, equal_below) = match verdict {
             Verdict::Agrees => {
                 self.phase = Phase::Following;

@@ -128,22 +128,34 @@ fn what_the_leader_deleted_is_no_loss() {
 #[test]
 fn after_an_unclean_election_nothing_that_was_deleted_stands_for_what_the_leader_has() {
     let empty = |at| History::new(vec![], at, at).unwrap();
-    for verdict in [Verdict::Agrees, Verdict::Restart { at: 20, equal_below: 20 }] {
-        let history = if verdict == Verdict::Agrees { empty(20) } else { History::new(vec![], 20, 25).unwrap() };
+    for log_end in [20, 25] {
+        let history = History::new(vec![], 20, log_end).unwrap();
         let replica =
             Replica { member: nobody(2), history, flushed: 20, high_watermark: 20, generation: 0, unclean_taken: 0 };
         let mut state = FollowerState::follow(EPOCH, replica, 1);
-        state.take_effects();
-        state.verdict(TENURE, verdict);
+        if log_end > 20 {
+            state.take_effects();
+            state.verdict(TENURE, Verdict::Restart { at: 20, equal_below: 20 });
+        }
         assert_eq!(state.take_effects(), [Effect::HighWatermark(0), Effect::Restart { at: 0 }]);
         let second = Tenure { generation: 1, ..TENURE };
         state.cut(second, empty(0));
         state.verdict(second, Verdict::Restart { at: 5, equal_below: 5 });
         let third = Tenure { generation: 2, ..TENURE };
         state.cut(third, empty(5));
+        state.take_effects();
+        // The leader takes it for whole by now.
         state.verdict(third, Verdict::Agrees);
         assert_eq!((state.is_following(), state.unclean_taken()), (true, 1));
     }
+    // What it is told to begin with is not what it deleted.
+    let mut state = follower(15, 10, 1);
+    state.take_effects();
+    state.verdict(TENURE, Verdict::Restart { at: 20, equal_below: 20 });
+    let second = Tenure { generation: 1, ..TENURE };
+    state.cut(second, empty(20));
+    state.verdict(second, Verdict::Agrees);
+    assert!(state.is_following());
 }
 
 #[test]
