@@ -288,7 +288,7 @@ async fn a_replica_that_flushes_late_is_behind_after_another_start_of_the_machin
     let files = files.restart();
     let late = replicated(&[0, 2], TopicDurability::Replicated);
     let [why] = &lost(&files, &late, false).await[..] else { panic!("it is named") };
-    assert!(why.contains("the machine went down"), "{why}");
+    assert!(why.contains("went down without a flush"), "{why}");
     assert_eq!(lost(&files, &late, true).await, [""; 0], "the machine ran on: what was written is there");
     let flushed = replicated(&[0, 2], TopicDurability::Flushed);
     assert_eq!(lost(&files, &flushed, false).await, [""; 0], "what was acknowledged is on the disk");

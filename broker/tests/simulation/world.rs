@@ -17,9 +17,9 @@ use crate::producer::Producer;
 use crate::random::Random;
 use headwater_broker::error::PartitionError;
 use headwater_broker::metadata::boots::Boots;
-use headwater_broker::metadata::command::{self, command::Command as Kind};
+use headwater_broker::metadata::command::{self, Command, command::Command as Kind};
 use headwater_broker::metadata::raft::sessions::{Decision, Says, Sessions};
-use headwater_broker::metadata::state::BrokerState;
+use headwater_broker::metadata::state::{BrokerState, FEATURE_LEVEL};
 use headwater_broker::metadata::{MetadataState, Outcome as Applied, Partition};
 use headwater_broker::partition::is_of_another_topic;
 use headwater_broker::partition::state::{
@@ -299,6 +299,10 @@ impl World {
         let speeds = world.nodes.iter().map(|node| node.clock.0);
         world.reached.clocks_apart =
             speeds.clone().max().zip(speeds.min()).is_some_and(|(fast, slow)| fast > slow * 3 / 2);
+        // As the first broker of a cluster does.
+        let begins: Command = Kind::RaiseFeatureLevel(command::RaiseFeatureLevel { level: FEATURE_LEVEL }).into();
+        world.truth.apply(1, &begins).expect("nobody is older");
+        world.commands.push(begins);
         for id in 1..=first_brokers {
             world.start(id);
         }

@@ -175,6 +175,7 @@ impl World {
             directory_id,
             lost,
             replaces: known.map_or(0, |known| known.epoch),
+            feature_level: FEATURE_LEVEL,
             ..command::RegisterBroker::default()
         };
         self.propose(id, Kind::RegisterBroker(register).into(), None);
