@@ -8,7 +8,7 @@
 //! Owns: [`DiskHealth`]. Refuses: to fence (partitions do) and to decide (the controller does).
 
 use crate::rounds::Key;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -29,6 +29,8 @@ struct State {
     fenced: HashMap<Key, usize>,
     /// The job under way on each replica's log.
     busy: HashMap<Key, Begun>,
+    /// Those that were told of as unfit: the metadata may count them as fenced.
+    told: HashSet<Key>,
     /// Those that took too long, and came back, and those that begin anew; and whether the metadata were seen to count them as fenced.
     restored: HashMap<Key, bool>,
 }
@@ -73,13 +75,22 @@ impl DiskHealth {
         self.lock().restored.entry(key).or_default();
     }
 
+    /// A replica begins with a log that is well, after whatever this broker kept of it before.
+    pub(crate) fn begins(&self, key: Key) {
+        let mut state = self.lock();
+        if state.told.remove(&key) {
+            state.restored.entry(key).or_default();
+        }
+    }
+
     /// The replicas that are of no use, in order.
     pub(crate) fn unfit(&self) -> Vec<Key> {
-        let state = self.lock();
+        let mut state = self.lock();
         let hung = state.busy.iter().filter(|(_, begun)| begun.hangs()).map(|(key, _)| *key);
         let mut unfit: Vec<Key> = state.fenced.keys().copied().chain(hung).collect();
         unfit.sort_unstable();
         unfit.dedup();
+        state.told.extend(&unfit);
         unfit
     }
 
@@ -186,6 +197,19 @@ mod tests {
         drop(hasty.fenced(key(4)));
         drop(hasty.begin(key(5), false));
         assert_eq!((patient.restored(), hasty.restored()), (vec![], vec![key(5)]));
+    }
+
+    /// It was taken off this broker and given to it again before anybody acted on what was said of it: fenced then, it stayed so.
+    #[test]
+    fn what_was_told_of_is_restored_once_it_begins_again() {
+        let key = |partition| (TopicId::from_bytes([1; 16]), partition);
+        let health = Arc::new(DiskHealth::new(Duration::from_secs(3600)));
+        let fenced = health.fenced(key(1));
+        assert_eq!(health.unfit(), [key(1)]);
+        drop(fenced);
+        health.begins(key(1));
+        health.begins(key(2));
+        assert_eq!(health.restored(), [key(1)], "of the other one nothing was ever said");
     }
 
     /// Each of them was looked at in every heartbeat for as long as the process lived.

@@ -107,7 +107,7 @@ pub(crate) async fn serve(
 /// Whether this broker hears from whoever leads the metadata quorum, or leads it and is heard; and has not been behind for long.
 pub(crate) fn is_in_touch(shared: &Shared) -> bool {
     let Some(node) = shared.node.as_ref().filter(|_| shared.ready.is_some()) else { return true };
-    if shared.partitions.lease().is_behind(node.applied().borrow().state.index(), BEHIND) {
+    if is_behind(shared) {
         return false;
     }
     let observed = node.observed(0);
@@ -121,6 +121,12 @@ pub(crate) fn is_in_touch(shared: &Shared) -> bool {
             now.current_leader.is_some() && (now.state != ServerState::Learner || is_led())
         }
     }
+}
+
+/// Whether this broker has lacked for long what others have in force, though it may hear them.
+pub(crate) fn is_behind(shared: &Shared) -> bool {
+    let version = shared.node.as_ref().map_or(u64::MAX, |node| node.applied().borrow().state.index());
+    shared.partitions.lease().is_behind(version, BEHIND)
 }
 
 /// Waits until this broker is in touch.

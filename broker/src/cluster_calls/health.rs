@@ -8,6 +8,7 @@ use crate::metadata::command::{self, command::Command as Kind};
 use crate::metadata::health;
 use crate::metadata::raft::RaftNode;
 use crate::shared::Shared;
+use crate::watch::is_behind;
 use headwater_proto::wire;
 use headwater_proto::wire::call_response::Response;
 use std::time::Duration;
@@ -67,6 +68,9 @@ fn quorum(shared: &Shared) -> Option<Quorum> {
 /// What is told where this broker hears of no leader of the metadata quorum.
 pub(crate) fn out_of_touch(shared: &Shared) -> String {
     let us = shared.broker_id();
+    if is_behind(shared) {
+        return format!("broker {us} lacks what the others have decided: its disk, or the way to them, holds it up");
+    }
     let Some(Quorum { voters, answering }) = quorum(shared) else {
         return format!("broker {us} hears nothing of the metadata quorum");
     };

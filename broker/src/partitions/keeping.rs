@@ -472,12 +472,15 @@ impl Partitions {
         {
             log.set_config(log_config(&newest.config, self.context.producer_id_expiration_ms));
         }
+        let is_well = opened.is_ok();
         kept.opening.remove(&folder);
         kept.open.insert(key, PartitionHandle::start(&newest, opened, &self.context));
         drop(kept);
-        if how == How::Healed {
-            // The controller may have heard meanwhile that it is of no use.
-            self.context.disk.healed(key);
+        // The controller may have heard meanwhile, or before this broker was given it again, that it is of no use.
+        match how {
+            How::Healed => self.context.disk.healed(key),
+            _ if is_well => self.context.disk.begins(key),
+            _ => {}
         }
         self.applied.send_modify(|times| *times += 1);
     }

@@ -356,6 +356,7 @@ async fn a_coordinator_that_is_behind_for_long_sends_its_members_away_and_names_
     for request in [Request::FindCoordinator(find), Request::DescribeCluster(wire::DescribeCluster { stale: false })] {
         let Response::Error(refused) = within("an answer", client.call(request)).await else { panic!("it is behind") };
         assert_eq!((ErrorCode::from_number(refused.code), refused.retryable), (ErrorCode::OutOfTouch, true));
+        assert!(refused.message.contains("broker 2 lacks what the others have decided"), "{}", refused.message);
     }
     drop(let_go);
     let (number, client) = groups::coordinator(&nodes, 0, &group, &[]).await;

@@ -364,7 +364,7 @@ impl World {
         let node = self.node(id);
         node.lost_folder = false;
         let Some(process) = &mut node.process else { return };
-        process.is_unhealed = false;
+        process.is_restored |= std::mem::take(&mut process.is_unhealed);
         process.log.truncate_and_restart_at(0, local).expect("an empty log");
         process.mirror.clear();
         process.begins_at = 0;
