@@ -87,7 +87,6 @@ impl Partitions {
         let mut told: BTreeSet<PathBuf> = BTreeSet::new();
         let mut pause = SHORTEST_ROUND;
         while !paused(pause, &shutdown).await {
-            pause = delay.clamp(SHORTEST_ROUND, LONGEST_ROUND);
             let Some(data_dir) = self.data_dir() else { return };
             let mut known = std::mem::take(&mut due);
             let (is_kept, mut kept) = (is_kept(), std::mem::take(&mut told));
@@ -127,6 +126,10 @@ impl Partitions {
                     due = BTreeMap::new();
                 }
             }
+            // Those that are due and still there are kept, or cannot be deleted yet.
+            let (now, others) = (Instant::now(), delay.clamp(SHORTEST_ROUND, LONGEST_ROUND));
+            let next = due.values().filter(|at| **at > now).min().map_or(others, |at| *at - now);
+            pause = next.clamp(SHORTEST_ROUND, others);
         }
     }
 }

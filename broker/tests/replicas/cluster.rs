@@ -3,8 +3,11 @@
 use crate::harness::*;
 use bytes::Bytes;
 use headwater_broker::Broker;
-use headwater_broker::metadata::command::{CreateTopic, FenceBroker, Replicas, command::Command as Kind};
+use headwater_broker::metadata::command::{
+    CreateTopic, FenceBroker, RaiseFeatureLevel, Replicas, command::Command as Kind,
+};
 use headwater_broker::metadata::handle::common::Common;
+use headwater_broker::metadata::state::FEATURE_LEVEL;
 use headwater_broker::metadata::{MetadataState, Partition};
 use headwater_broker::tls::make::{Authority, Issued, Validity};
 use headwater_broker::tls::{CA_FILE, CERTIFICATE_FILE, KEY_FILE};
@@ -58,6 +61,8 @@ impl Cluster {
     pub(crate) async fn start(ids: &[i32], settings: &[&str]) -> Cluster {
         let settings = settings.iter().map(|&setting| setting.to_owned()).collect();
         let (ca, common) = (Ca::new(), Common::new(CLUSTER));
+        // As the first broker of a cluster does.
+        common.apply(Kind::RaiseFeatureLevel(RaiseFeatureLevel { level: FEATURE_LEVEL })).unwrap();
         let mut cluster = Cluster { ca, common, dirs: BTreeMap::new(), brokers: BTreeMap::new(), settings };
         for id in ids {
             cluster.up(*id).await;

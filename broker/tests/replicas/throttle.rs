@@ -1,14 +1,13 @@
 //! A partition that moves at a limited pace.
 
 use crate::cluster::*;
-use headwater_broker::metadata::command::{RaiseFeatureLevel, Reassign, command::Command as Kind};
+use headwater_broker::metadata::command::{Reassign, command::Command as Kind};
 use headwater_proto::wire::Acks;
 use std::time::{Duration, Instant};
 
 #[tokio::test]
 async fn a_new_replica_is_sent_no_more_than_the_limit_until_it_is_in_sync() {
     let cluster = Cluster::start(&[1, 2, 3], &[]).await;
-    cluster.common.apply(Kind::RaiseFeatureLevel(RaiseFeatureLevel { level: 2 })).unwrap();
     let topic_id = cluster.create("t", 1, &[1, 2], &[]);
     cluster.until_in_sync("t", &[1, 2]).await;
     let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
@@ -35,7 +34,6 @@ async fn a_new_replica_is_sent_no_more_than_the_limit_until_it_is_in_sync() {
 #[tokio::test]
 async fn the_limit_of_a_move_may_be_lifted_while_it_lasts() {
     let cluster = Cluster::start(&[1, 2], &[]).await;
-    cluster.common.apply(Kind::RaiseFeatureLevel(RaiseFeatureLevel { level: 2 })).unwrap();
     let topic_id = cluster.create("t", 1, &[1], &[]);
     let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
     send_all(&mut produce, &vec!["x".repeat(10_000); 100]).await;
@@ -54,7 +52,6 @@ async fn the_limit_of_a_move_may_be_lifted_while_it_lasts() {
 #[tokio::test]
 async fn a_broker_takes_in_no_more_than_the_limit_of_all_that_moves_to_it() {
     let cluster = Cluster::start(&[1, 2, 3], &[]).await;
-    cluster.common.apply(Kind::RaiseFeatureLevel(RaiseFeatureLevel { level: 2 })).unwrap();
     // Two are led by broker 1, and one by broker 2.
     let topics = [("a", 1), ("b", 1), ("c", 2)];
     let mut moves = Vec::new();
