@@ -43,6 +43,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 const TELL: Duration = Duration::from_secs(10);
 /// Time for the controller to let a broker serve that says it is ready; then it serves what it may.
 const UNFENCED: Duration = Duration::from_secs(15);
+/// How long producers, readers and those who watch have to hear where to go before their connections end.
+const TELLING: Duration = Duration::from_millis(100);
 /// Time to hand leaderships over before a broker stops.
 const DRAINED: Duration = Duration::from_secs(10);
 /// How often it is looked whether there is a quorum to hand them over still.
@@ -258,7 +260,6 @@ impl Ready {
             let mut applied = self.node.applied();
             let left = applied.wait_for(|applied| !leads_what_another_may(&applied.state, broker_id));
             let index = left.await.map(|applied| applied.state.index()).map_err(|_| MetadataError::ShuttingDown)?;
-            // Producers and readers are told where to go before their connections end.
             let mut carried_out = self.carried_out.clone();
             let carried_out = carried_out.wait_for(|carried_out| *carried_out >= index);
             carried_out.await.map(drop).map_err(|_| MetadataError::ShuttingDown)
@@ -270,7 +271,11 @@ impl Ready {
             () = self.lease_is_over() => Err(MetadataError::NoLeader),
         };
         match handed_over {
-            Ok(()) => tracing::info!("leaderships handed over"),
+            Ok(()) => {
+                tracing::info!("leaderships handed over");
+                // Every stream tells of it by itself.
+                sleep(TELLING).await;
+            }
             Err(error) => tracing::warn!(%error, "leaderships were not handed over: the others find out by themselves"),
         }
     }
