@@ -83,7 +83,7 @@ impl DiskHealth {
         }
     }
 
-    /// The replicas that are of no use, in order.
+    /// The replicas that are of no use, in order. They count as told of from here on.
     pub(crate) fn unfit(&self) -> Vec<Key> {
         let mut state = self.lock();
         let hung = state.busy.iter().filter(|(_, begun)| begun.hangs()).map(|(key, _)| *key);

@@ -9,6 +9,7 @@
 //! Owns: the stream, and what was said on it ([`Told`], pure). Refuses: to say the same twice. Read next: [`crate::metadata`].
 
 use crate::cluster_calls;
+use crate::lease::BEHIND;
 use crate::metadata::state::BrokerState;
 use crate::metadata::{MetadataState, Topic};
 use crate::session::Session;
@@ -34,8 +35,6 @@ const MAX_WATCHED_TOPICS: usize = 100_000;
 const PARTITIONS_PER_FRAME: usize = 50_000;
 /// How long a leader of the metadata quorum may not have heard from a majority, and who follows without a vote not from its leader.
 const OUT_OF_TOUCH_MS: u64 = 1_000;
-/// How long a broker may lack what others have in force.
-const BEHIND: Duration = Duration::from_secs(2);
 /// How long a call waits for a broker that is out of touch to come back: a quorum elects its leader in less.
 const BACK_IN_TOUCH: Duration = Duration::from_millis(1_500);
 /// How often it looks meanwhile.

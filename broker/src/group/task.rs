@@ -7,8 +7,8 @@
 //! whoever waited is told to try again, and members open their streams again.
 //!
 //! What is read of a group (and that somebody belongs to it) is told only once it is confirmed that this broker leads still: that
-//! is asked after the question came. It is asked as well where the broker's lease is over while members hold streams here, so that none
-//! of them stays with a coordinator which is cut off, while another one takes it for dead.
+//! is asked after the question came. It is asked as well where the broker's lease is over, or it is behind, while members hold streams here, so
+//! that none of them stays with a coordinator which is cut off, while another one takes it for dead.
 //!
 //! Owns: clocks, streams and appends of groups. Refuses: decisions ([`super::state`], [`super::offsets`]).
 //! Read next: [`super::load`].
@@ -21,6 +21,7 @@ use super::waiting::{Asked, Outbox, Questions};
 use super::{GroupError, GroupSettings, Now, Partitions, load};
 use crate::clock::now_ms;
 use crate::error::PartitionError;
+use crate::lease::BEHIND;
 use crate::metadata::{MetadataHandle, MetadataState};
 use crate::partition::PartitionHandle;
 use crate::pool::Pool;
@@ -44,9 +45,6 @@ pub(super) const WAITING_REQUESTS: usize = 4096;
 const GATHERED_BYTES: usize = 4 << 20;
 /// How often the lease is looked at, while members hold streams here.
 const CONFIRM_EVERY: Duration = Duration::from_secs(1);
-/// How long it may lack what the others decided before it asks them. With the time that they have for an answer, it is less than any
-/// member's session, for which another coordinator waits before it gives its partitions to somebody else.
-const BEHIND: Duration = Duration::from_secs(2);
 /// Time between two tries to read the groups of a partition that refuses.
 const RELOAD_AFTER: Duration = Duration::from_millis(500);
 

@@ -176,7 +176,7 @@ proptest! {
         }
         create(&mut state, 1, placed);
         // Where racks leave the choice, nobody has more than one replica or three leaderships more than another: replicas come first, and who
-        // leads is chosen among them (three in one of ten thousand placements, four in none of 230,000).
+        // leads is chosen among them.
         let even = place(&brokers(&vec![""; racks.len()]), None, partitions, factor, seed).expect("placed");
         let (least, most) = spread(count, all(&even));
         prop_assert!(most - least <= 1, "{:?}", even);

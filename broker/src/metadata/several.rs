@@ -148,9 +148,8 @@ impl Member {
             && !self.is_only_voter()
         {
             let why = format!(
-                "this disk was started {count} times, broker {} {} times",
-                registration.broker_id,
-                known.boots + 1
+                "this disk was started {count} times, broker {} {} times before, as the cluster knows it",
+                registration.broker_id, known.boots
             );
             return Err(StartError::OlderDisk(why));
         }

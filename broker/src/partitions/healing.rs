@@ -179,22 +179,7 @@ mod tests {
 
     #[test]
     fn only_what_the_metadata_know_to_be_of_no_use_and_another_broker_leads_begins_anew() {
-        let fenced = Partition {
-            leader: 2,
-            leader_epoch: 3,
-            partition_epoch: 4,
-            replicas: vec![1, 2],
-            isr: vec![2],
-            elr: Vec::new(),
-            fenced: vec![1],
-            last_known: Vec::new(),
-            lost: Vec::new(),
-            unclean_recoveries: 0,
-            target: Vec::new(),
-            adding: Vec::new(),
-            removing: Vec::new(),
-            throttle_bytes_per_second: 0,
-        };
+        let fenced = Partition { fenced: vec![1], ..Partition::new(vec![1, 2], vec![2], 3) };
         assert!(may_begin_anew(&fenced, 1));
         let but = |change: fn(&mut Partition)| {
             let mut partition = fenced.clone();

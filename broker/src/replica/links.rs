@@ -170,7 +170,7 @@ impl Replication {
         drop(self.shared.alters.send(Wanted { topic_id, partition, alter, tell: Box::new(tell) }));
     }
 
-    /// The turn to open a stream to a broker. `None`: the broker ends.
+    /// The turn to open a stream to a broker, of which many are opened at once after an election; given back when it is dropped.
     pub(crate) async fn turn(&self, broker_id: i32) -> Option<OwnedSemaphorePermit> {
         self.shared.opening.take(broker_id).await
     }

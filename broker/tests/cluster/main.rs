@@ -171,9 +171,8 @@ async fn a_voter_whose_disk_was_emptied_votes_again_and_nobody_is_counted_who_is
     assert_eq!(nodes.describe(0, false).await.voters, [1, 3]);
 }
 
-/// It has forgotten how it voted, and what it acknowledged of the metadata: it voted on all the same.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_older_copy_of_a_voters_disk_is_another_member() {
+/// Three voters, of which the third does not run, on a copy of its disk that is two starts old; and which member it was.
+async fn older_copy() -> (Nodes, u64) {
     let mut nodes = Nodes::of(3);
     nodes.form(3).await;
     nodes.stop(2).await;
@@ -185,6 +184,13 @@ async fn an_older_copy_of_a_voters_disk_is_another_member() {
     }
     let was = nodes.node_id(2);
     nodes.change_disk(2, copy);
+    (nodes, was)
+}
+
+/// It has forgotten how it voted, and what it acknowledged of the metadata: it voted on all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_older_copy_of_a_voters_disk_is_another_member() {
+    let (mut nodes, was) = older_copy().await;
     assert_eq!(nodes.node_id(2), was);
     nodes.start(2).await;
     nodes.until(0, "it votes again", |told| told.voters == [1, 2, 3] && brokers_of(told, "active").len() == 3).await;
@@ -195,17 +201,7 @@ async fn an_older_copy_of_a_voters_disk_is_another_member() {
 /// The disk is known to be older by all, and the member that it was would have voted on.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_older_copy_that_cannot_be_begun_anew_stays_one() {
-    let mut nodes = Nodes::of(3);
-    nodes.form(3).await;
-    nodes.stop(2).await;
-    let copy = nodes.copy_disk(2);
-    for _ in 0..2 {
-        nodes.start(2).await;
-        nodes.until(0, "it is active", |told| brokers_of(told, "active").contains(&3)).await;
-        nodes.stop(2).await;
-    }
-    let was = nodes.node_id(2);
-    nodes.change_disk(2, copy);
+    let (mut nodes, was) = older_copy().await;
     // The old journal is to be kept there.
     let in_the_way = nodes.config(2).data_dir.join(FORMER_FILE);
     std::fs::create_dir_all(in_the_way.join("x")).unwrap();

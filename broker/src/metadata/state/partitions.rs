@@ -64,7 +64,7 @@ pub(super) struct Rules<'a> {
 
 impl Partition {
     /// A partition that is new: `isr` are those of its replicas that are active.
-    pub(super) fn new(replicas: Vec<i32>, isr: Vec<i32>, leader_epoch: i32) -> Partition {
+    pub(crate) fn new(replicas: Vec<i32>, isr: Vec<i32>, leader_epoch: i32) -> Partition {
         Partition {
             leader: isr.first().copied().unwrap_or(NO_LEADER),
             leader_epoch,
