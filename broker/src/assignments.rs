@@ -1,16 +1,17 @@
 //! Which partitions the metadata give to this broker to keep, and as what.
 //!
 //! Owns: [`Assignments`]. What did not change from one state to the next is the same, not made anew, topic by topic and partition by
-//! partition: most commands concern few of many. Refuses: to open or follow anything ([`crate::partitions`] does).
+//! partition, and is not looked at either: most commands concern few of many. Refuses: to open or follow anything ([`crate::partitions`] does).
 
 use crate::config::BrokerConfig;
-use crate::metadata::state::BrokerState;
+use crate::metadata::state::{BrokerState, TopicSince};
 use crate::metadata::{MetadataState, Topic};
 use crate::partition::AssignedPartition;
 use crate::replica::Member;
 use crate::replica::leader::View;
 use crate::topic_config::{TopicConfig, TopicDefaults};
 use headwater_proto::TopicId;
+use imbl::OrdMap;
 use std::collections::HashMap;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -19,7 +20,10 @@ use uuid::Uuid;
 pub(crate) struct Assignments {
     me: Member,
     defaults: TopicDefaults,
+    /// The state that they are of.
+    state: MetadataState,
     resolved: HashMap<TopicId, Resolved>,
+    assigned: Assigned,
     /// What the views of all partitions depend on beside their topics: which starts of the brokers count, and whether they are active.
     brokers: Vec<(Member, bool)>,
 }
@@ -33,8 +37,15 @@ pub(crate) struct AssignedTopic {
     pub(crate) partitions: Vec<AssignedPartition>,
 }
 
-/// Everything that this broker keeps.
-pub(crate) type Assigned = Vec<Arc<AssignedTopic>>;
+/// Everything that this broker keeps, by the topic's name.
+pub(crate) type Assigned = OrdMap<Arc<str>, Arc<AssignedTopic>>;
+
+/// What did not change from one state to the next is the same one.
+impl PartialEq for AssignedTopic {
+    fn eq(&self, other: &AssignedTopic) -> bool {
+        std::ptr::eq(self, other)
+    }
+}
 
 impl AssignedTopic {
     /// A partition, if this broker keeps it.
@@ -45,8 +56,8 @@ impl AssignedTopic {
 }
 
 /// All partitions, topic after topic.
-pub(crate) fn partitions(assigned: &[Arc<AssignedTopic>]) -> Vec<AssignedPartition> {
-    assigned.iter().flat_map(|topic| &topic.partitions).cloned().collect()
+pub(crate) fn partitions(assigned: &Assigned) -> Vec<AssignedPartition> {
+    assigned.values().flat_map(|topic| &topic.partitions).cloned().collect()
 }
 
 /// What came of a topic.
@@ -60,7 +71,8 @@ impl Assignments {
     /// For the broker `me`.
     pub(crate) fn new(config: &BrokerConfig, me: Member) -> Assignments {
         let defaults = config.topic_defaults.clone();
-        Assignments { me, defaults, resolved: HashMap::new(), brokers: Vec::new() }
+        let (state, resolved, assigned) = (MetadataState::new(""), HashMap::new(), OrdMap::new());
+        Assignments { me, defaults, state, resolved, assigned, brokers: Vec::new() }
     }
 
     /// Everything that the broker keeps.
@@ -72,22 +84,36 @@ impl Assignments {
         let brokers: Vec<(Member, bool)> = known.collect();
         let same_brokers = brokers == self.brokers;
         self.brokers = brokers;
-        let mut before = std::mem::take(&mut self.resolved);
-        let mut all = Vec::new();
-        for topic in state.topics() {
-            let resolved = match before.remove(&topic.id) {
-                Some(same) if same_brokers && Arc::ptr_eq(&same.topic, topic) => same,
-                Some(old) if old.topic.config == topic.config => {
-                    self.assign(state, topic, Arc::clone(&old.config), Some(&old.assigned))
-                }
-                _ => self.assign(state, topic, Arc::new(self.resolve(topic)), None),
-            };
-            if !resolved.assigned.partitions.is_empty() {
-                all.push(Arc::clone(&resolved.assigned));
-            }
-            self.resolved.insert(topic.id, resolved);
+        let before = std::mem::replace(&mut self.state, state.clone());
+        for topic in state.topics_since(&before) {
+            self.turn(state, topic);
         }
-        all
+        if !same_brokers {
+            for topic in state.topics() {
+                self.turn(state, TopicSince { before: Some(topic), now: Some(topic) });
+            }
+        }
+        self.assigned.clone()
+    }
+
+    fn turn(&mut self, state: &MetadataState, TopicSince { before, now }: TopicSince<'_>) {
+        if let Some(gone) = before.filter(|before| now.is_none_or(|now| now.id != before.id)) {
+            self.resolved.remove(&gone.id);
+            self.assigned.remove(gone.name.as_str());
+        }
+        let Some(topic) = now else { return };
+        let resolved = match self.resolved.remove(&topic.id) {
+            Some(old) if old.topic.config == topic.config => {
+                self.assign(state, topic, Arc::clone(&old.config), Some(&old.assigned))
+            }
+            _ => self.assign(state, topic, Arc::new(self.resolve(topic)), None),
+        };
+        let assigned = &resolved.assigned;
+        match assigned.partitions.is_empty() {
+            true => self.assigned.remove(&assigned.name),
+            false => self.assigned.insert(Arc::clone(&assigned.name), Arc::clone(assigned)),
+        };
+        self.resolved.insert(topic.id, resolved);
     }
 
     fn assign(

@@ -47,12 +47,11 @@ fn of(partitions: Vec<AssignedPartition>) -> Assigned {
     for partition in partitions {
         topics.entry(Arc::clone(&partition.topic)).or_default().push(partition);
     }
-    let topic = |(name, partitions): (_, Vec<AssignedPartition>)| AssignedTopic {
-        name,
-        id: partitions[0].topic_id,
-        partitions,
+    let topic = |(name, partitions): (Arc<str>, Vec<AssignedPartition>)| {
+        let id = partitions[0].topic_id;
+        (Arc::clone(&name), Arc::new(AssignedTopic { name, id, partitions }))
     };
-    topics.into_iter().map(topic).map(Arc::new).collect()
+    topics.into_iter().map(topic).collect()
 }
 
 fn batch(bytes: usize) -> NewBatch {
@@ -378,7 +377,7 @@ async fn a_topic_that_is_created_again_waits_for_the_folder_that_hangs_and_for_n
     let files = SimFiles::new(6);
     let (partitions, held) = with_one_that_hangs(&files, TopicConfig::default()).await;
     let keeping = keep_up(&partitions);
-    partitions.direct(&Vec::new());
+    partitions.direct(&Assigned::new());
     let again = partitions.direct(&topic_of(2, 0..4, 1));
     let new = TopicId::from_bytes([2; 16]);
     until("the others", || (1..4).all(|partition| partitions.get(&new, partition).is_some())).await;

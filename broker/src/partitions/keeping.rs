@@ -11,7 +11,7 @@
 //! Owns: [`Kept`], and whose turn it is. Refuses: to know how a log is opened or removed ([`super`] does).
 
 use super::{OpenedLog, Partitions};
-use crate::assignments::{Assigned, AssignedTopic};
+use crate::assignments::Assigned;
 use crate::error::PartitionError;
 use crate::partition::{AssignedPartition, PartitionHandle, log_config};
 use crate::replica::leader::View;
@@ -21,6 +21,7 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use headwater_proto::TopicId;
 use headwater_storage::DataDir;
+use imbl::ordmap::DiffItem;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -47,7 +48,7 @@ fn folder(assigned: &AssignedPartition) -> Folder {
 #[derive(Default)]
 pub(super) struct Kept {
     /// What the newest state says, by the topic's name.
-    wanted: HashMap<Arc<str>, Arc<AssignedTopic>>,
+    wanted: Assigned,
     pub(super) open: HashMap<Key, PartitionHandle>,
     /// What is to be opened; looked at again when its turn comes.
     queue: VecDeque<(Folder, How)>,
@@ -152,29 +153,24 @@ impl Kept {
     /// Takes a state in. Returns the folders with which there is something to do, and how many partitions it was looked at: those of which
     /// the state before did not say the same.
     pub(super) fn direct(&mut self, assigned: &Assigned) -> (Vec<Folder>, usize) {
-        let wanted: HashMap<Arc<str>, Arc<AssignedTopic>> =
-            assigned.iter().map(|topic| (Arc::clone(&topic.name), Arc::clone(topic))).collect();
-        let before = std::mem::replace(&mut self.wanted, wanted.clone());
-        let mut begun = Vec::new();
-        for (name, old) in &before {
-            let new = wanted.get(name).filter(|new| new.id == old.id);
-            if new.is_some_and(|new| Arc::ptr_eq(new, old)) {
-                continue;
-            }
-            for gone in old.partitions.iter().filter(|gone| new.and_then(|new| new.get(gone.partition)).is_none()) {
+        let before = std::mem::replace(&mut self.wanted, assigned.clone());
+        let how = if self.has_begun { How::Created } else { How::Found };
+        let (mut begun, mut new, mut looked_at) = (Vec::new(), Vec::new(), 0);
+        for item in before.diff(assigned) {
+            let (old, now) = match item {
+                DiffItem::Add(_, now) => (None, Some(now)),
+                DiffItem::Update { old: (_, old), new: (_, now) } => (Some(old), Some(now)),
+                DiffItem::Remove(_, old) => (Some(old), None),
+            };
+            let same = old.zip(now).filter(|(old, now)| old.id == now.id);
+            let stays = |partition| same.is_some_and(|(_, now)| now.get(partition).is_some());
+            for gone in old.iter().flat_map(|old| &old.partitions).filter(|gone| !stays(gone.partition)) {
                 self.let_go(gone);
                 begun.push(folder(gone));
             }
-        }
-        let how = if self.has_begun { How::Created } else { How::Found };
-        let (mut new, mut looked_at) = (Vec::new(), 0);
-        for topic in wanted.values() {
-            let old = before.get(&topic.name).filter(|old| old.id == topic.id);
-            if old.is_some_and(|old| Arc::ptr_eq(old, topic)) {
-                continue;
-            }
-            for assigned in &topic.partitions {
-                if old.and_then(|old| old.get(assigned.partition)).is_some_and(|old| assigned.is_still(old)) {
+            for assigned in now.iter().flat_map(|now| &now.partitions) {
+                let known = same.and_then(|(old, _)| old.get(assigned.partition));
+                if known.is_some_and(|known| assigned.is_still(known)) {
                     continue;
                 }
                 looked_at += 1;

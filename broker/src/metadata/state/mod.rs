@@ -35,18 +35,23 @@ use crate::planted::{Bug, planted};
 use crate::topic_config::TopicValues;
 use applied::{AppliedCommands, command_id};
 use headwater_proto::TopicId;
-use std::collections::{BTreeMap, HashMap};
+use imbl::ordmap::DiffItem;
+use imbl::{OrdMap, OrdSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Everything the metadata says, after the command with [`index`](MetadataState::index). Cheap to clone.
+/// Everything the metadata says, after the command with [`index`](MetadataState::index). Cheap to clone, and what two states have in common
+/// is shared, however many topics there are.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MetadataState {
     index: u64,
     cluster_id: String,
     brokers: BTreeMap<i32, Broker>,
-    topics: BTreeMap<String, Arc<Topic>>,
-    names: HashMap<TopicId, String>,
+    topics: OrdMap<String, Arc<Topic>>,
+    names: OrdMap<TopicId, String>,
+    /// What no other name may be like, and the name.
+    alike: OrdSet<(String, String)>,
     next_producer_id: i64,
     /// For ids that go on under a later epoch than their first: the newest, and the index of the command that gave it out.
     producer_epochs: Arc<BTreeMap<i64, (i16, u64)>>,
@@ -73,6 +78,15 @@ pub struct Topic {
     pub default_min_insync_replicas: u32,
     /// Its partitions; the place is the number.
     pub partitions: Vec<Partition>,
+}
+
+/// What became of a topic's name between two states.
+#[derive(Debug, Clone, Copy)]
+pub struct TopicSince<'a> {
+    /// The topic of this name that there was.
+    pub before: Option<&'a Arc<Topic>>,
+    /// That there is: another one where the ids differ.
+    pub now: Option<&'a Arc<Topic>>,
 }
 
 /// What an accepted command did.
@@ -366,8 +380,9 @@ impl MetadataState {
             index: 0,
             cluster_id: cluster_id.into(),
             brokers: BTreeMap::new(),
-            topics: BTreeMap::new(),
-            names: HashMap::new(),
+            topics: OrdMap::new(),
+            names: OrdMap::new(),
+            alike: OrdSet::new(),
             next_producer_id: 0,
             producer_epochs: Arc::default(),
             controller: None,
@@ -400,6 +415,15 @@ impl MetadataState {
     /// Every topic, by name.
     pub fn topics(&self) -> impl Iterator<Item = &Arc<Topic>> {
         self.topics.values()
+    }
+
+    /// What became of topics since a state before, in the order of their names: it takes as long as there is of it, not as there are topics.
+    pub fn topics_since<'a>(&'a self, before: &'a MetadataState) -> impl Iterator<Item = TopicSince<'a>> {
+        before.topics.diff(&self.topics).map(|item| match item {
+            DiffItem::Add(_, now) => TopicSince { before: None, now: Some(now) },
+            DiffItem::Update { old: (_, before), new: (_, now) } => TopicSince { before: Some(before), now: Some(now) },
+            DiffItem::Remove(_, before) => TopicSince { before: Some(before), now: None },
+        })
     }
 
     /// The topic of this name.

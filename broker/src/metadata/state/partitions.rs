@@ -198,10 +198,9 @@ impl MetadataState {
         concerns: impl Fn(&Partition) -> bool,
         mut change: impl FnMut(&TopicId, u32, &mut Partition, &Rules<'_>),
     ) -> usize {
-        let MetadataState { brokers, topics, .. } = self;
-        let mut count = 0;
-        for topic in topics.values_mut() {
-            let rules = rules(brokers, topic);
+        let (mut count, mut all) = (0, Vec::new());
+        for topic in self.topics.values() {
+            let rules = rules(&self.brokers, topic);
             let mut changed = Vec::new();
             for (place, partition) in topic.partitions.iter().enumerate().filter(|(_, partition)| concerns(partition)) {
                 let (mut next, number) = (partition.clone(), u32::try_from(place).unwrap_or(u32::MAX));
@@ -213,12 +212,16 @@ impl MetadataState {
                 continue; // Whoever holds an older state holds the same topic.
             }
             count += changed.len();
-            let topic = Arc::make_mut(topic);
+            let mut topic = Topic::clone(topic);
             for (place, next) in changed {
                 if let Some(partition) = topic.partitions.get_mut(place) {
                     *partition = next;
                 }
             }
+            all.push(topic);
+        }
+        for topic in all {
+            self.topics.insert(topic.name.clone(), Arc::new(topic));
         }
         count
     }

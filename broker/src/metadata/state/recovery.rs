@@ -7,7 +7,7 @@
 //!
 //! Owns: which numbers, and how far. Refuses: which folder is gone on from ([`super::super::raft::recover`]).
 
-use super::MetadataState;
+use super::{MetadataState, Topic};
 use std::sync::Arc;
 
 /// Epochs, and unclean elections, of a partition.
@@ -29,13 +29,17 @@ impl MetadataState {
     /// For every partition it is as if an unclean election had come to pass, because one may have: who has records that the
     /// survivor's partition has not was told that they are committed, and has to cut them all the same.
     pub(in super::super) fn leave_out_what_is_lost(&mut self) {
-        for topic in self.topics.values_mut() {
-            for partition in &mut Arc::make_mut(topic).partitions {
+        let mut raised = self.topics.clone();
+        for topic in self.topics.values() {
+            let mut topic = Topic::clone(topic);
+            for partition in &mut topic.partitions {
                 partition.leader_epoch = partition.leader_epoch.saturating_add_unsigned(EPOCHS);
                 partition.partition_epoch = partition.partition_epoch.saturating_add_unsigned(EPOCHS);
                 partition.unclean_recoveries = partition.unclean_recoveries.saturating_add(EPOCHS);
             }
+            raised.insert(topic.name.clone(), Arc::new(topic));
         }
+        self.topics = raised;
         self.next_producer_id = self.next_producer_id.saturating_add(PRODUCER_IDS);
         self.index = self.index.saturating_add(VERSIONS);
     }

@@ -10,7 +10,7 @@ use super::{MetadataState, Outcome, Refusal, Topic, topic_id};
 use crate::planted::{Bug, planted};
 use headwater_proto::TopicId;
 use headwater_proto::limits::MAX_PARTITIONS_PER_TOPIC;
-use std::collections::{BTreeMap, HashMap};
+use imbl::OrdMap;
 use std::sync::Arc;
 
 impl MetadataState {
@@ -20,8 +20,9 @@ impl MetadataState {
         self.check_led(&topic.name, 0, &topic.partitions)?;
         // Topics that were imported may differ so little; those that are made here may not.
         let key = name::collision_key(&topic.name);
-        if let Some(with) = self.topics.keys().find(|name| name::collision_key(name) == key) {
-            return Err(Refusal::Collision { name: topic.name, with: with.clone() });
+        let alike = self.alike.range((key.to_string(), String::new())..).next().filter(|(other, _)| *other == key);
+        if let Some((_, with)) = alike {
+            return Err(Refusal::Collision { with: with.clone(), name: topic.name });
         }
         let id = topic.id;
         self.insert(topic);
@@ -78,6 +79,7 @@ impl MetadataState {
         let id = topic_id(&delete.topic_id)?;
         let name = self.names.remove(&id).ok_or(Refusal::UnknownTopicId(id))?;
         self.topics.remove(&name);
+        self.alike.remove(&(name::collision_key(&name).into_owned(), name));
         Ok(Outcome::TopicDeleted(id))
     }
 
@@ -143,6 +145,7 @@ impl MetadataState {
 
     pub(super) fn insert(&mut self, topic: Topic) {
         self.names.insert(topic.id, topic.name.clone());
+        self.alike.insert((name::collision_key(&topic.name).into_owned(), topic.name.clone()));
         self.topics.insert(topic.name.clone(), Arc::new(topic));
     }
 
@@ -171,8 +174,8 @@ pub(super) fn invalid_replicas(topic: &str, partition: usize, with: &Partition, 
 }
 
 pub(super) fn topic_mut<'a>(
-    names: &HashMap<TopicId, String>,
-    topics: &'a mut BTreeMap<String, Arc<Topic>>,
+    names: &OrdMap<TopicId, String>,
+    topics: &'a mut OrdMap<String, Arc<Topic>>,
     id: &[u8],
 ) -> Result<&'a mut Topic, Refusal> {
     let id = topic_id(id)?;
