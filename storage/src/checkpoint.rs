@@ -21,6 +21,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use headwater_proto::TopicId;
+use imbl::OrdMap;
 
 use crate::epochs::TextFault;
 use crate::error::{During, IoFailure};
@@ -51,7 +52,7 @@ pub const LOCK: &str = ".lock";
 pub const FORMAT_VERSION: u32 = 1;
 
 /// An offset for each partition, by topic name and partition number.
-pub type PartitionOffsets = BTreeMap<(String, u32), i64>;
+pub type PartitionOffsets = OrdMap<(String, u32), i64>;
 
 /// What is known of a replica outside of its folder, so that it is noticed when that is gone, or holds less than it did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,7 +66,7 @@ pub struct KeptReplica {
 }
 
 /// The replicas that a broker keeps, by topic name and partition number.
-pub type KeptReplicas = BTreeMap<(String, u32), KeptReplica>;
+pub type KeptReplicas = OrdMap<(String, u32), KeptReplica>;
 
 /// Largest checkpoint file that is read, in bytes (a million partitions with long names).
 const MAX_CHECKPOINT_BYTES: u64 = 256 << 20;
@@ -435,7 +436,8 @@ mod tests {
     #[test]
     fn what_is_known_of_replicas_comes_back_and_no_flipped_byte_is_believed() {
         let kept = |byte, flushed| KeptReplica { topic_id: TopicId::from_bytes([byte; 16]), flushed, unclean_taken: 2 };
-        let replicas = KeptReplicas::from([(("a".to_owned(), 0), kept(1, 500)), (("b".to_owned(), 7), kept(2, 0))]);
+        let replicas =
+            KeptReplicas::from_iter([(("a".to_owned(), 0), kept(1, 500)), (("b".to_owned(), 7), kept(2, 0))]);
         let text = encode_replicas(&replicas);
         assert_eq!(decode_replicas(text.as_bytes()), Ok(replicas));
         for place in 0..text.len() {

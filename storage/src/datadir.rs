@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use headwater_proto::TopicId;
+use imbl::OrdMap;
 
 use crate::checkpoint::{
     self, CLEAN_SHUTDOWN, CLEANER_OFFSETS, CheckpointError, FORMAT_VERSION, HIGH_WATERMARKS, KeptReplica, KeptReplicas,
@@ -90,7 +91,19 @@ pub struct PartitionFolder {
     pub topic_id: Option<TopicId>,
 }
 
-/// What the checkpoint files say of partitions.
+pub(crate) fn retain<T: Clone>(known: &mut OrdMap<(String, u32), T>, keep: impl Fn(&(String, u32)) -> bool) {
+    let gone: Vec<_> = known.keys().filter(|key| !keep(key)).cloned().collect();
+    for key in gone {
+        known.remove(&key);
+    }
+}
+
+/// Whether two maps say the same. It takes as long as they differ: what one has of the other is not looked at.
+fn is_same<T: Clone + PartialEq>(one: &OrdMap<(String, u32), T>, other: &OrdMap<(String, u32), T>) -> bool {
+    one.diff(other).next().is_none()
+}
+
+/// What the checkpoint files say of partitions. A copy costs nothing, however many there are.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Checkpoints {
     /// How far each log was flushed.
@@ -110,9 +123,9 @@ impl Checkpoints {
     pub fn retain(&mut self, keep: impl Fn(&(String, u32)) -> bool) {
         let Checkpoints { recovery_points, log_start_offsets, high_watermarks, cleaner_offsets, replicas } = self;
         for offsets in [recovery_points, log_start_offsets, high_watermarks, cleaner_offsets] {
-            offsets.retain(|key, _| keep(key));
+            retain(offsets, &keep);
         }
-        replicas.retain(|key, _| keep(key));
+        retain(replicas, &keep);
     }
 
     /// The files, each with what it says (that of the log starts with its copy).
@@ -410,9 +423,13 @@ impl DataDir {
         }
         let now = &mut checkpoints.now;
         for offsets in [&mut now.recovery_points, &mut now.high_watermarks, &mut now.cleaner_offsets] {
-            offsets.entry(key.clone()).and_modify(|offset| *offset = end.min(*offset));
+            if let Some(offset) = offsets.get_mut(key) {
+                *offset = end.min(*offset);
+            }
         }
-        now.replicas.entry(key.clone()).and_modify(|kept| kept.flushed = end.min(kept.flushed));
+        if let Some(kept) = now.replicas.get_mut(key) {
+            kept.flushed = end.min(kept.flushed);
+        }
         if begins_there {
             now.log_start_offsets.insert(key.clone(), end);
         }
@@ -440,12 +457,12 @@ impl DataDir {
         };
         let result =
             now.files().into_iter().zip(written.files()).try_for_each(|((name, now), (_, written))| match name {
-                LOG_START_OFFSETS if self.unknown_log_starts || (log_starts_twice && now == written) => Ok(()),
+                LOG_START_OFFSETS if self.unknown_log_starts || (log_starts_twice && is_same(now, written)) => Ok(()),
                 LOG_START_OFFSETS => checkpoint::write_log_starts(&*self.files, &self.path, now),
-                _ if now == written => Ok(()),
+                _ if is_same(now, written) => Ok(()),
                 _ => checkpoint::write_offsets(&*self.files, &self.path, name, now),
             });
-        let result = result.and_then(|()| match replicas_stand && now.replicas == written.replicas {
+        let result = result.and_then(|()| match replicas_stand && is_same(&now.replicas, &written.replicas) {
             true => Ok(()),
             false => checkpoint::write_replicas(&*self.files, &self.path, &now.replicas),
         });

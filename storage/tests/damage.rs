@@ -819,7 +819,7 @@ fn verify_knows_what_the_data_root_and_the_checksums_say() {
         }
         std::fs::remove_file(dir.join(format!("{BATCHES:020}.snapshot"))).unwrap();
         let flushed = |to: i64| {
-            let points = [(("t".to_owned(), 0), to)].into();
+            let points = [(("t".to_owned(), 0), to)].into_iter().collect();
             checkpoint::write_offsets(&OsFiles::default(), root.path(), checkpoint::RECOVERY_POINTS, &points).unwrap();
         };
         let is_named = |fault: &inspect::Fault| {

@@ -108,7 +108,7 @@ fn verify(files: &Arc<dyn Files>) {
 
 /// Writes the cleaner's checkpoint, as a broker does after each compaction.
 fn checkpoint_cleaned(files: &Arc<dyn Files>, until: i64) {
-    let offsets = [(("t".to_owned(), 0), until)].into();
+    let offsets = [(("t".to_owned(), 0), until)].into_iter().collect();
     checkpoint::write_offsets(&**files, Path::new("/"), checkpoint::CLEANER_OFFSETS, &offsets).unwrap();
 }
 

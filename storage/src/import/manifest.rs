@@ -17,7 +17,7 @@ use headwater_proto::TopicId;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::checkpoint::{self, CLEANER_OFFSETS, CheckpointError, HIGH_WATERMARKS, RECOVERY_POINTS};
-use crate::datadir::remove_folder;
+use crate::datadir::{remove_folder, retain};
 use crate::epochs::TextFault;
 use crate::error::{During, IoFailure};
 use crate::files::{self, Files};
@@ -156,14 +156,14 @@ fn decode(bytes: &[u8]) -> Result<Manifest, TextFault> {
 fn undo(files: &dyn Files, root: &Path, copying: &[(String, u32)]) -> Result<(), CheckpointError> {
     let mut log_starts = checkpoint::read_log_starts(files, root)?.offsets;
     let before = log_starts.len();
-    log_starts.retain(|partition, _| !copying.contains(partition));
+    retain(&mut log_starts, |partition| !copying.contains(partition));
     if log_starts.len() != before {
         checkpoint::write_log_starts(files, root, &log_starts)?;
     }
     for name in [RECOVERY_POINTS, HIGH_WATERMARKS, CLEANER_OFFSETS] {
         let mut offsets = checkpoint::read_offsets(files, root, name)?;
         let before = offsets.len();
-        offsets.retain(|partition, _| !copying.contains(partition));
+        retain(&mut offsets, |partition| !copying.contains(partition));
         if offsets.len() != before {
             checkpoint::write_offsets(files, root, name, &offsets)?;
         }
