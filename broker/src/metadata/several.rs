@@ -97,7 +97,7 @@ impl Member {
             server_name: crate::peer::HANDSHAKE_NAME.to_owned(),
             peers: Some(place.peers),
         };
-        let links = Links::new(endpoint, links_config);
+        let links = Links::new(&thread, endpoint, links_config);
         let linked = links.clone();
         let started = thread.runtime().spawn(async move { RaftNode::start_linked(store, linked, deadline).await });
         let node = started.await.map_err(|error| refused(&error))?.map_err(|error| refused(&error))?;

@@ -169,7 +169,7 @@ impl Cluster {
             server_name: "localhost".to_owned(),
             peers: None,
         };
-        let links = Links::new(endpoint.clone(), config);
+        let links = Links::new(&thread, endpoint.clone(), config);
         let linked = links.clone();
         let started = thread.runtime().spawn(async move { RaftNode::start_linked(store, linked, soon()).await });
         let node = started.await.expect("no panic").expect("starts");

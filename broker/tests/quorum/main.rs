@@ -378,3 +378,22 @@ async fn a_busy_data_path_does_not_look_like_a_death() {
         assert_eq!(cluster.node(number).metrics().borrow().current_term, term, "nobody stood for election");
     }
 }
+
+/// A connection was driven by the thread of whoever asked for it first, as a broker does that joins: where that was one which serves
+/// records, the quorum waited for them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_quorum_s_thread_drives_connections_whoever_asks_for_them() {
+    let mut cluster = Cluster::of(3).await;
+    let joined = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(cluster.form(3));
+        (cluster, runtime)
+    });
+    // From here on nothing runs on it, and nothing has to.
+    let (cluster, stands_still) = joined.await.expect("no panic");
+    assert_eq!(stands_still.metrics().num_alive_tasks(), 0);
+    for number in 0..3 {
+        propose(cluster.node(number), create(number as u64)).await.expect("in force");
+    }
+    stands_still.shutdown_background();
+}

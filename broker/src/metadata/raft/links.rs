@@ -15,6 +15,7 @@
 use super::super::command::{RaftRequest, RaftResponse};
 use super::Applied;
 use super::book::AddressBook;
+use super::thread::RaftThread;
 use crate::peer::{Peers, dial};
 use crate::stream::{Frames, StreamError, send_within};
 use crate::tls::principal::Principal;
@@ -27,8 +28,10 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
 
 /// Time to look an address up and shake hands.
 const CONNECT: Duration = Duration::from_secs(1);
@@ -133,6 +136,10 @@ impl std::fmt::Debug for Links {
 
 struct SharedLinks {
     endpoint: quinn::Endpoint,
+    /// Where connections are driven, whoever asks for them.
+    runtime: Handle,
+    /// Nobody drives them any more.
+    ended: CancellationToken,
     config: LinksConfig,
     book: Mutex<AddressBook>,
     applied: OnceLock<watch::Receiver<Arc<Applied>>>,
@@ -142,11 +149,12 @@ struct SharedLinks {
 }
 
 impl Links {
-    /// Connections from this endpoint. To be used in the runtime that is to serve them.
-    pub fn new(endpoint: quinn::Endpoint, config: LinksConfig) -> Links {
+    /// Connections from this endpoint, which the quorum's thread drives, whoever asks for them.
+    pub fn new(thread: &RaftThread, endpoint: quinn::Endpoint, config: LinksConfig) -> Links {
+        let (runtime, ended) = (thread.runtime().clone(), thread.ended());
         let book = Mutex::new(AddressBook::new(config.configured.clone()));
-        let (links, heard) = (Mutex::default(), Mutex::default());
-        Links { shared: Arc::new(SharedLinks { endpoint, config, book, applied: OnceLock::new(), links, heard }) }
+        let (applied, links, heard) = (OnceLock::new(), Mutex::default(), Mutex::default());
+        Links { shared: Arc::new(SharedLinks { endpoint, runtime, ended, config, book, applied, links, heard }) }
     }
 
     /// Goes by the registrations in this state from now on.
@@ -356,7 +364,9 @@ impl Link {
     ) -> Connecting {
         let (link, shared, address) = (Arc::clone(self), Arc::clone(shared), address.to_owned());
         let attempt = link.attempt.fetch_add(1, Ordering::Relaxed) + 1;
-        let task = tokio::spawn(async move {
+        let runtime = shared.runtime.clone();
+        // QUIC drives a connection where it was dialled: on a thread that serves records it would wait behind them.
+        let task = runtime.spawn(async move {
             let (config, deadline) = (&shared.config, Instant::now() + CONNECT);
             let connected = dial(&shared.endpoint, &config.client, &config.server_name, &address, deadline).await;
             let mut state = lock(&link.state);
@@ -445,7 +455,11 @@ impl RaftStream {
             self.frames.message().await
         });
         let address = self.address.clone();
-        match asked.await {
+        // Where nobody drives the connection any more, no answer comes, nor word that none will.
+        let Some(asked) = self.links.shared.ended.run_until_cancelled(asked).await else {
+            return Err(LinkError::Lost { address, why: "this member ends".to_owned() });
+        };
+        match asked {
             Ok(Ok(Some(answer))) => {
                 self.links.hear(self.node_id);
                 Ok(answer)

@@ -9,6 +9,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 #[derive(Debug)]
 pub struct RaftThread {
     runtime: Handle,
+    ended: CancellationToken,
     _ends: DropGuard,
 }
 
@@ -26,7 +27,12 @@ impl RaftThread {
             // A disk that hangs holds up nobody.
             runtime.shutdown_background();
         })?;
-        Ok(RaftThread { runtime: handle, _ends: end.drop_guard() })
+        Ok(RaftThread { runtime: handle, ended: end.clone(), _ends: end.drop_guard() })
+    }
+
+    /// Cancelled when it ends: whoever waits elsewhere for something that runs on it waits no more then.
+    pub(super) fn ended(&self) -> CancellationToken {
+        self.ended.clone()
     }
 
     /// What runs on it.
