@@ -27,7 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -65,6 +65,11 @@ impl Hearing {
         u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
+    /// The next moment for what is done every so often: all that is due then wakes the thread once.
+    fn next(&self, every: Duration) -> Instant {
+        next_after(self.began, Instant::now(), every)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Sessions> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,6 +86,14 @@ impl Hearing {
         let known = state.broker(heartbeat.broker_id).filter(|known| known.incarnation == incarnation);
         BrokerHeard { fenced: known.is_none_or(|known| known.state == BrokerState::Fenced), version: state.index() }
     }
+}
+
+/// The first moment after `now` that is a whole number of times `every` after `began`.
+fn next_after(began: Instant, now: Instant, every: Duration) -> Instant {
+    let passed = now.saturating_duration_since(began).as_nanos();
+    let every = every.as_nanos().max(1);
+    let next = (passed / every + 1) * every;
+    began + Duration::from_nanos(u64::try_from(next).unwrap_or(u64::MAX))
 }
 
 /// A broker that says that it is there.
@@ -120,9 +133,9 @@ impl Heart {
     /// Beats to every voter until `stop`. To be run on the quorum's thread.
     pub(crate) async fn beat(self, stop: CancellationToken) {
         let mut voters: HashMap<u64, JoinHandle<()>> = HashMap::new();
-        let mut every = interval(self.interval);
-        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        while stop.run_until_cancelled(every.tick()).await.is_some() {
+        let mut due = Instant::now();
+        while stop.run_until_cancelled(sleep_until(due)).await.is_some() {
+            due = self.hearing.next(self.interval);
             let voting: BTreeSet<u64> = self.node.membership().voter_ids().collect();
             if voting.contains(&self.node.node_id()) {
                 let now_ms = self.lease.now_ms();
@@ -187,10 +200,10 @@ impl Heart {
         let patience = self.interval * 5;
         let mut stream: Option<RaftStream> = None;
         let mut is_away = false;
-        let mut every = interval(self.interval);
-        every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut due = Instant::now();
         loop {
-            every.tick().await;
+            sleep_until(due).await;
+            due = self.hearing.next(self.interval);
             let open = match stream.take().filter(RaftStream::is_alive) {
                 Some(open) => Ok(open),
                 None => match timeout(patience, self.links.open(voter)).await {
@@ -252,8 +265,8 @@ impl Heart {
         // It ends with this.
         let mut successions = JoinSet::new();
         loop {
-            let due = Instant::now() + LOOK;
-            if stop.run_until_cancelled(tokio::time::sleep_until(due)).await.is_none() {
+            let due = self.hearing.next(LOOK);
+            if stop.run_until_cancelled(sleep_until(due)).await.is_none() {
                 return;
             }
             let late = due.elapsed();
@@ -365,5 +378,27 @@ impl Heart {
             }
             Err(error) => tracing::info!(%error, ?decision, "the controller's decision did not come into force"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_done_as_often_or_twice_as_often_is_due_at_the_same_moments() {
+        let began = Instant::now();
+        let ms = |ms: u64| began + Duration::from_millis(ms);
+        let (beat, look) = (Duration::from_millis(100), Duration::from_millis(50));
+        for (now, beats, looks) in
+            [(0, 100, 50), (49, 100, 50), (50, 100, 100), (99, 100, 100), (100, 200, 150), (163, 200, 200)]
+        {
+            assert_eq!(
+                (next_after(began, ms(now), beat), next_after(began, ms(now), look)),
+                (ms(beats), ms(looks)),
+                "{now}"
+            );
+        }
+        assert_eq!(next_after(ms(7), ms(3), beat), ms(107), "a clock that two threads look at");
     }
 }
