@@ -404,6 +404,7 @@ async fn serve_stream(session: Arc<Session>, mut send: quinn::SendStream, recv: 
         }
         open::Stream::Watch(open) => {
             prioritise(&send);
+            let _watches = shared.watches.token();
             let served = match frames.followed_by(MAX_OPEN_FRAME_BYTES, 0) {
                 Ok(frames) => watch::serve(&session, open, &mut send, frames).await,
                 Err(error) => Err(error),
@@ -411,6 +412,11 @@ async fn serve_stream(session: Arc<Session>, mut send: quinn::SendStream, recv: 
             if let Err(error) = served {
                 let last = |error| WatchUpdate { error: Some(error), ..WatchUpdate::default() };
                 refuse(&session, &mut send, error, |error| frame::encode(&last(error), 0)).await;
+            }
+            if shared.leaving.is_cancelled() {
+                finish(&mut send);
+                // The connection ends soon, and with it what has not arrived: whoever shuts down waits for this.
+                drop(timeout(watch::TELLING, send.stopped()).await);
             }
         }
         open::Stream::Raft(_) => {

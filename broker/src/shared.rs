@@ -52,6 +52,10 @@ pub(crate) struct Shared {
     /// What partitions that move to other brokers are sent.
     pub(crate) throttles: Arc<Throttles>,
     pub(crate) sessions: TaskTracker,
+    /// Streams of those who watch: each ends once its client has heard what is new.
+    pub(crate) watches: TaskTracker,
+    /// Those who watch are told the last of it: shutdown follows.
+    pub(crate) leaving: CancellationToken,
     /// Shutdown has begun: nothing new is taken.
     pub(crate) shutdown: CancellationToken,
     /// Shutdown is over: everything is closed.

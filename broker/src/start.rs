@@ -29,6 +29,7 @@ use crate::pool::Pool;
 use crate::replica::throttle::Throttles;
 use crate::server::Door;
 use crate::shared::Shared;
+use crate::watch::TELLING;
 use crate::{import, os, quic, runtime, server, tls};
 use headwater_proto::{ResetCode, TopicId};
 use headwater_storage::import::{self as storage_import, Manifest};
@@ -176,6 +177,20 @@ impl Broker {
         tracing::info!("shutting down");
         if let Some(ready) = &shared.ready {
             ready.drain().await;
+        }
+        if let Some(node) = &shared.node {
+            // What is in force may be published a moment later.
+            let index = node.applied().borrow().state.index();
+            drop(shared.metadata.published(index, Instant::now() + TELLING).await);
+        }
+        // Whoever is sent away knows by then where to go.
+        shared.leaving.cancel();
+        shared.watches.close();
+        if timeout(TELLING, shared.watches.wait()).await.is_err() {
+            tracing::info!(
+                streams = shared.watches.len(),
+                "some of those who watch have not heard in time who leads now"
+            );
         }
         shared.shutdown.cancel();
         let drain = Duration::from_millis(shared.config.shutdown_timeout_ms);
@@ -427,6 +442,8 @@ async fn start(
         loans: Arc::new(Semaphore::new(config.loan_bytes as usize)),
         throttles: Arc::new(Throttles::new()),
         sessions,
+        watches: TaskTracker::new(),
+        leaving: shutdown.child_token(),
         shutdown: shutdown.clone(),
         closed: closed.clone(),
         config,

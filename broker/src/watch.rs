@@ -40,7 +40,10 @@ const BACK_IN_TOUCH: Duration = Duration::from_millis(1_500);
 /// How often it looks meanwhile.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Serves the stream until the client ends it, or the broker shuts down.
+/// How long a broker that leaves waits for those who watch to hear who leads now.
+pub(crate) const TELLING: Duration = Duration::from_millis(500);
+
+/// Serves the stream until the client ends it, or the broker leaves: then it tells what is new still.
 pub(crate) async fn serve(
     session: &Session,
     open: OpenWatch,
@@ -58,7 +61,8 @@ pub(crate) async fn serve(
     let mut beat_at = Instant::now();
     let mut looking: Option<BoxFuture<'_, bool>> = None;
     loop {
-        // Before the state is looked at: a change after that is seen the next time.
+        // Before the state is looked at: a change after that is seen the next time, and whoever is sent away knows where to go.
+        let leaves = shared.leaving.is_cancelled();
         changes.borrow_and_update();
         let state = shared.metadata.state();
         let mut updates = told.news(&state, broker_nodes(shared, &state));
@@ -72,6 +76,9 @@ pub(crate) async fn serve(
             beat_at = Instant::now() + beat;
         }
         is_asked = false;
+        if leaves {
+            return Err(StreamError::Refused(ErrorCode::ShuttingDown, "the broker is shutting down".to_owned()));
+        }
         if looking.is_none() && told.is_unsure() {
             told.look();
             let look = async {
@@ -85,9 +92,7 @@ pub(crate) async fn serve(
         }
         tokio::select! {
             biased;
-            () = shared.shutdown.cancelled() => {
-                return Err(StreamError::Refused(ErrorCode::ShuttingDown, "the broker is shutting down".to_owned()));
-            }
+            () = shared.leaving.cancelled() => {}
             request = frames.message() => {
                 let Some(request) = request? else { return Ok(()) };
                 is_asked = request.ping;

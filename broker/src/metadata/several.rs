@@ -43,8 +43,6 @@ const PAUSE: Duration = Duration::from_millis(100);
 const TELL: Duration = Duration::from_secs(10);
 /// Time for the controller to let a broker serve that says it is ready; then it serves what it may.
 const UNFENCED: Duration = Duration::from_secs(15);
-/// How long producers, readers and those who watch have to hear where to go before their connections end.
-const TELLING: Duration = Duration::from_millis(100);
 /// Time to hand leaderships over before a broker stops.
 const DRAINED: Duration = Duration::from_secs(10);
 /// How often it is looked whether there is a quorum to hand them over still.
@@ -270,11 +268,7 @@ impl Ready {
             () = self.lease_is_over() => Err(MetadataError::NoLeader),
         };
         match handed_over {
-            Ok(()) => {
-                tracing::info!("leaderships handed over");
-                // Every stream tells of it by itself.
-                sleep(TELLING).await;
-            }
+            Ok(()) => tracing::info!("leaderships handed over"),
             Err(error) => tracing::warn!(%error, "leaderships were not handed over: the others find out by themselves"),
         }
     }

@@ -3,8 +3,9 @@
 use super::harness::*;
 use super::nodes::{Nodes, brokers_of};
 use bytes::Bytes;
-use headwater_proto::ErrorCode;
-use headwater_proto::wire::{self, Acks, call::Request, call_response::Response};
+use headwater_proto::wire::{self, Acks, call::Request, call_response::Response, open};
+use headwater_proto::{ErrorCode, frame};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 async fn create(nodes: &Nodes, name: &str, partitions: u32, replication_factor: u32) -> Bytes {
@@ -33,6 +34,47 @@ async fn leaderships_are_handed_over_before_a_broker_stops_and_given_back_once_i
     assert_eq!((led[1], led.iter().sum::<u64>(), told.offline), (0, 6, 0), "it told them before it went: {led:?}");
     nodes.start(1).await;
     nodes.until(0, "it leads again what it should", |told| leaders(told) == [2, 2, 2]).await;
+}
+
+/// The streams of those who watch ended before they had told what the broker itself knew by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn those_who_watch_a_broker_that_stops_hear_who_leads_before_they_are_sent_away() {
+    // So many that they are not told at once.
+    const STREAMS: usize = 500;
+    let mut nodes = Nodes::of(3);
+    nodes.form(3).await;
+    let topic_id = create(&nodes, "t", 60, 3).await;
+    let client = nodes.client(1).await;
+    let mut watching = Vec::new();
+    for _ in 0..STREAMS {
+        let mut stream = client.open(open::Stream::Watch(wire::OpenWatch { beat_ms: 60_000 })).await;
+        let request = wire::WatchRequest { add_topic_ids: vec![topic_id.clone()], ..Default::default() };
+        stream.send.write_chunk(frame::encode(&request, 0)).await.unwrap();
+        watching.push((stream.send, FrameReader::<wire::WatchUpdate>::new(stream.recv), BTreeMap::new()));
+    }
+    for (_, updates, known) in &mut watching {
+        while known.len() < 60 {
+            learn(known, &updates.next().await.expect("an update").0);
+        }
+        assert_eq!(known.values().filter(|leader| **leader == 2).count(), 20, "{known:?}");
+    }
+    nodes.stop(1).await;
+    for (_, updates, known) in &mut watching {
+        let refused = loop {
+            let update = updates.next().await.expect("the stream does not end without a word").0;
+            learn(known, &update);
+            if let Some(refused) = update.error {
+                break refused;
+            }
+        };
+        assert_eq!(ErrorCode::from_number(refused.code), ErrorCode::ShuttingDown, "{refused:?}");
+        assert_eq!(known.values().filter(|leader| **leader == 2).count(), 0, "{known:?}");
+    }
+}
+
+fn learn(known: &mut BTreeMap<u32, i32>, update: &wire::WatchUpdate) {
+    let partitions = update.topics.iter().flat_map(|topic| &topic.partitions);
+    known.extend(partitions.map(|partition| (partition.partition, partition.leader)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
