@@ -8,7 +8,7 @@ pub(crate) mod moves;
 
 use crate::command_id::CommandId;
 use crate::metadata::command::{self, command::Command as Kind};
-use crate::metadata::raft::{Change, RaftNode, succession};
+use crate::metadata::raft::{Change, Membership, RaftNode, succession};
 use crate::metadata::state::{Broker, BrokerState, NO_LEADER};
 use crate::metadata::{MetadataError, MetadataState, Refusal};
 use crate::shared::Shared;
@@ -60,13 +60,8 @@ pub(crate) async fn describe(shared: &Shared, request: &wire::DescribeCluster) -
     see(shared, request.stale).await?;
     let state = shared.metadata.state();
     let membership = shared.node.as_ref().map(RaftNode::membership).unwrap_or_default();
-    // While the voters change, both sets of them decide: one that only the new set has votes once the old one is given up.
-    let in_all_sets = |id: &u64| membership.get_joint_config().iter().all(|set| set.contains(id));
-    let voters: BTreeSet<u64> = membership.voter_ids().filter(in_all_sets).collect();
+    let (voters, vacant_votes) = votes(&state, &membership);
     let learners: BTreeSet<u64> = membership.learner_ids().collect();
-    let those = |ids: &BTreeSet<u64>| {
-        state.brokers().filter(|broker| ids.contains(&broker.node_id)).map(|broker| broker.id).collect::<Vec<_>>()
-    };
     let counted = count(&state);
     let brokers = state.brokers().map(|broker| {
         let (leaders, partitions) = counted.by_broker.get(&broker.id).copied().unwrap_or_default();
@@ -85,14 +80,30 @@ pub(crate) async fn describe(shared: &Shared, request: &wire::DescribeCluster) -
         cluster_id: state.cluster_id().to_owned(),
         controller: state.controller().map_or(-1, |(broker_id, _)| broker_id),
         controller_epoch: state.controller_epoch(),
-        voters: those(&voters),
-        observers: those(&learners),
+        voters,
+        observers: those(&state, &learners),
         brokers: brokers.collect(),
         under_replicated: counted.under_replicated,
         offline: counted.offline,
         metadata_version: state.index(),
         under_min_isr: counted.under_min_isr,
+        vacant_votes,
     }))
+}
+
+/// The brokers that are these members.
+fn those(state: &MetadataState, members: &BTreeSet<u64>) -> Vec<i32> {
+    state.brokers().filter(|broker| members.contains(&broker.node_id)).map(|broker| broker.id).collect()
+}
+
+/// The brokers that vote on the metadata, and how many votes are nobody's, or nobody's any more.
+fn votes(state: &MetadataState, membership: &Membership) -> (Vec<i32>, u32) {
+    // While the voters change, both sets of them decide: one that only the new set has votes once the old one is given up.
+    let in_all_sets = |id: &u64| membership.get_joint_config().iter().all(|set| set.contains(id));
+    let members: BTreeSet<u64> = membership.voter_ids().filter(in_all_sets).collect();
+    let voters = those(state, &members);
+    let vacant = members.len().saturating_sub(voters.len());
+    (voters, u32::try_from(vacant).unwrap_or(u32::MAX))
 }
 
 /// The state of a broker in a word: one that is emptied drains too, though it serves what it has.
@@ -192,4 +203,32 @@ pub(crate) async fn remove_broker(shared: &Shared, request: &wire::RemoveBroker,
     let removed = shared.metadata.propose(remove).await;
     removed.map_err(|error| wire::Error::from(&error))?;
     Ok(Response::Done(Done {}))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use openraft::EmptyNode;
+    use std::collections::BTreeMap;
+
+    /// Three of five may not be one less, though they are all that are brokers.
+    #[test]
+    fn the_votes_of_disks_that_were_emptied_are_counted() {
+        let mut state = MetadataState::new("cluster");
+        for (index, (broker_id, node_id)) in (1..).zip([(1, 11), (2, 12), (3, 13), (4, 14), (5, 15), (4, 24), (5, 25)])
+        {
+            let incarnation = vec![index as u8; 16].into();
+            let register =
+                command::RegisterBroker { broker_id, node_id, incarnation, boots: index, ..Default::default() };
+            state.apply(index, &Kind::RegisterBroker(register).into()).expect("accepted");
+        }
+        let members = |sets: &[&[u64]]| {
+            let sets: Vec<BTreeSet<u64>> = sets.iter().map(|set| set.iter().copied().collect()).collect();
+            Membership::new(sets, (11..=25).map(|id| (id, EmptyNode {})).collect::<BTreeMap<_, _>>())
+        };
+        assert_eq!(votes(&state, &members(&[&[11, 12, 13, 14, 15]])), (vec![1, 2, 3], 2));
+        let replacing = members(&[&[11, 12, 13, 14, 15], &[11, 12, 13, 24, 15]]);
+        assert_eq!(votes(&state, &replacing), (vec![1, 2, 3], 1));
+        assert_eq!(votes(&state, &members(&[&[11, 12, 13, 24, 25]])), (vec![1, 2, 3, 4, 5], 0));
+    }
 }

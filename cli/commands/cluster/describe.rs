@@ -42,6 +42,7 @@ pub(super) struct Description<'a> {
     controller: Option<i32>,
     controller_epoch: u64,
     voters: &'a [i32],
+    vacant_votes: u32,
     observers: &'a [i32],
     brokers: Vec<Broker<'a>>,
     under_replicated: u64,
@@ -79,6 +80,7 @@ impl<'a> From<&'a ClusterDescription> for Description<'a> {
             controller: told.controller,
             controller_epoch: told.controller_epoch,
             voters: &told.voters,
+            vacant_votes: told.vacant_votes,
             observers: &told.observers,
             brokers: brokers.collect(),
             under_replicated: told.under_replicated,
@@ -164,7 +166,8 @@ fn fenced(told: &ClusterDescription) -> Vec<i32> {
 /// How the metadata stand.
 fn quorum(told: &ClusterDescription, lost: Option<&QuorumHealth>) -> String {
     let fenced = fenced(told);
-    let (voters, active) = (told.voters.len(), told.voters.iter().filter(|voter| !fenced.contains(voter)).count());
+    let active = told.voters.iter().filter(|voter| !fenced.contains(voter)).count();
+    let voters = told.voters.len() + told.vacant_votes as usize;
     let active = lost.map_or(active, |quorum| quorum.answering.len());
     let bears = active.saturating_sub(voters / 2 + 1);
     let bears = match (active > voters / 2, bears) {
@@ -172,8 +175,15 @@ fn quorum(told: &ClusterDescription, lost: Option<&QuorumHealth>) -> String {
         (true, 0) => "none of them may be lost".to_owned(),
         (true, bears) => format!("{bears} of them may be lost"),
     };
+    let vacant = match told.vacant_votes {
+        0 => String::new(),
+        vacant => format!(
+            "; {} nobody's any more: a disk was emptied",
+            plural(vacant, "vote") + if vacant == 1 { " is" } else { " are" }
+        ),
+    };
     format!(
-        "metadata version {}, controller epoch {}; {active} of {} there ({bears})",
+        "metadata version {}, controller epoch {}; {active} of {} there ({bears}{vacant})",
         told.metadata_version,
         told.controller_epoch,
         plural(voters as i64, "voter")
@@ -322,6 +332,7 @@ mod tests {
             controller: Some(2),
             controller_epoch: 40,
             voters: vec![1, 2, 3],
+            vacant_votes: 0,
             observers: vec![4],
             brokers: (1..).zip(states).map(broker).collect(),
             under_replicated: 0,
@@ -387,6 +398,18 @@ mod tests {
              broker 3 runs and is catching up: wait; where that does not end, its log and its metric headwater_replicas_fenced say why\n  \
              broker 4 is drained: stop it and headwater cluster remove 4, or headwater cluster drain 4 --cancel\n"
         );
+    }
+
+    #[test]
+    fn votes_that_nobody_casts_count_among_those_of_which_a_majority_is_needed() {
+        let told = |vacant_votes| {
+            let told = ClusterDescription { vacant_votes, ..cluster(&["active"; 5]) };
+            text(&told, &Partitions::new(), None).lines().last().expect("the quorum's line").to_owned()
+        };
+        let line = "metadata version 123, controller epoch 40; 3 of";
+        let nobody = "nobody's any more: a disk was emptied)";
+        assert_eq!(told(1), format!("{line} 4 voters there (none of them may be lost; 1 vote is {nobody}"));
+        assert_eq!(told(2), format!("{line} 5 voters there (none of them may be lost; 2 votes are {nobody}"));
     }
 
     #[test]

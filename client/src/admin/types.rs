@@ -305,6 +305,8 @@ pub struct ClusterDescription {
     pub controller_epoch: u64,
     /// Brokers that vote on the metadata.
     pub voters: Vec<i32>,
+    /// Votes beside theirs that nobody casts: of disks that were emptied, before the broker votes again. A majority is one of all votes.
+    pub vacant_votes: u32,
     /// Brokers that follow the metadata without a vote.
     pub observers: Vec<i32>,
     /// Every broker that has come in, running or not.
@@ -523,6 +525,7 @@ impl From<wire::DescribeClusterResponse> for ClusterDescription {
             controller: (c.controller >= 0).then_some(c.controller),
             controller_epoch: c.controller_epoch,
             voters: c.voters,
+            vacant_votes: c.vacant_votes,
             observers: c.observers,
             brokers: c.brokers.into_iter().map(Into::into).collect(),
             under_replicated: c.under_replicated,

@@ -181,6 +181,10 @@ pub struct DescribeClusterResponse {
     /// Partitions with fewer in-sync replicas than their topic's min.insync.replicas.
     #[prost(uint64, tag = "10")]
     pub under_min_isr: u64,
+    /// Votes on the metadata that nobody casts: those of members that no broker is any more, as its disk was emptied. They count among those of
+    /// which a majority is needed.
+    #[prost(uint32, tag = "11")]
+    pub vacant_votes: u32,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct BrokerDescription {

@@ -90,7 +90,7 @@ pub fn new_node_id() -> u64 {
 type Entry = openraft::Entry<TypeConfig>;
 type EntryPayload = openraft::EntryPayload<TypeConfig>;
 type LogId = openraft::LogId<u64>;
-type Membership = openraft::Membership<u64, EmptyNode>;
+pub(crate) type Membership = openraft::Membership<u64, EmptyNode>;
 type SnapshotMeta = openraft::SnapshotMeta<u64, EmptyNode>;
 type StorageError = openraft::StorageError<u64>;
 type StoredMembership = openraft::StoredMembership<u64, EmptyNode>;
