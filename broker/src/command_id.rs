@@ -5,7 +5,7 @@
 //! Owns: those ids. Refuses: remembering them ([`crate::metadata::state`] does).
 
 use crate::metadata::command::{Command, command::Command as Kind};
-use crate::metadata::{MetadataError, MetadataState};
+use crate::metadata::{MetadataError, MetadataState, Outcome};
 use bytes::Bytes;
 use headwater_proto::{ErrorCode, TopicId, wire};
 
@@ -48,7 +48,12 @@ impl CommandId {
 
     /// Whether the call's first command was applied before.
     pub(crate) fn is_known(&self, state: &MetadataState) -> bool {
-        state.has_applied(&self.of(0))
+        self.outcome(state).is_some()
+    }
+
+    /// What came of the call's first command, if it was applied before.
+    pub(crate) fn outcome<'a>(&self, state: &'a MetadataState) -> Option<&'a Outcome> {
+        state.outcome(&self.of(0))
     }
 
     /// Has what `decide` chooses applied once: what was applied under this id before is not decided again.
@@ -69,7 +74,6 @@ impl CommandId {
 mod tests {
     use super::*;
     use crate::metadata::command::{CreateTopic, DeleteTopic, Replicas};
-    use crate::metadata::state::Outcome;
     use std::collections::BTreeSet;
 
     #[test]

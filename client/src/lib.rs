@@ -37,10 +37,10 @@ mod watch;
 
 pub use admin::{
     AddingReplica, Admin, BrokerDescription, BrokerHealth, ClusterBroker, ClusterDescription, ClusterHealth,
-    ClusterMetadata, CommittedOffset, ConfigEntry, CreatedTopic, ElectedLeader, FeatureLevels, GroupDescription,
-    GroupListing, GroupOffset, LeaderlessPartition, MemberDescription, Moves, NewTopic, OffsetAnswer, OffsetAt,
-    OffsetQuery, PartitionDescription, PartitionMove, PartitionState, QuorumHealth, Reassignment, TopicDescription,
-    TopicListing,
+    ClusterMetadata, CommittedOffset, ConfigEntry, CreatedTopic, Elected, ElectedLeader, FeatureLevels,
+    GroupDescription, GroupListing, GroupOffset, LeaderlessPartition, MemberDescription, Moves, NewTopic, OffsetAnswer,
+    OffsetAt, OffsetQuery, PartitionDescription, PartitionMove, PartitionState, QuorumHealth, Reassignment,
+    TopicDescription, TopicListing,
 };
 pub use config::{ClientConfig, ClientIdentity, ConfigError, IdentityFiles};
 pub use consumer::{

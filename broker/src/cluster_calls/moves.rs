@@ -9,7 +9,7 @@ use crate::command_id::CommandId;
 use crate::metadata::command::{self, ElectionKind, command::Command as Kind};
 use crate::metadata::moves::{self, Move};
 use crate::metadata::state::{EMPTIED_LEVEL, NO_LEADER, Refusal};
-use crate::metadata::{MetadataError, MetadataState, Partition, Topic};
+use crate::metadata::{MetadataError, MetadataState, Outcome, Partition, Topic};
 use crate::shared::Shared;
 use headwater_proto::wire::call_response::Response;
 use headwater_proto::wire::{self, move_partitions::What};
@@ -36,6 +36,16 @@ fn partitions<'a>(
 pub(crate) async fn elect(shared: &Shared, request: wire::ElectLeaders, id: CommandId) -> Answer {
     see(shared, false).await?;
     let before = shared.metadata.state();
+    if !request.validate_only
+        && let Some(outcome) = id.outcome(&before)
+    {
+        // Asked for again: what has a leader by now is not found any more.
+        let unnamed = match outcome {
+            Outcome::PartitionsChanged(count) => *count as u64,
+            _ => 0,
+        };
+        return Ok(Response::ElectLeaders(wire::ElectLeadersResponse { unnamed, ..Default::default() }));
+    }
     let concerned: Vec<(TopicId, u32)> = partitions(&before, &request.topic)
         .map_err(|error| refused(&error))?
         .into_iter()
@@ -93,7 +103,7 @@ pub(crate) async fn elect(shared: &Shared, request: wire::ElectLeaders, id: Comm
             );
         }
     }
-    Ok(Response::ElectLeaders(wire::ElectLeadersResponse { partitions: elected }))
+    Ok(Response::ElectLeaders(wire::ElectLeadersResponse { partitions: elected, unnamed: 0 }))
 }
 
 /// Who was last known to have everything that was acknowledged.

@@ -77,6 +77,40 @@ fn learn(known: &mut BTreeMap<u32, i32>, update: &wire::WatchUpdate) {
     known.extend(partitions.map(|partition| (partition.partition, partition.leader)));
 }
 
+/// The answer was lost: whoever asked again was told that there is nothing to elect.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_election_that_is_asked_for_again_says_that_it_took_place() {
+    let mut nodes = Nodes::of(2);
+    nodes.form(2).await;
+    let placement = [vec![2, 1], vec![1, 2]].map(|brokers| wire::TopicReplicas { brokers });
+    let config = wire::ConfigChange { name: "min.insync.replicas".into(), value: Some("1".into()) };
+    let create =
+        wire::CreateTopic { name: "t".into(), placement: placement.into(), config: vec![config], ..Default::default() };
+    let created = nodes.client(0).await.call(Request::CreateTopic(create)).await;
+    assert!(matches!(created, Response::CreateTopic(_)), "{created:?}");
+    nodes.stop(1).await;
+    nodes.start(1).await;
+    nodes
+        .until(0, "it is in sync again, and leads nothing", |told| {
+            told.under_replicated == 0 && leaders(told) == [2, 0]
+        })
+        .await;
+    let elect = async |number: usize, id: u8| {
+        let elect = wire::ElectLeaders { topic: "t".into(), ..Default::default() };
+        match nodes.client(number).await.call_as(vec![id; 16].into(), Request::ElectLeaders(elect)).await {
+            Response::ElectLeaders(told) => {
+                (told.partitions.iter().map(|it| it.leader).collect::<Vec<_>>(), told.unnamed)
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(elect(0, 7).await, (vec![2], 0));
+    for number in [0, 1] {
+        assert_eq!(elect(number, 7).await, (vec![], 1), "the same again");
+        assert_eq!(elect(number, 8).await, (vec![], 0), "there is nothing to elect for anybody else");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn brokers_that_all_stop_wait_for_nobody() {
     let mut nodes = Nodes::of(3);

@@ -95,8 +95,13 @@ impl Client {
     }
 
     pub async fn call(&self, request: call::Request) -> call_response::Response {
-        let stream =
-            self.open(open::Stream::Call(wire::Call { request: Some(request), ..wire::Call::default() })).await;
+        self.call_as(Bytes::new(), request).await
+    }
+
+    /// A call under this command id.
+    pub async fn call_as(&self, command_id: Bytes, request: call::Request) -> call_response::Response {
+        let call = wire::Call { request: Some(request), command_id, ..wire::Call::default() };
+        let stream = self.open(open::Stream::Call(call)).await;
         FrameReader::<wire::CallResponse>::new(stream.recv).next().await.unwrap().0.response.unwrap()
     }
 

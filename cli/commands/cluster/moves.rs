@@ -18,9 +18,15 @@ pub(super) async fn elect(global: &Global, admin: &Admin, args: &ElectArgs) -> R
     let topic = args.topic.as_deref();
     if !args.unclean {
         let elected = admin.elect_preferred(topic).await.context("cannot elect leaders")?;
+        if elected.unnamed > 0 {
+            let leaders = plural(i128::from(elected.unnamed), "leader");
+            complain(format_args!("{leaders} elected; the answer that named them was lost"));
+            return Ok(());
+        }
+        let elected = elected.leaders;
         return print_elected(global, &elected, "every partition is led by who should lead it, or by who can");
     }
-    let may_lose = admin.elect_unclean(topic, true).await.context("cannot elect leaders")?;
+    let may_lose = admin.elect_unclean(topic, true).await.context("cannot elect leaders")?.leaders;
     for line in warning(&may_lose) {
         complain(line);
     }
@@ -33,10 +39,25 @@ pub(super) async fn elect(global: &Global, admin: &Admin, args: &ElectArgs) -> R
                 }
                 ask("Type \"yes\" to lose it:".to_owned(), "yes").await?;
             }
-            admin.elect_unclean(topic, false).await.context("cannot elect leaders")?
+            let elected = admin.elect_unclean(topic, false).await.context("cannot elect leaders")?;
+            match elected.unnamed {
+                0 => elected.leaders,
+                _ => who_leads_now(admin, may_lose).await?,
+            }
         }
     };
     print_elected(global, &elected, "nothing to elect: no partition without a leader has a replica that runs")
+}
+
+/// The election took place, and the answer that said who was elected was lost.
+async fn who_leads_now(admin: &Admin, elected: Vec<ElectedLeader>) -> Result<Vec<ElectedLeader>> {
+    let states = admin.partition_states().await.context("leaders were elected; cannot see which")?;
+    let leader = |it: &ElectedLeader| {
+        let partition = states.get(&it.topic)?.iter().find(|partition| partition.partition == it.partition)?;
+        partition.leader
+    };
+    let elected = elected.into_iter().map(|it| ElectedLeader { leader: leader(&it), ..it });
+    Ok(elected.filter(|it| it.leader.is_some()).collect())
 }
 
 /// What an unclean election may lose, loudly.
@@ -132,7 +153,7 @@ pub(super) async fn rebalance(global: &Global, admin: &Admin, dry_run: bool, pac
     // Whoever should lead has everything now.
     let elected = admin.elect_preferred(None).await.context("cannot elect the leaders that should lead")?;
     if !global.json {
-        let (moved, led) = (moved.len() as i64, elected.len() as i64);
+        let (moved, led) = (moved.len() as i64, elected.leaders.len() as u64 + elected.unnamed);
         note(global, format_args!("done: {}, {} elected", plural(moved, "partition"), plural(led, "leader")));
     }
     Ok(())

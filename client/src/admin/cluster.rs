@@ -31,6 +31,16 @@ pub struct ElectedLeader {
     pub had_everything: Vec<i32>,
 }
 
+/// What came of an election.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Elected {
+    /// The partitions that are led by another broker than before.
+    pub leaders: Vec<ElectedLeader>,
+    /// How many more there are of which nobody remembers which they are: an earlier attempt of the same call elected them, and its answer was
+    /// lost.
+    pub unnamed: u64,
+}
+
 /// Which partitions are to move.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Moves {
@@ -227,7 +237,7 @@ impl Admin {
     ///
     /// # Errors
     /// When there is no such topic.
-    pub async fn elect_preferred(&self, topic: Option<&str>) -> Result<Vec<ElectedLeader>, Error> {
+    pub async fn elect_preferred(&self, topic: Option<&str>) -> Result<Elected, Error> {
         self.elect(false, topic, false).await
     }
 
@@ -236,26 +246,21 @@ impl Admin {
     ///
     /// # Errors
     /// When there is no such topic.
-    pub async fn elect_unclean(&self, topic: Option<&str>, validate_only: bool) -> Result<Vec<ElectedLeader>, Error> {
+    pub async fn elect_unclean(&self, topic: Option<&str>, validate_only: bool) -> Result<Elected, Error> {
         self.elect(true, topic, validate_only).await
     }
 
-    async fn elect(
-        &self,
-        unclean: bool,
-        topic: Option<&str>,
-        validate_only: bool,
-    ) -> Result<Vec<ElectedLeader>, Error> {
+    async fn elect(&self, unclean: bool, topic: Option<&str>, validate_only: bool) -> Result<Elected, Error> {
         let request = wire::ElectLeaders { unclean, topic: topic.unwrap_or_default().to_owned(), validate_only };
         let answer = call!(self, "elect leaders", ElectLeaders(request) => ElectLeaders);
-        let elected = answer.partitions.into_iter().map(|it| ElectedLeader {
+        let leaders = answer.partitions.into_iter().map(|it| ElectedLeader {
             topic: it.topic,
             partition: it.partition,
             leader_before: some_broker(it.leader_before),
             leader: some_broker(it.leader),
             had_everything: it.had_everything,
         });
-        Ok(elected.collect())
+        Ok(Elected { leaders: leaders.collect(), unnamed: answer.unnamed })
     }
 
     /// Moves partitions; when this returns, that has begun ([`reassignments`](Self::reassignments) says how far it is). `throttle`:

@@ -17,6 +17,9 @@ pub struct ElectLeaders {
 pub struct ElectLeadersResponse {
     #[prost(message, repeated, tag = "1")]
     pub partitions: ::prost::alloc::vec::Vec<ElectedLeader>,
+    /// Leaders that were elected when this was asked for before, and the answer was lost. Which ones is not remembered.
+    #[prost(uint64, tag = "2")]
+    pub unnamed: u64,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ElectedLeader {

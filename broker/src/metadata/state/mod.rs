@@ -463,7 +463,12 @@ impl MetadataState {
 
     /// Whether a person's command of this id was applied, as far as that is remembered.
     pub fn has_applied(&self, id: &[u8]) -> bool {
-        command_id(id).ok().flatten().is_some_and(|id| self.applied.outcome(&id).is_some())
+        self.outcome(id).is_some()
+    }
+
+    /// What came of a person's command of this id, as far as that is remembered.
+    pub fn outcome(&self, id: &[u8]) -> Option<&Outcome> {
+        self.applied.outcome(&command_id(id).ok().flatten()?)
     }
 
     /// Applies one command.
