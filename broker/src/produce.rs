@@ -143,8 +143,7 @@ pub(crate) async fn serve(
             }
         }
     };
-    let identified = session.shared.look_twice(|| identify(&session.shared.metadata.state(), &open, last));
-    let producer = match identified.await {
+    let producer = match identify(&session.shared.metadata.state(), &open, last) {
         Ok(producer) => producer,
         // Another broker may have given it out just now, by metadata that this one does not know yet.
         Err(_) => {
