@@ -19,7 +19,8 @@ pub(crate) enum ClusterCommand {
     /// Says in one line whether a broker may be stopped now, and which; exits 1 if none may.
     ///
     /// A broker may be stopped if, without it, most voters still run, and every partition still has a leader and as many in-sync
-    /// replicas as min.insync.replicas asks for. Of every partition without a leader it says what is to be done.
+    /// replicas as min.insync.replicas asks for. Of every partition without a leader it also says why, who has what was acknowledged, and what
+    /// is to be done; nothing else tells that.
     Health {
         /// Only whether this broker may be stopped.
         #[arg(value_name = "ID")]
@@ -68,8 +69,9 @@ pub(crate) enum ClusterCommand {
     /// Moves everything that a broker keeps to others, and says when it may be stopped and removed.
     ///
     /// From the first moment on it is given nothing new: no topic that is created is placed on it, and `rebalance` moves nothing there, until
-    /// the drain is cancelled or the broker is removed (once all brokers understand that: feature level 3, `cluster upgrade`). Refused where too few others are active to take what it keeps. Said again, what moves
-    /// already goes on at the pace that is said now.
+    /// the drain is cancelled or the broker is removed. (Below feature level 3, which `cluster upgrade` tells and raises, that is not so: it says
+    /// so at its end.) Refused where too few others are active to take what it keeps. Said again, what moves already goes on at the pace that
+    /// is said now.
     Drain {
         /// The broker's id.
         #[arg(value_name = "ID")]

@@ -45,8 +45,20 @@ fn keys(value: &Value, at: &str, found: &mut BTreeSet<String>) {
 }
 
 /// Lists of objects that may be empty.
-const EMPTY: [&str; 10] =
-    ["headers", "faults", "notes", "lost", "mended", "foreign", "partitions", "members", "offsets", "not_served"];
+const EMPTY: [&str; 12] = [
+    "headers",
+    "faults",
+    "notes",
+    "lost",
+    "mended",
+    "foreign",
+    "partitions",
+    "members",
+    "offsets",
+    "not_served",
+    "leaderless",
+    "partitions[].adding",
+];
 
 /// Compares answers of one kind with what the page says of it.
 #[track_caller]
@@ -111,6 +123,8 @@ fn the_page_says_what_answers_hold() {
 
     check("Cluster describe", &broker.json(&["cluster", "describe"]));
     check("Cluster voters", &broker.json(&["cluster", "voters", "add", "1"]));
+    check("Cluster upgrade", &broker.json(&["cluster", "upgrade"]));
+    cluster_answers(&mut check);
 
     for mode in ["produce", "consume", "e2e"] {
         check("Bench", &broker.json(&["bench", mode, "--records", "100"]));
@@ -192,4 +206,59 @@ fn the_page_says_what_answers_hold() {
     {
         assert!(seen.contains(rare), "no answer held {rare}");
     }
+}
+
+/// What has something to tell only where there are several brokers.
+fn cluster_answers(check: &mut impl FnMut(&str, &[Value])) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = headwater();
+    command.current_dir(folder.path()).args(["up", "--brokers", "2", "--data", "data", "--json"]);
+    let mut up = Running::start(command);
+    let ready = eventually("the first line", || up.json().first().cloned());
+    let profile = ready["profile"].as_str().expect("a path");
+    let answer = |args: &[&str]| run(&[args, &["--profile", profile, "--json"]].concat());
+    let json = |args: &[&str]| answer(args).ok().json();
+    let one = ["-c", "min.insync.replicas=1"];
+    json(&[&["topic", "create", "t", "--replica-placement", "1,1"], &one[..]].concat());
+    json(&[&["topic", "create", "u", "--replica-placement", "2:1"], &one[..]].concat());
+    let lines = folder.path().join("lines");
+    std::fs::write(&lines, format!("{}\n", "x".repeat(999)).repeat(300)).expect("written");
+    let lines = lines.to_str().expect("text");
+    let produce = ["produce", "t", "--partition", "0", "--compression", "none", "--file", lines];
+    answer(&produce).ok();
+
+    check("Cluster reassign", &json(&["cluster", "rebalance", "--dry-run"]));
+    let reassign = ["cluster", "reassign", "--topic", "t", "--partition", "0", "--replicas", "2", "--throttle", "1kB"];
+    check("Cluster reassign", &json(&reassign));
+    check("Cluster reassign status", &json(&["cluster", "reassign", "status"]));
+    check("Cluster reassign", &json(&["cluster", "reassign", "cancel"]));
+    check("Cluster reassign status", &json(&["cluster", "reassign", "status"]));
+    let swap = ["cluster", "reassign", "--topic", "u", "--partition", "0", "--replicas", "1,2"];
+    check("Cluster reassign", &json(&swap));
+    let elected = eventually("both are in sync", || {
+        let elected = json(&["cluster", "elect", "--preferred"]);
+        (!elected.is_empty()).then_some(elected)
+    });
+    check("Cluster elect", &elected);
+    check("Cluster health", &answer(&["cluster", "health"]).json());
+
+    // One of two is no majority, and what broker 2 alone kept has no leader.
+    json(&[&["topic", "create", "v", "--replica-placement", "2"], &one[..]].concat());
+    json(&["cluster", "voters", "remove", "2"]);
+    let pid = u32::try_from(ready["brokers"][1]["pid"].as_u64().expect("a number")).expect("a pid");
+    crate::harness::signal(pid, "KILL");
+    let offline = eventually("it is missed", || {
+        let offline = json(&["topic", "list", "--offline"]);
+        (!offline.is_empty()).then_some(offline)
+    });
+    check("Topic list of what is in trouble", &offline);
+    let health = answer(&["cluster", "health"]).json();
+    assert_eq!(health[0]["leaderless"][0]["topic"], "v");
+    check("Cluster health", &health);
+    let cluster_id = json(&["cluster", "describe"])[0]["cluster_id"].as_str().expect("an id").to_owned();
+    assert!(up.terminate().success());
+    let config = Path::new(ready["brokers"][0]["data"].as_str().expect("a path")).join("broker.toml");
+    let config = config.to_str().expect("text");
+    let recover = ["cluster", "unsafe-recover", "--config", config, "--json", "--yes-lose-what-only-others-know"];
+    check("Cluster unsafe-recover", &run(&[&recover[..], &[&cluster_id]].concat()).ok().json());
 }

@@ -415,7 +415,7 @@ pub struct BrokerHeartbeat {
     /// Replicas that its disk fenced, or whose flush does not come back, as far as the metadata do not say so.
     #[prost(message, repeated, tag = "4")]
     pub unfit: ::prost::alloc::vec::Vec<super::state::TopicPartition>,
-    /// Replicas that the metadata count as fenced, and whose flush came back.
+    /// Replicas that the metadata count as fenced, and whose flush came back, or which were healed.
     #[prost(message, repeated, tag = "6")]
     pub restored: ::prost::alloc::vec::Vec<super::state::TopicPartition>,
 }

@@ -167,7 +167,7 @@ pub struct FenceReplicas {
     #[prost(message, repeated, tag = "3")]
     pub replicas: ::prost::alloc::vec::Vec<TopicPartition>,
 }
-/// The disk under these replicas of the broker, which hung, came back: they may be in sync again.
+/// The disk under these replicas of the broker, which hung, came back, or they were healed: they may be in sync again.
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct RestoreReplicas {
     #[prost(int32, tag = "1")]

@@ -101,7 +101,13 @@ fn advice(state: &MetadataState, topic: &str, number: u32, partition: &Partition
     let dry = "with --dry-run it only says who would lead and what may be lost";
     let is_active = |broker: &i32| state.broker(*broker).is_some_and(|broker| broker.state == BrokerState::Active);
     let holders: Vec<i32> = partition.isr.iter().chain(&partition.elr).copied().collect();
+    let is_back =
+        |broker: &i32| is_active(broker) && ![&partition.lost, &partition.fenced].iter().any(|it| it.contains(broker));
     match (&holders[..], &partition.last_known[..]) {
+        ([], [last, ..]) if is_back(last) => format!(
+            "broker {last} was the last that had everything that was acknowledged, lost it, and has {topic}-{number} again: {elect} lets it lead \
+             ({dry}). Nothing is lost then, if what was brought back is whole and no older copy"
+        ),
         ([], [last, ..]) if is_active(last) => format!(
             "broker {last} was the last that had everything that was acknowledged, and says that its replica is damaged or gone. Stop it, bring \
              {topic}-{number} in its data folder back or mend it (`headwater segment verify` says what is wrong), start it, and then \
@@ -258,6 +264,18 @@ mod tests {
         let said = told(&state);
         assert!(said.contains("says that its replica is damaged or gone") && said.contains("t0-0"), "{said}");
         assert!(said.contains("`headwater segment verify`") && said.contains("--dry-run"), "{said}");
+        // As it was told to.
+        let mended = command::RegisterBroker {
+            broker_id: 1,
+            node_id: 1,
+            incarnation: incarnation(10),
+            boots: 3,
+            ..command::RegisterBroker::default()
+        };
+        apply(&mut state, Kind::RegisterBroker(mended));
+        control(&mut state, Kind::UnfenceBroker(command::UnfenceBroker { broker_id: 1, incarnation: incarnation(10) }));
+        let said = told(&state);
+        assert!(said.contains("has t0-0 again: `headwater cluster elect --unclean --topic t0` lets it lead"), "{said}");
     }
 
     #[test]

@@ -279,6 +279,10 @@ fn next(told: &ClusterDescription, partitions: &Partitions) -> Vec<String> {
             "start broker {} again, on its folder: headwater broker --config FILE. What it keeps comes back by itself",
             lost.join(", ")
         ));
+        next.push(
+            "if its disk is empty or new: headwater cluster join --config FILE before that, and nothing else: it votes again and fetches what it kept"
+                .to_owned(),
+        );
     }
     if let [first, ..] = &*gone {
         let votes = if told.voters.contains(first) { format!(" voters remove {first},") } else { String::new() };
@@ -303,9 +307,16 @@ fn next(told: &ClusterDescription, partitions: &Partitions) -> Vec<String> {
     for broker in told.brokers.iter().filter(|broker| broker.state == "draining") {
         let id = broker.id;
         next.push(match broker.partitions {
-            0 => format!(
-                "broker {id} is drained: stop it and headwater cluster remove {id}, or headwater cluster drain {id} --cancel"
-            ),
+            0 => {
+                // Whoever votes is not removed, and once it is stopped its vote is missed.
+                let votes = match told.voters.contains(&id) {
+                    true => format!("headwater cluster voters remove {id}, then "),
+                    false => String::new(),
+                };
+                format!(
+                    "broker {id} is drained: {votes}stop it, then headwater cluster remove {id}; or keep it: headwater cluster drain {id} --cancel"
+                )
+            }
             _ => format!("broker {id} is being emptied or stopped: headwater cluster reassign status shows what moves"),
         });
     }
@@ -393,11 +404,17 @@ mod tests {
              and 3 more: headwater topic list --under-replicated\n\n\
              what to do next:\n  \
              start broker 1 (10.0.0.1:9092) again, on its folder: headwater broker --config FILE. What it keeps comes back by itself\n  \
+             if its disk is empty or new: headwater cluster join --config FILE before that, and nothing else: it votes again and fetches what it kept\n  \
              only if it is gone for good: have another broker join where too few are left, then headwater cluster voters remove 1, drain 1, remove 1\n  \
              only if none of their replicas comes back: headwater cluster elect --unclean --dry-run says what an election would LOSE\n  \
              broker 3 runs and is catching up: wait; where that does not end, its log and its metric headwater_replicas_fenced say why\n  \
-             broker 4 is drained: stop it and headwater cluster remove 4, or headwater cluster drain 4 --cancel\n"
+             broker 4 is drained: stop it, then headwater cluster remove 4; or keep it: headwater cluster drain 4 --cancel\n"
         );
+        told.voters.push(4);
+        let voting = super::text(&told, &partitions, None);
+        let steps =
+            "broker 4 is drained: headwater cluster voters remove 4, then stop it, then headwater cluster remove 4; or";
+        assert!(voting.contains(steps), "{voting}");
     }
 
     #[test]

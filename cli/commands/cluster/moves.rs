@@ -174,8 +174,8 @@ pub(super) async fn drain(global: &Global, admin: &Admin, id: i32, pace: &PaceAr
         }
         wait(global, admin, "drain", |_| true).await?;
         let told = admin.describe_cluster().await.with_context(what)?;
-        let keeps = told.brokers.iter().find(|broker| broker.id == id).map_or(0, |broker| broker.partitions);
-        if keeps > 0 {
+        let drained = told.brokers.iter().find(|broker| broker.id == id);
+        if drained.is_some_and(|broker| broker.partitions > 0) {
             // A topic was created meanwhile, or a move was cancelled.
             tokio::time::sleep(LOOK).await;
             continue;
@@ -185,10 +185,18 @@ pub(super) async fn drain(global: &Global, admin: &Admin, id: i32, pace: &PaceAr
                 true => format!("`headwater cluster voters remove {id}`, "),
                 false => String::new(),
             };
+            let stays = match drained.is_some_and(|broker| broker.state == "draining") {
+                true => format!("is given nothing before `headwater cluster drain {id} --cancel`"),
+                // Some broker was too old to understand that when the drain began.
+                false => {
+                    "MAY BE GIVEN partitions of new topics until then: only after `headwater cluster upgrade --finalize` a drain keeps it empty"
+                        .to_owned()
+                }
+            };
             note(
                 global,
                 format_args!(
-                    "broker {id} keeps nothing any more: it may be removed ({votes}stop it, `headwater cluster remove {id}`), and is given nothing before `headwater cluster drain {id} --cancel`"
+                    "broker {id} keeps nothing any more: it may be removed ({votes}stop it, `headwater cluster remove {id}`), and {stays}"
                 ),
             );
         }

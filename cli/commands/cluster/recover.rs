@@ -27,7 +27,7 @@ pub(super) fn recover(global: &Global, args: &FolderArgs, cluster_id: Option<Str
         config.broker_id
     ));
     complain(format_args!(
-        "Topics that it does not know are not deleted by this: their folders are set aside (*-stray) on the brokers that join again, and stay there          until you delete them."
+        "Topics that it does not know are not deleted by this: their folders are set aside (*-stray) on the brokers that join again, and stay there until you delete them."
     ));
     if uncommitted > 0 {
         complain(format_args!(
