@@ -16,8 +16,19 @@ pub(crate) mod topic;
 pub(crate) mod up;
 
 use anyhow::{Context, Result, bail};
-use headwater_client::{Admin, OffsetAt, OffsetQuery, PartitionDescription, TopicDescription};
+use headwater_client::{Admin, ErrorCode, OffsetAt, OffsetQuery, PartitionDescription, TopicDescription};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// What a look at something failed at. Where the metadata quorum is lost, a broker still tells what it knows: `command` with --stale.
+pub(crate) fn look_failed(what: &str, command: &str, error: headwater_client::Error) -> anyhow::Error {
+    let why = match error.code() {
+        Some(ErrorCode::OutOfTouch) => {
+            format!("{what} (`headwater {command} --stale` tells what the broker knows that answers)")
+        }
+        _ => what.to_owned(),
+    };
+    anyhow::Error::from(error).context(why)
+}
 
 /// Now, in milliseconds since 1970.
 pub(crate) fn now_ms() -> i64 {

@@ -7,7 +7,7 @@ mod recover;
 
 use anyhow::{Context, Result};
 use headwater_broker::cluster::{self, Prepared};
-use headwater_client::{Admin, ErrorCode};
+use headwater_client::Admin;
 use serde_json::json;
 
 use self::describe::Description;
@@ -35,9 +35,10 @@ pub(crate) fn run(global: &Global, command: ClusterCommand) -> Result<()> {
             let admin = if stale { admin.stale() } else { admin };
             health::health(global, &admin, id).await
         }),
-        ClusterCommand::Upgrade { finalize } => {
-            with_client(global, async |client| health::upgrade(global, &client.admin(), finalize).await)
-        }
+        ClusterCommand::Upgrade { finalize } => with_client(global, async |client| {
+            let admin = client.admin();
+            health::upgrade(global, &if finalize { admin } else { admin.impatient() }, finalize).await
+        }),
         ClusterCommand::Elect(args) => {
             with_client(global, async |client| moves::elect(global, &client.admin(), &args).await)
         }
@@ -71,17 +72,6 @@ pub(crate) fn run(global: &Global, command: ClusterCommand) -> Result<()> {
             Ok(())
         }),
     }
-}
-
-/// What a look at the cluster failed at. Where the metadata quorum is lost, a broker still tells what it knows.
-fn look_failed(what: &str, command: &str, error: headwater_client::Error) -> anyhow::Error {
-    let why = match error.code() {
-        Some(ErrorCode::OutOfTouch) => {
-            format!("{what} (`headwater cluster {command} --stale` tells what the broker knows that answers)")
-        }
-        _ => what.to_owned(),
-    };
-    anyhow::Error::from(error).context(why)
 }
 
 fn prepare(global: &Global, args: &FolderArgs, is_first: bool) -> Result<()> {

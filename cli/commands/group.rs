@@ -18,9 +18,9 @@ pub(crate) fn run(global: &Global, command: GroupCommand) -> Result<()> {
     with_client(global, async |client| {
         let admin = client.admin();
         match command {
-            GroupCommand::List => list(global, &admin).await,
-            GroupCommand::Describe { group } => describe(global, &admin, &group).await,
-            GroupCommand::Members { group } => members(global, &admin, &group).await,
+            GroupCommand::List => list(global, &admin.impatient()).await,
+            GroupCommand::Describe { group } => describe(global, &admin.impatient(), &group).await,
+            GroupCommand::Members { group } => members(global, &admin.impatient(), &group).await,
             GroupCommand::Reset(args) => reset::run(global, &admin, args).await,
             GroupCommand::Delete { group } => {
                 admin.delete_group(&group).await.with_context(|| format!("cannot delete group {group}"))?;

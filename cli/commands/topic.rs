@@ -6,10 +6,13 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::args::{Global, TopicCommand};
+use crate::commands::look_failed;
 use crate::confirm::{ask, is_somebody_there};
 use crate::connect::with_client;
 use crate::output::{bytes, note, number, plural, print, print_all, print_json, table};
 use crate::spec::{Replicas, Setting};
+
+const CANNOT_LIST: &str = "cannot list the topics";
 
 /// Runs one of the subcommands.
 pub(crate) fn run(global: &Global, command: TopicCommand) -> Result<()> {
@@ -30,7 +33,7 @@ pub(crate) fn run(global: &Global, command: TopicCommand) -> Result<()> {
                 create(global, &admin, &name, topic, config).await
             }
             TopicCommand::List { under_replicated, under_min_isr, offline, stale } => {
-                let admin = asked(admin, stale);
+                let admin = asked(&admin, stale);
                 let trouble: Option<fn(&PartitionState) -> bool> = match (under_replicated, under_min_isr, offline) {
                     (true, _, _) => Some(PartitionState::is_under_replicated),
                     (_, true, _) => Some(PartitionState::is_under_min_isr),
@@ -42,7 +45,7 @@ pub(crate) fn run(global: &Global, command: TopicCommand) -> Result<()> {
                     Some(is_so) => list_those(global, &admin, is_so).await,
                 }
             }
-            TopicCommand::Describe { name, stale } => describe(global, &asked(admin, stale), &name).await,
+            TopicCommand::Describe { name, stale } => describe(global, &asked(&admin, stale), &name).await,
             TopicCommand::Alter { name, config, unset } => alter(global, &admin, &name, config, unset).await,
             TopicCommand::AddPartitions { name, partitions } => {
                 admin
@@ -55,7 +58,7 @@ pub(crate) fn run(global: &Global, command: TopicCommand) -> Result<()> {
             }
             TopicCommand::Delete { name, yes } => {
                 if !yes && is_somebody_there() {
-                    let told = admin.describe_topic(&name).await;
+                    let told = admin.impatient().describe_topic(&name).await;
                     let told = told.with_context(|| format!("cannot describe topic {name}"))?;
                     let lost = held(told.partitions.iter().map(|it| (it.log_start_offset, it.high_watermark)));
                     ask(format!("Topic {name} and its {lost} are LOST FOR GOOD. Type its name to delete it:"), &name)
@@ -66,7 +69,7 @@ pub(crate) fn run(global: &Global, command: TopicCommand) -> Result<()> {
             }
             TopicCommand::DeleteRecords { name, partition, before, yes } => {
                 if !yes && is_somebody_there() {
-                    let told = admin.describe_topic(&name).await;
+                    let told = admin.impatient().describe_topic(&name).await;
                     let told = told.with_context(|| format!("cannot describe topic {name}"))?;
                     let concerned = told.partitions.iter().filter(|it| it.partition == partition);
                     let end = |end: i64| if before < 0 { end } else { end.min(before) };
@@ -96,7 +99,9 @@ fn held(partitions: impl Iterator<Item = (i64, i64)>) -> String {
     plural(partitions.map(|(start, end)| end.saturating_sub(start).max(0)).sum::<i64>(), "record")
 }
 
-fn asked(admin: Admin, stale: bool) -> Admin {
+/// For whoever looks: a lost quorum is told at once.
+fn asked(admin: &Admin, stale: bool) -> Admin {
+    let admin = admin.impatient();
     if stale { admin.stale() } else { admin }
 }
 
@@ -143,7 +148,7 @@ async fn create(global: &Global, admin: &Admin, name: &str, mut topic: NewTopic,
 }
 
 async fn list(global: &Global, admin: &Admin) -> Result<()> {
-    let topics = admin.list_topics().await.context("cannot list the topics")?;
+    let topics = admin.list_topics().await.map_err(|error| look_failed(CANNOT_LIST, "topic list", error))?;
     let mut listings: Vec<Listing> = topics
         .into_iter()
         .map(|topic| Listing {
@@ -184,7 +189,7 @@ struct Trouble<'a> {
 }
 
 async fn list_those(global: &Global, admin: &Admin, is_so: fn(&PartitionState) -> bool) -> Result<()> {
-    let topics = admin.partition_states().await.context("cannot list the topics")?;
+    let topics = admin.partition_states().await.map_err(|error| look_failed(CANNOT_LIST, "topic list", error))?;
     let those = topics.iter().flat_map(|(topic, partitions)| partitions.iter().map(move |it| (topic, it)));
     let those: Vec<Trouble<'_>> = those
         .filter(|(_, it)| is_so(it))
@@ -245,7 +250,9 @@ struct Config<'a> {
 }
 
 async fn describe(global: &Global, admin: &Admin, name: &str) -> Result<()> {
-    let topic = admin.describe_topic(name).await.with_context(|| format!("cannot describe topic {name}"))?;
+    let topic = admin.describe_topic(name).await;
+    let topic =
+        topic.map_err(|error| look_failed(&format!("cannot describe topic {name}"), "topic describe", error))?;
     if !global.json {
         return print(description_text(&topic));
     }

@@ -556,25 +556,15 @@ impl Connections {
         Ok(self.ask_with(what, true, request).await?.map(|(_, response)| response))
     }
 
-    /// As [`Connections::call`], and which broker answered.
+    /// As [`Connections::call`], and which broker answered. Where the metadata quorum is lost, it is not waited for (`is_patient`: it is): once
+    /// every broker that is reached has said that it is cut off.
     pub(crate) async fn ask(
-        self: &Arc<Self>,
-        what: &'static str,
-        request: call::Request,
-    ) -> Result<(i32, Response), Error> {
-        self.ask_with(what, true, || Some(request.clone())).await?.ok_or(Error::Closed)
-    }
-
-    /// As [`Connections::call`], but where the metadata quorum is lost, it is not waited for (`is_patient`: it is): once every broker that is
-    /// reached has said that it is cut off.
-    pub(crate) async fn call_once(
         self: &Arc<Self>,
         what: &'static str,
         is_patient: bool,
         request: call::Request,
-    ) -> Result<Response, Error> {
-        let answer = self.ask_with(what, is_patient, || Some(request.clone())).await?;
-        answer.map(|(_, response)| response).ok_or(Error::Closed)
+    ) -> Result<(i32, Response), Error> {
+        self.ask_with(what, is_patient, || Some(request.clone())).await?.ok_or(Error::Closed)
     }
 
     async fn ask_with(

@@ -88,9 +88,15 @@ impl Coordinators {
     }
 
     /// One call to the group's coordinator, repeated with whoever has it then while that can help and cannot do harm, until the request's
-    /// time is up.
-    pub(crate) async fn call(&self, group: &str, what: &'static str, request: Request) -> Result<Response, Error> {
-        self.call_with(group, what, || Some(request.clone())).await?.ok_or(Error::Closed)
+    /// time is up; where the metadata quorum is lost and it is not waited for (`is_patient`: it is), until every broker that is reached has said so.
+    pub(crate) async fn call(
+        &self,
+        group: &str,
+        what: &'static str,
+        is_patient: bool,
+        request: Request,
+    ) -> Result<Response, Error> {
+        self.ask_coordinator(group, what, is_patient, || Some(request.clone())).await?.ok_or(Error::Closed)
     }
 
     /// As [`Coordinators::call`], with a request made anew for each attempt; `None` where nothing is left to be asked.
@@ -100,9 +106,19 @@ impl Coordinators {
         what: &'static str,
         request: impl Fn() -> Option<Request>,
     ) -> Result<Option<Response>, Error> {
+        self.ask_coordinator(group, what, true, request).await
+    }
+
+    async fn ask_coordinator(
+        &self,
+        group: &str,
+        what: &'static str,
+        is_patient: bool,
+        request: impl Fn() -> Option<Request>,
+    ) -> Result<Option<Response>, Error> {
         let deadline = Deadline::within(self.connections.config.request_timeout);
         let mut backoff = Backoff::new(&self.connections.config);
-        let mut cut_off = None;
+        let mut cut_off = CutOff::default();
         loop {
             let error = match self.find(group, deadline).await {
                 Err(error) => error,
@@ -126,8 +142,11 @@ impl Coordinators {
                     error
                 }
             };
-            let error = most_telling(&mut cut_off, error);
-            if !error.retryable() || deadline.passed() {
+            let error = cut_off.most_telling(error);
+            if !error.retryable()
+                || deadline.passed()
+                || cut_off.is_told(is_patient, self.connections.known_brokers().len())
+            {
                 return Err(error);
             }
             tracing::debug!(what, group, %error, "the coordinator gives no answer, trying again");
@@ -135,13 +154,13 @@ impl Coordinators {
         }
     }
 
-    /// All groups: those of every coordinator.
-    pub(crate) async fn list(&self) -> Result<Vec<wire::GroupListing>, Error> {
+    /// All groups: those of every coordinator. `is_patient`: a lost quorum is waited for.
+    pub(crate) async fn list(&self, is_patient: bool) -> Result<Vec<wire::GroupListing>, Error> {
         let deadline = Deadline::within(self.connections.config.request_timeout);
         let mut backoff = Backoff::new(&self.connections.config);
         // By the partition of the offsets topic: whoever has it by now lists its groups.
         let mut listed: HashMap<u32, Vec<wire::GroupListing>> = HashMap::new();
-        let mut cut_off = None;
+        let mut cut_off = CutOff::default();
         loop {
             let error = match self.ask("", None, deadline).await {
                 Err(error) => error,
@@ -154,8 +173,11 @@ impl Coordinators {
                     Some(error) => error,
                 },
             };
-            let error = most_telling(&mut cut_off, error);
-            if !error.retryable() || deadline.passed() {
+            let error = cut_off.most_telling(error);
+            if !error.retryable()
+                || deadline.passed()
+                || cut_off.is_told(is_patient, self.connections.known_brokers().len())
+            {
                 return Err(error);
             }
             tracing::debug!(%error, "not every coordinator has answered, trying again");
@@ -363,13 +385,27 @@ impl Coordinators {
     }
 }
 
-/// What is told of an attempt that failed. What a broker said that is cut off from the others (`cut_off`, once one has) tells more than that
-/// none of the others is reached.
-fn most_telling(cut_off: &mut Option<Error>, error: Error) -> Error {
-    if error.code() == Some(ErrorCode::OutOfTouch) {
-        *cut_off = Some(error.clone());
+/// What brokers said that are cut off from the others.
+#[derive(Default)]
+struct CutOff {
+    said: Option<Error>,
+    times: usize,
+}
+
+impl CutOff {
+    /// What is told of an attempt that failed. What a broker said that is cut off tells more than that none of the others is reached.
+    fn most_telling(&mut self, error: Error) -> Error {
+        if error.code() == Some(ErrorCode::OutOfTouch) {
+            self.said = Some(error.clone());
+            self.times += 1;
+        }
+        self.said.clone().filter(|_| error.code().is_none() && error.retryable()).unwrap_or(error)
     }
-    cut_off.clone().filter(|_| error.code().is_none() && error.retryable()).unwrap_or(error)
+
+    /// Whether whoever does not wait for a lost quorum has heard enough: so often that one of so many `brokers` has said it again.
+    fn is_told(&self, is_patient: bool, brokers: usize) -> bool {
+        !is_patient && self.times > brokers
+    }
 }
 
 /// What is told of a coordinator that another one has followed.

@@ -205,13 +205,18 @@ impl Leaders {
         }
     }
 
-    /// A topic with what the leaders of its partitions say of them; -1 where one says nothing.
-    pub(crate) async fn describe_topic(&self, name: &str, stale: bool) -> Result<wire::DescribeTopicResponse, Error> {
+    /// A topic with what the leaders of its partitions say of them; -1 where one says nothing. `is_patient`: a lost quorum is waited for.
+    pub(crate) async fn describe_topic(
+        &self,
+        name: &str,
+        stale: bool,
+        is_patient: bool,
+    ) -> Result<wire::DescribeTopicResponse, Error> {
         let deadline = Deadline::within(DESCRIBE_PATIENCE.min(self.connections.config.request_timeout));
         let mut backoff = Backoff::new(&self.connections.config);
         loop {
             let request = Request::DescribeTopic(wire::DescribeTopic { name: name.into(), stale });
-            let (broker_id, mut topic) = match self.connections.ask("describe topic", request).await? {
+            let (broker_id, mut topic) = match self.connections.ask("describe topic", is_patient, request).await? {
                 (broker_id, Response::DescribeTopic(topic)) => (broker_id, topic),
                 _ => return Err(Error::Protocol("an answer that does not belong to describe topic".into())),
             };

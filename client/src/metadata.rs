@@ -349,7 +349,7 @@ async fn ask(knowledge: Arc<Knowledge>, name: Arc<str>, confirmed: bool) -> Resu
     let (at, answer) = loop {
         let at = Instant::now();
         let request = wire::Metadata { topics: vec![name.to_string()], confirmed, ..wire::Metadata::default() };
-        let answer = match knowledge.connections.ask("metadata", call::Request::Metadata(request)).await? {
+        let answer = match knowledge.connections.ask("metadata", true, call::Request::Metadata(request)).await? {
             (broker_id, Response::Metadata(answer)) => {
                 let version = lock(&knowledge.topics).version;
                 if answer.version >= version {

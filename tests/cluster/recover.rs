@@ -9,21 +9,38 @@ use std::time::{Duration, Instant};
 #[test]
 fn that_the_quorum_is_lost_is_told_soon_and_who_answers() {
     let cluster = Development::up(3, &[]);
+    cluster.command(&["topic", "create", "t"]).ok();
+    // There are coordinators.
+    cluster.command(&["group", "reset", "g", "--topic", "t:0", "--to", "earliest", "--execute"]).ok();
     let well = cluster.object(&["cluster", "health"]);
     assert_eq!((&well["may_stop"], &well["quorum"]["voters"]), (&json!([1, 2, 3]), &json!(3)));
     cluster.kill(2);
     cluster.kill(3);
-    for look in ["describe", "health"] {
+    for look in [
+        &["cluster", "describe"][..],
+        &["cluster", "health"],
+        &["topic", "list"],
+        &["topic", "list", "--offline"],
+        &["topic", "describe", "t"],
+        &["cluster", "reassign", "status"],
+        &["cluster", "upgrade"],
+        &["cluster", "elect", "--unclean", "--dry-run"],
+        &["cluster", "rebalance", "--dry-run"],
+        &["group", "list"],
+        &["group", "describe", "g"],
+    ] {
         // As soon as the broker that is left is sure of it.
         let told = cluster.until("it is told", || {
             let began = Instant::now();
-            let told = cluster.command(&["cluster", look]);
+            let told = cluster.command(look);
             (!told.status.success()).then(|| (told.stderr, began.elapsed()))
         });
         let (told, took) = told;
-        assert!(took < Duration::from_secs(20), "{look}: {took:?}");
-        assert!(told.contains("of 3 voters only broker 1 answers it, and 2 have to"), "{look}: {told}");
-        assert!(told.contains(&format!("`headwater cluster {look} --stale`")), "{look}: {told}");
+        assert!(took < Duration::from_secs(20), "{look:?}: {took:?}");
+        assert!(told.contains("of 3 voters only broker 1 answers it, and 2 have to"), "{look:?}: {told}");
+        if let [kind @ ("cluster" | "topic"), what @ ("describe" | "health" | "list"), ..] = look {
+            assert!(told.contains(&format!("`headwater {kind} {what} --stale`")), "{look:?}: {told}");
+        }
     }
     let lost = "the metadata quorum is lost: of 3 voters 1 (broker 1) answers, and 2 have to";
     let stale = |args: &[&str]| {

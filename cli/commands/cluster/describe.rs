@@ -6,9 +6,9 @@ use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::health::lost_why;
-use super::look_failed;
 use super::moves::ids;
 use crate::args::Global;
+use crate::commands::look_failed;
 use crate::output::{plural, print, print_json, table};
 
 /// Partitions of each kind of trouble that are named; a command lists the rest.
@@ -20,7 +20,7 @@ type Partitions = BTreeMap<String, Vec<PartitionState>>;
 /// Runs the command. `stale`: the admin asks for what a broker knows, which may be of the past.
 pub(super) async fn describe(global: &Global, admin: &Admin, stale: bool) -> Result<()> {
     let told = admin.describe_cluster().await;
-    let told = told.map_err(|error| look_failed("cannot describe the cluster", "describe", error))?;
+    let told = told.map_err(|error| look_failed("cannot describe the cluster", "cluster describe", error))?;
     if global.json {
         return print_json(&Description::from(&told));
     }

@@ -4,9 +4,9 @@ use anyhow::{Context, Result, bail};
 use headwater_client::{Admin, BrokerHealth, ClusterHealth, QuorumHealth};
 use serde_json::json;
 
-use super::look_failed;
 use super::moves::ids;
 use crate::args::Global;
+use crate::commands::look_failed;
 use crate::output::{Told, complain, note, print, print_json, table};
 
 /// Partitions without a leader that are told of one by one.
@@ -15,7 +15,7 @@ const TOLD: usize = 10;
 /// `headwater cluster health`.
 pub(super) async fn health(global: &Global, admin: &Admin, id: Option<i32>) -> Result<()> {
     let told = admin.cluster_health().await;
-    let told = told.map_err(|error| look_failed("cannot ask for the cluster's health", "health", error))?;
+    let told = told.map_err(|error| look_failed("cannot ask for the cluster's health", "cluster health", error))?;
     let ClusterHealth { brokers: told, leaderless, quorum } = told;
     if let Some(id) = id.filter(|id| told.iter().all(|broker| broker.broker_id != *id)) {
         bail!("broker {id} is not registered");

@@ -26,7 +26,11 @@ pub(super) async fn elect(global: &Global, admin: &Admin, args: &ElectArgs) -> R
         let elected = elected.leaders;
         return print_elected(global, &elected, "every partition is led by who should lead it, or by who can");
     }
-    let may_lose = admin.elect_unclean(topic, true).await.context("cannot elect leaders")?.leaders;
+    let may_lose = match args.dry_run {
+        true => admin.impatient().elect_unclean(topic, true).await,
+        false => admin.elect_unclean(topic, true).await,
+    };
+    let may_lose = may_lose.context("cannot elect leaders")?.leaders;
     for line in warning(&may_lose) {
         complain(line);
     }
@@ -117,7 +121,7 @@ fn print_elected(global: &Global, elected: &[ElectedLeader], none: &str) -> Resu
 pub(super) async fn reassign(global: &Global, admin: &Admin, args: ReassignArgs) -> Result<()> {
     match args.command {
         Some(ReassignCommand::Status) => {
-            let moving = admin.reassignments().await.context("cannot see what moves")?;
+            let moving = admin.impatient().reassignments().await.context("cannot see what moves")?;
             status(global, &moving)
         }
         Some(ReassignCommand::Cancel { topic, partition }) => {
@@ -140,7 +144,8 @@ pub(super) async fn reassign(global: &Global, admin: &Admin, args: ReassignArgs)
 
 /// `headwater cluster rebalance`.
 pub(super) async fn rebalance(global: &Global, admin: &Admin, dry_run: bool, pace: &PaceArgs) -> Result<()> {
-    let moved = admin.move_partitions(Moves::Rebalance, pace.throttle, dry_run).await.context("cannot rebalance")?;
+    let planner = if dry_run { admin.impatient() } else { admin.clone() };
+    let moved = planner.move_partitions(Moves::Rebalance, pace.throttle, dry_run).await.context("cannot rebalance")?;
     if moved.is_empty() && !global.json {
         note(global, "partitions and leaders are as even as they can be: nothing is to be moved");
     } else {

@@ -51,8 +51,8 @@ impl std::fmt::Debug for Admin {
 /// Calls, and takes the one kind of answer that belongs to the request.
 macro_rules! call {
     ($admin:expr, $what:literal, $request:ident($body:expr) => $response:ident) => {
-        match $admin.connections.call_once($what, $admin.is_patient, Request::$request($body)).await? {
-            Response::$response(answer) => answer,
+        match $admin.connections.ask($what, $admin.is_patient, Request::$request($body)).await? {
+            (_, Response::$response(answer)) => answer,
             _ => return Err(Error::Protocol(concat!("an answer that does not belong to ", $what).into())),
         }
     };
@@ -61,7 +61,7 @@ macro_rules! call {
 /// As `call!`, to the coordinator of a group.
 macro_rules! call_coordinator {
     ($admin:expr, $group:expr, $what:literal, $request:ident($body:expr) => $response:ident) => {
-        match $admin.metadata.coordinators().call($group, $what, Request::$request($body)).await? {
+        match $admin.metadata.coordinators().call($group, $what, $admin.is_patient, Request::$request($body)).await? {
             Response::$response(answer) => answer,
             _ => return Err(Error::Protocol(concat!("an answer that does not belong to ", $what).into())),
         }
@@ -132,7 +132,7 @@ impl Admin {
     /// # Errors
     /// When there is no such topic.
     pub async fn describe_topic(&self, name: &str) -> Result<TopicDescription, Error> {
-        self.leaders().describe_topic(name, self.stale).await?.try_into()
+        self.leaders().describe_topic(name, self.stale, self.is_patient).await?.try_into()
     }
 
     /// Changes settings: a value, or `None` for the broker's own. All of them, or none.
@@ -202,7 +202,7 @@ impl Admin {
     /// # Errors
     /// When the broker cannot be asked.
     pub async fn list_groups(&self) -> Result<Vec<GroupListing>, Error> {
-        Ok(self.metadata.coordinators().list().await?.into_iter().map(Into::into).collect())
+        Ok(self.metadata.coordinators().list(self.is_patient).await?.into_iter().map(Into::into).collect())
     }
 
     /// A group's members, what they own, and how far the group is.
