@@ -38,7 +38,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
+
+/// So many times as long as checkpoints took to be written, no others are written.
+const REST_OF_CHECKPOINTS: u32 = 10;
 
 /// The data folder, until it is closed.
 #[derive(Clone)]
@@ -101,6 +105,7 @@ impl Partitions {
             lease: Lease::unlimited(),
             disk: Arc::new(DiskHealth::new(Duration::from_millis(config.flush_timeout_ms))),
             root: DataRoot::new(data_dir),
+            trimmed: Arc::default(),
             replication: Arc::default(),
         };
         Partitions {
@@ -354,12 +359,22 @@ impl Partitions {
         }
     }
 
-    /// Writes checkpoints down at their interval, until `shutdown`.
+    /// Writes checkpoints down at their interval, and at once what a follower deleted, until `shutdown`.
     pub(crate) async fn keep_checkpoints(&self, interval: Duration, shutdown: CancellationToken) {
         let mut failing = false;
-        while !paused(interval, &shutdown).await {
-            self.give_up_damaged().await;
-            self.retry();
+        let mut round_at = Instant::now() + interval;
+        loop {
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => return,
+                () = sleep_until(round_at) => {
+                    self.give_up_damaged().await;
+                    self.retry();
+                    round_at = Instant::now() + interval;
+                }
+                () = self.context.trimmed.notified() => {}
+            }
+            let began = Instant::now();
             match self.checkpoint().await {
                 Ok(()) => failing = false,
                 Err(error) if !failing => {
@@ -367,6 +382,11 @@ impl Partitions {
                     tracing::error!(%error, "checkpoints cannot be written; a recovery would scan more");
                 }
                 Err(_) => {}
+            }
+            // Retention deletes in many partitions, one after another: that must not keep the disk busy with what it writes for each.
+            let rest = began.elapsed().saturating_mul(REST_OF_CHECKPOINTS).min(interval);
+            if paused(rest, &shutdown).await {
+                return;
             }
         }
     }

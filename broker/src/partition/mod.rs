@@ -40,7 +40,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
 
 /// What an append counts for in the mailbox beside its bytes: empty ones take memory too.
@@ -66,6 +66,8 @@ pub(crate) struct PartitionContext {
     pub(crate) disk: Arc<DiskHealth>,
     /// The data folder, for what is written down before a log is cut.
     pub(crate) root: DataRoot,
+    /// A follower deleted records as its leader did, and whoever asked for that waits until it is written down.
+    pub(crate) trimmed: Arc<Notify>,
     /// What reaches other brokers and the metadata, once the broker has come so far.
     pub(crate) replication: Arc<OnceLock<Replication>>,
 }

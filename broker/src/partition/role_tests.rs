@@ -74,6 +74,7 @@ fn start(assigned: &AssignedPartition) -> Replica {
         // Whatever is under way takes too long.
         disk: Arc::new(DiskHealth::new(Duration::ZERO)),
         root: root.clone(),
+        trimmed: Arc::default(),
         replication: Arc::default(),
     };
     let handle = PartitionHandle::start(assigned, Ok((log, 0, 0)), &context);

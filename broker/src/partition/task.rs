@@ -673,11 +673,17 @@ impl Task {
             self.shared.watermarks.send_modify(|watermarks| watermarks.apart_since = since);
         }
         if let Some(offsets) = publish {
+            let mut is_trimmed = false;
             self.shared.watermarks.send_if_modified(|watermarks| {
                 let changed = watermarks.offsets != offsets;
+                is_trimmed = offsets.log_start > watermarks.offsets.log_start;
                 watermarks.offsets = offsets;
                 changed
             });
+            // Who asked a leader to delete waits for its own checkpoint, and for those of its followers.
+            if is_trimmed && matches!(self.role, Role::Follower(_)) {
+                self.context.trimmed.notify_one();
+            }
             // Whatever is written down from here on is what the log holds.
             if self.log.is_some() {
                 self.shared.cutting.store(false, Ordering::Release);

@@ -159,6 +159,25 @@ async fn a_follower_that_lost_its_leader_sends_its_readers_away() {
     assert_eq!(cluster.partition("t").leader, 1);
 }
 
+/// It was answered once the follower's next round of checkpoints came.
+#[tokio::test]
+async fn deleted_records_are_written_down_by_a_follower_at_once() {
+    let cluster = Cluster::start(&[1, 2], &["log.flush.offset.checkpoint.interval.ms=60000"]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2], &[("min.insync.replicas", "2")]);
+    cluster.until_in_sync("t", &[1, 2]).await;
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    send_all(&mut produce, &texts("a", 10)).await;
+    let client = Client::connect(cluster.broker(1)).await;
+    for before_offset in 1..=9 {
+        let delete = wire::DeleteRecords { topic: "t".into(), partition: 0, before_offset };
+        let deleted = within("an answer", client.call(Request::DeleteRecords(delete))).await;
+        assert!(
+            matches!(&deleted, Response::DeleteRecords(done) if done.log_start_offset == before_offset),
+            "{deleted:?}"
+        );
+    }
+}
+
 /// The leader answered alone, and the next one served again what was deleted.
 #[tokio::test]
 async fn what_was_deleted_stays_deleted_whoever_leads_next() {
