@@ -7,6 +7,7 @@
 mod batcher;
 mod builder;
 mod delivery;
+mod exchange;
 mod partition;
 mod record;
 mod split;

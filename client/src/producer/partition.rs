@@ -1,7 +1,7 @@
 //! The task that sends one partition's batches and takes their acknowledgements.
 //!
 //! Owns: when a produce stream is opened again, its credit, timers. Refuses: opening it ([`super::stream`]), deciding which
-//! batch is due ([`super::batcher`]) and what an answer means ([`super::window`]). Read next: [`super::window`].
+//! batch is due ([`super::batcher`]) and what an answer means ([`super::exchange`]). Read next: [`super::exchange`].
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -19,9 +19,9 @@ use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::batcher::{Batcher, Filling};
-use super::delivery::{Completion, Promise, Written};
+use super::exchange::{Exchange, Pending};
 use super::stream::{NoStream, Outgoing, Stream, allocate_identity, open_stream};
-use super::window::{Identity, Large, Next, Window, WrongAnswer, restamp};
+use super::window::{Identity, Window};
 use crate::connection::{Connections, lock};
 use crate::error::{Error, ProduceError, Refusal};
 use crate::metadata::{Metadata, TopicInfo, is_stale};
@@ -89,31 +89,20 @@ impl Partition {
 
 type Built = (Pending, Result<Bytes, BatchError>);
 
-/// What stays of a [`Filling`] once its builder is at work.
-struct Pending {
-    promise: Promise,
-    records: i32,
-    expires_at: Instant,
-}
-
 /// The task's own state.
 pub(crate) struct Sender {
     shared: Arc<Shared>,
     partition: Arc<Partition>,
-    window: Window,
+    exchange: Exchange,
     /// Batches being compressed, oldest first.
     building: FuturesOrdered<JoinHandle<Built>>,
     backoff: Backoff,
-    /// What is needed before the next stream is opened.
-    next: Next,
     /// When it turned out that whoever was thought to lead does not, or cannot be reached: another may lead by now.
     doubted: Option<Instant>,
     /// Who leads, as a broker tells unasked.
     leader: LeaderWatch,
     /// The epoch of the leader to whom a stream was opened last, or was to be.
     leader_epoch: i32,
-    /// Why the broker refused last what is to be sent again.
-    refusal: Option<Refusal>,
     /// There is a stream on which something may be on its way.
     streaming: bool,
 }
@@ -131,19 +120,19 @@ impl Drop for Sender {
 impl Sender {
     pub(crate) fn new(shared: Arc<Shared>, partition: Arc<Partition>, identity: Option<Identity>) -> Sender {
         let window = Window::new(identity, shared.max_in_flight);
+        let place = (partition.topic.name.clone(), partition.partition);
+        let exchange = Exchange::new(place, window, shared.delivery_timeout, shared.compression_level);
         let backoff = Backoff::new(&shared.connections.config);
         let leader = shared.metadata.watch_leader(partition.topic.id, partition.partition);
         Sender {
             shared,
             partition,
-            window,
+            exchange,
             building: FuturesOrdered::new(),
             backoff,
-            next: Next::Resend,
             doubted: None,
             leader,
             leader_epoch: -1,
-            refusal: None,
             streaming: false,
         }
     }
@@ -169,7 +158,7 @@ impl Sender {
                 Err(error) => Err(NoStream::Later(error)),
             };
             let left = match opened {
-                Ok(stream) if self.next == Next::Resend => {
+                Ok(stream) if self.exchange.is_ready() => {
                     self.streaming = true;
                     let ended = self.drive(stream).await;
                     self.streaming = false;
@@ -200,24 +189,12 @@ impl Sender {
 
     /// The next epoch of the producer id, or an id of its own for this partition, where that is needed.
     async fn another_identity(&mut self) -> Result<(), Error> {
-        let present = match self.next {
-            Next::Resend => return Ok(()),
-            Next::HigherEpoch => self.window.identity(),
-            Next::NewIdentity => None,
-        };
+        let Some(present) = self.exchange.wants_identity() else { return Ok(()) };
         let shared = self.shared.clone();
         let identity = self.expiring(allocate_identity(&shared.connections, present)).await;
-        let identity = identity.inspect_err(|error| self.mind_epoch(error))?;
-        self.window.become_producer(identity);
-        self.next = Next::Resend;
+        let identity = identity.inspect_err(|error| self.exchange.mind_epoch(error))?;
+        self.exchange.become_producer(identity);
         Ok(())
-    }
-
-    /// The broker knows nothing of this epoch, and neither does the log, so nothing was written under it.
-    fn mind_epoch(&mut self, error: &Error) {
-        if error.code() == Some(ErrorCode::InvalidProducerEpoch) {
-            self.next = Next::NewIdentity;
-        }
     }
 
     /// Before the next attempt it is asked who leads, unless the broker that leads said why it does not serve.
@@ -235,14 +212,10 @@ impl Sender {
 
     /// Fails what was sent, which a broker may have, what is being built and what was `queued`.
     async fn fail_all(&mut self, error: &ProduceError, queued: Vec<Filling>) {
-        let next = self.window.abandon(|completion, sent| match sent {
-            true => error.clone().of_unknown_outcome(completion.partition()),
-            false => error.clone(),
-        });
-        self.next = self.next.max(next);
+        self.exchange.abandon(error);
         while let Some(built) = self.building.next().await {
-            if let Ok((rest, _)) = built {
-                rest.promise.keep(Err(error.clone()));
+            if let Ok((pending, _)) = built {
+                pending.fail(error.clone());
             }
         }
         for filling in queued {
@@ -259,7 +232,7 @@ impl Sender {
     }
 
     fn is_idle(&self) -> bool {
-        self.window.is_empty() && self.building.is_empty() && lock(&self.partition.batcher).is_empty()
+        self.exchange.window.is_empty() && self.building.is_empty() && lock(&self.partition.batcher).is_empty()
     }
 
     /// The pause between two attempts, in which records still expire. Where another broker has come to lead it is over.
@@ -305,7 +278,7 @@ impl Sender {
     fn expires_at(&self) -> Instant {
         // What is being built stands before what is queued, and is soon in the window.
         let queued = if self.building.is_empty() { lock(&self.partition.batcher).expires_at() } else { None };
-        [self.window.expires_at(), queued]
+        [self.exchange.window.expires_at(), queued]
             .into_iter()
             .flatten()
             .min()
@@ -314,29 +287,16 @@ impl Sender {
 
     fn expire(&mut self) {
         let now = Instant::now();
-        let (after, refusal) = (self.shared.delivery_timeout, self.refusal.clone());
-        let timed_out = |completion: &Completion, sent: bool| ProduceError::TimedOut {
-            topic: completion.topic().clone(),
-            partition: completion.partition(),
-            after,
-            sent,
-            reason: refusal.clone().map(Box::new),
-        };
-        self.window.expire(now, timed_out);
-        let expired = match self.building.is_empty() {
+        self.exchange.expire(now, || match self.building.is_empty() {
             true => lock(&self.partition.batcher).expire(now),
             false => Vec::new(),
-        };
-        for filling in expired {
-            let error = timed_out(filling.promise.completion(), false);
-            filling.promise.keep(Err(error));
-        }
+        });
     }
 
     /// Opens a produce stream to the leader, as it is known or asked anew.
     async fn open(&mut self) -> Result<Stream, NoStream> {
         let (shared, partition) = (self.shared.clone(), self.partition.clone());
-        let identity = self.window.identity();
+        let identity = self.exchange.window.identity();
         let timeout = shared.connections.config.request_timeout;
         let (mut leader, doubted) = (self.leader.clone(), self.doubted);
         let mut leader_epoch = self.leader_epoch;
@@ -350,12 +310,10 @@ impl Sender {
         let opened = self.expiring(opening).await;
         (self.doubted, self.leader_epoch) = (None, leader_epoch);
         if let Err(NoStream::Later(error)) = &opened {
-            self.mind_epoch(error);
+            self.exchange.mind_epoch(error);
             self.mind_leader(error);
         }
         let (stream, opened) = opened?;
-        let last = (opened.last_sequence >= 0).then_some((opened.last_producer_epoch, opened.last_sequence));
-        self.window.reopened(last);
         let limit = {
             let mut batcher = lock(&self.partition.batcher);
             if opened.max_message_bytes > 0 {
@@ -363,8 +321,7 @@ impl Sender {
             }
             batcher.max_message_bytes()
         };
-        let next = self.window.split_large(limit, self.shared.compression_level, self.too_large(limit));
-        self.next = self.next.max(next);
+        self.exchange.opened(&opened, limit);
         Ok(stream)
     }
 
@@ -409,8 +366,7 @@ impl Sender {
                         stream.sent += 1;
                     }
                     if stream.outgoing.is_done() && unanswered {
-                        let request_id = stream.outgoing.request_id;
-                        self.window.unanswered(request_id).map_err(|e| Error::Protocol(e.to_string()))?;
+                        self.exchange.unanswered(stream.outgoing.request_id)?;
                     }
                 }
                 Some(built) = self.building.next(), if !self.building.is_empty() => self.built(built),
@@ -438,7 +394,7 @@ impl Sender {
     fn fill(&mut self, stream: &mut Stream) -> Result<Option<Instant>, Error> {
         let now = Instant::now();
         let mut due_at = None;
-        while self.window.room() > self.building.len() {
+        while self.exchange.window.room() > self.building.len() {
             let hurry = self.shared.starving.load(Ordering::Relaxed) > 0;
             let filling = {
                 let mut batcher = lock(&self.partition.batcher);
@@ -450,7 +406,7 @@ impl Sender {
             self.build(filling);
         }
         if stream.outgoing.is_done()
-            && let Some((request_id, payload)) = self.window.next_to_send()
+            && let Some((request_id, payload)) = self.exchange.window.next_to_send()
         {
             let request = wire::ProduceRequest { request_id, partition: self.partition.partition };
             stream.outgoing = Outgoing { request_id, front: frame::encode(&request, payload.len()), payload };
@@ -460,59 +416,22 @@ impl Sender {
 
     /// Makes a batch of what was collected: here, or where it is large and must be compressed, on the blocking pool.
     fn build(&mut self, filling: Filling) {
-        let Filling { mut builder, promise, since, .. } = filling;
-        let records = i32::try_from(builder.record_count()).unwrap_or(i32::MAX);
-        let expires_at = after(since, self.shared.delivery_timeout);
-        let rest = Pending { promise, records, expires_at };
+        let (pending, builder) = self.exchange.begin(filling);
         let small = builder.size_estimate() < COMPRESS_ELSEWHERE_BYTES || self.shared.codec == Codec::None;
         if small && self.building.is_empty() {
-            if let Some((identity, sequence)) = self.window.stamp() {
-                builder.set_producer(identity.id, identity.epoch, sequence);
-            }
-            let batch = builder.build();
-            self.admit(rest, batch);
+            let limit = lock(&self.partition.batcher).max_message_bytes();
+            self.exchange.build(pending, builder, limit);
         } else {
-            self.building.push_back(tokio::task::spawn_blocking(move || (rest, builder.build())));
+            self.building.push_back(tokio::task::spawn_blocking(move || (pending, builder.build())));
         }
     }
 
     /// Takes in a batch that was built before its sequence was known.
     fn built(&mut self, built: Result<Built, tokio::task::JoinError>) {
         // A builder that panicked broke its promise, which told its records; nothing else can end the job.
-        let Ok((rest, batch)) = built else { return };
-        let batch = match (batch, self.window.stamp()) {
-            (Ok(batch), Some((identity, sequence))) => Ok(restamp(batch, identity, sequence)),
-            (batch, _) => batch,
-        };
-        self.admit(rest, batch);
-    }
-
-    fn admit(&mut self, rest: Pending, batch: Result<Bytes, BatchError>) {
-        let Pending { promise, records, expires_at } = rest;
-        let bytes = match batch {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                let failure = ProduceError::Refused {
-                    topic: self.partition.topic.name.clone(),
-                    partition: self.partition.partition,
-                    refusal: wire::Error::new(ErrorCode::InvalidRecord, error.to_string()).into(),
-                };
-                return self.window.admit_failed(failure, promise, expires_at);
-            }
-        };
+        let Ok((pending, batch)) = built else { return };
         let limit = lock(&self.partition.batcher).max_message_bytes();
-        if bytes.len() <= limit {
-            self.window.admit(bytes, records, promise, expires_at);
-        } else {
-            let (level, too_large) = (self.shared.compression_level, self.too_large(limit));
-            self.window.admit_split(Large { bytes, records, promise, expires_at }, limit, level, too_large);
-        }
-    }
-
-    /// What is said of a record that alone makes a batch of so many bytes.
-    fn too_large(&self, limit: usize) -> impl Fn(usize) -> ProduceError + use<> {
-        let topic = self.partition.topic.name.clone();
-        move |bytes| ProduceError::TooLarge { topic: topic.clone(), bytes, limit }
+        self.exchange.built(pending, batch, limit);
     }
 
     /// An answer.
@@ -520,38 +439,18 @@ impl Sender {
     /// # Errors
     /// When the stream is of no more use: after a refusal everything behind it is refused too.
     fn answered(&mut self, answer: wire::ProduceResponse) -> Result<(), Error> {
-        if let Some(error) = answer.error {
-            let refusal = Refusal::from(error);
-            if answer.request_id != 0 {
-                let next = self.window.refused(answer.request_id, refusal.clone()).map_err(wrong)?;
-                self.next = self.next.max(next);
+        match self.exchange.answered(answer) {
+            Ok(true) => self.backoff.reset(),
+            Ok(false) => {}
+            Err(error) => {
+                if matches!(error, Error::Refused(_)) {
+                    self.mind_leader(&error);
+                }
+                return Err(error);
             }
-            let error = Error::Refused(refusal.clone());
-            self.refusal = Some(refusal);
-            self.mind_leader(&error);
-            return Err(error);
         }
-        if answer.request_id == 0 {
-            return Ok(());
-        }
-        let [batch] = &answer.batches[..] else {
-            return Err(Error::Protocol("an acknowledgement that does not name its batch".into()));
-        };
-        let written = Written {
-            base_offset: batch.base_offset,
-            log_append_time_ms: batch.log_append_time_ms,
-            durability: answer.durability(),
-            duplicate: batch.duplicate,
-        };
-        self.window.acknowledged(answer.request_id, written).map_err(wrong)?;
-        self.refusal = None;
-        self.backoff.reset();
         Ok(())
     }
-}
-
-fn wrong(answer: WrongAnswer) -> Error {
-    Error::Protocol(answer.to_string())
 }
 
 fn lost(stream: &Stream, reason: &dyn std::fmt::Display) -> Error {

@@ -1,7 +1,7 @@
 //! The batches of one partition that were sent and not yet acknowledged.
 //!
 //! Owns: sequences, the order of sending and resending, and what follows from each answer: pure. Refuses: streams,
-//! clocks, and batches that were never sent (see [`super::batcher`]). Read next: [`super::partition`], which drives it.
+//! clocks, and batches that were never sent (see [`super::batcher`]). Read next: [`super::exchange`], which drives it.
 //!
 //! What must always hold:
 //! * Outcomes are told in the order in which the batches came.
