@@ -18,7 +18,7 @@ use crate::cluster_calls;
 use crate::credit::{CreditExceeded, StreamCredit};
 use crate::error::{PartitionError, ProducerIdentity};
 use crate::loan::Loan;
-use crate::metadata::{MetadataError, MetadataState, Refusal};
+use crate::metadata::{MetadataError, MetadataState};
 use crate::metrics::Counted;
 use crate::partition::PartitionHandle;
 use crate::partition::state::{AppendDone, AppendResult, Ask, Check};
@@ -27,14 +27,12 @@ use crate::session::Session;
 use crate::stream::{Frames, StreamError, send_within, write_within};
 use crate::topic_config::{TimestampSource, TopicConfig};
 use bytes::{BufMut, Bytes, BytesMut};
-use headwater_proto::batch::{
-    Batches, Codec, LENGTH_PREFIX_BYTES, NO_PRODUCER_EPOCH, NO_PRODUCER_ID, Walk, WalkRules, walk,
-};
+use headwater_proto::batch::{Batches, Codec, LENGTH_PREFIX_BYTES, NO_PRODUCER_ID, Walk, WalkRules, walk};
 use headwater_proto::frame::{self, FrameEvent};
 use headwater_proto::limits::MAX_FRAME_PAYLOAD_BYTES;
-use headwater_proto::wire::{Acks, BatchAck, OpenProduce, ProduceOpened, ProduceRequest, ProduceResponse};
+use headwater_proto::wire::{Acks, OpenProduce, ProduceOpened, ProduceRequest, ProduceResponse};
 use headwater_proto::{ErrorCode, wire};
-use headwater_storage::{BatchOutcome, LastSequence, NewBatch};
+use headwater_storage::{LastSequence, NewBatch};
 use quinn::{StoppedError, WriteError};
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -233,27 +231,14 @@ async fn admit(session: &Session, open: &OpenProduce) -> Result<PartitionHandle,
     }
 }
 
-/// Who writes to the stream. A newer epoch fences those before it, so it counts only if it was given out: otherwise anybody
-/// could fence anybody. What the log holds was (Kafka gave out what an import brings, and nobody knows which else).
+/// Who writes to the stream.
 fn identify(
     metadata: &MetadataState,
     open: &OpenProduce,
     last: Option<LastSequence>,
 ) -> Result<ProducerIdentity, wire::Error> {
-    let id = open.producer_id;
-    let refuse = |refusal: Refusal| Err(wire::Error::from(&MetadataError::from(refusal)));
-    if id == NO_PRODUCER_ID {
-        return Ok(ProducerIdentity { id, epoch: NO_PRODUCER_EPOCH });
-    }
-    // From a counter that never falls, and that an import raises above every id in the logs it brings.
-    if !(0..metadata.next_producer_id()).contains(&id) {
-        return refuse(Refusal::UnknownProducerId(id));
-    }
-    let newest = metadata.producer_epoch(id).max(last.map_or(0, |last| last.epoch));
-    match i16::try_from(open.producer_epoch) {
-        Ok(epoch) if (0..=newest).contains(&epoch) => Ok(ProducerIdentity { id, epoch }),
-        _ => refuse(Refusal::UnknownProducerEpoch { producer_id: id, given: open.producer_epoch, newest }),
-    }
+    let identified = metadata.identify(open.producer_id, open.producer_epoch, last);
+    identified.map_err(|refusal| wire::Error::from(&MetadataError::from(refusal)))
 }
 
 /// The frame that is arriving.
@@ -534,7 +519,8 @@ impl Stream<'_> {
                 metrics.produce_seconds.record(request.began.elapsed());
                 metrics.bytes_in.increment(request.bytes);
                 metrics.batches_in.increment(done.batches.len() as u64);
-                response.batches = done.batches.iter().map(|outcome| self.batch_ack(outcome)).collect();
+                metrics.records_in.increment(done.appended());
+                response.batches = done.acks();
                 response.durability = done.durability.into();
                 if self.acks == Acks::None {
                     return;
@@ -550,21 +536,6 @@ impl Stream<'_> {
         }
         response.credit_bytes = std::mem::take(&mut self.account().grant);
         out.put(frame::encode(&response, 0));
-    }
-
-    fn batch_ack(&self, outcome: &BatchOutcome) -> BatchAck {
-        match *outcome {
-            BatchOutcome::Appended { base_offset, last_offset, log_append_time_ms } => {
-                let records = u64::try_from(last_offset - base_offset + 1).unwrap_or(0);
-                self.session.shared.metrics.records_in.increment(records);
-                BatchAck { base_offset, log_append_time_ms, duplicate: false }
-            }
-            BatchOutcome::Duplicate { base_offset, .. } => {
-                BatchAck { base_offset, log_append_time_ms: -1, duplicate: true }
-            }
-            // Never among what was appended; -1 is no offset.
-            BatchOutcome::Refused(_) => BatchAck { base_offset: -1, log_append_time_ms: -1, duplicate: false },
-        }
     }
 
     /// The outcome of the first request that has none yet; `None` once the reader ended and everything is answered.

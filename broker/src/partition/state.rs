@@ -33,7 +33,7 @@ use crate::planted::{Bug, planted};
 use crate::replica::leader::{self, AlterPartition, LeaderState, LocalLog, Settings, View};
 use crate::replica::{Member, Tenure};
 use crate::topic_config::{TopicConfig, TopicDurability};
-use headwater_proto::wire::{Acks, Durability};
+use headwater_proto::wire::{Acks, BatchAck, Durability};
 use headwater_storage::{BatchOutcome, NewBatch};
 use std::collections::VecDeque;
 use std::fmt;
@@ -50,6 +50,34 @@ pub struct AppendDone {
     pub batches: Vec<BatchOutcome>,
     /// The level that was reached.
     pub durability: Durability,
+}
+
+impl AppendDone {
+    /// How many records were appended: none of those that were there before.
+    pub fn appended(&self) -> u64 {
+        let appended = |outcome: &BatchOutcome| match *outcome {
+            BatchOutcome::Appended { base_offset, last_offset, .. } => {
+                u64::try_from(last_offset - base_offset + 1).unwrap_or(0)
+            }
+            BatchOutcome::Duplicate { .. } | BatchOutcome::Refused(_) => 0,
+        };
+        self.batches.iter().map(appended).sum()
+    }
+
+    /// What its producer is told of each batch.
+    pub fn acks(&self) -> Vec<BatchAck> {
+        let ack = |outcome: &BatchOutcome| match *outcome {
+            BatchOutcome::Appended { base_offset, log_append_time_ms, .. } => {
+                BatchAck { base_offset, log_append_time_ms, duplicate: false }
+            }
+            BatchOutcome::Duplicate { base_offset, .. } => {
+                BatchAck { base_offset, log_append_time_ms: -1, duplicate: true }
+            }
+            // Never among what was appended; -1 is no offset.
+            BatchOutcome::Refused(_) => BatchAck { base_offset: -1, log_append_time_ms: -1, duplicate: false },
+        };
+        self.batches.iter().map(ack).collect()
+    }
 }
 
 /// How an append ended.

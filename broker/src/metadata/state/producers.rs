@@ -5,7 +5,10 @@
 
 use super::super::command;
 use super::{MetadataState, Outcome, Refusal};
+use crate::error::ProducerIdentity;
 use crate::planted::{Bug, planted};
+use headwater_proto::batch::{NO_PRODUCER_EPOCH, NO_PRODUCER_ID};
+use headwater_storage::LastSequence;
 use std::sync::Arc;
 
 /// Most producer ids of which a later epoch than the first is known. Beyond that, the one whose last epoch was given out
@@ -13,6 +16,27 @@ use std::sync::Arc;
 pub(super) const MAX_PRODUCER_EPOCHS: usize = 1 << 16;
 
 impl MetadataState {
+    /// Who writes under this id and epoch. A newer epoch fences those before it, so it counts only if it was given out: otherwise
+    /// anybody could fence anybody. What the log holds was, `last` (Kafka gave out what an import brings, and nobody knows which
+    /// else).
+    ///
+    /// # Errors
+    /// [`Refusal::UnknownProducerId`], [`Refusal::UnknownProducerEpoch`].
+    pub fn identify(&self, id: i64, epoch: i32, last: Option<LastSequence>) -> Result<ProducerIdentity, Refusal> {
+        if id == NO_PRODUCER_ID {
+            return Ok(ProducerIdentity { id, epoch: NO_PRODUCER_EPOCH });
+        }
+        // From a counter that never falls, and that an import raises above every id in the logs it brings.
+        if !(0..self.next_producer_id).contains(&id) {
+            return Err(Refusal::UnknownProducerId(id));
+        }
+        let newest = self.producer_epoch(id).max(last.map_or(0, |last| last.epoch));
+        match i16::try_from(epoch) {
+            Ok(epoch) if (0..=newest).contains(&epoch) => Ok(ProducerIdentity { id, epoch }),
+            _ => Err(Refusal::UnknownProducerEpoch { producer_id: id, given: epoch, newest }),
+        }
+    }
+
     pub(super) fn allocate(&mut self, allocate: &command::AllocateProducerIds) -> Result<Outcome, Refusal> {
         if !self.brokers.contains_key(&allocate.broker_id) {
             return Err(Refusal::UnknownBroker(allocate.broker_id));
