@@ -32,6 +32,9 @@ mod producer;
 pub mod quic;
 mod reach;
 mod retry;
+#[cfg(feature = "simulation")]
+#[doc(hidden)]
+pub mod simulation;
 mod stream;
 mod watch;
 

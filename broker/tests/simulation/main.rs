@@ -1,6 +1,6 @@
-//! A partition and a group under one seed: the pure machines of the metadata, of sessions, of the leader and its followers and of the
-//! group, on real logs on simulated disks, with a network, a quorum, a producer, a reader and members that are simulated too. A
-//! virtual clock drives all of it, so that a seed is one history and a failing one is seen again.
+//! A partition and a group under one seed: the pure machines of the metadata, of sessions, of the leader and its followers, of the
+//! group and of the client's producer, on real logs on simulated disks, with a network, a quorum, a reader and members that are
+//! simulated too. A virtual clock drives all of it, so that a seed is one history and a failing one is seen again.
 //!
 //! What happens: messages come late, twice or never, links are cut one-way and two-way, brokers stand still, are killed, lose their power
 //! within a write, their disk or one folder of it, or come back with an older disk; clocks run apart; applies are late, controllers are
@@ -134,6 +134,10 @@ fn no_acknowledged_record_is_lost_whatever_happens() {
     share("a lost replica made anew", 5, |outcome| outcome.reached.healed);
     share("a disk that hung and came back", 10, |outcome| outcome.reached.disk_hung);
     share("a coordinator that nobody confirms", 5, |outcome| outcome.reached.unconfirmed);
+    share("a window full of batches", 90, |outcome| outcome.reached.window_full);
+    share("another epoch of the producer", 1, |outcome| outcome.reached.producer_epoch);
+    share("records that fail, and are perhaps kept", 20, |outcome| outcome.reached.timed_out_sent);
+    share("records that fail before they are sent", 20, |outcome| outcome.reached.timed_out_unsent);
     share("a new leader that says only later where the log ends", 5, |outcome| outcome.reached.latest_awaited);
 }
 

@@ -2,6 +2,7 @@
 
 use crate::world::groups::Coordinator;
 use bytes::Bytes;
+use headwater_broker::error::{PartitionError, ProducerIdentity};
 use headwater_broker::metadata::MetadataState;
 use headwater_broker::metadata::boots::Boots;
 use headwater_broker::metadata::command::TopicPartition;
@@ -12,12 +13,14 @@ use headwater_broker::replica::history::History;
 use headwater_broker::replica::{Member, Tenure};
 use headwater_proto::TopicId;
 use headwater_proto::batch::{BatchBuilder, Batches, BuildOptions, Records, check};
+use headwater_proto::wire::{self, ProduceRequest, ProduceResponse};
 use headwater_storage::{
     Cleanup, CompactionPlan, CompactionResult, Files, Log, LogConfig, LogIdentity, NewBatch, OpenHints, SimFiles,
 };
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 pub(crate) const TOPIC: TopicId = TopicId::from_bytes([1; 16]);
 /// One that had the same name, and was deleted.
@@ -127,7 +130,7 @@ pub(crate) struct Process {
     /// A compaction under way, and one that waits to be put in place.
     pub(crate) plan: Option<CompactionPlan>,
     pub(crate) compacted: Option<CompactionResult>,
-    pub(crate) connections: BTreeMap<u64, Option<u64>>,
+    pub(crate) connections: BTreeMap<u64, ProduceStream>,
     pub(crate) requests: BTreeMap<RequestId, Vec<u64>>,
 }
 
@@ -144,6 +147,78 @@ pub(crate) struct Stream {
     pub(crate) tenure: Tenure,
     pub(crate) next: i64,
     pub(crate) told: i64,
+}
+
+/// A broker's end of a produce stream.
+#[derive(Debug)]
+pub(crate) struct ProduceStream {
+    /// In which it was opened; it does not outlive it.
+    pub(crate) leader_epoch: i32,
+    producer: ProducerIdentity,
+    last_request: u64,
+    /// Whether the partition refused a request: none that it has of those after it is written.
+    pub(crate) not_written: Arc<AtomicBool>,
+    /// Whether a request was refused: all that come later are.
+    failed: bool,
+    /// Whether one was answered so: all that follow are.
+    has_refused: bool,
+    /// The requests that are not answered, and what they will be.
+    pending: VecDeque<(u64, Option<Result<ProduceResponse, wire::Error>>)>,
+}
+
+impl ProduceStream {
+    pub(crate) fn new(leader_epoch: i32, producer: ProducerIdentity) -> ProduceStream {
+        ProduceStream {
+            leader_epoch,
+            producer,
+            last_request: 0,
+            not_written: Arc::default(),
+            failed: false,
+            has_refused: false,
+            pending: VecDeque::new(),
+        }
+    }
+
+    /// A request comes. What is wrong with it, if anything is.
+    pub(crate) fn take(&mut self, request: &ProduceRequest, batch: &NewBatch) -> Result<(), wire::Error> {
+        assert_eq!(request.request_id, self.last_request + 1, "requests of a stream follow one another");
+        self.last_request = request.request_id;
+        self.pending.push_back((request.request_id, None));
+        let stream = self.producer;
+        let batch = ProducerIdentity { id: batch.header.producer_id, epoch: batch.header.producer_epoch };
+        if self.failed || self.not_written.load(Ordering::Acquire) {
+            return Err(PartitionError::EarlierFailed.to_wire());
+        }
+        if batch != stream { Err(PartitionError::ForeignProducer { batch, stream }.to_wire()) } else { Ok(()) }
+    }
+
+    /// A request has its outcome: what can be answered now, in order.
+    pub(crate) fn answers(
+        &mut self,
+        number: u64,
+        outcome: Result<ProduceResponse, wire::Error>,
+    ) -> Vec<ProduceResponse> {
+        self.failed |= outcome.is_err();
+        let place = self.pending.iter_mut().find(|(pending, _)| *pending == number);
+        place.expect("a request that was not answered").1 = Some(outcome);
+        let mut answers = Vec::new();
+        while let Some((_, Some(_))) = self.pending.front()
+            && let Some((request_id, Some(outcome))) = self.pending.pop_front()
+        {
+            let refused = |error| ProduceResponse { error: Some(error), ..ProduceResponse::default() };
+            let answer = match outcome {
+                Ok(_) if self.has_refused => refused(PartitionError::EarlierFailed.to_wire()),
+                Ok(answer) => answer,
+                Err(_) if self.has_refused => refused(PartitionError::EarlierFailed.to_wire()),
+                Err(error) => {
+                    self.has_refused = true;
+                    refused(error)
+                }
+            };
+            answers.push(ProduceResponse { request_id, ..answer });
+        }
+        answers
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -4,6 +4,7 @@ mod broker;
 pub(crate) mod groups;
 mod log;
 mod people;
+mod producing;
 mod readers;
 mod trouble;
 
@@ -23,7 +24,7 @@ use headwater_broker::metadata::state::{BrokerState, FEATURE_LEVEL};
 use headwater_broker::metadata::{MetadataState, Outcome as Applied, Partition};
 use headwater_broker::partition::is_of_another_topic;
 use headwater_broker::partition::state::{
-    Append, AppendResult, Effect as LeaderEffect, Job, Limits, Offsets, PartitionState,
+    Append, AppendResult, Effect as LeaderEffect, Job, Limits, Offsets, PartitionState, Request,
 };
 use headwater_broker::replica::follower::{self, BatchSpan, FollowerState, Push, Replica, Take};
 use headwater_broker::replica::history::{History, Verdict};
@@ -31,7 +32,7 @@ use headwater_broker::replica::leader::{AlterPartition, Altered, View};
 use headwater_broker::replica::{Hello, Member, Report, Tenure};
 use headwater_broker::topic_config::{TopicConfig, TopicDurability};
 use headwater_proto::TopicId;
-use headwater_proto::wire::Acks;
+use headwater_proto::wire::{self as proto, Acks};
 use headwater_storage::{BatchOutcome, NewBatch, SequenceError};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Arguments;
@@ -90,6 +91,10 @@ pub(crate) struct Reached {
     pub(crate) all_off: bool,
     pub(crate) clocks_apart: bool,
     pub(crate) older_disk: bool,
+    pub(crate) window_full: bool,
+    pub(crate) producer_epoch: bool,
+    pub(crate) timed_out_sent: bool,
+    pub(crate) timed_out_unsent: bool,
 }
 
 /// What became of a seed.
@@ -101,7 +106,7 @@ pub(crate) struct Outcome {
     pub(crate) reached: Reached,
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Event {
     Tick(i32, Member),
     Apply(i32, Member),
@@ -132,10 +137,9 @@ enum Event {
     Member(usize),
 }
 
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 enum Work {
-    /// The batches of each request.
-    Commit(Vec<Vec<NewBatch>>, i32, bool),
+    Commit(Vec<Request>, i32, bool),
     Flush,
     Chore(Chore),
     Follower(FollowerJob),
@@ -148,6 +152,8 @@ struct Proposal {
     command: command::Command,
     /// The partition epoch of an `AlterPartition`, and whether its outcome is told.
     alter: Option<(i32, bool)>,
+    /// Who is told what a producer is given, and what was asked for.
+    call: Option<(u64, proto::AllocateProducerId)>,
 }
 
 #[derive(Debug, Clone)]
@@ -172,24 +178,18 @@ enum Message {
     Verdict(u64, Tenure, Verdict),
     Push(u64, Push, Vec<NewBatch>),
     Report(Report),
-    Produce(RequestId, NewBatch),
-    Produced(RequestId, Done),
+    /// The producer asks for an identity, for a stream, for records to be appended; each on a connection.
+    AllocateProducerId(u64, proto::AllocateProducerId),
+    ProducerId(u64, Result<proto::AllocateProducerIdResponse, proto::Error>),
+    OpenProduce(u64, proto::OpenProduce),
+    Opened(u64, proto::ProduceOpened),
+    Produce(u64, proto::ProduceRequest, bytes::Bytes),
+    Produced(u64, proto::ProduceResponse),
     /// A reader asks from an offset on, and where the log ends for readers.
     Fetch(i64),
     Fetched(Fetched),
     ToCoordinator(u64, ToCoordinator),
     ToMember(u64, ToMember),
-}
-
-/// What became of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Done {
-    Kept,
-    Refused,
-    /// Batches of the producer that come before it are not there.
-    Gap,
-    /// Nothing of the producer is there any more.
-    Forgotten,
 }
 
 /// The producer's place in the network.
@@ -263,6 +263,8 @@ impl World {
         let nodes = (1..=count)
             .map(|id| Node::new(id, random.next(), (random.between(slowest, fastest), random.between(0, 100_000))))
             .collect();
+        // Mostly a record has time enough for everything to be mended.
+        let delivery_timeout_ms = if random.percent(60) { 120_000 } else { random.between(200, 2_500) as u64 };
         let first_brokers = if count > 2 && random.percent(30) { count - 1 } else { count };
         let mut world = World {
             random,
@@ -286,7 +288,7 @@ impl World {
             broken: BTreeSet::new(),
             next_stream: 0,
             last_on: BTreeMap::new(),
-            producer: Producer { compacts: policy.compacts, ..Producer::default() },
+            producer: Producer::new(policy.compacts, delivery_timeout_ms),
             reader: Reader::default(),
             has_group: false,
             members: Members::default(),
@@ -520,25 +522,12 @@ impl World {
             _ => {}
         }
         if to == CLIENT {
-            if let Message::Produced(id, done) = message {
-                let is_oldest = id == (self.producer.connection, self.producer.acknowledged);
-                let is_of_use = self.producer.answered(id, done == Done::Kept);
-                if done == Done::Forgotten && is_oldest {
-                    // What of it was there is deleted.
-                    let starts = self.nodes.iter().filter_map(|node| node.process.as_ref());
-                    let deleted = starts.map(|process| process.log.log_start_offset()).max().unwrap_or(0);
-                    let waiting: Vec<u64> = self.producer.waiting.iter().flat_map(values).collect();
-                    self.checks.forgotten(&waiting, deleted);
-                }
-                let is_lost = done == Done::Gap && self.checks.unclean() > 0;
-                if is_oldest && (is_lost || done == Done::Forgotten) {
-                    self.producer.begin_anew(self.now);
-                }
-                if !is_of_use {
-                    self.reconnect_producer();
-                }
-            }
-            return;
+            return match message {
+                Message::ProducerId(call, answer) => self.identity_given(call, answer),
+                Message::Opened(connection, opened) => self.opened(connection, opened),
+                Message::Produced(connection, answer) => self.produced(connection, answer),
+                _ => {}
+            };
         }
         let local = self.local(to);
         let Some(process) = &mut self.node(to).process else { return };
@@ -562,19 +551,32 @@ impl World {
                     self.broken.extend(ended.map(|stream| stream.id));
                 }
             }
-            Message::Produce(id, batch) => self.append(to, id, batch),
+            Message::AllocateProducerId(call, request) => self.allocate_producer_id(to, call, request),
+            Message::OpenProduce(connection, open) => self.open_produce(to, connection, &open),
+            Message::Produce(connection, request, bytes) => self.append(to, connection, request, bytes),
             Message::Fetch(from) => self.serve(to, from),
             // What comes late is the word of an epoch that is over, or makes no difference.
             Message::ToCoordinator(_, ToCoordinator::Commit { member, epoch, .. })
                 if connection.is_none() && !self.members.is_past(&member, epoch) => {}
             Message::ToCoordinator(stream, asked) => self.asked(to, stream, asked),
-            Message::Produced(..) | Message::Fetched(_) | Message::ToMember(..) => {}
+            Message::ProducerId(..) | Message::Opened(..) | Message::Produced(..) => {}
+            Message::Fetched(_) | Message::ToMember(..) => {}
         }
     }
 
     // The quorum.
 
     fn propose(&mut self, from: i32, command: command::Command, alter: Option<i32>) {
+        self.propose_for(from, command, alter, None);
+    }
+
+    fn propose_for(
+        &mut self,
+        from: i32,
+        command: command::Command,
+        alter: Option<i32>,
+        call: Option<(u64, proto::AllocateProducerId)>,
+    ) {
         let Some(member) = self.node(from).process.as_ref().map(|process| process.me) else { return };
         let luck = if self.healing { 100 } else { self.random.below(100) };
         let is_lost = self.is_cut(from, QUORUM) || luck < 4;
@@ -588,11 +590,13 @@ impl World {
             let after = if luck < 7 { self.random.between(100, 3_000) } else { self.delay() };
             *self.proposals.entry(from).or_default() += 1;
             let alter = alter.map(|epoch| (epoch, !is_unanswered));
-            let proposal = Box::new(Proposal { from, member, command, alter });
+            let call = call.filter(|_| !is_unanswered);
+            let proposal = Box::new(Proposal { from, member, command, alter, call });
             if !self.healing && self.random.percent(3) {
                 // Whoever passed it on passed it on again.
                 let late = self.random.between(1, 2_000);
-                let again = Proposal { alter: alter.map(|(epoch, _)| (epoch, false)), ..(*proposal).clone() };
+                let alter = alter.map(|(epoch, _)| (epoch, false));
+                let again = Proposal { alter, call: None, ..(*proposal).clone() };
                 self.at(after + late, Event::Commit(Box::new(again)));
             }
             self.at(after, Event::Commit(proposal));
@@ -600,7 +604,7 @@ impl World {
     }
 
     fn commit(&mut self, proposal: Proposal) {
-        let Proposal { from, member, command, alter } = proposal;
+        let Proposal { from, member, command, alter, call } = proposal;
         let waiting = self.proposals.entry(from).or_default();
         *waiting = waiting.saturating_sub(1);
         // Another setting clears the eligible replicas, and going back takes out some that are in sync, perhaps the last that are whole:
@@ -640,6 +644,9 @@ impl World {
         }
         for id in 1..=self.nodes.len() as i32 {
             self.apply_later(id);
+        }
+        if let Some(call) = call {
+            self.identity_decided(from, member, call, &result);
         }
         // Of what comes into force, and of what is too old to, the metadata tell.
         if let (Some((epoch, true)), Ok(Applied::PartitionsAltered { refused, .. })) = (alter, &result)

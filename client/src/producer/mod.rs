@@ -4,16 +4,16 @@
 //! ([`topics`]), batches and streams. Read next: [`partition`], where a partition's records are sent, then [`window`], which
 //! makes a retry exact.
 
-mod batcher;
+pub(crate) mod batcher;
 mod builder;
 mod delivery;
-mod exchange;
+pub(crate) mod exchange;
 mod partition;
 mod record;
 mod split;
-mod stream;
+pub(crate) mod stream;
 mod topics;
-mod window;
+pub(crate) mod window;
 
 pub use builder::ProducerBuilder;
 pub use delivery::{Acknowledgement, Delivery, durability_name};

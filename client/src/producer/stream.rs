@@ -94,21 +94,42 @@ pub(crate) enum NoStream {
     Gone(ProduceError),
 }
 
+impl NoStream {
+    /// What the refusal of a stream comes to, once whoever leads was asked.
+    pub(crate) fn of(refusal: Refusal, topic: &Arc<str>, partition: u32) -> NoStream {
+        match refusal.code {
+            _ if refusal.retryable => NoStream::Later(Error::Refused(refusal)),
+            ErrorCode::InvalidProducerEpoch => NoStream::Later(Error::Refused(refusal)),
+            // The broker that leads now has not heard of the topic yet.
+            ErrorCode::UnknownTopicId | ErrorCode::UnknownPartition => NoStream::Later(Error::Refused(refusal)),
+            _ => NoStream::Refused(ProduceError::Refused { topic: topic.clone(), partition, refusal }),
+        }
+    }
+}
+
+/// Asks for a producer id that nobody else has, or for an epoch after that of the `present` one.
+pub(crate) fn identity_request(present: Option<Identity>) -> wire::AllocateProducerId {
+    wire::AllocateProducerId {
+        producer_id: present.map(|identity| identity.id),
+        producer_epoch: present.map_or(0, |identity| identity.epoch.into()),
+    }
+}
+
+/// The answer to that.
+pub(crate) fn identity_given(answer: wire::AllocateProducerIdResponse) -> Result<Identity, Error> {
+    let epoch = i16::try_from(answer.producer_epoch)
+        .map_err(|_| Error::Protocol(format!("producer epoch {}", answer.producer_epoch)))?;
+    Ok(Identity { id: answer.producer_id, epoch })
+}
+
 /// A producer id that nobody else has, or an epoch after that of the `present` one.
 pub(crate) async fn allocate_identity(
     connections: &Arc<Connections>,
     present: Option<Identity>,
 ) -> Result<Identity, Error> {
-    let request = call::Request::AllocateProducerId(wire::AllocateProducerId {
-        producer_id: present.map(|identity| identity.id),
-        producer_epoch: present.map_or(0, |identity| identity.epoch.into()),
-    });
+    let request = call::Request::AllocateProducerId(identity_request(present));
     match connections.call("allocate producer id", request).await? {
-        Response::AllocateProducerId(answer) => Ok(Identity {
-            id: answer.producer_id,
-            epoch: i16::try_from(answer.producer_epoch)
-                .map_err(|_| Error::Protocol(format!("producer epoch {}", answer.producer_epoch)))?,
-        }),
+        Response::AllocateProducerId(answer) => identity_given(answer),
         _ => Err(Error::Protocol("no answer to allocate producer id".into())),
     }
 }
@@ -205,16 +226,6 @@ pub(crate) async fn open_stream(
             doubted = Some(info.at);
             continue;
         }
-        return Err(match refusal.code {
-            _ if refusal.retryable => NoStream::Later(Error::Refused(refusal)),
-            ErrorCode::InvalidProducerEpoch => NoStream::Later(Error::Refused(refusal)),
-            // The broker that leads now has not heard of the topic yet.
-            ErrorCode::UnknownTopicId | ErrorCode::UnknownPartition => NoStream::Later(Error::Refused(refusal)),
-            _ => NoStream::Refused(ProduceError::Refused {
-                topic: name.clone(),
-                partition: partition.partition,
-                refusal,
-            }),
-        });
+        return Err(NoStream::of(refusal, name, partition.partition));
     }
 }

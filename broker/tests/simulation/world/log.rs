@@ -24,10 +24,7 @@ impl World {
         let work = match &mut process.role {
             Role::Idle => None,
             Role::Leader { state, .. } => state.next_job(local).map(|job| match job {
-                Job::Commit { mut requests, leader_epoch, flush, .. } => {
-                    let requests = requests.iter_mut().map(|request| request.take().expect("checked"));
-                    Work::Commit(requests.collect(), leader_epoch, flush)
-                }
+                Job::Commit { requests, leader_epoch, flush, .. } => Work::Commit(requests, leader_epoch, flush),
                 Job::Flush => Work::Flush,
                 Job::Work(chore) => Work::Chore(chore),
             }),
@@ -52,9 +49,9 @@ impl World {
         let local = self.local(id);
         let Some(process) = self.process(id, member) else { return };
         match work {
-            Work::Commit(requests, epoch, flush) => {
-                let counts: Vec<usize> = requests.iter().map(Vec::len).collect();
-                let batches: Vec<NewBatch> = requests.into_iter().flatten().collect();
+            Work::Commit(mut requests, epoch, flush) => {
+                let taken: Vec<_> = requests.iter_mut().map(Request::take).collect();
+                let batches: Vec<NewBatch> = taken.iter().flatten().flatten().cloned().collect();
                 let bytes = batches.iter().map(|batch| batch.bytes.len()).sum();
                 let outcomes = match batches.is_empty() {
                     true => Vec::new(),
@@ -68,14 +65,11 @@ impl World {
                 let log_end = process.log.log_end_offset();
                 assert_eq!(process.mirror.len() as i64, log_end, "what was appended and what the log holds");
                 let mut outcomes = outcomes.into_iter();
-                let mut became = Vec::new();
-                for count in counts {
-                    let of_request = outcomes.by_ref().take(count).map(|outcome| match outcome {
-                        BatchOutcome::Refused(error) => Err(PartitionError::Sequence(error)),
-                        done => Ok(done),
-                    });
-                    became.push(of_request.collect());
-                }
+                let became = taken
+                    .into_iter()
+                    .zip(&requests)
+                    .map(|(batches, request)| request.became(outcomes.by_ref().take(batches?.len()).collect()));
+                let became = became.collect();
                 if let Role::Leader { state, .. } = &mut process.role {
                     state.written(became, log_end, bytes, local);
                 }
