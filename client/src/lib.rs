@@ -28,6 +28,11 @@ mod leaders;
 mod lookup;
 mod metadata;
 mod partitioner;
+#[cfg(not(feature = "planted-bugs"))]
+mod planted;
+#[cfg(feature = "planted-bugs")]
+#[doc(hidden)]
+pub mod planted;
 mod producer;
 pub mod quic;
 mod reach;

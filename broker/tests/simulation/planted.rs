@@ -6,6 +6,7 @@
 
 use crate::world::World;
 use headwater_broker::planted::{Bug, plant};
+use headwater_client::planted as client;
 use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -28,26 +29,60 @@ const ELSEWHERE: &[(Bug, &str)] = &[
 /// Said plainly in the table.
 const NOT_FOUND: &str = "not found by 4,000 seeds, nor by the model";
 
-fn elsewhere(bug: Bug) -> Option<&'static str> {
-    ELSEWHERE.iter().find(|(other, _)| *other == bug).map(|(_, found)| *found)
+/// A mistake of the broker's machines, or of the client's.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mistake {
+    Broker(Bug),
+    Client(client::Bug),
+}
+
+impl std::fmt::Debug for Mistake {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Mistake::Broker(bug) => bug.fmt(f),
+            Mistake::Client(bug) => bug.fmt(f),
+        }
+    }
+}
+
+/// All of them, and what each does.
+fn all() -> Vec<(Mistake, &'static str)> {
+    let brokers = Bug::ALL.iter().map(|(bug, what)| (Mistake::Broker(*bug), *what));
+    brokers.chain(client::Bug::ALL.iter().map(|(bug, what)| (Mistake::Client(*bug), *what))).collect()
+}
+
+/// Plants one in this thread's machines, or none.
+fn plant_either(mistake: Option<Mistake>) {
+    let (mut broker, mut client) = (None, None);
+    match mistake {
+        Some(Mistake::Broker(bug)) => broker = Some(bug),
+        Some(Mistake::Client(bug)) => client = Some(bug),
+        None => {}
+    }
+    plant(broker);
+    client::plant(client);
+}
+
+fn elsewhere(mistake: Mistake) -> Option<&'static str> {
+    ELSEWHERE.iter().find(|(other, _)| Mistake::Broker(*other) == mistake).map(|(_, found)| *found)
 }
 
 /// What the table says is found within so many seeds is tried each time.
 const SAMPLE_SEEDS: u64 = 12;
 
 /// How many seeds the table says it took.
-fn recorded(bug: Bug) -> Option<u64> {
+fn recorded(bug: Mistake) -> Option<u64> {
     let name = format!("| `{bug:?}` ");
     let line = TABLE.lines().find(|line| line.starts_with(&name))?;
     line.split('|').nth(3)?.trim().parse().ok()
 }
 
 /// How many seeds it takes until a mistake is found, and what is seen then. A seed that fails without it has found something else.
-fn find(bug: Bug) -> Option<(u64, String)> {
+fn find(bug: Mistake) -> Option<(u64, String)> {
     (0..MOST_SEEDS).find_map(|seed| {
-        plant(Some(bug));
+        plant_either(Some(bug));
         let lived = catch_unwind(AssertUnwindSafe(|| World::new(seed).run()));
-        plant(None);
+        plant_either(None);
         let panic = lived.err()?;
         catch_unwind(|| World::new(seed).run()).ok()?;
         let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
@@ -60,15 +95,15 @@ fn find(bug: Bug) -> Option<(u64, String)> {
 #[test]
 fn every_planted_mistake_is_found() {
     let chosen = std::env::var("PLANTED").unwrap_or_default();
-    let is_chosen = |bug: &Bug| match chosen.as_str() {
+    let is_chosen = |bug: &Mistake| match chosen.as_str() {
         "" => recorded(*bug).is_some_and(|seeds| seeds <= SAMPLE_SEEDS),
         "all" => true,
         name => name == format!("{bug:?}"),
     };
-    assert!(Bug::ALL.len() >= 40, "at least forty mistakes");
+    assert!(all().len() >= 40, "at least forty mistakes");
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let bugs: Vec<(Bug, &str)> = Bug::ALL.iter().filter(|(bug, _)| is_chosen(bug)).copied().collect();
+    let bugs: Vec<(Mistake, &str)> = all().into_iter().filter(|(bug, _)| is_chosen(bug)).collect();
     let found: Vec<_> = std::thread::scope(|scope| {
         let half = |odd: usize| {
             let bugs = &bugs;
@@ -105,19 +140,19 @@ fn every_planted_mistake_is_found() {
 
 #[test]
 fn the_table_has_every_mistake() {
-    let is_missing = |bug: &Bug| match elsewhere(*bug) {
+    let is_missing = |bug: &Mistake| match elsewhere(*bug) {
         Some(found) => !TABLE.contains(&format!("| - | {found} |")) || !TABLE.contains(&format!("| `{bug:?}` ")),
         None => recorded(*bug).is_none(),
     };
-    let missing: Vec<Bug> = Bug::ALL.iter().map(|(bug, _)| *bug).filter(is_missing).collect();
-    assert!(Bug::ALL.len() - ELSEWHERE.len() >= 40, "at least forty are found");
+    let missing: Vec<Mistake> = all().into_iter().map(|(bug, _)| bug).filter(is_missing).collect();
+    assert!(all().len() - ELSEWHERE.len() >= 40, "at least forty are found");
     assert!(missing.is_empty(), "PLANTED=all PLANTED_TABLE=write writes the table anew; it lacks {missing:?}");
 }
 
 const HEAD: &str = "\
 # Planted mistakes
 
-Each is planted in the shipped machines (`broker/src/planted.rs`), and found by an invariant of the simulation or by its rule that every
+Each is planted in the shipped machines (`broker/src/planted.rs`, `client/src/planted.rs`), and found by an invariant of the simulation or by its rule that every
 seed ends healed. Written by `PLANTED=all PLANTED_TABLE=write cargo test -p headwater-broker --features planted-bugs --test simulation planted`.
 
 | mistake | what the machine does | seeds | what is seen |

@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use super::delivery::{Completion, Promise, Written};
 use super::split::{Part, split};
 use crate::error::{ProduceError, Refusal};
+use crate::planted::{Bug, planted};
 
 /// Who a producer is to a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -257,7 +258,11 @@ impl Window {
         if self.in_flight.iter().filter(|sent| sent.request_id != 0).count() >= self.capacity {
             return None;
         }
-        let unsent = self.in_flight.iter_mut().find(|sent| sent.request_id == 0 && sent.failure.is_none())?;
+        let is_unsent = |sent: &&mut Sent| sent.request_id == 0 && sent.failure.is_none();
+        let unsent = match planted(Bug::NewestSentFirst) {
+            true => self.in_flight.iter_mut().rev().find(is_unsent)?,
+            false => self.in_flight.iter_mut().find(is_unsent)?,
+        };
         self.last_request_id += 1;
         unsent.request_id = self.last_request_id;
         unsent.tried = true;
@@ -276,6 +281,16 @@ impl Window {
         for (i, sent) in self.in_flight.iter_mut().enumerate() {
             sent.request_id = 0;
             sent.in_log = known.is_some_and(|known| i <= known);
+        }
+        if planted(Bug::TimedOutLeftOut) {
+            self.in_flight.retain(|sent| !sent.promise.is_told());
+        }
+        if planted(Bug::InLogIsAcknowledged) {
+            let known = self.in_flight.iter().take_while(|sent| sent.in_log).count();
+            for sent in self.in_flight.drain(..known) {
+                let durability = Durability::None;
+                sent.promise.keep(Ok(Written { base_offset: -1, log_append_time_ms: -1, durability, duplicate: true }));
+            }
         }
     }
 
@@ -297,8 +312,9 @@ impl Window {
             return Err(WrongAnswer { got: request_id, expected: oldest });
         }
         let in_log = self.in_flight.front().is_some_and(|sent| sent.in_log);
+        let is_retried = refusal.retryable && !planted(Bug::RefusedForGood);
         Ok(match refusal.code {
-            _ if refusal.retryable => Next::Resend,
+            _ if is_retried => Next::Resend,
             code if !is_before_append(code) => self.abandon(|completion, _| unknown(completion, refusal.clone())),
             // So many came after it that it is kept; where, nobody remembers.
             ErrorCode::DuplicateSequence => {
@@ -320,6 +336,7 @@ impl Window {
                 Next::Resend
             }
             // The log has forgotten this producer; nothing of the window is in it.
+            ErrorCode::UnknownProducerId if planted(Bug::ForgottenGoesOn) => Next::Resend,
             ErrorCode::UnknownProducerId => self.renew(),
             code => {
                 let sent = self.take_oldest(request_id)?;
@@ -346,7 +363,8 @@ impl Window {
     /// As another producer (or under another epoch): sequences begin at 0 again. Records that have failed need no place
     /// in them any more.
     pub(crate) fn become_producer(&mut self, identity: Identity) {
-        self.identity = Some(identity);
+        let epoch = self.identity.map(|before| before.epoch).filter(|_| planted(Bug::RenumberedInSameEpoch));
+        self.identity = Some(Identity { epoch: epoch.unwrap_or(identity.epoch), ..identity });
         self.in_flight.retain(|sent| !sent.promise.is_told());
         self.fail_oldest();
         self.in_flight.iter_mut().for_each(|sent| sent.in_log = false);
@@ -383,8 +401,10 @@ impl Window {
             }
         }
         let idempotent = self.identity.is_some();
-        let of_no_use =
-            |sent: &Sent| sent.promise.is_told() && if idempotent { !sent.tried } else { sent.request_id == 0 };
+        let of_no_use = |sent: &Sent| {
+            let is_nowhere = if idempotent { !sent.tried } else { sent.request_id == 0 };
+            sent.promise.is_told() && (is_nowhere || planted(Bug::TimedOutGivesPlace))
+        };
         // Those never sent stand behind all that were.
         if let Some(first) = self.in_flight.iter().position(of_no_use) {
             let sequence = self.in_flight.get(first).map_or(self.next_sequence, |sent| sent.base_sequence);
