@@ -135,7 +135,8 @@ fn no_acknowledged_record_is_lost_whatever_happens() {
     share("a disk that hung and came back", 10, |outcome| outcome.reached.disk_hung);
     share("a coordinator that nobody confirms", 5, |outcome| outcome.reached.unconfirmed);
     share("a window full of batches", 90, |outcome| outcome.reached.window_full);
-    share("another epoch of the producer", 1, |outcome| outcome.reached.producer_epoch);
+    share("a batch that is too large by now", 10, |outcome| outcome.reached.too_large);
+    share("another epoch of the producer", 5, |outcome| outcome.reached.producer_epoch);
     share("records that fail, and are perhaps kept", 20, |outcome| outcome.reached.timed_out_sent);
     share("records that fail before they are sent", 20, |outcome| outcome.reached.timed_out_unsent);
     share("a new leader that says only later where the log ends", 5, |outcome| outcome.reached.latest_awaited);

@@ -13,7 +13,7 @@ use headwater_broker::replica::history::History;
 use headwater_broker::replica::{Member, Tenure};
 use headwater_proto::TopicId;
 use headwater_proto::batch::{BatchBuilder, Batches, BuildOptions, Records, check};
-use headwater_proto::wire::{self, ProduceRequest, ProduceResponse};
+use headwater_proto::wire::{self, OpenProduce, ProduceRequest, ProduceResponse};
 use headwater_storage::{
     Cleanup, CompactionPlan, CompactionResult, Files, Log, LogConfig, LogIdentity, NewBatch, OpenHints, SimFiles,
 };
@@ -130,7 +130,9 @@ pub(crate) struct Process {
     /// A compaction under way, and one that waits to be put in place.
     pub(crate) plan: Option<CompactionPlan>,
     pub(crate) compacted: Option<CompactionResult>,
+    /// Produce streams, and those that are asked for.
     pub(crate) connections: BTreeMap<u64, ProduceStream>,
+    pub(crate) opening: BTreeMap<u64, OpenProduce>,
     pub(crate) requests: BTreeMap<RequestId, Vec<u64>>,
 }
 
@@ -180,14 +182,17 @@ impl ProduceStream {
     }
 
     /// A request comes. What is wrong with it, if anything is.
-    pub(crate) fn take(&mut self, request: &ProduceRequest, batch: &NewBatch) -> Result<(), wire::Error> {
+    pub(crate) fn take(&mut self, request: &ProduceRequest, batch: &NewBatch, limit: usize) -> Result<(), wire::Error> {
         assert_eq!(request.request_id, self.last_request + 1, "requests of a stream follow one another");
         self.last_request = request.request_id;
         self.pending.push_back((request.request_id, None));
-        let stream = self.producer;
+        let (stream, bytes) = (self.producer, batch.bytes.len());
         let batch = ProducerIdentity { id: batch.header.producer_id, epoch: batch.header.producer_epoch };
         if self.failed || self.not_written.load(Ordering::Acquire) {
             return Err(PartitionError::EarlierFailed.to_wire());
+        }
+        if bytes > limit {
+            return Err(PartitionError::TooLarge { bytes, limit }.to_wire());
         }
         if batch != stream { Err(PartitionError::ForeignProducer { batch, stream }.to_wire()) } else { Ok(()) }
     }
@@ -241,6 +246,8 @@ pub(crate) enum Chore {
     PlanCompaction,
     /// Put compacted segments in place.
     InstallCompaction,
+    /// Look what the log holds of a producer that wants a stream, on this connection.
+    OpenProduce(u64),
 }
 
 /// Whether the disk takes so long for a job that the replica is of no use.

@@ -116,10 +116,17 @@ impl Producer {
                 }
                 Err(ProduceError::TimedOut { sent: false, .. }) => Fate::NeverSent,
                 Err(ProduceError::TimedOut { sent: true, .. }) => Fate::Unknown,
+                Err(ProduceError::TooLarge { .. }) => Fate::Refused,
+                Err(error @ ProduceError::OutcomeUnknown { .. }) => {
+                    // It is in some log; whether it stays there, nobody says to a batch that is too large by now.
+                    assert_eq!(error.code(), Some(ErrorCode::MessageTooLarge), "record {value}: {error}");
+                    Fate::Unknown
+                }
                 Err(error @ ProduceError::Refused { .. }) => {
-                    // What comes before it is gone: an unclean election took that.
-                    let is_gap = error.code() == Some(ErrorCode::OutOfOrderSequence);
-                    assert!(is_gap && checks.unclean() > 0, "record {value} is refused: {error}");
+                    // What comes before it is gone: an unclean election took that. Or it is too large alone.
+                    let is_gap = error.code() == Some(ErrorCode::OutOfOrderSequence) && checks.unclean() > 0;
+                    let is_large = error.code() == Some(ErrorCode::MessageTooLarge);
+                    assert!(is_gap || is_large, "record {value} is refused: {error}");
                     Fate::Refused
                 }
                 Err(error) => panic!("record {value}: {error}"),

@@ -92,6 +92,7 @@ pub(crate) struct Reached {
     pub(crate) clocks_apart: bool,
     pub(crate) older_disk: bool,
     pub(crate) window_full: bool,
+    pub(crate) too_large: bool,
     pub(crate) producer_epoch: bool,
     pub(crate) timed_out_sent: bool,
     pub(crate) timed_out_unsent: bool,
@@ -552,7 +553,7 @@ impl World {
                 }
             }
             Message::AllocateProducerId(call, request) => self.allocate_producer_id(to, call, request),
-            Message::OpenProduce(connection, open) => self.open_produce(to, connection, &open),
+            Message::OpenProduce(connection, open) => self.open_produce(to, connection, open),
             Message::Produce(connection, request, bytes) => self.append(to, connection, request, bytes),
             Message::Fetch(from) => self.serve(to, from),
             // What comes late is the word of an epoch that is over, or makes no difference.

@@ -69,6 +69,7 @@ impl World {
             plan: None,
             compacted: None,
             connections: BTreeMap::new(),
+            opening: BTreeMap::new(),
             requests: BTreeMap::new(),
         };
         process.mirror = process.read_all(self.checks.committed(process.lineage)).0;
@@ -313,6 +314,7 @@ impl World {
             return self.note(format_args!("{id} leads on as {role_of:?} with {log_end}"));
         }
         process.connections.clear();
+        process.opening.clear();
         process.requests.clear();
         if partition.leader == id {
             if partition.unclean_recoveries != process.lineage {

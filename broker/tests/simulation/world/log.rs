@@ -111,6 +111,9 @@ impl World {
 
     /// Does one of these; records go as far as they are committed.
     fn chore_done(&mut self, id: i32, member: Member, chore: Chore) {
+        if let Chore::OpenProduce(connection) = chore {
+            return self.looked_for_producer(id, connection);
+        }
         let local = self.local(id);
         let after = self.random.between(5, 200);
         let node = &mut self.nodes[id as usize - 1];
@@ -138,6 +141,7 @@ impl World {
                 Some(log_start) => node.kept.log_start = log_start,
                 None => return,
             },
+            Chore::OpenProduce(_) => return,
             // One at a time.
             Chore::PlanCompaction if process.plan.is_some() || process.compacted.is_some() => return,
             Chore::PlanCompaction => {

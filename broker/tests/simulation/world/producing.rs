@@ -5,6 +5,7 @@ use crate::node::ProduceStream;
 use crate::producer::{Fate, Link};
 use headwater_broker::metadata::MetadataError;
 use headwater_broker::partition::state::Check;
+use headwater_client::ProduceError;
 use headwater_client::simulation::{Sender, Settings, first_identity};
 use headwater_proto::ErrorCode;
 use headwater_proto::limits::MAX_IN_FLIGHT_BATCHES;
@@ -23,6 +24,7 @@ impl World {
         if self.truth.topic_by_id(&TOPIC).is_none() {
             return;
         }
+        self.change_limit();
         self.make_records();
         self.hear_of_leaders();
         let now = self.now;
@@ -47,6 +49,15 @@ impl World {
         self.look_at_outcomes();
     }
 
+    /// In every third seed max.message.bytes changes now and then, so that what was sent may be too large by now.
+    fn change_limit(&mut self) {
+        if self.seed % 3 == 1 && !self.healing && self.random.percent(3) {
+            let limit = self.random.between(180, 600) as u32;
+            self.topic.max_message_bytes = limit;
+            self.note(format_args!("a batch has at most {limit} bytes"));
+        }
+    }
+
     fn make_records(&mut self) {
         if !self.producer.has_room() || (self.healing && self.now % 3 != 0) {
             return;
@@ -58,8 +69,10 @@ impl World {
             bytes.resize(8 + padding, 0);
             let (key, value) = (key.map(bytes::Bytes::from), bytes::Bytes::from(bytes));
             let Some(sender) = &mut self.producer.sender else { return };
-            let sent = sender.send(since_begin(self.now), self.now, key.as_ref(), &value);
-            self.producer.sent(sent.expect("a record"));
+            match sender.send(since_begin(self.now), self.now, key.as_ref(), &value) {
+                Ok(delivery) => self.producer.sent(delivery),
+                Err(error) => assert!(matches!(error, ProduceError::TooLarge { .. }), "a record: {error}"),
+            }
         }
     }
 
@@ -209,6 +222,7 @@ impl World {
         if let Err(error) = &answered {
             self.note(format_args!("the producer is refused: {error}"));
         }
+        self.reached.too_large |= code == Some(ErrorCode::MessageTooLarge);
         if code == Some(ErrorCode::UnknownProducerId) && is_anew {
             // What of it was there is deleted.
             let starts = self.nodes.iter().filter_map(|node| node.process.as_ref());
@@ -264,20 +278,39 @@ impl World {
         self.send(from, CLIENT, call, Message::ProducerId(call, answer));
     }
 
-    /// A broker is asked for a produce stream.
-    pub(super) fn open_produce(&mut self, id: i32, connection: u64, open: &OpenProduce) {
-        let total = self.commands.len();
+    /// A broker is asked for a produce stream: it looks what its log holds of the producer, before what waits to be appended.
+    pub(super) fn open_produce(&mut self, id: i32, connection: u64, open: OpenProduce) {
         let Some(process) = &mut self.node(id).process else { return };
-        let opened = process.open_produce(connection, open, total).unwrap_or_else(|error| ProduceOpened {
-            error: Some(error),
-            last_sequence: -1,
-            last_offset: -1,
-            ..ProduceOpened::default()
-        });
-        self.send(id, CLIENT, connection, Message::Opened(connection, opened));
+        match process.admit(&open) {
+            Err(error) => self.refuse_to_open(id, connection, error),
+            Ok(()) => {
+                process.opening.insert(connection, open);
+                process.begin_chore(Chore::OpenProduce(connection));
+            }
+        }
+    }
+
+    pub(super) fn looked_for_producer(&mut self, id: i32, connection: u64) {
+        let (total, max_message_bytes) = (self.commands.len(), self.topic.max_message_bytes);
+        let Some(process) = &mut self.node(id).process else { return };
+        let Some(open) = process.opening.remove(&connection) else { return };
+        match process.open_produce(connection, &open, total) {
+            Ok(opened) => {
+                let opened = ProduceOpened { max_message_bytes, ..opened };
+                self.send(id, CLIENT, connection, Message::Opened(connection, opened));
+            }
+            Err(error) => self.refuse_to_open(id, connection, error),
+        }
+    }
+
+    fn refuse_to_open(&mut self, id: i32, connection: u64, error: wire::Error) {
+        let refused =
+            ProduceOpened { error: Some(error), last_sequence: -1, last_offset: -1, ..ProduceOpened::default() };
+        self.send(id, CLIENT, connection, Message::Opened(connection, refused));
     }
 
     pub(super) fn append(&mut self, id: i32, connection: u64, request: ProduceRequest, bytes: bytes::Bytes) {
+        let limit = self.topic.max_message_bytes as usize;
         let Some(process) = &mut self.node(id).process else { return };
         let epoch = process.role_of.1;
         let Some(stream) = process.connections.get_mut(&connection) else {
@@ -288,7 +321,7 @@ impl World {
         };
         let batch = NewBatch { header: headwater_proto::batch::check(&bytes).expect("a sound batch"), bytes };
         let request_id = (connection, request.request_id);
-        if let Err(error) = stream.take(&request, &batch) {
+        if let Err(error) = stream.take(&request, &batch, limit) {
             return self.answer_in_turn(id, request_id, Err(error));
         }
         let (epoch, check) = (Some(stream.leader_epoch), Some(Check::new(stream.not_written.clone(), None)));
@@ -364,14 +397,8 @@ impl World {
 }
 
 impl Process {
-    /// Opens a produce stream, as a broker does that looks twice at what it does not know: at all that was decided before it was
-    /// asked.
-    fn open_produce(
-        &mut self,
-        connection: u64,
-        open: &OpenProduce,
-        total: usize,
-    ) -> Result<ProduceOpened, wire::Error> {
+    /// Whether it leads in the epoch that the producer knows of.
+    fn admit(&self, open: &OpenProduce) -> Result<(), wire::Error> {
         let epoch = self.role_of.1;
         let leads = matches!(&self.role, Role::Leader { state, .. } if !state.leader().is_ended());
         if !leads || open.leader_epoch < epoch {
@@ -380,6 +407,19 @@ impl Process {
         if open.leader_epoch > epoch {
             return Err(wire::Error::new(ErrorCode::UnknownLeaderEpoch, "not known here yet"));
         }
+        Ok(())
+    }
+
+    /// Opens a produce stream, as a broker does that looks twice at what it does not know: at all that was decided before it was
+    /// asked.
+    fn open_produce(
+        &mut self,
+        connection: u64,
+        open: &OpenProduce,
+        total: usize,
+    ) -> Result<ProduceOpened, wire::Error> {
+        self.admit(open)?;
+        let epoch = self.role_of.1;
         let last = self.log.last_sequence(open.producer_id);
         let identified = self.metadata.identify(open.producer_id, open.producer_epoch, last);
         let producer = match identified {
