@@ -559,6 +559,10 @@ impl World {
             // What comes late is the word of an epoch that is over, or makes no difference.
             Message::ToCoordinator(_, ToCoordinator::Commit { member, epoch, .. })
                 if connection.is_none() && !self.members.is_past(&member, epoch) => {}
+            // A member commits one after the other. What it gave up on before it went on elsewhere may come yet, as in Kafka, and takes offsets
+            // back until it commits again: the epoch tells members apart, and not the commits of one.
+            Message::ToCoordinator(stream, ToCoordinator::Commit { member, epoch, .. })
+                if connection.is_some() && self.members.goes_on_elsewhere(&member, epoch, stream) => {}
             Message::ToCoordinator(stream, asked) => self.asked(to, stream, asked),
             Message::ProducerId(..) | Message::Opened(..) | Message::Produced(..) => {}
             Message::Fetched(_) | Message::ToMember(..) => {}

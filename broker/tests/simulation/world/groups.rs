@@ -143,6 +143,12 @@ impl Members {
         self.members.iter().any(|member| member.id == id && member.epoch > epoch)
     }
 
+    /// Whether the member goes on in this epoch, and not on this stream.
+    pub(super) fn goes_on_elsewhere(&self, id: &str, epoch: i32, stream: u64) -> bool {
+        let is_it = |member: &Consumer| member.id == id && member.epoch == epoch;
+        self.members.iter().any(is_it) && !self.speaks_on(id, stream)
+    }
+
     /// Whether nobody is this member any more: it began anew as another.
     fn is_gone(&self, id: &str) -> bool {
         self.members.iter().all(|member| member.id != id)
