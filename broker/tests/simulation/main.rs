@@ -133,6 +133,8 @@ fn no_acknowledged_record_is_lost_whatever_happens() {
     share("a folder of an earlier topic", 3, |outcome| outcome.reached.folder_left);
     share("a lost replica made anew", 5, |outcome| outcome.reached.healed);
     share("a disk that hung and came back", 10, |outcome| outcome.reached.disk_hung);
+    share("a broker cut off from all but the administrator", 20, |outcome| outcome.reached.isolated);
+    share("a coordinator looked at that is none any more", 5, |outcome| outcome.reached.former_looked_at);
     share("a coordinator that nobody confirms", 5, |outcome| outcome.reached.unconfirmed);
     share("a window full of batches", 90, |outcome| outcome.reached.window_full);
     share("a batch that is too large by now", 10, |outcome| outcome.reached.too_large);

@@ -95,6 +95,11 @@ pub(crate) struct Process {
     pub(crate) mirror: Vec<Entry>,
     /// The group, in the leader epoch in which it was read.
     pub(crate) coordinator: Option<(i32, Box<Coordinator>)>,
+    /// Until when what a coordinator appended is on its way to the partition.
+    pub(crate) handed_until: i64,
+    /// min.insync.replicas, as the settings say that came last, and whether others are on their way.
+    pub(crate) configured: Option<u32>,
+    pub(crate) is_configuring: bool,
     /// Where the leader's log begins.
     pub(crate) begins_at: i64,
     pub(crate) metadata: MetadataState,

@@ -20,10 +20,8 @@ const ELSEWHERE: &[(Bug, &str)] = &[
     (Bug::OlderViewTaken, "by the model (`tests/model`), within a second"),
     (Bug::ReportOutlivesCut, NOT_FOUND),
     (Bug::ReportOutlivesEpoch, NOT_FOUND),
-    (Bug::SettingOfAnotherView, NOT_FOUND),
     (Bug::LostRestored, NOT_FOUND),
     (Bug::DecidedInAnotherEpoch, NOT_FOUND),
-    (Bug::ReadUnconfirmed, NOT_FOUND),
 ];
 
 /// Said plainly in the table.

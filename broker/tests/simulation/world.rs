@@ -1,5 +1,6 @@
 //! The scheduler: a virtual clock, a network, a quorum. What brokers do is in `broker.rs`, what goes wrong in `trouble.rs`.
 
+mod admins;
 mod broker;
 pub(crate) mod groups;
 mod log;
@@ -8,7 +9,8 @@ mod producing;
 mod readers;
 mod trouble;
 
-use self::groups::{COORDINATOR, Members, ToCoordinator, ToMember};
+use self::admins::Admin;
+use self::groups::{COORDINATOR, Handed, Members, ToCoordinator, ToMember};
 use self::readers::{Fetched, Reader};
 use crate::checks::Checks;
 use crate::node::{
@@ -96,6 +98,8 @@ pub(crate) struct Reached {
     pub(crate) producer_epoch: bool,
     pub(crate) timed_out_sent: bool,
     pub(crate) timed_out_unsent: bool,
+    pub(crate) isolated: bool,
+    pub(crate) former_looked_at: bool,
 }
 
 /// What became of a seed.
@@ -136,6 +140,12 @@ enum Event {
     Producer,
     Reader,
     Member(usize),
+    Admin,
+    Isolate,
+    /// Settings come that the metadata have had for a while.
+    Configure(i32, Member),
+    /// What a coordinator appends reaches the partition.
+    Handed(i32, Member, Box<Handed>),
 }
 
 #[derive(Debug)]
@@ -230,6 +240,7 @@ pub(crate) struct World {
     reader: Reader,
     has_group: bool,
     members: Members,
+    admin: Admin,
     checks: Checks,
     healing: bool,
     trace: u64,
@@ -293,6 +304,7 @@ impl World {
             reader: Reader::default(),
             has_group: false,
             members: Members::default(),
+            admin: Admin::default(),
             checks: Checks::default(),
             healing: false,
             trace: 0xcbf2_9ce4_8422_2325,
@@ -419,6 +431,7 @@ impl World {
         let on = match &event {
             Event::Tick(id, _) | Event::Apply(id, _) | Event::Job(id, ..) | Event::Answer(id, ..) => *id,
             Event::Flushed(id, ..) | Event::Compact(id, _) | Event::Confirmed(id, ..) => *id,
+            Event::Configure(id, _) | Event::Handed(id, ..) => *id,
             Event::Deliver(envelope) => envelope.to,
             _ => 0,
         };
@@ -452,6 +465,10 @@ impl World {
             Event::Producer => self.produce(),
             Event::Reader => self.read(),
             Event::Member(place) => self.member(place),
+            Event::Admin => self.look_at_offsets(),
+            Event::Isolate => self.isolate(),
+            Event::Configure(id, member) => self.configured(id, member),
+            Event::Handed(id, member, handed) => self.handed(id, member, *handed),
         }
         if on > 0 {
             self.proceed(on);
@@ -519,6 +536,7 @@ impl World {
         }
         match message {
             Message::Fetched(fetched) => return self.fetched(fetched),
+            Message::ToMember(stream, told) if self.admin.listens_on(stream) => return self.admin_told(told),
             Message::ToMember(stream, told) => return self.told(stream, told),
             _ => {}
         }

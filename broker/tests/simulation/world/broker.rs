@@ -46,6 +46,9 @@ impl World {
             mirror: Vec::new(),
             begins_at: 0,
             coordinator: None,
+            handed_until: 0,
+            configured: None,
+            is_configuring: false,
             metadata: MetadataState::new("simulated"),
             is_unhealed,
             claims_loss,
@@ -220,14 +223,41 @@ impl World {
         }
     }
 
+    /// The settings that came last. They come on a way of their own, and may be older than what else the metadata say.
+    fn settings(&mut self, id: i32) -> TopicConfig {
+        let mut settings = self.topic.clone();
+        let Some(process) = &mut self.nodes[id as usize - 1].process else { return settings };
+        let Some(topic) = process.metadata.topic_by_id(&TOPIC) else { return settings };
+        let newest = topic.min_insync_replicas();
+        let known = *process.configured.get_or_insert(newest);
+        if known != newest && !process.is_configuring {
+            process.is_configuring = self.random.percent(30);
+            if process.is_configuring {
+                let (member, after) = (process.me, self.random.between(1, 500));
+                self.at(after, Event::Configure(id, member));
+            } else {
+                process.configured = Some(newest);
+            }
+        }
+        let configured = self.nodes[id as usize - 1].process.as_ref().and_then(|process| process.configured);
+        settings.min_insync_replicas = configured.unwrap_or(newest);
+        settings
+    }
+
+    pub(super) fn configured(&mut self, id: i32, member: Member) {
+        let Some(process) = self.process(id, member) else { return };
+        let newest = process.metadata.topic_by_id(&TOPIC).map(|topic| topic.min_insync_replicas());
+        (process.configured, process.is_configuring) = (newest, false);
+        self.learned(id);
+    }
+
     /// The metadata are newer.
     pub(super) fn learned(&mut self, id: i32) {
         let local = self.local(id);
-        let mut settings = self.topic.clone();
+        let settings = self.settings(id);
         let Some(process) = &mut self.node(id).process else { return };
         let Some(topic) = process.metadata.topic_by_id(&TOPIC) else { return };
         let Some(partition) = topic.partitions.first() else { return };
-        settings.min_insync_replicas = topic.min_insync_replicas();
         let view = View::of(&process.metadata, topic, partition);
         let is_over = process.role_of != (partition.leader, partition.leader_epoch, partition.replicas.contains(&id));
         match &mut process.role {
@@ -271,12 +301,12 @@ impl World {
     /// Takes the role that the metadata give, once no job is on its way.
     fn adopt(&mut self, id: i32) {
         let now = self.now;
-        let mut settings = self.topic.clone();
         let local = self.local(id);
         let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
         let Some(topic) = process.metadata.topic_by_id(&TOPIC) else { return };
         let Some(partition) = topic.partitions.first().cloned() else { return };
-        settings.min_insync_replicas = topic.min_insync_replicas();
+        let mut settings = self.topic.clone();
+        settings.min_insync_replicas = process.configured.unwrap_or_else(|| topic.min_insync_replicas());
         let view = View::of(&process.metadata, topic, &partition);
         let role_of = (partition.leader, partition.leader_epoch, partition.replicas.contains(&id));
         let registered = process.metadata.broker(id).map(|broker| broker.incarnation);

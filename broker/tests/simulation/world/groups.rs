@@ -1,6 +1,7 @@
 //! A consumer group: the coordinator is whoever leads the partition, its records lie among the others, and its members are clients
 //! that come, go, fall silent and commit. The group's state machine and the reading of its records are the broker's.
 
+use super::admins::ADMIN;
 use super::*;
 use headwater_broker::group::offsets::Speaker;
 use headwater_broker::group::records::Replay;
@@ -15,7 +16,7 @@ use headwater_storage::offsets_schema::{OffsetsKey, OffsetsValue};
 /// What the group reads: partitions that nobody simulates, but for who owns them.
 const READ: TopicId = TopicId::from_bytes([2; 16]);
 const READ_NAME: &str = "read";
-const READ_PARTITIONS: u32 = 3;
+pub(super) const READ_PARTITIONS: u32 = 3;
 
 /// Values of records from here on stand for records of the group.
 pub(crate) const GROUP_VALUES: u64 = 1 << 32;
@@ -28,7 +29,7 @@ const SESSION_TIMEOUT_MS: u32 = 1_500;
 /// How often a coordinator asks whether it is one, and how long it waits for an answer.
 const CONFIRM_MS: i64 = 1_000;
 /// After which a member that hears nothing looks for the coordinator again.
-const SILENCE_MS: i64 = 700;
+pub(super) const SILENCE_MS: i64 = 700;
 
 /// Groups as a coordinator has them, in one leader epoch.
 pub(crate) struct Coordinator {
@@ -65,6 +66,15 @@ struct Confirming {
     index: Option<usize>,
 }
 
+/// What a coordinator appends, and in which leader epoch it was decided.
+#[derive(Debug, Clone)]
+pub(super) struct Handed {
+    epoch: i32,
+    batch: Option<NewBatch>,
+    acks: Acks,
+    request: u64,
+}
+
 /// What waits for records to be kept.
 #[derive(Debug, Clone)]
 enum Then {
@@ -80,8 +90,22 @@ pub(super) enum ToCoordinator {
     Join(Join),
     Report(String, MemberReport),
     Leave(String),
-    Commit { member: String, epoch: i32, partition: u32, offset: i64 },
-    Offset { member: String, epoch: i32, partition: u32, known: i64 },
+    Commit {
+        member: String,
+        epoch: i32,
+        partition: u32,
+        offset: i64,
+    },
+    Offset {
+        member: String,
+        epoch: i32,
+        partition: u32,
+        known: i64,
+    },
+    /// What was committed of all partitions, for somebody who is no member.
+    Look {
+        known: Vec<i64>,
+    },
 }
 
 /// What a member is told.
@@ -96,6 +120,8 @@ pub(super) enum ToMember {
     Committed(u32, i64),
     /// What was committed, and what is known to have been when it was asked.
     Offset(u32, i64, i64),
+    /// The same of all partitions.
+    Seen(Vec<i64>, Vec<i64>),
 }
 
 /// The members, and what was seen of the group.
@@ -159,6 +185,19 @@ impl Members {
         let has = self.members.iter().filter(|member| member.id == id).flat_map(|member| &member.owned);
         let is_heard = self.told_on.get(id).is_some_and(|stream| self.speaks_on(id, *stream));
         has.chain(self.told.get(id).filter(|_| is_heard).into_iter().flatten()).copied().collect()
+    }
+
+    /// Up to where commits of a partition were acknowledged, or shown to somebody.
+    pub(super) fn committed_of(&self, partition: u32) -> i64 {
+        self.committed.get(&partition).map_or(0, |(_, offset)| *offset)
+    }
+
+    /// Somebody is told how far a partition was committed: that is no further than members were delivered its records, and stays so.
+    pub(super) fn is_shown(&mut self, to: &str, partition: u32, offset: i64) {
+        let delivered = self.delivered.get(&partition).copied().unwrap_or(0);
+        assert!(offset <= delivered, "{to} is told of {offset}, and {delivered} were delivered");
+        let committed = self.committed.entry(partition).or_default();
+        committed.1 = committed.1.max(offset);
     }
 
     /// Whether this is the stream on which the member listens.
@@ -231,6 +270,8 @@ impl World {
             self.members.members.push(member);
             self.at(100, Event::Member(place));
         }
+        self.at(100, Event::Admin);
+        self.at(1_000, Event::Isolate);
     }
 
     /// The topic that they read is made, however often it takes.
@@ -271,9 +312,7 @@ impl World {
             self.next_stream += 1;
             let request = self.next_stream;
             process.coordinator = Some((epoch, Box::new(Coordinator::new(request))));
-            let reply = (COORDINATOR, request);
-            let (epoch, acks) = (Some(epoch), Acks::Leader);
-            return state.append(Append { epoch, batches: Vec::new(), check: None, bytes: 0, acks, reply });
+            return self.hand_over(id, Handed { epoch, batch: None, acks: Acks::Leader, request });
         };
         if matches!(coordinator.stage, Stage::Counting(end) if high_watermark >= end) {
             coordinator.stage = Stage::Loading;
@@ -415,9 +454,13 @@ impl World {
         let Some(coordinator) = coordinator.filter(|it| is_led && it.stage == Stage::Serving) else {
             return elsewhere(self);
         };
+        if matches!(asked, ToCoordinator::Look { .. }) {
+            let leads = self.truth.topic_by_id(&TOPIC).and_then(|topic| topic.partitions.first()).map(|it| it.leader);
+            self.reached.former_looked_at |= leads != Some(id);
+        }
         // What another one may have changed by now is not told, nor anybody taken in, before it is known that there is none.
         let at_once = match asked {
-            ToCoordinator::Join(_) | ToCoordinator::Offset { .. } => {
+            ToCoordinator::Join(_) | ToCoordinator::Offset { .. } | ToCoordinator::Look { .. } => {
                 coordinator.questions.ask((stream, asked), has_lease)
             }
             asked => Asked::Answered((stream, asked)),
@@ -502,6 +545,11 @@ impl World {
                     Err(_) => Ok((Effects::new(), Vec::new())),
                 }
             }
+            ToCoordinator::Look { known } => {
+                let offset = |n| group.offset(READ_NAME, n).map_or(0, |committed| committed.offset);
+                let seen = (0..READ_PARTITIONS).map(offset).collect();
+                Ok((Effects::new(), vec![Then::Tell(stream, ToMember::Seen(seen, known))]))
+            }
         };
         match decided {
             Ok((effects, then)) => self.decided(id, effects, then),
@@ -550,13 +598,41 @@ impl World {
         self.checks.keys.extend(records.iter().map(|(key, value)| (*value, key.clone().unwrap_or_default())));
         self.next_stream += 1;
         coordinator.appending = Some(self.next_stream);
-        let batch = batch(None, -1, &records, 0, now);
-        let bytes = batch.bytes.len();
-        let reply = (COORDINATOR, self.next_stream);
-        if let Role::Leader { state, .. } = &mut process.role {
-            // Groups as of this epoch: another coordinator may have decided otherwise since.
-            let (epoch, acks) = (Some(*epoch), Acks::All);
-            state.append(Append { epoch, batches: vec![batch], check: None, bytes, acks, reply });
+        let batch = Some(batch(None, -1, &records, 0, now));
+        // Groups as of this epoch: another coordinator may have decided otherwise since.
+        let handed = Handed { epoch: *epoch, batch, acks: Acks::All, request: self.next_stream };
+        self.hand_over(id, handed);
+    }
+
+    /// What a coordinator appends waits until the partition takes it, in order; meanwhile the partition may be led elsewhere, and here again.
+    fn hand_over(&mut self, id: i32, handed: Handed) {
+        let delay = match self.random.below(100) {
+            _ if self.healing => 0,
+            0..3 => self.random.between(100, 3_000),
+            3..15 => self.random.between(1, 60),
+            _ => 0,
+        };
+        let now = self.now;
+        let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
+        let at = process.handed_until.max(now + delay);
+        let member = process.me;
+        if at == now {
+            return self.handed(id, member, handed);
+        }
+        process.handed_until = at;
+        self.at(at - now, Event::Handed(id, member, Box::new(handed)));
+    }
+
+    pub(super) fn handed(&mut self, id: i32, member: Member, handed: Handed) {
+        let Some(process) = self.process(id, member) else { return };
+        let Handed { epoch, batch, acks, request } = handed;
+        match &mut process.role {
+            Role::Leader { state, .. } => {
+                let (epoch, batches, reply) = (Some(epoch), Vec::from_iter(batch), (COORDINATOR, request));
+                let bytes = batches.iter().map(|batch| batch.bytes.len()).sum();
+                state.append(Append { epoch, batches, check: None, bytes, acks, reply });
+            }
+            _ => self.group_kept(id, request, false),
         }
     }
 
@@ -633,7 +709,8 @@ impl World {
 
     fn tell(&mut self, id: i32, stream: u64, told: ToMember) {
         if stream > 0 {
-            self.send(id, MEMBERS, stream, Message::ToMember(stream, told));
+            let to = if self.admin.listens_on(stream) { ADMIN } else { MEMBERS };
+            self.send(id, to, stream, Message::ToMember(stream, told));
         }
     }
 
@@ -648,14 +725,8 @@ impl World {
         let clock = self.now;
         let luck = if self.healing { 1_000 } else { self.random.below(1_000) };
         let silent_for = self.random.between(500, 4_000);
-        let up: Vec<i32> = self.nodes.iter().filter(|node| node.process.is_some()).map(|node| node.id).collect();
-        let through = self.random.pick(&up);
-        let leader = through.and_then(|id| {
-            let process = self.nodes[id as usize - 1].process.as_ref()?;
-            process.metadata.topic_by_id(&TOPIC)?.partitions.first().map(|partition| partition.leader)
-        });
-        let known: Vec<i64> =
-            (0..READ_PARTITIONS).map(|n| self.members.committed.get(&n).map_or(0, |(_, offset)| *offset)).collect();
+        let leader = self.leader_by_hearsay();
+        let known: Vec<i64> = (0..READ_PARTITIONS).map(|n| self.members.committed_of(n)).collect();
         self.next_stream += 1;
         let new_stream = self.next_stream;
         let (commits, forgets) = (self.random.percent(40), self.random.percent(10));
@@ -731,7 +802,7 @@ impl World {
         let Some(member) = self.members.members.iter_mut().find(is_on) else { return };
         member.heard_ms = clock;
         match told {
-            ToMember::Heard => {}
+            ToMember::Heard | ToMember::Seen(..) => {}
             ToMember::Update(epoch, assigned) => {
                 member.epoch = epoch;
                 member.owned = assigned;
@@ -747,13 +818,11 @@ impl World {
             }
             ToMember::Offset(partition, offset, known) => {
                 assert!(offset >= known, "{} is told that {offset} of {known} were committed", member.id);
-                let delivered = self.members.delivered.get(&partition).copied().unwrap_or(0);
-                assert!(offset <= delivered, "{} is told of {offset}, and {delivered} were delivered", member.id);
-                let committed = self.members.committed.entry(partition).or_default();
-                committed.1 = committed.1.max(offset);
                 if member.owned.contains(&(READ, partition)) {
                     member.offsets.entry(partition).or_insert(offset);
                 }
+                let id = member.id.clone();
+                self.members.is_shown(&id, partition, offset);
             }
         }
     }
