@@ -2,8 +2,9 @@
 //!
 //! A replica whose log failed, or from which a job does not come back, is of no use to anybody: the broker's heartbeats name it, and the
 //! controller takes it out of the in-sync and the eligible replicas, so that its leadership moves. A flush that comes back after all is
-//! named too, and the replica may be in sync again; and so may one that was set aside and is fetched from its leader. Any other log that
-//! failed stays fenced until its broker starts.
+//! named too, and the replica may be in sync again; and so may one that was set aside and is fetched from its leader, once that knows it for
+//! another log: what the earlier one had reported counts with the leader until then. Any other log that failed stays fenced until its broker
+//! starts.
 //!
 //! Owns: [`DiskHealth`]. Refuses: to fence (partitions do) and to decide (the controller does).
 
@@ -33,6 +34,8 @@ struct State {
     told: HashSet<Key>,
     /// Those that took too long, and came back, and those that begin anew; and whether the metadata were seen to count them as fenced.
     restored: HashMap<Key, bool>,
+    /// How often each replica was made anew, and whether its leader is still to hear of the last time.
+    anew: HashMap<Key, (u64, bool)>,
 }
 
 /// A job that is under way.
@@ -70,9 +73,25 @@ impl DiskHealth {
         Busy { health: Arc::clone(self), key }
     }
 
-    /// A replica that was fenced begins anew on a log that is well.
-    pub(crate) fn healed(&self, key: Key) {
-        self.lock().restored.entry(key).or_default();
+    /// A replica that was fenced begins anew, on a log that is well. Not until its leader knows that log for another one is it named as well:
+    /// in sync by what the earlier log held, it might lead with nothing.
+    pub(crate) fn begins_anew(&self, key: Key) {
+        let mut state = self.lock();
+        let (times, is_unknown) = state.anew.entry(key).or_default();
+        (*times, *is_unknown) = (*times + 1, true);
+    }
+
+    /// How often a replica was made anew.
+    pub(crate) fn times_anew(&self, key: Key) -> u64 {
+        self.lock().anew.get(&key).map_or(0, |(times, _)| *times)
+    }
+
+    /// The leader knows the log of a replica, or nobody leads: one that was made anew is well from here on.
+    pub(crate) fn is_known(&self, key: Key) {
+        let mut state = self.lock();
+        if state.anew.get_mut(&key).is_some_and(|(_, is_unknown)| std::mem::take(is_unknown)) {
+            state.restored.entry(key).or_default();
+        }
     }
 
     /// A replica begins with a log that is well, after whatever this broker kept of it before.
@@ -190,13 +209,32 @@ mod tests {
         drop(fenced);
         assert_eq!(hasty.restored(), [], "what failed is not whole because its task ended");
         let fenced = hasty.fenced(key(4));
-        hasty.healed(key(4));
+        hasty.begins_anew(key(4));
+        hasty.is_known(key(4));
         assert_eq!(hasty.restored(), [], "the old task is there yet");
         drop(fenced);
         assert_eq!(hasty.restored(), [key(4)], "it begins anew");
         drop(hasty.fenced(key(4)));
         drop(hasty.begin(key(5), false));
         assert_eq!((patient.restored(), hasty.restored()), (vec![], vec![key(5)]));
+    }
+
+    /// The leader counted what the earlier log had reported, took the replica into the ISR, and might have been followed by an empty one.
+    #[test]
+    fn what_begins_anew_is_well_once_its_leader_knows_it() {
+        let key = (TopicId::from_bytes([1; 16]), 1);
+        let health = Arc::new(DiskHealth::new(Duration::from_secs(3600)));
+        health.is_known(key);
+        assert_eq!((health.restored(), health.times_anew(key)), (vec![], 0), "it was well all the time");
+        health.begins_anew(key);
+        assert_eq!((health.restored(), health.times_anew(key)), (vec![], 1));
+        health.is_known(key);
+        assert_eq!(health.restored(), [key]);
+        health.forget_restored(|_| None);
+        health.is_known(key);
+        assert_eq!(health.restored(), [], "that was said");
+        health.begins_anew(key);
+        assert_eq!((health.restored(), health.times_anew(key)), (vec![], 2));
     }
 
     /// It was taken off this broker and given to it again before anybody acted on what was said of it: fenced then, it stayed so.

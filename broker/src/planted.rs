@@ -46,6 +46,8 @@ bugs! {
     ReportOutlivesCut,
     /// What a follower reported in an earlier leader epoch counts.
     ReportOutlivesEpoch,
+    /// What a follower reported before it says hello with another log counts with that.
+    ReportOutlivesLog,
     /// After a refused proposal the leader proposes nothing more.
     RefusedNeverAskedAgain,
     /// The leader takes an ISR from the metadata and min.insync.replicas from elsewhere, which may be older.

@@ -54,6 +54,11 @@ struct Replica {
 }
 
 fn start(assigned: &AssignedPartition) -> Replica {
+    // Whatever is under way takes too long.
+    start_on(assigned, Arc::new(DiskHealth::new(Duration::ZERO)))
+}
+
+fn start_on(assigned: &AssignedPartition, disk: Arc<DiskHealth>) -> Replica {
     let files = SimFiles::new(1);
     let us = NewIdentity { cluster_id: "c".into(), broker_id: 1, directory_id: "d".into() };
     let shared: Arc<dyn Files> = files.clone();
@@ -71,8 +76,7 @@ fn start(assigned: &AssignedPartition) -> Replica {
         producer_id_expiration_ms: 1 << 30,
         replica_lag_time_max_ms: 60_000,
         lease: Lease::unlimited(),
-        // Whatever is under way takes too long.
-        disk: Arc::new(DiskHealth::new(Duration::ZERO)),
+        disk,
         root: root.clone(),
         trimmed: Arc::default(),
         replication: Arc::default(),
@@ -140,6 +144,30 @@ async fn a_follower_refuses_appends_and_writes_what_its_leader_pushes() {
     let written = replica.until("written", |now| now.offsets.flushed == 2).await;
     assert_eq!(written.offsets, Offsets { log_start: 0, high_watermark: 1, log_end: 2, flushed: 2 });
     assert_eq!(replica.handle.reader().unwrap().epoch_at(1), Some(3));
+}
+
+/// Its leader went on by what the log before had reported: an empty replica was in sync.
+#[tokio::test]
+async fn a_replica_that_is_made_anew_is_well_once_its_leader_knows_it_for_another_log() {
+    let disk = Arc::new(DiskHealth::new(Duration::from_secs(3600)));
+    disk.begins_anew((TOPIC, 0));
+    let replica = start_on(&assigned(2, 3, &[2]), Arc::clone(&disk));
+    replica.heard().await;
+    replica.tell(Message::Verdict(1, tenure(3, 0), Verdict::Agrees));
+    replica.heard().await;
+    assert_eq!(disk.restored(), [], "that was said of the log before");
+    replica.tell(Message::Verdict(1, tenure(3, 1 << 32), Verdict::Agrees));
+    replica.heard().await;
+    assert_eq!(disk.restored(), [(TOPIC, 0)]);
+    replica.push(1, tenure(3, 1 << 32), vec![batch(3, 0)], 1);
+    replica.until("written", |now| now.offsets.high_watermark == 1).await;
+
+    disk.forget_restored(|_| None);
+    disk.begins_anew((TOPIC, 0));
+    replica.handle.configure(assigned(0, 4, &[]));
+    replica.heard().await;
+    replica.heard().await;
+    assert_eq!(disk.restored(), [(TOPIC, 0)], "nobody leads who could go by what was said before");
 }
 
 #[tokio::test]

@@ -34,6 +34,8 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// How often a leader without a lease looks whether it is back, in milliseconds.
 const LEASE_LOOK_MS: i64 = 250;
+/// What is left of a generation once it is told which log of the replica it belongs to: how often that was cut.
+const CUTS_BITS: u32 = 32;
 
 enum Ending {
     Close(Vec<oneshot::Sender<Result<(), PartitionError>>>),
@@ -52,7 +54,7 @@ struct Task {
     role: Role,
     /// What the role was taken by.
     taken: Option<Arc<AssignedRole>>,
-    /// How often this start of the broker has cut the log.
+    /// How often this start of the broker has cut the log, and made it anew.
     generation: u64,
     /// The streams of this leader's followers.
     streams: BTreeMap<i32, DropGuard>,
@@ -94,12 +96,14 @@ pub(super) fn spawn(
         waiting.end(ended);
     }
     let configured = shared.config.load_full();
+    // What an earlier log of this replica reported is not taken for this one's.
+    let generation = context.disk.times_anew((shared.topic_id, shared.partition)) << CUTS_BITS;
     let mut task = Task {
         shared,
         configured,
         role: Role::Follower(Box::new(waiting)),
         taken: None,
-        generation: 0,
+        generation,
         streams: BTreeMap::new(),
         lags: Lags::default(),
         follows: None,
@@ -231,6 +235,9 @@ impl Task {
             Message::Verdict(stream, tenure, verdict) => {
                 if let Role::Follower(following) = &mut self.role {
                     following.verdict(stream, tenure, verdict);
+                    if following.is_led() {
+                        self.context.disk.is_known((self.shared.topic_id, self.shared.partition));
+                    }
                 }
             }
             Message::Pushed(stream, push, pushed) => {
@@ -375,6 +382,10 @@ impl Task {
             }
         };
         let is_kept = view.replicas.iter().any(|replica| replica.member == me);
+        if view.leader.is_none() {
+            // Whoever leads next goes by nothing that was said before.
+            self.context.disk.is_known((self.shared.topic_id, self.shared.partition));
+        }
         if view.leader == Some(me) {
             if view.replicas.len() > 1 {
                 log.assign_leader_epoch(view.leader_epoch);

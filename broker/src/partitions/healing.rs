@@ -9,8 +9,6 @@
 //! Owns: when a damaged replica is made anew. Refuses: to fence (partitions do), and what the controller makes of it. Read next: [`super::lost`].
 
 use super::{Key, Partitions};
-use crate::metadata::Partition;
-use crate::metadata::state::NO_LEADER;
 use crate::partition::PartitionHandle;
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -103,7 +101,7 @@ impl Partitions {
 
     fn may_begin_anew(&self, handle: &PartitionHandle) -> bool {
         let known = self.context.replication.get().and_then(|it| it.partition(&handle.topic_id(), handle.partition()));
-        known.is_some_and(|known| may_begin_anew(&known, handle.me().broker))
+        known.is_some_and(|known| known.may_begin_anew(handle.me().broker))
     }
 
     async fn give_up(&self, handle: &PartitionHandle) {
@@ -129,15 +127,11 @@ impl Partitions {
     }
 }
 
-/// Whether the metadata know that this broker's replica is of no use, and another broker leads.
-fn may_begin_anew(known: &Partition, me: i32) -> bool {
-    let counts = [&known.isr, &known.elr, &known.last_known].into_iter().any(|counting| counting.contains(&me));
-    known.leader != NO_LEADER && known.leader != me && known.fenced.contains(&me) && !counts
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::metadata::Partition;
+    use crate::metadata::state::NO_LEADER;
     use headwater_proto::TopicId;
 
     fn key(partition: u32) -> Key {
@@ -180,11 +174,11 @@ mod tests {
     #[test]
     fn only_what_the_metadata_know_to_be_of_no_use_and_another_broker_leads_begins_anew() {
         let fenced = Partition { fenced: vec![1], ..Partition::new(vec![1, 2], vec![2], 3) };
-        assert!(may_begin_anew(&fenced, 1));
+        assert!(fenced.may_begin_anew(1));
         let but = |change: fn(&mut Partition)| {
             let mut partition = fenced.clone();
             change(&mut partition);
-            may_begin_anew(&partition, 1)
+            partition.may_begin_anew(1)
         };
         assert!(!but(|it| it.fenced.clear()), "nobody knows of it yet");
         assert!(!but(|it| it.isr = vec![1, 2]), "it may be elected yet");

@@ -469,14 +469,15 @@ impl Partitions {
             log.set_config(log_config(&newest.config, self.context.producer_id_expiration_ms));
         }
         let is_well = opened.is_ok();
+        if how == How::Healed {
+            self.context.disk.begins_anew(key);
+        }
         kept.opening.remove(&folder);
         kept.open.insert(key, PartitionHandle::start(&newest, opened, &self.context));
         drop(kept);
         // The controller may have heard meanwhile, or before this broker was given it again, that it is of no use.
-        match how {
-            How::Healed => self.context.disk.healed(key),
-            _ if is_well => self.context.disk.begins(key),
-            _ => {}
+        if is_well && how != How::Healed {
+            self.context.disk.begins(key);
         }
         self.applied.send_modify(|times| *times += 1);
     }

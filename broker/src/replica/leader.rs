@@ -397,10 +397,11 @@ impl LeaderState {
             Verdict::Cut { .. } if planted(Bug::NothingCut) => Verdict::Agrees,
             verdict => verdict,
         };
-        if verdict != Verdict::Agrees || hello.tenure.generation > follower.generation {
+        let is_another = hello.tenure.generation > follower.generation && !planted(Bug::ReportOutlivesLog);
+        if verdict != Verdict::Agrees || is_another {
             *follower = Follower::new(follower.member, follower.active);
-            follower.generation = hello.tenure.generation;
         }
+        follower.generation = hello.tenure.generation;
         if verdict == Verdict::Agrees {
             follower.agreed = true;
             follower.received = follower.received.max(hello.history.log_end());

@@ -182,7 +182,8 @@ impl Checks {
             let node = &nodes[*id as usize - 1];
             let registered = metadata.broker(*id).map(|broker| broker.incarnation);
             let process = node.process.as_ref().filter(|process| Some(process.me.incarnation) == registered);
-            let Some(process) = process else { continue };
+            // One that is damaged says so, and the metadata hear of it.
+            let Some(process) = process.filter(|process| !process.is_damaged) else { continue };
             let has = if flushed { process.log.flushed_offset() } else { process.mirror.len() as i64 };
             let which = if partition.isr.contains(id) { "in sync" } else { "eligible" };
             assert!(has >= committed, "broker {id} is {which} and has {has} of {committed} committed records");

@@ -132,6 +132,7 @@ fn no_acknowledged_record_is_lost_whatever_happens() {
     share("an older disk", 5, |outcome| outcome.reached.older_disk);
     share("a folder of an earlier topic", 3, |outcome| outcome.reached.folder_left);
     share("a lost replica made anew", 5, |outcome| outcome.reached.healed);
+    share("a replica damaged while its broker runs", 3, |outcome| outcome.reached.damaged);
     share("a disk that hung and came back", 10, |outcome| outcome.reached.disk_hung);
     share("a broker cut off from all but the administrator", 20, |outcome| outcome.reached.isolated);
     share("a coordinator looked at that is none any more", 5, |outcome| outcome.reached.former_looked_at);

@@ -105,6 +105,11 @@ pub(crate) struct Process {
     pub(crate) metadata: MetadataState,
     /// Its replica is lost, and not made anew: it has no role.
     pub(crate) is_unhealed: bool,
+    /// That was so while it ran, and it does not know yet that the metadata know it.
+    pub(crate) is_damaged: bool,
+    /// How often its replica was made anew, and whether the leader is still to hear of the last time.
+    pub(crate) times_anew: u64,
+    pub(crate) is_unknown: bool,
     /// What it found when it started: less than was there.
     pub(crate) claims_loss: bool,
     /// How many commands were applied.

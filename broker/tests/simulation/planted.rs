@@ -18,7 +18,6 @@ const MOST_SEEDS: u64 = 4_000;
 /// What no seed finds, and where it is found.
 const ELSEWHERE: &[(Bug, &str)] = &[
     (Bug::OlderViewTaken, "by the model (`tests/model`), within a second"),
-    (Bug::ReportOutlivesCut, NOT_FOUND),
     (Bug::ReportOutlivesEpoch, NOT_FOUND),
     (Bug::LostRestored, NOT_FOUND),
     (Bug::DecidedInAnotherEpoch, NOT_FOUND),

@@ -98,6 +98,7 @@ pub(crate) struct Reached {
     pub(crate) producer_epoch: bool,
     pub(crate) timed_out_sent: bool,
     pub(crate) timed_out_unsent: bool,
+    pub(crate) damaged: bool,
     pub(crate) isolated: bool,
     pub(crate) former_looked_at: bool,
 }

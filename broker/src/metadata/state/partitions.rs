@@ -89,6 +89,13 @@ impl Partition {
         Some(self.throttle_bytes_per_second).filter(|limit| *limit > 0 && moves_there)
     }
 
+    /// Whether a replica that was damaged while its broker runs may be made anew: it is known to be of no use, and another broker leads.
+    pub fn may_begin_anew(&self, broker_id: i32) -> bool {
+        let counts = [&self.isr, &self.elr, &self.last_known].into_iter().any(|counting| counting.contains(&broker_id));
+        let is_led = self.leader != NO_LEADER && self.leader != broker_id;
+        is_led && self.fenced.contains(&broker_id) && !counts
+    }
+
     /// Takes a replica out of the in-sync replicas. If it has its log it stays eligible, unless enough others remain
     /// ([`tidy`](Self::tidy)); if not, it is not eligible either.
     pub(super) fn leave(&mut self, broker_id: i32, has_its_log: bool) {

@@ -2,6 +2,9 @@
 
 use super::*;
 
+/// What is left of a generation once it is told which log of the replica it belongs to.
+const CUTS_BITS: u32 = 32;
+
 impl World {
     /// A broker starts on its disk, recovers its log, and registers until the metadata know it.
     pub(super) fn start(&mut self, id: i32) {
@@ -51,6 +54,9 @@ impl World {
             is_configuring: false,
             metadata: MetadataState::new("simulated"),
             is_unhealed,
+            is_damaged: false,
+            times_anew: 0,
+            is_unknown: false,
             claims_loss,
             applied: 0,
             apply_pending: false,
@@ -158,9 +164,10 @@ impl World {
         let (known, claims_loss) = (process.metadata.broker(id).cloned(), process.claims_loss);
         if known.as_ref().is_some_and(|known| known.incarnation == member.incarnation) {
             let counted = known.map_or(0, |known| known.boots);
+            let is_damaged = process.is_damaged;
             let node = self.node(id);
             (node.boots, node.kept.claims_loss) = (Boots::counted(counted, None), false);
-            (node.lost, node.rebooted) = (node.unfit, false);
+            (node.lost, node.rebooted) = (node.unfit || is_damaged, false);
             return;
         }
         if local - process.registered_at < PATIENCE_MS {
@@ -314,7 +321,12 @@ impl World {
             if !view.heals(process.me) {
                 return;
             }
-            (process.is_unhealed, process.is_restored) = (false, true);
+            if process.is_damaged && !partition.may_begin_anew(id) {
+                return;
+            }
+            (process.is_unhealed, process.is_damaged, process.is_unknown) = (false, false, true);
+            process.times_anew += 1;
+            process.generation = process.times_anew << CUTS_BITS;
             self.node(id).begin_folder();
             self.reached.healed = true;
             self.note(format_args!("{id} makes its replica anew"));
@@ -383,6 +395,7 @@ impl World {
             self.node(id).kept.has_replica = true;
         } else {
             process.role = Role::Idle;
+            process.is_restored |= std::mem::take(&mut process.is_unknown);
             if !partition.replicas.contains(&id) {
                 self.set_aside(id);
             }
@@ -397,10 +410,11 @@ impl World {
         node.lost_folder = false;
         let Some(process) = &mut node.process else { return };
         process.is_restored |= std::mem::take(&mut process.is_unhealed);
+        process.is_damaged = false;
         process.log.truncate_and_restart_at(0, local).expect("an empty log");
         process.mirror.clear();
         process.begins_at = 0;
-        process.generation += 1;
+        process.generation = process.times_anew << CUTS_BITS;
         (process.high_watermark, process.checked) = (0, 0);
         (process.lineage, process.unclean_taken) = (0, 0);
         node.kept = Kept { disk: node.kept.disk, ..Kept::default() };
@@ -517,8 +531,9 @@ impl World {
         if *stream == on {
             *heard_ms = now;
             state.verdict(tenure, verdict);
-            let (taken, watermark) = (state.unclean_taken(), state.high_watermark());
+            let (taken, watermark, agrees) = (state.unclean_taken(), state.high_watermark(), state.is_following());
             let Some(process) = &mut self.nodes[id as usize - 1].process else { return };
+            process.is_restored |= agrees && std::mem::take(&mut process.is_unknown);
             let is_newer = std::mem::replace(&mut process.unclean_taken, taken) != taken;
             if is_newer && taken != process.lineage {
                 // What lies before the log stands for what the leader deleted.

@@ -29,6 +29,10 @@ impl World {
             }
             3..8 => {
                 let replicas = self.other_replicas();
+                if self.random.percent(30) {
+                    let lasts = self.random.between(300, 3_000);
+                    self.rest(lasts);
+                }
                 Kind::Reassign(command::Reassign { topic_id, partition: number, replicas, ..Default::default() })
             }
             8..10 => Kind::CancelReassignment(command::CancelReassignment { topic_id, partition: number }),

@@ -188,10 +188,58 @@ impl World {
         if !self.node(id).lost {
             return;
         }
+        if !self.healing && self.random.percent(50) {
+            return self.damaged(id);
+        }
         self.note(format_args!("{id} loses the partition"));
         self.kill(id);
         let seed = self.random.next();
         self.node(id).wipe_folder(seed);
+    }
+
+    /// The disk damages the partition while the broker runs, which serves nothing of it any more, and says so.
+    fn damaged(&mut self, id: i32) {
+        let (seed, local, policy) = (self.random.next(), self.local(id), self.policy);
+        let (is_slow, slow_for) = (self.random.percent(50), self.random.between(300, 2_500));
+        let slow_until = self.now + slow_for;
+        let node = self.node(id);
+        let Some(process) = node.process.as_mut().filter(|process| !process.is_unhealed) else { return };
+        if process.busy.is_some() {
+            // Once the job is back. No other one loses the last that there is meanwhile.
+            node.unfit = true;
+            return self.at(5, Event::LoseFolder(id));
+        }
+        (process.is_unhealed, process.is_damaged, process.is_restored, process.is_unknown) = (true, true, false, false);
+        (process.role, process.role_of) = (Role::Idle, (-1, -1, false));
+        (process.coordinator, process.plan, process.compacted) = (None, None, None);
+        process.connections.clear();
+        process.requests.clear();
+        process.mirror.clear();
+        (process.high_watermark, process.checked, process.begins_at) = (0, 0, 0);
+        (process.lineage, process.unclean_taken) = (0, 0);
+        node.wipe_folder(seed);
+        if is_slow {
+            // It takes its time until it has everything again.
+            node.slow_disk_until = slow_until;
+        }
+        let log = node.open(policy, local);
+        if let Some(process) = &mut node.process {
+            process.log = log;
+        }
+        self.reached.damaged = true;
+        self.note(format_args!("{id} finds the partition damaged while it runs"));
+        if self.random.percent(60) {
+            self.rest(slow_for);
+        }
+    }
+
+    /// Nothing comes from the producer for a while: what replicas had before is all that there is to have.
+    pub(super) fn rest(&mut self, lasts: i64) {
+        for id in 1..=self.nodes.len() as i32 {
+            self.cut.insert((CLIENT, id));
+            self.at(lasts, Event::Heal(CLIENT, id));
+        }
+        self.note(format_args!("the producer rests for {lasts}"));
     }
 
     /// All links work, all brokers start.
