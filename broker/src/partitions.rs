@@ -21,7 +21,7 @@ use crate::lease::Lease;
 use crate::metadata::MetadataHandle;
 use crate::metrics::{Counted, Metrics};
 use crate::partition::state::{Offsets, fenced};
-use crate::partition::{AssignedPartition, PartitionContext, PartitionHandle, log_config};
+use crate::partition::{AssignedPartition, Noted, PartitionContext, PartitionHandle, log_config};
 use crate::peer::Peers;
 use crate::pool::Pool;
 use crate::replica::links::Replication;
@@ -34,7 +34,7 @@ use headwater_storage::{
 use healing::Tries;
 use keeping::{Folder, Kept};
 use lost::{Before, Found};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::{Notify, watch};
@@ -79,8 +79,8 @@ pub(crate) struct Partitions {
     applied: watch::Sender<u64>,
     /// How far the recoveries are.
     recovery: Arc<RecoveryProgress>,
-    /// The offsets, and the unclean elections taken in, that the checkpoints were last made of; held while they are made.
-    seen: tokio::sync::Mutex<HashMap<Key, (Offsets, u32)>>,
+    /// Held while checkpoints are made.
+    checkpointing: tokio::sync::Mutex<()>,
     /// What the partitions were before the broker registered.
     before: Mutex<Before>,
     /// When damaged replicas were made anew.
@@ -116,7 +116,7 @@ impl Partitions {
             changed: Notify::new(),
             applied: watch::Sender::new(0),
             recovery: Arc::default(),
-            seen: tokio::sync::Mutex::default(),
+            checkpointing: tokio::sync::Mutex::default(),
             before: Mutex::default(),
             tries: Mutex::default(),
         }
@@ -274,28 +274,26 @@ impl Partitions {
 
     /// Writes down how far each log is flushed, where it begins, and its high watermark, where that changed.
     pub(crate) async fn checkpoint(&self) -> Result<(), IoFailure> {
-        let mut seen = self.seen.lock().await;
+        let _one_at_a_time = self.checkpointing.lock().await;
         let Some(data_dir) = self.data_dir() else { return Ok(()) };
         // Most of the time, and with most partitions, nothing changed: that must cost next to nothing.
-        let changed: Vec<(Key, (Offsets, u32))> = {
+        let noted: Vec<(PartitionHandle, Noted)> = {
             let kept = self.kept();
-            let open = &kept.open;
-            let now = open.iter().map(|(key, handle)| (key, handle, (handle.offsets(), handle.unclean_taken())));
-            let changed: Vec<_> = now.filter(|(key, _, offsets)| seen.get(key) != Some(offsets)).collect();
+            let is_changed = |handle: &&PartitionHandle| !handle.is_noted(&Noted::of(handle));
+            let changed: Vec<_> = kept.open.values().filter(is_changed).collect();
             if changed.is_empty() && !data_dir.has_unwritten_checkpoints() {
                 return Ok(());
             }
-            seen.retain(|key, _| open.contains_key(key));
             let mut noted = Vec::with_capacity(changed.len());
-            // Under the lock of what is open, so that nothing which was let go of meanwhile is named again; and each anew under that of
-            // the checkpoints, where whoever cuts a log says so first.
+            // Under the lock of what is open, so that nothing which was let go of meanwhile is named again, nor what is made anew; and each
+            // anew under that of the checkpoints, where whoever cuts a log says so first.
             data_dir.update_checkpoints(|checkpoints| {
-                for (key, handle, _) in &changed {
-                    if handle.is_cutting() {
+                for handle in changed {
+                    if handle.is_cutting() || kept.is_opening_anew(handle) {
                         continue;
                     }
-                    let (offsets, unclean_taken) = (handle.offsets(), handle.unclean_taken());
-                    noted.push((**key, (offsets, unclean_taken)));
+                    let now @ Noted { offsets, unclean_taken } = Noted::of(handle);
+                    noted.push((handle.clone(), now));
                     let key = (handle.topic().to_string(), handle.partition());
                     checkpoints.recovery_points.insert(key.clone(), offsets.flushed);
                     checkpoints.log_start_offsets.insert(key.clone(), offsets.log_start);
@@ -310,13 +308,10 @@ impl Partitions {
             noted
         };
         self.context.pool.run(move || data_dir.write_checkpoints()).await?;
-        {
-            let kept = self.kept();
-            for (key, (offsets, _)) in &changed {
-                kept.open.get(key).into_iter().for_each(|handle| handle.start_is_kept(offsets.log_start));
-            }
+        for (handle, now) in noted {
+            handle.start_is_kept(now.offsets.log_start);
+            handle.note(now);
         }
-        seen.extend(changed);
         Ok(())
     }
 

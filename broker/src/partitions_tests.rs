@@ -299,6 +299,79 @@ async fn a_replica_that_flushes_late_is_behind_after_another_start_of_the_machin
     assert_eq!(lost(&files, &late, false).await, [""; 0], "it was stopped in good order");
 }
 
+/// A state in which another broker leads partition 0, in this epoch.
+fn led_elsewhere(leader_epoch: i32) -> Assigned {
+    let it = assigned(0);
+    let of = |broker, in_sync| leader::Assigned {
+        member: Member { broker, incarnation: it.me.incarnation },
+        active: true,
+        in_sync,
+    };
+    let replicas = vec![of(0, false), of(2, true)];
+    let view = View { leader: Some(replicas[1].member), leader_epoch, replicas, ..View::clone(&it.view) };
+    vec![of_one(AssignedPartition { view: Arc::new(view), ..it })]
+}
+
+fn of_one(it: AssignedPartition) -> Arc<AssignedTopic> {
+    Arc::new(AssignedTopic { name: Arc::clone(&it.topic), id: it.topic_id, partitions: vec![it] })
+}
+
+/// Partition 0 with a record, led elsewhere: its replica is damaged.
+async fn damaged(files: &Arc<SimFiles>, is_noted: bool) -> Arc<Partitions> {
+    let partitions = Arc::new(open_on(files));
+    partitions.apply(&of(vec![assigned(0)])).await;
+    append(&partitions, 0, 100).await;
+    if is_noted {
+        partitions.checkpoint().await.unwrap();
+    }
+    let damaged = handle(&partitions, 0);
+    damaged.fence(&"a byte is not what it was");
+    until("it is fenced", || damaged.ended().is_some()).await;
+    partitions.apply(&led_elsewhere(2)).await;
+    partitions.count_as_lost(&damaged);
+    partitions
+}
+
+/// On an idle partition it came to be where the damaged one had been, and nothing was written down of it: a disk that lost what it had flushed
+/// was believed.
+#[tokio::test(start_paused = true)]
+async fn what_a_replica_holds_that_was_made_anew_is_written_down_where_it_is_what_the_one_before_held() {
+    let files = SimFiles::new(1);
+    let partitions = damaged(&files, true).await;
+    let before = partitions.replica(&assigned(0).topic_id, 0).unwrap().offsets();
+    partitions.retry();
+    partitions.finish().await;
+    assert_eq!(partitions.replica(&assigned(0).topic_id, 0).unwrap().offsets().log_end, 0, "it is a new log");
+    partitions.apply(&topic_of(1, 0..1, 3)).await;
+    append(&partitions, 0, 100).await;
+    assert_eq!(handle(&partitions, 0).offsets(), before);
+    partitions.checkpoint().await.unwrap();
+    let data_dir = partitions.data_dir().unwrap();
+    assert_eq!(data_dir.replica("t", 0).map(|known| known.flushed), Some(1));
+    assert_eq!((data_dir.hints("t", 0).recovery_point, data_dir.high_watermark("t", 0)), (1, 1));
+}
+
+/// Its recovery point was that of the damaged log, which it had not yet: at the next start it was damaged itself.
+#[tokio::test(start_paused = true)]
+async fn nothing_is_written_down_of_a_damaged_log_while_it_is_made_anew() {
+    let files = SimFiles::new(1);
+    let partitions = damaged(&files, false).await;
+    let keeping = keep_up(&partitions);
+    let held = files.hold(Fault::new(Operation::Sync).on("t-0/"));
+    partitions.retry();
+    until("a log that is being created", || held.waiting() >= 1).await;
+    partitions.checkpoint().await.unwrap();
+    let data_dir = partitions.data_dir().unwrap();
+    assert_eq!((data_dir.hints("t", 0).recovery_point, data_dir.replica("t", 0)), (0, None));
+    drop(held);
+    let is_new = || partitions.replica(&assigned(0).topic_id, 0).is_some_and(|it| it.ended().is_none());
+    until("it is made anew", is_new).await;
+    partitions.checkpoint().await.unwrap();
+    assert_eq!(data_dir.replica("t", 0).map(|known| known.flushed), Some(0));
+    keeping.abort();
+    drop(keeping.await);
+}
+
 const QUEUE_BYTES: u32 = 1 << 20;
 
 /// Partitions `0..4`, of which number 0 hangs in a sync while it holds its log, and what was appended to it.

@@ -38,7 +38,7 @@ use headwater_storage::{Cleanup, LastSequence, Log, LogConfig, LogError, LogRead
 use state::{Append, AppendDone, AppendResult, Check, Limits, Offsets, fenced};
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
@@ -120,6 +120,20 @@ pub struct PartitionStatus {
     pub fenced: Option<String>,
 }
 
+/// What the checkpoints say of a replica.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Noted {
+    pub(crate) offsets: Offsets,
+    pub(crate) unclean_taken: u32,
+}
+
+impl Noted {
+    /// What they are to say now.
+    pub(crate) fn of(handle: &PartitionHandle) -> Noted {
+        Noted { offsets: handle.offsets(), unclean_taken: handle.unclean_taken() }
+    }
+}
+
 /// A cheap handle on a partition.
 #[derive(Clone)]
 pub struct PartitionHandle {
@@ -151,6 +165,8 @@ struct PartitionShared {
     cutting: AtomicBool,
     /// How many unclean elections this replica has taken in.
     unclean_taken: AtomicU32,
+    /// What the checkpoints were last made of, since this log was opened: what they said of another one in its folder does not count.
+    noted: Mutex<Option<Noted>>,
     /// Held while the log's segments are compacted.
     compacting: tokio::sync::Mutex<()>,
     /// Its log failed, or bytes of it are damaged: it may be made anew where another broker leads.
@@ -341,6 +357,7 @@ impl PartitionHandle {
             configuring: AtomicBool::new(false),
             cutting: AtomicBool::new(false),
             unclean_taken: AtomicU32::new(unclean),
+            noted: Mutex::default(),
             compacting: tokio::sync::Mutex::default(),
             damaged: AtomicBool::new(false),
             refused_by: Mutex::default(),
@@ -419,6 +436,20 @@ impl PartitionHandle {
     /// How many unclean elections this replica has taken in.
     pub(crate) fn unclean_taken(&self) -> u32 {
         self.shared.unclean_taken.load(Ordering::Acquire)
+    }
+
+    /// Whether the checkpoints say this of the replica.
+    pub(crate) fn is_noted(&self, now: &Noted) -> bool {
+        self.noted().as_ref() == Some(now)
+    }
+
+    /// The checkpoints say this of the replica, on stable storage.
+    pub(crate) fn note(&self, now: Noted) {
+        *self.noted() = Some(now);
+    }
+
+    fn noted(&self) -> MutexGuard<'_, Option<Noted>> {
+        self.shared.noted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The topic's settings.

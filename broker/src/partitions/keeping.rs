@@ -136,6 +136,11 @@ impl Kept {
         self.open.contains_key(&(assigned.topic_id, assigned.partition))
     }
 
+    /// Whether the log of a partition that is open is being opened anew: what is known of the one there was is not known of that.
+    pub(super) fn is_opening_anew(&self, handle: &PartitionHandle) -> bool {
+        self.opening.contains(&(Arc::clone(handle.topic()), handle.partition()))
+    }
+
     /// Whether something is to be done yet about a folder.
     pub(super) fn is_busy_with(&self, folder: &Folder) -> bool {
         let is_to_come = || self.wanted(folder).is_some_and(|assigned| !self.is_open(assigned));
