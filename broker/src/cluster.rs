@@ -19,6 +19,7 @@ use crate::start::{configured, new_id};
 use crate::tls;
 use headwater_storage::{DataDir, Files, NewIdentity, OsFiles, files};
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
@@ -94,11 +95,12 @@ pub async fn cluster_of(config: &BrokerConfig) -> Result<String, StartError> {
 }
 
 /// Makes a new member of the metadata quorum of the folder of a broker that does not run: after [`recover`] of another one it has to be
-/// taken in like a new one. Its partitions stay.
+/// taken in like a new one. Its partitions stay, and so does what the old member knew, in a file of its own: where that is comes back, if it knew
+/// anything.
 ///
 /// # Errors
 /// [`StartError`]: nothing changed.
-pub async fn join_again(config: &BrokerConfig) -> Result<Prepared, StartError> {
+pub async fn join_again(config: &BrokerConfig) -> Result<(Prepared, Option<PathBuf>), StartError> {
     check(config)?;
     let live = open_tls(config).await?;
     let any = SocketAddr::new(config.listen.ip(), 0);
@@ -107,8 +109,8 @@ pub async fn join_again(config: &BrokerConfig) -> Result<Prepared, StartError> {
     let broker_id = config.broker_id;
     on_folder(config, move |files, folder| {
         folder.check_cluster(&cluster_id)?;
-        Store::begin_anew(files, folder.root(), &cluster_id, new_node_id())?;
-        Ok(Prepared { cluster_id, broker_id })
+        let former = Store::begin_anew(files, folder.root(), &cluster_id, new_node_id())?;
+        Ok((Prepared { cluster_id, broker_id }, former))
     })
     .await
 }

@@ -74,10 +74,14 @@ pub(super) fn join_again(global: &Global, args: &FolderArgs) -> Result<()> {
     let config = read(&args.config)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let joined = runtime.block_on(cluster::join_again(&config)).context("cannot join the cluster again")?;
-    let Prepared { cluster_id, broker_id } = joined;
+    let (Prepared { cluster_id, broker_id }, former) = joined;
     let data = config.data_dir.display().to_string();
+    let former = former.map(|path| path.display().to_string());
     if global.json {
-        return print_json(&json!({ "cluster_id": cluster_id, "id": broker_id, "data": data }));
+        return print_json(&json!({ "cluster_id": cluster_id, "id": broker_id, "data": data, "former": former }));
+    }
+    if let Some(former) = &former {
+        note(global, format_args!("what the broker knew of the metadata stays in {former}"));
     }
     let start = format!("headwater broker --config {}", args.config.display());
     note(global, format_args!("{data} is that of broker {broker_id} of cluster {cluster_id} again; start it: {start}"));

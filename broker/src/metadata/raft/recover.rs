@@ -17,10 +17,11 @@ use super::store::{Store, founded, replay};
 use headwater_storage::{Files, files};
 use openraft::EntryPayload;
 use prost::Message;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The journal of the member that was in a folder before the one that is there now.
+/// The journal of the member that was in a folder before the one that is there now; where there were more, the later ones have a number
+/// behind that.
 pub const FORMER_FILE: &str = "headwater.metadata.former";
 
 /// What a member that is a quorum of one now goes on from.
@@ -71,7 +72,7 @@ impl Store {
     }
 
     /// Makes a new member of the folder's, which waits to be taken in. What the old one kept stays beside it, for a person who finds out
-    /// that nobody else has it. May block.
+    /// that nobody else has it: where it is comes back. A member that knew nothing kept nothing (`None`). May block.
     ///
     /// # Errors
     /// [`JournalError`]: the folder's member is who it was.
@@ -80,19 +81,44 @@ impl Store {
         root: &Path,
         cluster_id: &str,
         new_node_id: u64,
-    ) -> Result<(), JournalError> {
+    ) -> Result<Option<PathBuf>, JournalError> {
         let path = root.join(JOURNAL_FILE);
-        if let Some(kept) = Bytes::read(&*files, root)? {
-            let former = root.join(FORMER_FILE);
-            let copied = files::replace(&*files, &former, kept.as_slice());
-            copied.map_err(|error| JournalError::Io {
-                path: former,
-                what: "keep the old journal beside the new one",
-                error,
-            })?;
-        }
-        write(files, &path, &Kept::new(new_node_id, cluster_id))
+        let former = match Bytes::read(&*files, root)?.filter(|kept| !knows_nothing(&path, kept)) {
+            Some(kept) => Some(keep_former(&*files, root, kept.as_slice())?),
+            None => None,
+        };
+        write(files, &path, &Kept::new(new_node_id, cluster_id))?;
+        Ok(former)
     }
+}
+
+/// Whether a journal is that of a member which was made anew and never taken in. One that cannot be read is not known to be.
+fn knows_nothing(path: &Path, kept: &Bytes) -> bool {
+    let Ok(scan) = kept.scan(OLDEST_VERSION..=RAFT_VERSION) else { return false };
+    scan.version == RAFT_VERSION && replay(path, &scan).is_ok_and(|kept| kept.voters().is_empty())
+}
+
+/// Keeps a journal beside the one that takes its place, and whatever was kept before of others.
+fn keep_former(files: &dyn Files, root: &Path, journal: &[u8]) -> Result<PathBuf, JournalError> {
+    let mut former = root.join(FORMER_FILE);
+    let io_error = |path: &Path, what| {
+        let path = path.to_owned();
+        move |error| JournalError::Io { path, what, error }
+    };
+    for number in 1.. {
+        if !files::exists(files, &former).map_err(io_error(&former, "look for"))? {
+            break;
+        }
+        let there = files::read(files, &former, u64::MAX).map_err(io_error(&former, "read the older journal in"))?;
+        if there == journal {
+            // The one before was interrupted.
+            return Ok(former);
+        }
+        former = root.join(format!("{FORMER_FILE}.{number}"));
+    }
+    let copied = files::replace(files, &former, journal);
+    copied.map_err(io_error(&former, "keep the old journal beside the new one"))?;
+    Ok(former)
 }
 
 fn write(files: Arc<dyn Files>, path: &Path, kept: &Kept) -> Result<(), JournalError> {

@@ -671,13 +671,31 @@ fn nothing_is_recovered_from_a_member_that_knows_nothing() {
     store.change(entries(1, 1..=3)).expect("kept");
     drop(store);
     let was = headwater_storage::files::read(&*disk, &root.join(JOURNAL_FILE), u64::MAX).expect("read");
-    Store::begin_anew(disk.clone(), root, "cluster", MEMBER + 1).expect("begun anew");
+    let former = root.join(recover::FORMER_FILE);
+    let kept_in = Store::begin_anew(disk.clone(), root, "cluster", MEMBER + 1).expect("begun anew");
+    assert_eq!(kept_in.as_ref(), Some(&former));
     let refused = Store::recover_alone(disk.clone(), root, "cluster", MEMBER + 2).expect_err("it knows nothing");
     assert!(refused.to_string().contains(recover::FORMER_FILE), "{refused}");
+    // Whoever waits for the broker to come in says it once more: what it knew was written over with nothing.
+    for node_id in [MEMBER + 2, MEMBER + 3] {
+        assert_eq!(Store::begin_anew(disk.clone(), root, "cluster", node_id).expect("begun anew"), None);
+    }
+    assert_eq!(headwater_storage::files::read(&*disk, &former, u64::MAX).expect("kept"), was);
     // What it says is to be done.
     headwater_storage::files::replace(&*disk, &root.join(JOURNAL_FILE), &was).expect("put back");
     assert!(disk.list(root).expect("listed").iter().any(|entry| entry.name == recover::FORMER_FILE));
     Store::recover_alone(disk.clone(), root, "cluster", MEMBER + 2).expect("recovered");
+    // It comes to know more, and is made anew again.
+    let now = headwater_storage::files::read(&*disk, &root.join(JOURNAL_FILE), u64::MAX).expect("read");
+    let another = root.join(format!("{}.1", recover::FORMER_FILE));
+    for _ in 0..2 {
+        let kept_in = Store::begin_anew(disk.clone(), root, "cluster", MEMBER + 4).expect("begun anew");
+        assert_eq!(kept_in.as_ref(), Some(&another));
+        // As where that was interrupted.
+        headwater_storage::files::replace(&*disk, &root.join(JOURNAL_FILE), &now).expect("put back");
+    }
+    let kept = [&former, &another].map(|path| headwater_storage::files::read(&*disk, path, u64::MAX).expect("kept"));
+    assert_eq!(kept, [was, now]);
 }
 
 #[test]
