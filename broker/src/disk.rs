@@ -30,10 +30,10 @@ struct State {
     fenced: HashMap<Key, usize>,
     /// The job under way on each replica's log.
     busy: HashMap<Key, Begun>,
-    /// Those that were told of as unfit: the metadata may count them as fenced.
+    /// Those that were ever told of as unfit: the metadata may count them as fenced, or come to do so by what a controller heard long ago.
     told: HashSet<Key>,
-    /// Those that took too long, and came back, and those that begin anew; and whether the metadata were seen to count them as fenced.
-    restored: HashMap<Key, bool>,
+    /// Those whose log failed, until they begin with another one.
+    failed: HashSet<Key>,
     /// How often each replica was made anew, and whether its leader is still to hear of the last time.
     anew: HashMap<Key, (u64, bool)>,
 }
@@ -60,7 +60,7 @@ impl DiskHealth {
     pub(crate) fn fenced(self: &Arc<Self>, key: Key) -> Fenced {
         let mut state = self.lock();
         *state.fenced.entry(key).or_default() += 1;
-        state.restored.remove(&key);
+        state.failed.insert(key);
         drop(state);
         Fenced { health: Arc::clone(self), key }
     }
@@ -73,10 +73,12 @@ impl DiskHealth {
         Busy { health: Arc::clone(self), key }
     }
 
-    /// A replica that was fenced begins anew, on a log that is well. Not until its leader knows that log for another one is it named as well:
-    /// in sync by what the earlier log held, it might lead with nothing.
+    /// A replica that was lost or fenced begins anew, on a log that is well. Not until its leader knows that log for another one is it named as
+    /// well: in sync by what the earlier log held, it might lead with nothing.
     pub(crate) fn begins_anew(&self, key: Key) {
         let mut state = self.lock();
+        state.failed.remove(&key);
+        state.told.insert(key);
         let (times, is_unknown) = state.anew.entry(key).or_default();
         (*times, *is_unknown) = (*times + 1, true);
     }
@@ -88,18 +90,14 @@ impl DiskHealth {
 
     /// The leader knows the log of a replica, or nobody leads: one that was made anew is well from here on.
     pub(crate) fn is_known(&self, key: Key) {
-        let mut state = self.lock();
-        if state.anew.get_mut(&key).is_some_and(|(_, is_unknown)| std::mem::take(is_unknown)) {
-            state.restored.entry(key).or_default();
+        if let Some((_, is_unknown)) = self.lock().anew.get_mut(&key) {
+            *is_unknown = false;
         }
     }
 
     /// A replica begins with a log that is well, after whatever this broker kept of it before.
     pub(crate) fn begins(&self, key: Key) {
-        let mut state = self.lock();
-        if state.told.remove(&key) {
-            state.restored.entry(key).or_default();
-        }
+        self.lock().failed.remove(&key);
     }
 
     /// The replicas that are of no use, in order. They count as told of from here on.
@@ -113,29 +111,26 @@ impl DiskHealth {
         unfit
     }
 
-    /// The replicas that were of no use, and are well now: the disk came back, or they begin anew. In order.
+    /// The replicas that were of no use, and are well now: the disk came back, or they begin anew. In order. They are named for as long as
+    /// the metadata count them as fenced, however that comes.
     pub(crate) fn restored(&self) -> Vec<Key> {
         let state = self.lock();
         let hangs = |key: &Key| state.busy.get(key).is_some_and(Begun::hangs);
         // The task that was fenced may not have ended yet.
-        let is_fenced = |key: &Key| state.fenced.contains_key(key);
-        let well = state.restored.keys().copied().filter(|key| !hangs(key) && !is_fenced(key));
+        let is_fenced = |key: &Key| state.failed.contains(key) || state.fenced.contains_key(key);
+        let is_unknown = |key: &Key| state.anew.get(key).is_some_and(|(_, is_unknown)| *is_unknown);
+        let well = state.told.iter().copied().filter(|key| !hangs(key) && !is_fenced(key) && !is_unknown(key));
         let mut restored: Vec<Key> = well.collect();
         restored.sort_unstable();
         restored
     }
 
-    /// Forgets those that the metadata counted as fenced and do not any more. `is_fenced`: whether they do; `None`: there is no such
-    /// partition. One that was not counted yet may be by what is on its way here.
-    pub(crate) fn forget_restored(&self, is_fenced: impl Fn(&Key) -> Option<bool>) {
-        self.lock().restored.retain(|key, was_fenced| match is_fenced(key) {
-            None => false,
-            Some(is_fenced) => {
-                let stays = is_fenced || !*was_fenced;
-                *was_fenced |= is_fenced;
-                stays
-            }
-        });
+    /// Forgets those of partitions that there are no more.
+    pub(crate) fn forget(&self, is_there: impl Fn(&Key) -> bool) {
+        let mut state = self.lock();
+        state.told.retain(&is_there);
+        state.failed.retain(&is_there);
+        state.anew.retain(|key, _| is_there(key));
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -172,10 +167,7 @@ pub(crate) struct Busy {
 impl Drop for Busy {
     fn drop(&mut self) {
         let mut state = self.health.lock();
-        let was_late = state.busy.remove(&self.key).is_some_and(|begun| begun.hangs());
-        if was_late && !state.fenced.contains_key(&self.key) {
-            state.restored.entry(self.key).or_default();
-        }
+        state.busy.remove(&self.key);
     }
 }
 
@@ -215,8 +207,10 @@ mod tests {
         drop(fenced);
         assert_eq!(hasty.restored(), [key(4)], "it begins anew");
         drop(hasty.fenced(key(4)));
-        drop(hasty.begin(key(5), false));
-        assert_eq!((patient.restored(), hasty.restored()), (vec![], vec![key(5)]));
+        let hung = hasty.begin(key(5), false);
+        assert_eq!(hasty.unfit(), [key(5)]);
+        drop((hung, hasty.begin(key(6), false)));
+        assert_eq!((patient.restored(), hasty.restored()), (vec![], vec![key(5)]), "of 6 nothing was said");
     }
 
     /// The leader counted what the earlier log had reported, took the replica into the ISR, and might have been followed by an empty one.
@@ -230,11 +224,12 @@ mod tests {
         assert_eq!((health.restored(), health.times_anew(key)), (vec![], 1));
         health.is_known(key);
         assert_eq!(health.restored(), [key]);
-        health.forget_restored(|_| None);
-        health.is_known(key);
-        assert_eq!(health.restored(), [], "that was said");
         health.begins_anew(key);
         assert_eq!((health.restored(), health.times_anew(key)), (vec![], 2));
+        // The new log fails before its leader has heard of it.
+        drop(health.fenced(key));
+        health.is_known(key);
+        assert_eq!(health.restored(), [], "it failed");
     }
 
     /// It was taken off this broker and given to it again before anybody acted on what was said of it: fenced then, it stayed so.
@@ -250,20 +245,19 @@ mod tests {
         assert_eq!(health.restored(), [key(1)], "of the other one nothing was ever said");
     }
 
-    /// Each of them was looked at in every heartbeat for as long as the process lived.
+    /// It was forgotten once the metadata did not count it as fenced any more; by what was said of it long ago it was fenced again, and stayed so.
     #[test]
-    fn what_is_whole_again_is_forgotten() {
+    fn what_is_whole_again_is_said_for_as_long_as_there_is_such_a_partition() {
         let key = |partition| (TopicId::from_bytes([1; 16]), partition);
         let hasty = Arc::new(DiskHealth::new(Duration::ZERO));
         for partition in 1..=3 {
-            drop(hasty.begin(key(partition), false));
+            let _hangs = hasty.begin(key(partition), false);
+            assert_eq!(hasty.unfit(), [key(partition)]);
         }
-        hasty.forget_restored(|_| Some(false));
-        assert_eq!(hasty.restored(), [key(1), key(2), key(3)], "that they are fenced may not be known here yet");
-        hasty.forget_restored(|it| (it.1 != 3).then_some(it.1 == 1));
-        assert_eq!(hasty.restored(), [key(1), key(2)], "3 was deleted");
-        hasty.forget_restored(|_| Some(false));
-        assert_eq!(hasty.restored(), [key(2)]);
+        hasty.forget(|it| it.1 != 3);
+        for _ in 0..2 {
+            assert_eq!(hasty.restored(), [key(1), key(2)], "3 was deleted");
+        }
     }
 
     #[test]

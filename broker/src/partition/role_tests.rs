@@ -162,8 +162,8 @@ async fn a_replica_that_is_made_anew_is_well_once_its_leader_knows_it_for_anothe
     replica.push(1, tenure(3, 1 << 32), vec![batch(3, 0)], 1);
     replica.until("written", |now| now.offsets.high_watermark == 1).await;
 
-    disk.forget_restored(|_| None);
     disk.begins_anew((TOPIC, 0));
+    assert_eq!(disk.restored(), [], "it is another one again");
     replica.handle.configure(assigned(0, 4, &[]));
     replica.heard().await;
     replica.heard().await;

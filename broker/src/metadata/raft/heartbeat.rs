@@ -161,23 +161,16 @@ impl Heart {
 
     fn heartbeat(&self) -> BrokerHeartbeat {
         let ready = self.is_ready.load(Ordering::Acquire);
-        let named = |replicas: Vec<Key>, counts: fn(&MetadataState, i32, &TopicPartition) -> bool| match replicas[..] {
-            [] => Vec::new(),
-            _ => {
-                let state = Arc::clone(&self.node.applied().borrow().state);
-                let named = replicas
-                    .iter()
-                    .map(|(id, partition)| TopicPartition { topic_id: id.to_wire(), partition: *partition });
-                named.filter(|it| counts(&state, self.broker_id, it)).take(MOST_UNFIT).collect()
-            }
+        let state = Arc::clone(&self.node.applied().borrow().state);
+        let named = |replicas: Vec<Key>, are_fenced| {
+            let concerned =
+                replicas.into_iter().filter(|it| sessions::is_fenced(&state, self.broker_id, it) == Some(are_fenced));
+            let named = concerned.map(|(id, partition)| TopicPartition { topic_id: id.to_wire(), partition });
+            named.take(MOST_UNFIT).collect::<Vec<_>>()
         };
-        let unfit = named(self.disk.unfit(), sessions::is_trusted);
-        let restored = self.disk.restored();
-        if !restored.is_empty() {
-            let state = Arc::clone(&self.node.applied().borrow().state);
-            self.disk.forget_restored(|key| sessions::is_kept_and_fenced(&state, self.broker_id, key));
-        }
-        let restored = named(restored, sessions::is_fenced);
+        let unfit = named(self.disk.unfit(), false);
+        self.disk.forget(|(topic, _)| state.topic_by_id(topic).is_some());
+        let restored = named(self.disk.restored(), true);
         BrokerHeartbeat { broker_id: self.broker_id, incarnation: self.incarnation.clone(), ready, unfit, restored }
     }
 

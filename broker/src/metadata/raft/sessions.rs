@@ -10,7 +10,7 @@
 //! ([`super::super::state`]).
 
 use super::super::command::TopicPartition;
-use super::super::state::{BrokerState, MetadataState, Partition, RESTORED_LEVEL};
+use super::super::state::{BrokerState, MetadataState, RESTORED_LEVEL};
 use crate::rounds::Key;
 use headwater_proto::TopicId;
 use std::collections::BTreeMap;
@@ -138,16 +138,19 @@ impl Sessions {
                 }
                 _ => {}
             }
-            let unfit = heard.map_or(&[][..], |heard| &heard.says.unfit).iter();
-            let replicas: Vec<_> = unfit.filter(|it| is_trusted(state, broker_id, it)).cloned().collect();
+            // Whoever was not heard of for so long may have said something else since, to others.
+            let says = heard.filter(|heard| self.is_fresh(heard, now_ms)).map(|heard| &heard.says);
+            let those = |replicas: &[TopicPartition], are_fenced| {
+                let concerned = replicas.iter().filter(|it| is_named_fenced(state, broker_id, it) == Some(are_fenced));
+                concerned.cloned().collect::<Vec<_>>()
+            };
+            let replicas = says.map_or_else(Vec::new, |says| those(&says.unfit, false));
             if !replicas.is_empty() {
                 decisions.push(Decision::FenceReplicas { broker_id, incarnation, replicas });
             }
             // Before, the broker's next start gives them back.
             let may_restore = state.feature_level() >= RESTORED_LEVEL && broker.state == BrokerState::Active;
-            let restored = heard.filter(|_| may_restore);
-            let restored = restored.map_or(&[][..], |heard| &heard.says.restored).iter();
-            let replicas: Vec<_> = restored.filter(|it| is_fenced(state, broker_id, it)).cloned().collect();
+            let replicas = says.filter(|_| may_restore).map_or_else(Vec::new, |says| those(&says.restored, true));
             if !replicas.is_empty() {
                 decisions.push(Decision::RestoreReplicas { broker_id, incarnation, replicas });
             }
@@ -160,28 +163,14 @@ impl Sessions {
     }
 }
 
-/// Whether the state takes a replica for one that may be of use: nobody has fenced it yet.
-pub(super) fn is_trusted(state: &MetadataState, broker_id: i32, replica: &TopicPartition) -> bool {
-    partition_of(state, replica).is_some_and(|it| {
-        let is_out = |brokers: &[i32]| brokers.contains(&broker_id);
-        is_out(&it.replicas) && !is_out(&it.fenced)
-    })
-}
-
-/// Whether the state counts a replica as fenced by its disk.
-pub(super) fn is_fenced(state: &MetadataState, broker_id: i32, replica: &TopicPartition) -> bool {
-    partition_of(state, replica).is_some_and(|it| it.fenced.contains(&broker_id))
-}
-
-/// The same of one that this broker may keep; `None`: it does not.
-pub(super) fn is_kept_and_fenced(state: &MetadataState, broker_id: i32, (topic, partition): &Key) -> Option<bool> {
+/// Whether the state counts the replica of a broker that may keep it as fenced by its disk; `None`: it does not keep it.
+pub(super) fn is_fenced(state: &MetadataState, broker_id: i32, (topic, partition): &Key) -> Option<bool> {
     let partition = state.topic_by_id(topic)?.partitions.get(*partition as usize)?;
     partition.replicas.contains(&broker_id).then(|| partition.fenced.contains(&broker_id))
 }
 
-fn partition_of<'a>(state: &'a MetadataState, replica: &TopicPartition) -> Option<&'a Partition> {
-    let topic = TopicId::from_slice(&replica.topic_id).and_then(|id| state.topic_by_id(&id));
-    topic.and_then(|topic| topic.partitions.get(replica.partition as usize))
+fn is_named_fenced(state: &MetadataState, broker_id: i32, replica: &TopicPartition) -> Option<bool> {
+    is_fenced(state, broker_id, &(TopicId::from_slice(&replica.topic_id)?, replica.partition))
 }
 
 #[cfg(test)]
@@ -360,6 +349,7 @@ mod tests {
         assert_eq!(sessions.decide(200, &state), []);
 
         // Its disk hung, and came back.
+        let silent = |brokers: [i32; 2]| brokers.map(|broker_id| Decision::Fence { broker_id, incarnation: start(1) });
         let restored = vec![replica(0), replica(1)];
         sessions.hear(200, 2, start(1), Says { restored, ..ready() }, &state);
         let restore = Decision::RestoreReplicas { broker_id: 2, incarnation: start(1), replicas: vec![replica(0)] };
@@ -368,7 +358,11 @@ mod tests {
         assert_eq!(sessions.decide(200, &state), [restore]);
         let incarnation = start(1).as_bytes().to_vec().into();
         let restored = Kind::RestoreReplicas(RestoreReplicas { broker_id: 2, incarnation, replicas: vec![replica(0)] });
+        assert_eq!(sessions.decide(800, &state), silent([1, 2]), "it was said long ago, and may not be so any more");
         apply(&mut state, Command { controller_epoch, ..restored.into() });
         assert_eq!(sessions.decide(200, &state), []);
+        sessions.hear(300, 2, start(1), Says { unfit: vec![replica(0)], ..ready() }, &state);
+        sessions.hear(900, 1, start(1), ready(), &state);
+        assert_eq!(sessions.decide(900, &state), silent([2, 2])[..1], "the same");
     }
 }
