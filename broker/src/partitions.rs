@@ -316,8 +316,8 @@ impl Partitions {
     }
 
     /// Deletes the records of a partition below `before`, or below the high watermark if `before` is -1. Returns where the log
-    /// begins, once the checkpoint of that is on stable storage here and at every replica in sync: no crash and no election brings the records
-    /// back.
+    /// begins, once the checkpoint of that is on stable storage here and at every replica in sync, which are as many as an acknowledgement
+    /// needs: no crash and no election brings the records back.
     ///
     /// # Errors
     /// [`PartitionError`]. Where only the checkpoint could not be written, asking again writes it.

@@ -551,8 +551,10 @@ impl PartitionHandle {
     /// [`offsets`](Self::offsets) says so too. A crash may bring them back as long as the checkpoint does not.
     ///
     /// # Errors
-    /// [`PartitionError::OffsetOutOfRange`] above the high watermark.
+    /// [`PartitionError::OffsetOutOfRange`] above the high watermark; [`PartitionError::NotEnoughReplicas`] where one that is not heard of
+    /// may be elected, which has the records.
     pub(crate) async fn delete_records(&self, before: i64) -> Result<i64, PartitionError> {
+        self.view().check_in_sync()?;
         let Offsets { log_start, high_watermark, .. } = self.offsets();
         let before = if before == -1 { high_watermark } else { before };
         if before < 0 || before > high_watermark {
@@ -582,14 +584,18 @@ impl PartitionHandle {
     /// Waits until every replica that is in sync begins here too, and will after a crash: no election brings back what lies below.
     ///
     /// # Errors
-    /// [`PartitionError`] where the partition is not served any more, or led elsewhere.
+    /// [`PartitionError`] where the partition is not served any more, or led elsewhere, or too few are in sync by now.
     pub(crate) async fn start_kept_everywhere(&self, log_start: i64) -> Result<(), PartitionError> {
         let mut watermarks = self.watermarks();
-        let is_over = |now: &Watermarks| now.kept_start >= log_start || now.ended.is_some() || !now.leads;
+        let is_kept = |now: &Watermarks| now.kept_start >= log_start;
+        let is_over = |now: &Watermarks| {
+            is_kept(now) || now.ended.is_some() || !now.leads || self.view().check_in_sync().is_err()
+        };
         let now = watermarks.wait_for(is_over).await.map_err(|_| self.why_ended())?.clone();
         match now.ended {
             Some(why) => Err(why),
             None if !now.leads => Err(PartitionError::NotLeader(self.leader_epoch())),
+            None if !is_kept(&now) => self.view().check_in_sync(),
             None => Ok(()),
         }
     }

@@ -65,6 +65,11 @@ pub struct Assigned {
     pub in_sync: bool,
 }
 
+/// As many in-sync replicas as an acknowledgement needs, as far as there are replicas.
+fn enough(min_insync_replicas: u32, replicas: usize) -> usize {
+    (min_insync_replicas as usize).min(replicas)
+}
+
 impl View {
     /// What the metadata say of this partition of a topic of theirs.
     pub fn of(metadata: &MetadataState, topic: &Topic, partition: &Partition) -> View {
@@ -89,6 +94,20 @@ impl View {
             partition_epoch: partition.partition_epoch,
             min_insync_replicas: Some(topic.min_insync_replicas()),
             replicas,
+        }
+    }
+
+    /// Whether fewer are in sync than an acknowledgement needs: others may be eligible then, and be elected, that are not heard of.
+    ///
+    /// # Errors
+    /// [`PartitionError::NotEnoughReplicas`]: so it is.
+    pub fn check_in_sync(&self) -> Result<(), PartitionError> {
+        let in_sync = self.replicas.iter().filter(|replica| replica.in_sync).count();
+        let needed = enough(self.min_insync_replicas.unwrap_or(0), self.replicas.len());
+        let as_number = |count| u32::try_from(count).unwrap_or(u32::MAX);
+        match in_sync < needed {
+            true => Err(PartitionError::NotEnoughReplicas { in_sync: as_number(in_sync), needed: as_number(needed) }),
+            false => Ok(()),
         }
     }
 
@@ -438,9 +457,12 @@ impl LeaderState {
         }
     }
 
-    /// Below this offset no replica in sync has anything any more, nor will after a crash; what builds keep that do not say where their
-    /// logs begin is not known.
+    /// Below this offset no replica that may be elected has anything any more, nor will after a crash; what builds keep that do not say where
+    /// their logs begin is not known. Nor is what those have who stay eligible while too few are in sync.
     pub fn kept_start(&self) -> i64 {
+        if self.isr.len() < self.enough() {
+            return i64::MIN;
+        }
         let pending = self.in_flight.iter().chain(&self.doubtful).flatten();
         let members = self.isr.iter().chain(pending).filter(|member| **member != self.me);
         let start = |member: &Member| match self.others.get(&member.broker).filter(|known| known.member == *member) {
@@ -649,10 +671,14 @@ impl LeaderState {
         }
     }
 
+    /// As many in sync as an acknowledgement needs, as far as there are replicas.
+    fn enough(&self) -> usize {
+        enough(self.min_insync_replicas(), self.others.len() + 1)
+    }
+
     /// Moves the high watermark, if it may.
     fn advance(&mut self) {
-        let enough = self.min_insync_replicas().min(u32::try_from(self.others.len() + 1).unwrap_or(u32::MAX));
-        if self.isr.len() < enough as usize && !planted(Bug::WatermarkBelowMinIsr) {
+        if self.isr.len() < self.enough() && !planted(Bug::WatermarkBelowMinIsr) {
             return;
         }
         let to = self.least();

@@ -1,6 +1,7 @@
 use super::history::{History, Verdict};
 use super::leader::{AlterPartition, Altered, Assigned, Effect, HelloRefusal, LeaderState, LocalLog, Settings, View};
 use super::{Hello, Member, Report, Tenure};
+use crate::error::PartitionError;
 use crate::topic_config::TopicDurability::{self, Flushed, Replicated};
 use headwater_proto::ErrorCode;
 use headwater_proto::wire::Acks;
@@ -112,6 +113,15 @@ fn who_still_has_what_was_deleted_is_waited_for_and_comes_not_in_sync() {
         state.report(said(broker, Some(log_start)), 0);
         assert_eq!(state.kept_start(), kept);
     }
+
+    // While too few are in sync others are eligible, who are not heard of.
+    let mut state = leader(&[1]);
+    state.begins_at(7, 0);
+    assert_eq!(state.kept_start(), i64::MIN);
+    let check = |isr: &[i32]| View { min_insync_replicas: Some(2), ..view(7, isr) }.check_in_sync();
+    assert!(matches!(check(&[1]), Err(PartitionError::NotEnoughReplicas { in_sync: 1, needed: 2 })));
+    assert!(check(&[1, 2]).is_ok());
+    assert_eq!(leader_of(&[1], 1, Flushed).kept_start(), i64::MAX, "nobody else can lead");
 
     let mut state = leader(&[1, 2]);
     state.begins_at(7, 0);
