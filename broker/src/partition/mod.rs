@@ -637,11 +637,6 @@ impl PartitionHandle {
         self.shared.damaged.load(Ordering::Acquire)
     }
 
-    /// Whether that is a handle on the same log.
-    pub(crate) fn is_same(&self, other: &PartitionHandle) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
-    }
-
     /// Why the partition is not served, if it is not.
     pub(crate) fn ended(&self) -> Option<PartitionError> {
         self.shared.watermarks.borrow().ended.clone()

@@ -116,7 +116,7 @@ impl Partitions {
             return tracing::warn!(%topic, partition, "a damaged replica is not fetched anew yet: its disk hangs");
         }
         // It may have been let go of meanwhile, or be assigned anew.
-        let is_there = self.kept().open.get(&(handle.topic_id(), partition)).is_some_and(|open| open.is_same(handle));
+        let is_there = self.kept().open.get(&(handle.topic_id(), partition)).is_some_and(|open| open.is(handle));
         if !is_there || !self.may_begin_anew(handle) {
             return;
         }
