@@ -218,6 +218,36 @@ async fn what_was_deleted_stays_deleted_whoever_leads_next() {
     assert_eq!(ErrorCode::from_number(refused.code), ErrorCode::OffsetOutOfRange, "{}", refused.message);
 }
 
+/// The leader was alone in sync and answered; the other, which had been acknowledged as much, was elected and served all of it again.
+#[tokio::test]
+async fn records_that_an_eligible_replica_has_are_not_deleted_without_it() {
+    let mut cluster = Cluster::start(&[1], &["log.flush.offset.checkpoint.interval.ms=10"]).await;
+    let files = SimFiles::new(1);
+    cluster.up_on(2, files.clone(), &[]).await;
+    let topic_id = cluster.create("t", 1, &[1, 2], &[("min.insync.replicas", "2")]);
+    cluster.until_in_sync("t", &[1, 2]).await;
+    let mut produce = cluster.produce(1, &topic_id, Acks::All).await;
+    send_all(&mut produce, &texts("a", 10)).await;
+    let _held = files.hold(Fault::new(Operation::Sync).on("log-start-offset"));
+    let client = Client::connect(cluster.broker(1)).await;
+    let delete = |before_offset| {
+        let delete = wire::DeleteRecords { topic: "t".into(), partition: 0, before_offset };
+        Box::pin(client.call(Request::DeleteRecords(delete)))
+    };
+    let mut deleting = delete(7);
+    tokio::select! {
+        () = cluster.until_sample(2, "headwater_partition_log_start_offset{topic=\"t\",partition=\"0\"}", 7.0) => {}
+        early = &mut deleting => panic!("{early:?}"),
+    }
+    cluster.fence(2);
+    assert_eq!((cluster.partition("t").isr, cluster.partition("t").elr), (vec![1], vec![2]));
+    for deleting in [deleting, delete(9)] {
+        let Response::Error(refused) = within("an answer", deleting).await else { panic!("it is deleted") };
+        let code = ErrorCode::from_number(refused.code);
+        assert_eq!((code, refused.retryable), (ErrorCode::NotEnoughReplicas, true), "{}", refused.message);
+    }
+}
+
 #[tokio::test]
 async fn a_follower_that_is_elected_has_every_acknowledged_record() {
     let mut cluster = Cluster::start(&[1, 2, 3], &[]).await;
