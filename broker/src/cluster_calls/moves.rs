@@ -80,7 +80,7 @@ pub(crate) async fn elect(shared: &Shared, request: wire::ElectLeaders, id: Comm
         let of = |state: &MetadataState| state.topic_by_id(topic_id)?.partitions.get(*number as usize).cloned();
         let (was, is) = (of(&before)?, of(&after)?);
         let had_everything = match request.unclean {
-            true => had_everything(&was, is.leader),
+            true => had_everything(&was),
             false => Vec::new(),
         };
         (was.leader != is.leader).then(|| wire::ElectedLeader {
@@ -106,10 +106,10 @@ pub(crate) async fn elect(shared: &Shared, request: wire::ElectLeaders, id: Comm
     Ok(Response::ElectLeaders(wire::ElectLeadersResponse { partitions: elected, unnamed: 0 }))
 }
 
-/// Who was last known to have everything that was acknowledged.
-fn had_everything(partition: &Partition, leader: i32) -> Vec<i32> {
+/// Who was last known to have everything that was acknowledged: whoever is elected may be among them, where what it lost was brought back.
+fn had_everything(partition: &Partition) -> Vec<i32> {
     let known = if partition.elr.is_empty() { &partition.last_known } else { &partition.elr };
-    known.iter().copied().filter(|broker| *broker != leader).collect()
+    known.clone()
 }
 
 pub(crate) async fn move_partitions(shared: &Shared, request: wire::MovePartitions, id: CommandId) -> Answer {

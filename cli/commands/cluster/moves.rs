@@ -74,16 +74,14 @@ fn warning(elected: &[ElectedLeader]) -> Vec<String> {
         plural(elected.len() as i64, "leader")
     );
     let rest = elected.iter().map(|it| {
-        let holders = match &*it.had_everything {
-            [] => "whoever was in sync last".to_owned(),
-            brokers => format!("broker {}", ids(brokers)),
+        let lost = match &*it.had_everything {
+            [] => "whatever it misses of what whoever was in sync last has is LOST".to_owned(),
+            brokers if it.leader.is_some_and(|leader| brokers.contains(&leader)) => {
+                "it was in sync last; whatever it has lost since is LOST".to_owned()
+            }
+            brokers => format!("whatever it misses of what broker {} has is LOST", ids(brokers)),
         };
-        format!(
-            "  {}-{}: broker {} leads; whatever it misses of what {holders} has is LOST",
-            it.topic,
-            it.partition,
-            name(it.leader)
-        )
+        format!("  {}-{}: broker {} leads; {lost}", it.topic, it.partition, name(it.leader))
     });
     std::iter::once(first).chain(rest).collect()
 }
@@ -389,5 +387,8 @@ mod tests {
             assert!(words.contains(said), "{said}: {words}");
         }
         assert!(warning(&[]).is_empty());
+        // What it lost was brought back: of that very broker it was said that others had more.
+        let words = warning(&[elected(&[2])]).join("\n");
+        assert!(words.contains("broker 2 leads; it was in sync last; whatever it has lost since is LOST"), "{words}");
     }
 }

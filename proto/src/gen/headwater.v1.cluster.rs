@@ -32,7 +32,7 @@ pub struct ElectedLeader {
     pub leader_before: i32,
     #[prost(int32, tag = "4")]
     pub leader: i32,
-    /// Of an unclean election: those that have what the new leader may miss. It is lost with it.
+    /// Of an unclean election: who was last known to have everything; the new leader itself, if it was among them.
     #[prost(int32, repeated, tag = "5")]
     pub had_everything: ::prost::alloc::vec::Vec<i32>,
 }
