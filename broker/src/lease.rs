@@ -20,8 +20,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a broker may lack what the others decided before it says nothing on their behalf. With the time that they have for an
-/// answer, it is less than any member's session, for which another coordinator waits before it gives its partitions to somebody else.
+/// How long a broker may lack what the others decided before it says nothing on their behalf. Whoever coordinates in its place waits for
+/// longer before it puts a member out that it has not heard itself (`group::task::elsewhere`), however short the member's session is.
 pub(crate) const BEHIND: Duration = Duration::from_secs(2);
 
 /// A broker's lease. Cheap to clone.

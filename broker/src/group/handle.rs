@@ -8,7 +8,7 @@ use super::offsets::{CommitEntry, Committed, EntryError};
 use super::seats::{self, Coordinator, Seats};
 use super::standing::Standing;
 use super::state::{Group, Join, Report, check_name};
-use super::task::{GroupContext, Joined, Listed, MemberView, OwnedSpeaker, Request, Tell};
+use super::task::{GroupContext, Joined, Listed, MemberView, OwnedSpeaker, Request, Tell, elsewhere};
 use super::topic::OffsetsTopic;
 use crate::config::BrokerConfig;
 use crate::error::StartError;
@@ -69,12 +69,17 @@ impl Groups {
             let made = topic.make_alone(&metadata).await;
             made.map_err(|error| StartError::Groups(format!("{OFFSETS_TOPIC}: {error}")))?;
         }
+        let elsewhere_ms = match standing.is_alone() {
+            true => 0,
+            false => u64::try_from(elsewhere(config).as_millis()).unwrap_or(u64::MAX),
+        };
         let context = GroupContext {
             settings: config.groups.clone(),
             metadata,
             pool,
             logs: partitions,
             standing,
+            elsewhere_ms,
             stop: CancellationToken::new(),
         };
         let me = i32::try_from(config.broker_id).unwrap_or(i32::MAX);

@@ -190,19 +190,21 @@ impl Replay {
         self.passed_over
     }
 
-    /// The groups, with sessions that begin now, and what has become of each since.
+    /// The groups, with sessions that begin now, and what has become of each since. `elsewhere_ms`: for how long the coordinator before
+    /// this one may still have members that take it for theirs.
     pub fn finish(
         self,
         now: Now,
         metadata: &MetadataState,
         settings: &GroupSettings,
+        elsewhere_ms: u64,
     ) -> (BTreeMap<String, Group>, Vec<(String, Effects)>) {
         let mut effects = Vec::new();
         let mut groups = BTreeMap::new();
         for (name, kept) in self.groups {
             let mut group = kept.into_group(&name, now, settings);
             if !group.is_forgotten() {
-                effects.push((name.clone(), group.loaded(now, metadata)));
+                effects.push((name.clone(), group.loaded(now, metadata, elsewhere_ms)));
                 groups.insert(name, group);
             }
         }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Time for the quorum to answer.
-const ANSWERS: Duration = Duration::from_secs(3);
+pub(super) const ANSWERS: Duration = Duration::from_secs(3);
 
 /// How a coordinator knows that it is one.
 #[derive(Clone)]

@@ -103,6 +103,8 @@ pub struct Member {
     /// A stream is open to it.
     connected: bool,
     heard_ms: u64,
+    /// It may have been told by another coordinator until now: it is not put out earlier, unless it is heard here.
+    stays_until_ms: u64,
     let_go_by_ms: Option<u64>,
     /// What its last record says.
     written: Option<Standing>,
@@ -319,7 +321,7 @@ impl Group {
                 current: member.epoch,
             });
         }
-        member.heard_ms = now.monotonic_ms;
+        (member.heard_ms, member.stays_until_ms) = (now.monotonic_ms, 0);
         let mut effects = Effects::new();
         let Some(changed) = member.take_report(&report.owned) else {
             self.expel(now, member_id, "it claims a partition that it was never given", &mut effects);
@@ -358,7 +360,7 @@ impl Group {
         if keep && member.instance_id.is_some() {
             member.away = true;
             member.connected = false;
-            member.heard_ms = now.monotonic_ms;
+            (member.heard_ms, member.stays_until_ms) = (now.monotonic_ms, 0);
             member.revoking.clear();
             member.confirmed.clear();
         } else {
@@ -385,7 +387,7 @@ impl Group {
             .filter_map(|(id, member)| {
                 let why = if member.session_ends_ms() <= now.monotonic_ms {
                     "it was silent for longer than its session timeout"
-                } else if member.let_go_by_ms.is_some_and(|by| by <= now.monotonic_ms) {
+                } else if member.let_go_by_ms().is_some_and(|by| by <= now.monotonic_ms) {
                     "it did not let go of a partition within its rebalance timeout"
                 } else {
                     return None;
@@ -405,7 +407,7 @@ impl Group {
 
     /// When (monotonic) [`tick`](Self::tick) must come at the latest.
     pub fn next_deadline_ms(&self) -> Option<u64> {
-        self.members.values().flat_map(|m| [Some(m.session_ends_ms()), m.let_go_by_ms]).flatten().min()
+        self.members.values().flat_map(|m| [Some(m.session_ends_ms()), m.let_go_by_ms()]).flatten().min()
     }
 
     /// Topics may have come, gone or grown.
@@ -418,11 +420,13 @@ impl Group {
         effects
     }
 
-    /// After the group's records were read: sessions begin now.
-    pub(super) fn loaded(&mut self, now: Now, metadata: &MetadataState) -> Effects {
+    /// After the group's records were read: sessions begin now, and none is shorter than the coordinator before this one may take to send
+    /// its members away (`elsewhere_ms`).
+    pub(super) fn loaded(&mut self, now: Now, metadata: &MetadataState, elsewhere_ms: u64) -> Effects {
         for member in self.members.values_mut() {
             member.heard_ms = now.monotonic_ms;
             if !member.away {
+                member.stays_until_ms = now.monotonic_ms + elsewhere_ms;
                 member.confirmed.clone_from(&member.assigned);
             }
         }
@@ -686,6 +690,7 @@ impl Member {
             away: false,
             connected: true,
             heard_ms: now.monotonic_ms,
+            stays_until_ms: 0,
             let_go_by_ms: None,
             written: None,
             told: None,
@@ -693,7 +698,11 @@ impl Member {
     }
 
     fn session_ends_ms(&self) -> u64 {
-        self.heard_ms + u64::from(self.session_timeout_ms)
+        self.stays_until_ms.max(self.heard_ms + u64::from(self.session_timeout_ms))
+    }
+
+    fn let_go_by_ms(&self) -> Option<u64> {
+        self.let_go_by_ms.map(|by| by.max(self.stays_until_ms))
     }
 
     /// Notes what the member owns; whether that changes anything, or `None` if it cannot own all of it.

@@ -34,6 +34,8 @@ struct World {
     metadata: MetadataState,
     settings: GroupSettings,
     now: Now,
+    /// For how long members may be with the coordinator before.
+    elsewhere_ms: u64,
     actors: BTreeMap<String, Actor>,
     log: Vec<(OffsetsKey, Option<OffsetsValue>)>,
     epochs: HashMap<String, i32>,
@@ -51,6 +53,7 @@ impl World {
                 ..crate::config::BrokerConfig::default().groups
             },
             now: Now { monotonic_ms: 1_000, wall_ms: 1_700_000_000_000 },
+            elsewhere_ms: 0,
             actors: BTreeMap::new(),
             log: Vec::new(),
             epochs: HashMap::new(),
@@ -238,7 +241,7 @@ impl World {
             replay.apply(key, value);
         }
         assert_eq!(replay.passed_over(), 0);
-        let (mut groups, effects) = replay.finish(self.now, &self.metadata, &self.settings);
+        let (mut groups, effects) = replay.finish(self.now, &self.metadata, &self.settings, self.elsewhere_ms);
         let group = groups.remove("g").unwrap_or_else(|| Group::new("g"));
         assert_eq!(group.offsets, self.group.offsets);
         let held = |member: &Member| -> Partitions { member.assigned.union(&member.revoking).copied().collect() };
@@ -532,6 +535,45 @@ fn a_member_keeps_the_session_that_it_asked_for_though_the_coordinator_moves() {
         world.pass(1);
         assert_eq!(world.group.phase(), Phase::Empty);
     }
+}
+
+/// A member whose coordinator's disk hung read on for 4.5 s beside the next owner of what it had.
+#[test]
+fn a_member_that_may_be_with_the_coordinator_before_is_not_put_out_until_it_cannot_be_or_is_heard() {
+    let after_restart = |session_timeout_ms, rebalance_timeout_ms, members: &[&str]| {
+        let mut world = World::new(&[("a", 2)]);
+        world.elsewhere_ms = 9_000;
+        for id in members {
+            let topics = ["a".to_owned()].into();
+            let join =
+                Join { member_id: (*id).into(), topics, session_timeout_ms, rebalance_timeout_ms, ..Join::default() };
+            let joined = world.group.join(world.now, join, &world.metadata, &world.settings);
+            world.perform(joined.expect("joins"));
+        }
+        world.restart();
+        world
+    };
+    let mut silent = after_restart(1_000, 60_000, &["x"]);
+    silent.pass(8_999);
+    assert_eq!(silent.group.members().len(), 1, "it may be told elsewhere still");
+    silent.pass(1);
+    assert_eq!(silent.group.phase(), Phase::Empty);
+
+    let mut heard = after_restart(1_000, 60_000, &["x"]);
+    let x = &heard.group.members()["x"];
+    let report = Report { member_epoch: x.epoch, owned: x.assigned.clone(), topics: None };
+    let effects = heard.group.heartbeat(heard.now, "x", report, &heard.metadata).expect("a member");
+    heard.perform(effects);
+    heard.pass(1_000);
+    assert_eq!(heard.group.phase(), Phase::Empty, "it was here, and its session is over");
+
+    // x had both partitions, and is to let go of one.
+    let mut late = after_restart(20_000, 2_000, &["x", "y"]);
+    assert!(!late.group.members()["x"].revoking.is_empty());
+    late.pass(8_999);
+    assert_eq!(late.group.members().len(), 2, "it may not have been told to let go");
+    late.pass(1);
+    assert_eq!(late.group.members().keys().collect::<Vec<_>>(), ["y"]);
 }
 
 #[test]

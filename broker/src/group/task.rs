@@ -15,11 +15,12 @@
 
 use super::offsets::{CommitEntry, Committed, EntryError, Speaker};
 use super::records::Replay;
-use super::standing::Standing;
+use super::standing::{ANSWERS, Standing};
 use super::state::{Effect, Effects, Group, Join, Report};
 use super::waiting::{Asked, Outbox, Questions};
 use super::{GroupError, GroupSettings, Now, Partitions, load};
 use crate::clock::now_ms;
+use crate::config::BrokerConfig;
 use crate::error::PartitionError;
 use crate::lease::BEHIND;
 use crate::metadata::{MetadataHandle, MetadataState};
@@ -45,6 +46,8 @@ pub(super) const WAITING_REQUESTS: usize = 4096;
 const GATHERED_BYTES: usize = 4 << 20;
 /// How often the lease is looked at, while members hold streams here.
 const CONFIRM_EVERY: Duration = Duration::from_secs(1);
+/// Time for a member that is sent away to find who coordinates by then, and to be heard there.
+const ON_ITS_WAY: Duration = Duration::from_secs(1);
 /// Time between two tries to read the groups of a partition that refuses.
 const RELOAD_AFTER: Duration = Duration::from_millis(500);
 
@@ -152,8 +155,17 @@ pub(crate) struct GroupContext {
     pub(crate) logs: Arc<crate::partitions::Partitions>,
     /// Says whether this broker leads still.
     pub(crate) standing: Standing,
+    /// For how long members may stay with a coordinator that another one has followed.
+    pub(crate) elsewhere_ms: u64,
     /// Tells the tasks to end.
     pub(crate) stop: CancellationToken,
+}
+
+/// For how long members may stay with a coordinator that another one has followed: until it has heard that it is behind, has been for as long
+/// as it may (twice, where it gets what it lacked first just before), or its lease is over; has looked at that, and has asked in vain.
+pub(super) fn elsewhere(config: &BrokerConfig) -> Duration {
+    let behind = Duration::from_millis(config.broker_heartbeat_interval_ms) + BEHIND * 2;
+    behind.max(Duration::from_millis(config.broker_session_timeout_ms)) + CONFIRM_EVERY + ANSWERS + ON_ITS_WAY
 }
 
 type Loading = BoxFuture<'static, Result<Replay, PartitionError>>;
@@ -651,7 +663,8 @@ impl Shard {
                 self.confirm_at = Instant::now() + CONFIRM_EVERY;
                 let passed_over = replay.passed_over();
                 let metadata = self.context.metadata.state();
-                let (groups, effects) = replay.finish(self.now(), &metadata, &self.context.settings);
+                let (settings, elsewhere_ms) = (&self.context.settings, self.context.elsewhere_ms);
+                let (groups, effects) = replay.finish(self.now(), &metadata, settings, elsewhere_ms);
                 if passed_over > 0 {
                     tracing::warn!(partition = ?self.partition, passed_over, "records of the offsets topic passed over");
                 }

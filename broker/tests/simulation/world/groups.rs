@@ -424,7 +424,7 @@ impl World {
                 replay.apply(key.clone(), value.clone());
             }
         }
-        let (mut groups, effects) = replay.finish(now(local), &process.metadata, &settings());
+        let (mut groups, effects) = replay.finish(now(local), &process.metadata, &settings(), 0);
         let group = groups.remove("group").unwrap_or_else(|| Group::new("group"));
         let standing = group.members().iter().fold(String::new(), |all, (id, member)| {
             let numbers = |partitions: &Partitions| partitions.iter().map(|(_, n)| *n).collect::<Vec<_>>();
