@@ -13,6 +13,8 @@ use crate::output::{plural, print, print_json, table};
 
 /// Partitions of each kind of trouble that are named; a command lists the rest.
 const NAMED: usize = 5;
+/// The least version of metadata that were recovered by hand: no cluster comes as far by commands alone.
+const RECOVERED: u64 = 1 << 32;
 
 /// Partitions by topic.
 type Partitions = BTreeMap<String, Vec<PartitionState>>;
@@ -267,17 +269,33 @@ fn start_voters(told: &ClusterDescription, quorum: &QuorumHealth) -> Option<Stri
     })
 }
 
+/// Whether a broker has the metadata of before they were recovered by hand, and has not joined again since.
+fn is_left_behind(told: &ClusterDescription, broker: &ClusterBroker) -> bool {
+    told.metadata_version >= RECOVERED && !told.voters.contains(&broker.id) && !told.observers.contains(&broker.id)
+}
+
 /// What a person does now, the most urgent first.
 fn next(told: &ClusterDescription, partitions: &Partitions) -> Vec<String> {
     let gone = fenced(told);
     let mut next = Vec::new();
     let troubled = || partitions.values().flatten().filter(|it| Trouble::of(it).is_some());
     let lost = told.brokers.iter().filter(|broker| gone.contains(&broker.id));
-    let lost: Vec<String> = lost.map(|broker| format!("{} ({})", broker.id, broker.address)).collect();
+    let (left_behind, lost): (Vec<&ClusterBroker>, Vec<&ClusterBroker>) =
+        lost.partition(|broker| is_left_behind(told, broker));
+    let named = |brokers: &[&ClusterBroker]| {
+        let each: Vec<String> = brokers.iter().map(|broker| format!("{} ({})", broker.id, broker.address)).collect();
+        each.join(", ")
+    };
+    if !left_behind.is_empty() {
+        next.push(format!(
+            "do NOT start broker {} as it is: these metadata were recovered without it, and those who have the old ones would be a second cluster. Have it join first, headwater cluster join --config FILE --again, and only then start it",
+            named(&left_behind)
+        ));
+    }
     if !lost.is_empty() {
         next.push(format!(
             "start broker {} again, on its folder: headwater broker --config FILE. What it keeps comes back by itself",
-            lost.join(", ")
+            named(&lost)
         ));
         next.push(
             "if its disk is empty or new: headwater cluster join --config FILE before that, and nothing else: it votes again and fetches what it kept"
@@ -427,6 +445,24 @@ mod tests {
         let nobody = "nobody's any more: a disk was emptied)";
         assert_eq!(told(1), format!("{line} 4 voters there (none of them may be lost; 1 vote is {nobody}"));
         assert_eq!(told(2), format!("{line} 5 voters there (none of them may be lost; 2 votes are {nobody}"));
+    }
+
+    /// Who followed the advice had two clusters of one id, and both took records.
+    #[test]
+    fn who_was_left_behind_by_a_recovery_joins_again_before_it_is_started() {
+        let mut told = cluster(&["active", "fenced", "fenced", "fenced"]);
+        (told.voters, told.observers, told.metadata_version) = (vec![1], vec![3], RECOVERED + 7);
+        let said = text(&told, &Partitions::new(), None);
+        assert!(said.contains("do NOT start broker 2 (10.0.0.2:9092), 4 (10.0.0.4:9092) as it is"), "{said}");
+        assert!(said.contains("cluster join --config FILE --again, and only then start it"), "{said}");
+        assert!(
+            said.contains("\n  start broker 3 (10.0.0.3:9092) again, on its folder"),
+            "it has joined again: {said}"
+        );
+        // One that never was a member of these metadata has no other ones either.
+        told.metadata_version = 123;
+        let said = text(&told, &Partitions::new(), None);
+        assert!(!said.contains("do NOT start") && said.contains("  start broker 2 (10.0.0.2:9092), 3"), "{said}");
     }
 
     #[test]
