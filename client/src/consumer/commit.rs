@@ -8,11 +8,13 @@
 //! consumer's group took away, however often an attempt is repeated.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use headwater_proto::wire::{self, call, call_response::Response};
 use headwater_proto::{ErrorCode, TopicId};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +23,7 @@ use super::record::Position;
 use super::state::State;
 use crate::TopicPartition;
 use crate::connection::lock;
-use crate::error::{ConsumeError, Error};
+use crate::error::{ConsumeError, Error, Refusal};
 use crate::metadata::{Metadata, unknown_topic};
 use crate::retry::NEVER;
 
@@ -50,6 +52,8 @@ struct Inner {
     subscribed: bool,
     /// Empty id and epoch 0 for a consumer that is no member.
     member: Mutex<(String, i32)>,
+    /// The newest answer that the member of this epoch is none any more.
+    out: watch::Sender<Option<(i32, Refusal)>>,
     /// What the coordinator has, as far as this consumer knows.
     committed: Mutex<HashMap<TopicPartition, (TopicId, Position)>>,
     /// Held by the commit that is under way.
@@ -80,7 +84,8 @@ struct Sent {
 impl Committer {
     pub(crate) fn new(metadata: Arc<Metadata>, state: Arc<State>, group: Arc<str>, subscribed: bool) -> Committer {
         let (member, committed, turn) = (Mutex::default(), Mutex::default(), Arc::default());
-        Committer { inner: Arc::new(Inner { metadata, state, group, subscribed, member, committed, turn }) }
+        let out = watch::Sender::new(None);
+        Committer { inner: Arc::new(Inner { metadata, state, group, subscribed, member, out, committed, turn }) }
     }
 
     pub(crate) fn group(&self) -> &Arc<str> {
@@ -89,7 +94,18 @@ impl Committer {
 
     /// Speaks as this member from now on.
     pub(crate) fn set_member(&self, member_id: &str, epoch: i32) {
-        *lock(&self.inner.member) = (member_id.to_owned(), epoch);
+        let mut member = lock(&self.inner.member);
+        if *member != (member_id.to_owned(), epoch) {
+            *member = (member_id.to_owned(), epoch);
+            // What was said of the one that it was says nothing of the one that it is, whose epoch may be the same.
+            self.inner.out.send_replace(None);
+        }
+    }
+
+    /// Hears of an answer that the member of an epoch is none any more: from whoever coordinates by then, which need not be the one that the
+    /// member has its stream from.
+    pub(crate) fn out(&self) -> watch::Receiver<Option<(i32, Refusal)>> {
+        self.inner.out.subscribe()
     }
 
     /// Commits positions: for each partition the next offset to be read, and the leader epoch of the record before it
@@ -157,8 +173,10 @@ impl Committer {
         &self,
         partitions: Vec<wire::TopicPartitions>,
     ) -> Result<Vec<(TopicPartition, Position)>, ConsumeError> {
+        let spoke_in = AtomicI32::new(0);
         let request = || {
             let (member_id, member_epoch) = lock(&self.inner.member).clone();
+            spoke_in.store(member_epoch, Ordering::Relaxed);
             let (group, partitions) = (self.inner.group.to_string(), partitions.clone());
             Some(call::Request::FetchOffsets(wire::FetchOffsets { group, partitions, member_id, member_epoch }))
         };
@@ -168,7 +186,7 @@ impl Committer {
             Ok(_) => return Err(Error::Protocol("no answer to fetch offsets".into()).into()),
             // A group that does not exist has committed nothing.
             Err(error) if error.code() == Some(ErrorCode::GroupNotFound) => Vec::new(),
-            Err(error) => return Err(self.inner.refused(error)),
+            Err(error) => return Err(self.inner.refused(error, spoke_in.into_inner())),
         };
         let asked: BTreeMap<&str, &[u8]> = partitions.iter().map(|t| (&*t.topic, &*t.topic_id)).collect();
         // The commit of another topic that bears the name now says nothing about this one.
@@ -205,13 +223,14 @@ impl Inner {
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
-        let sent = Mutex::new(Vec::new());
+        let (sent, spoke_in) = (Mutex::new(Vec::new()), AtomicI32::new(0));
         // Made anew for each attempt: an update may have raised the epoch since the last one, the application may have
         // got further, and what was let go of is somebody else's now.
         let request = || {
             let entries = self.due(&resolved);
             let offsets: Vec<wire::OffsetEntry> = entries.iter().map(Sent::to_wire).collect();
             let (member_id, member_epoch) = lock(&self.member).clone();
+            spoke_in.store(member_epoch, Ordering::Relaxed);
             let group = self.group.to_string();
             *lock(&sent) = entries;
             (!offsets.is_empty()).then_some(call::Request::CommitOffsets(wire::CommitOffsets {
@@ -223,7 +242,7 @@ impl Inner {
         };
         let answer = self.metadata.coordinators().call_with(&self.group, "commit offsets", request).await;
         let sent = std::mem::take(&mut *lock(&sent));
-        let results = match answer.map_err(|error| self.refused(error))? {
+        let results = match answer.map_err(|error| self.refused(error, spoke_in.into_inner()))? {
             None => Vec::new(),
             Some(Response::CommitOffsets(answer)) if answer.results.len() == sent.len() => answer.results,
             Some(_) => return Err(Error::Protocol("an answer that does not belong to commit offsets".into()).into()),
@@ -286,9 +305,18 @@ impl Inner {
         due.collect()
     }
 
-    fn refused(&self, error: Error) -> ConsumeError {
+    /// What the coordinator refused to whoever spoke in this epoch.
+    fn refused(&self, error: Error, epoch: i32) -> ConsumeError {
         match error {
-            Error::Refused(refusal) => ConsumeError::Group { group: self.group.clone(), refusal },
+            Error::Refused(refusal) => {
+                let member = lock(&self.member);
+                let is_out = matches!(refusal.code, ErrorCode::UnknownMember | ErrorCode::FencedMemberEpoch);
+                if is_out && epoch > 0 && member.1 == epoch {
+                    self.out.send_replace(Some((epoch, refusal.clone())));
+                }
+                drop(member);
+                ConsumeError::Group { group: self.group.clone(), refusal }
+            }
             error => ConsumeError::Client(error),
         }
     }

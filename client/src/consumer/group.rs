@@ -53,6 +53,8 @@ pub(crate) struct Member {
     state: Arc<State>,
     committer: Committer,
     topics: watch::Receiver<Vec<String>>,
+    /// In which epoch it was said last to be no member any more, by whoever was asked for something else.
+    out: watch::Receiver<Option<(i32, Refusal)>>,
     leave: CancellationToken,
     epoch: i32,
     /// What this member has, from taking it on until it has let go.
@@ -89,7 +91,8 @@ impl Member {
         let (connections, state) = (context.connections.clone(), context.state.clone());
         let (committer, leave) = (hands.committer.clone(), context.stop.clone());
         let (owned, assignment, job) = (Owned::new(), None, None);
-        Member { settings, hands, connections, state, committer, topics, leave, epoch: 0, owned, assignment, job }
+        let out = committer.out();
+        Member { settings, hands, connections, state, committer, topics, out, leave, epoch: 0, owned, assignment, job }
     }
 
     /// Runs until this member leaves or is refused for good. Then it has nothing any more.
@@ -212,6 +215,10 @@ impl Member {
             let done = tokio::select! {
                 biased;
                 done = &mut work => return Ok(done),
+                _ = is_out(&mut self.out, self.epoch) => {
+                    self.lose_everything().await?;
+                    continue;
+                }
                 done = job_done(&mut self.job) => done,
             };
             if let Some(job) = self.job.take() {
@@ -308,6 +315,7 @@ impl Member {
                     let topics = self.topics.borrow_and_update().clone();
                     stream.tell(&self.heartbeat(Some(topics))).await
                 }
+                out = is_out(&mut self.out, self.epoch) => Err(End::Refused(out)),
                 () = self.leave.cancelled(), if !leaving => Ok(()),
             };
             if let Err(end) = result {
@@ -508,6 +516,16 @@ async fn job_done(job: &mut Option<Job>) -> Result<bool, ConsumeError> {
         None => Either::Right(std::future::pending()),
     }
     .await
+}
+
+/// Why the member of this epoch is none any more, once somebody says so.
+async fn is_out(out: &mut watch::Receiver<Option<(i32, Refusal)>>, epoch: i32) -> Refusal {
+    let said = out.wait_for(|said| said.as_ref().is_some_and(|(of, _)| *of == epoch)).await;
+    match said.ok().and_then(|said| said.clone()) {
+        Some((_, refusal)) => refusal,
+        // Nobody is there any more who could hear of it.
+        None => std::future::pending().await,
+    }
 }
 
 /// Connects to whoever coordinates the group.

@@ -280,6 +280,38 @@ async fn a_fenced_member_loses_everything_says_so_and_joins_anew() {
     assert_eq!(next_offset(&mut consumer).await, 0);
 }
 
+/// Its stream is with a coordinator that does not know yet that another one has followed. The member read on beside the next owner of what it
+/// had, and was told at every commit that it was none any more.
+#[tokio::test]
+async fn a_member_whose_commit_is_refused_because_it_is_none_lets_go_though_its_stream_lives() {
+    for code in [ErrorCode::UnknownMember, ErrorCode::FencedMemberEpoch] {
+        let mut peer = Peer::start(1).await;
+        peer.answer(move |request| match request {
+            Request::CommitOffsets(_) => Some(Response::Error(wire::Error::new(code, "it is no member any more"))),
+            _ => None,
+        });
+        let (events, note) = listener();
+        let callback = move |event: Rebalance| {
+            note(&event);
+            async {}
+        };
+        let mut consumer = member_of_billing(&peer, |b| b.on_rebalance(callback)).await;
+        let (_member, mut stream) = joined(&mut peer, 5).await;
+        stream.data(2, 1000, &batch(0, &[b"a", b"b"])).await;
+        assert_eq!(next_offset(&mut consumer).await, 0);
+        let refused = within("a commit", consumer.commit()).await.unwrap_err();
+        assert_eq!(refused.code(), Some(code));
+        let (mut member, join) = peer.member().await;
+        assert_eq!((join.member_epoch, join.owned.len()), (0, 0));
+        assert_eq!(*events.lock().unwrap(), ["assigned 1", "lost 1"]);
+        assert!(consumer.next().now_or_never().is_none(), "record 1 may be somebody else's");
+        // What was said of the member that it was says nothing of the one that it is.
+        assign(&mut member, 7, &[0]).await;
+        assert_eq!(peer.fetch(1000).await.1.partition, 0);
+        owns_in_epoch(&mut member, 7, &[0]).await;
+    }
+}
+
 #[tokio::test]
 async fn a_member_that_is_refused_for_good_tells_the_application() {
     let mut peer = Peer::start(1).await;
