@@ -302,18 +302,14 @@ async fn a_replica_that_flushes_late_is_behind_after_another_start_of_the_machin
 /// A state in which another broker leads partition 0, in this epoch.
 fn led_elsewhere(leader_epoch: i32) -> Assigned {
     let it = assigned(0);
-    let of = |broker, in_sync| leader::Assigned {
+    let replica = |broker, in_sync| leader::Assigned {
         member: Member { broker, incarnation: it.me.incarnation },
         active: true,
         in_sync,
     };
-    let replicas = vec![of(0, false), of(2, true)];
+    let replicas = vec![replica(0, false), replica(2, true)];
     let view = View { leader: Some(replicas[1].member), leader_epoch, replicas, ..View::clone(&it.view) };
-    vec![of_one(AssignedPartition { view: Arc::new(view), ..it })]
-}
-
-fn of_one(it: AssignedPartition) -> Arc<AssignedTopic> {
-    Arc::new(AssignedTopic { name: Arc::clone(&it.topic), id: it.topic_id, partitions: vec![it] })
+    of(vec![AssignedPartition { view: Arc::new(view), ..it }])
 }
 
 /// Partition 0 with a record, led elsewhere: its replica is damaged.
