@@ -575,7 +575,7 @@ impl PartitionHandle {
 
     /// It is written down that the log begins here.
     pub(crate) fn start_is_kept(&self, log_start: i64) {
-        if self.shared.kept_start.fetch_max(log_start, Ordering::AcqRel) < log_start {
+        if self.shared.kept_start.swap(log_start, Ordering::AcqRel) != log_start {
             // An error means that the task has ended.
             drop(self.send(Message::StartKept));
         }

@@ -43,7 +43,11 @@ fn push(from: i64, batches: &[(i64, i64, i32)], high_watermark: i64) -> Push {
 }
 
 fn report(received: i64, flushed: i64) -> Effect {
-    Effect::Report(Report { member: nobody(2), tenure: TENURE, received, flushed, log_start: Some(0) })
+    Effect::Report(reported(received, flushed))
+}
+
+fn reported(received: i64, flushed: i64) -> Report {
+    Report { member: nobody(2), tenure: TENURE, received, flushed, log_start: Some(0) }
 }
 
 #[test]
@@ -148,6 +152,20 @@ fn after_an_unclean_election_nothing_that_was_deleted_stands_for_what_the_leader
         state.verdict(third, Verdict::Agrees);
         assert_eq!((state.is_following(), state.unclean_taken()), (true, 1));
     }
+    // Nor is it said to have been deleted, once the log begins lower.
+    let history = History::new(vec![], 20, 25).unwrap();
+    let replica =
+        Replica { member: nobody(2), history, flushed: 25, high_watermark: 20, generation: 0, unclean_taken: 0 };
+    let mut state = FollowerState::follow(EPOCH, replica, 1);
+    state.start_kept(20);
+    state.verdict(TENURE, Verdict::Restart { at: 20, equal_below: 20 });
+    let second = Tenure { generation: 1, ..TENURE };
+    state.cut(second, empty(0));
+    // Of the log before: it was written down when that one was still there.
+    state.start_kept(20);
+    state.take_effects();
+    state.verdict(second, Verdict::Agrees);
+    assert_eq!(state.take_effects(), [Effect::Report(Report { tenure: second, ..reported(0, 0) })]);
     // What it is told to begin with is not what it deleted.
     let mut state = follower(15, 10, 1);
     state.take_effects();
