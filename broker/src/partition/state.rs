@@ -352,7 +352,8 @@ impl<R, W> PartitionState<R, W> {
             // What a follower had not flushed yet when it was elected is flushed at once: its own offset counts.
             unflushed_since_ms: (offsets.flushed < offsets.log_end).then_some(i64::MIN / 2),
             retry_flush_ms: None,
-            not_all_flushed_below: None,
+            // The one before may have led a topic that was `replicated`: nobody knows here.
+            not_all_flushed_below: (settings.durability == TopicDurability::Flushed).then_some(offsets.high_watermark),
             ended: None,
             effects: Vec::new(),
         }

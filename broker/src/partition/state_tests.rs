@@ -353,6 +353,21 @@ fn a_topic_made_replicated_shows_at_once_what_is_written() {
     assert!(matches!(state.next_job(0), Some(Job::Commit { leader_epoch: 2, .. })));
 }
 
+/// The topic was `replicated` a moment ago; the leader that heard of the change has died.
+#[test]
+fn a_duplicate_waits_for_its_flush_where_somebody_leads_who_had_not_flushed_it() {
+    let offsets = Offsets { log_start: 0, high_watermark: 1, log_end: 1, flushed: 0 };
+    let mut state: State =
+        PartitionState::new(ME, &View::alone(ME, 2), true, &topic(Flushed, 1000), LIMITS, offsets, 0);
+    append(&mut state, 1, Acks::All, 10);
+    commit(&mut state, 0);
+    state.written(each([BatchOutcome::Duplicate { base_offset: 0, last_offset: 0 }]), 1, 0, 0);
+    assert_eq!((levels(&mut state), state.offsets().high_watermark), (vec![], 1));
+    state.flushed(1, 0);
+    state.returned(0, 0);
+    assert_eq!(levels(&mut state), [(1, Durability::Flushed)]);
+}
+
 /// A partition on brokers 1 and 2, both in sync.
 fn replicated_on_two(min_insync_replicas: u32) -> State {
     let config = TopicConfig { min_insync_replicas, ..topic(Flushed, 1000) };
