@@ -182,7 +182,11 @@ pub(super) fn cut_back(
     }
     match cut {
         Cut::To(to) => log.truncate(to, now_ms()),
-        Cut::RestartAt(at) => log.truncate_and_restart_at(at, now_ms()),
+        Cut::RestartAt(at) => {
+            log.truncate_and_restart_at(at, now_ms())?;
+            shared.kept_start.store(at, Ordering::Release);
+            Ok(())
+        }
     }
 }
 

@@ -575,6 +575,10 @@ impl PartitionHandle {
 
     /// It is written down that the log begins here.
     pub(crate) fn start_is_kept(&self, log_start: i64) {
+        // What was written down of a log that has begun anew lower since says nothing of this one.
+        if self.is_cutting() || self.offsets().log_start < log_start {
+            return;
+        }
         if self.shared.kept_start.swap(log_start, Ordering::AcqRel) != log_start {
             // An error means that the task has ended.
             drop(self.send(Message::StartKept));

@@ -291,8 +291,8 @@ impl FollowerState {
         self.phase = Phase::Asking;
         let log_end = history.log_end();
         (self.taken, self.written, self.flushed, self.log_start) = (log_end, log_end, log_end, history.log_start());
-        // Where it begins anew is written down before.
-        self.kept_start = history.log_start();
+        // Where it begins anew is written down before, and may be lower. Otherwise it begins where it did, which may be within a batch.
+        self.kept_start = self.kept_start.min(log_end).max(history.log_start());
         self.high_watermark = self.high_watermark.min(log_end);
         self.history = history;
         self.say_hello();
@@ -361,8 +361,6 @@ impl FollowerState {
 
     /// The log begins here, as no crash takes back.
     pub fn start_kept(&mut self, offset: i64) {
-        // What was written down of a log that has begun anew lower says nothing of this one.
-        let offset = offset.min(self.log_start);
         if offset > self.kept_start {
             self.kept_start = offset;
             if self.is_following() {

@@ -161,11 +161,21 @@ fn after_an_unclean_election_nothing_that_was_deleted_stands_for_what_the_leader
     state.verdict(TENURE, Verdict::Restart { at: 20, equal_below: 20 });
     let second = Tenure { generation: 1, ..TENURE };
     state.cut(second, empty(0));
-    // Of the log before: it was written down when that one was still there.
-    state.start_kept(20);
     state.take_effects();
     state.verdict(second, Verdict::Agrees);
     assert_eq!(state.take_effects(), [Effect::Report(Report { tenure: second, ..reported(0, 0) })]);
+    // One that is cut and not begun anew begins where it did: within a batch.
+    let mut state = follower(15, 10, 1);
+    state.start_kept(3);
+    state.take_effects();
+    state.verdict(TENURE, Verdict::Cut { to: 12 });
+    state.cut(second, History::new(vec![EpochEntry { epoch: 1, start_offset: 0 }], 0, 12).unwrap());
+    state.take_effects();
+    state.verdict(second, Verdict::Agrees);
+    assert_eq!(
+        state.take_effects(),
+        [Effect::Report(Report { log_start: Some(3), tenure: second, ..reported(12, 12) })]
+    );
     // What it is told to begin with is not what it deleted.
     let mut state = follower(15, 10, 1);
     state.take_effects();

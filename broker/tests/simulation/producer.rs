@@ -52,6 +52,8 @@ pub(crate) struct Producer {
     waiting: VecDeque<(u64, Delivery)>,
     /// Of each record, in order.
     fates: Vec<Fate>,
+    /// One that may be in a log is sent no more: it became too large.
+    has_left_out: bool,
     /// The last one that was acknowledged, and one more.
     pub(crate) acknowledged: u64,
     /// What brokers said is kept, and where; -1: nobody remembers.
@@ -70,6 +72,7 @@ impl Producer {
             next_value: 0,
             waiting: VecDeque::new(),
             fates: Vec::new(),
+            has_left_out: false,
             acknowledged: 0,
             said: HashSet::new(),
         }
@@ -120,11 +123,14 @@ impl Producer {
                 Err(error @ ProduceError::OutcomeUnknown { .. }) => {
                     // It is in some log; whether it stays there, nobody says to a batch that is too large by now.
                     assert_eq!(error.code(), Some(ErrorCode::MessageTooLarge), "record {value}: {error}");
+                    self.has_left_out = true;
                     Fate::Unknown
                 }
                 Err(error @ ProduceError::Refused { .. }) => {
-                    // What comes before it is gone: an unclean election took that. Or it is too large alone.
-                    let is_gap = error.code() == Some(ErrorCode::OutOfOrderSequence) && checks.unclean() > 0;
+                    // What comes before it is gone: an unclean election took that, or it is sent no more, as it became too large for the
+                    // leader that may have had it. Or it is too large alone.
+                    let may_lack = checks.unclean() > 0 || self.has_left_out;
+                    let is_gap = error.code() == Some(ErrorCode::OutOfOrderSequence) && may_lack;
                     let is_large = error.code() == Some(ErrorCode::MessageTooLarge);
                     assert!(is_gap || is_large, "record {value} is refused: {error}");
                     Fate::Refused
