@@ -32,6 +32,8 @@ bugs! {
     InLogIsAcknowledged,
     /// After a stream was lost the newest batch is sent first.
     NewestSentFirst,
+    /// A batch is split, or numbered anew, though a stream that was lost may have it written yet.
+    CopiesForgotten,
     /// A refusal that may pass is taken for one for good.
     RefusedForGood,
 }

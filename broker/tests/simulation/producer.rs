@@ -121,9 +121,11 @@ impl Producer {
                 Err(ProduceError::TimedOut { sent: true, .. }) => Fate::Unknown,
                 Err(ProduceError::TooLarge { .. }) => Fate::Refused,
                 Err(error @ ProduceError::OutcomeUnknown { .. }) => {
-                    // It is in some log; whether it stays there, nobody says to a batch that is too large by now.
-                    assert_eq!(error.code(), Some(ErrorCode::MessageTooLarge), "record {value}: {error}");
-                    self.has_left_out = true;
+                    // It is in some log; whether it stays there, nobody says to a batch that is too large by now. Or it may have got into it
+                    // beside what was asked of that log.
+                    let is_large = error.code() == Some(ErrorCode::MessageTooLarge);
+                    assert!(is_large || error.code() == Some(ErrorCode::OutOfOrderSequence), "record {value}: {error}");
+                    self.has_left_out |= is_large;
                     Fate::Unknown
                 }
                 Err(error @ ProduceError::Refused { .. }) => {

@@ -13,7 +13,7 @@
 //!   share the sequences that it had, and those behind it keep theirs.
 //! * Sequences are given anew, under a higher producer epoch, only when it is certain that no batch of the window was
 //!   written: the broker refused the oldest one before it looked for room in the log, and with it all behind it; and its log holds
-//!   none of it from before. The higher
+//!   none of it from before, and no stream ended before it had told what became of them. The higher
 //!   epoch fences copies that may still be on their way. After any other refusal for good nobody knows what was written:
 //!   the whole window fails as such, and nothing of it is sent again.
 
@@ -51,6 +51,9 @@ pub(crate) struct Sent {
     base_sequence: i32,
     /// It was given to a stream at least once: a broker may have it.
     tried: bool,
+    /// It was given to a stream that ended before its outcome was known: a copy of it may yet be written there, or be in the log of a leader
+    /// that leads no more and may lead again.
+    elsewhere: bool,
     /// The broker said that its log holds it; only its offset is still to be told.
     in_log: bool,
     /// The broker refused it as too large: it is split before anything is sent again.
@@ -95,12 +98,14 @@ pub(crate) struct Window {
     in_flight: VecDeque<Sent>,
     capacity: usize,
     last_request_id: u64,
+    /// The broker refused the oldest batch on this stream before it was written, and with it all behind it.
+    is_refused: bool,
 }
 
 impl Window {
     pub(crate) fn new(identity: Option<Identity>, capacity: usize) -> Window {
         let in_flight = VecDeque::with_capacity(capacity);
-        Window { identity, next_sequence: 0, in_flight, capacity, last_request_id: 0 }
+        Window { identity, next_sequence: 0, in_flight, capacity, last_request_id: 0, is_refused: false }
     }
 
     pub(crate) fn identity(&self) -> Option<Identity> {
@@ -133,6 +138,7 @@ impl Window {
             expires_at,
             base_sequence,
             tried: false,
+            elsewhere: false,
             in_log: false,
             too_large: false,
             failure: None,
@@ -221,7 +227,7 @@ impl Window {
                     Some(identity) => restamp(bytes, identity, base_sequence),
                     None => bytes,
                 };
-                let (request_id, in_log, too_large) = (0, false, false);
+                let (request_id, elsewhere, in_log, too_large) = (0, false, false, false);
                 let part = Sent {
                     bytes,
                     records,
@@ -230,6 +236,7 @@ impl Window {
                     expires_at,
                     base_sequence,
                     tried,
+                    elsewhere,
                     in_log,
                     too_large,
                     failure,
@@ -274,6 +281,10 @@ impl Window {
     /// comes only when it is as durable as asked.
     pub(crate) fn reopened(&mut self, last: Option<(i32, i32)>) {
         self.last_request_id = 0;
+        let is_refused = std::mem::take(&mut self.is_refused) || planted(Bug::CopiesForgotten);
+        for sent in &mut self.in_flight {
+            sent.elsewhere |= sent.request_id != 0 && !is_refused;
+        }
         let known = last.and_then(|(epoch, last_sequence)| {
             self.identity.filter(|identity| i32::from(identity.epoch) == epoch)?;
             self.in_flight.iter().position(|sent| after(sent.base_sequence, sent.records - 1) == last_sequence)
@@ -312,6 +323,7 @@ impl Window {
             return Err(WrongAnswer { got: request_id, expected: oldest });
         }
         let in_log = self.in_flight.front().is_some_and(|sent| sent.in_log);
+        let may_be_copied = self.identity.is_some() && self.in_flight.front().is_some_and(|sent| sent.elsewhere);
         let is_retried = refusal.retryable && !planted(Bug::RefusedForGood);
         Ok(match refusal.code {
             _ if is_retried => Next::Resend,
@@ -323,6 +335,11 @@ impl Window {
                 self.acknowledged(request_id, written)?;
                 Next::Resend
             }
+            // A copy of it, or of those behind it, may be written yet, or was since the stream was opened: parts of it, or the same under another
+            // sequence, would be there beside it.
+            code if may_be_copied && code != ErrorCode::DuplicateSequence && !in_log => {
+                self.abandon(|completion, _| unknown(completion, refusal.clone()))
+            }
             // It is in the log of this leader; whether that is kept, nobody says. Those behind it follow on it there.
             _ if in_log => {
                 let sent = self.take_oldest(request_id)?;
@@ -332,6 +349,7 @@ impl Window {
                 Next::Resend
             }
             ErrorCode::MessageTooLarge if self.in_flight.front().is_some_and(|sent| sent.records > 1) => {
+                self.is_refused = true;
                 self.in_flight.iter_mut().take(1).for_each(|sent| sent.too_large = true);
                 Next::Resend
             }
@@ -339,6 +357,7 @@ impl Window {
             ErrorCode::UnknownProducerId if planted(Bug::ForgottenGoesOn) => Next::Resend,
             ErrorCode::UnknownProducerId => self.renew(),
             code => {
+                self.is_refused = true;
                 let sent = self.take_oldest(request_id)?;
                 let error = refused(sent.promise.completion(), refusal);
                 sent.promise.keep(Err(error));

@@ -224,6 +224,35 @@ fn a_batch_that_is_too_large_is_split_within_its_sequences_and_those_behind_it_k
     assert!(window.is_empty() && buffer.available_permits() == 20);
 }
 
+/// The topic's limit was lowered while a connection was lost: the parts came behind the whole batch, and after the refusal everything was written
+/// once more under another epoch.
+#[test]
+fn what_may_be_written_yet_by_a_stream_that_was_lost_is_neither_split_nor_numbered_anew() {
+    for code in [ErrorCode::MessageTooLarge, ErrorCode::OutOfOrderSequence, ErrorCode::InvalidTimestamp] {
+        let (mut window, buffer, far) = empty();
+        let completions = [admit(&mut window, &buffer, 1, 3, far), admit(&mut window, &buffer, 2, 2, far)];
+        window.reopened(None);
+        let _ = (window.next_to_send(), window.next_to_send());
+        window.reopened(None);
+        let _ = window.next_to_send();
+        assert_eq!(window.refused(1, refusal(code)), Ok(Next::HigherEpoch), "{code}");
+        for completion in completions {
+            let told = super::super::Delivery::new(completion, 0, 0).try_result().unwrap();
+            assert!(matches!(told, Err(ProduceError::OutcomeUnknown { .. })), "{code}: {told:?}");
+        }
+        assert!(window.is_empty());
+    }
+    let (mut window, buffer, far) = empty();
+    let _completion = admit(&mut window, &buffer, 1, 3, far);
+    window.reopened(None);
+    let _ = window.next_to_send();
+    assert_eq!(window.refused(1, refusal(ErrorCode::MessageTooLarge)), Ok(Next::Resend));
+    // Nothing was written of the stream on which it was refused.
+    window.reopened(None);
+    assert_eq!(window.split_large(80, None, too_large(80)), Next::Resend);
+    assert_eq!(window.in_flight.len(), 3);
+}
+
 #[test]
 fn a_refusal_as_too_large_that_no_limit_explains_halves_the_batch_and_a_record_alone_is_refused() {
     let (mut window, buffer, far) = empty();
