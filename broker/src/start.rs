@@ -401,10 +401,7 @@ async fn start(
     };
     let (keeping, ended) = (Arc::clone(&partitions), closed.clone());
     tasks.spawn(async move { ended.run_until_cancelled(keeping.keep_up()).await.unwrap_or(()) });
-    let standing = match node.clone().filter(|_| ready.is_some()) {
-        Some(node) => Standing::Quorum(node),
-        None => Standing::Alone,
-    };
+    let standing = if node.is_some() && ready.is_some() { Standing::Quorum } else { Standing::Alone };
     let groups = Groups::start(&config, metadata.clone(), Arc::clone(&partitions), pool.clone(), standing).await?;
     if let Some(manifest) = manifest {
         import::take_over_offsets(&manifest, &metadata.state(), &groups).await?;

@@ -7,7 +7,6 @@
 //! Owns: [`Standing`]. Refuses: what is done without an answer ([`super::task`]).
 
 use crate::metadata::MetadataHandle;
-use crate::metadata::raft::RaftNode;
 use crate::partition::PartitionHandle;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -21,7 +20,7 @@ pub(crate) enum Standing {
     /// Nobody decides but this broker.
     Alone,
     /// The quorum does.
-    Quorum(RaftNode),
+    Quorum,
 }
 
 impl Standing {
@@ -33,14 +32,10 @@ impl Standing {
     /// Whether this broker led the partition in this epoch at some moment after the call. Everything that was decided before the
     /// call is known here when it returns.
     pub(super) async fn confirm(&self, metadata: &MetadataHandle, partition: &PartitionHandle, epoch: i32) -> bool {
-        let Standing::Quorum(node) = self else { return partition.leads_in() == Some(epoch) };
-        let deadline = Instant::now() + ANSWERS;
-        let known = async {
-            node.catch_up(deadline).await?;
-            let index = node.applied().borrow().state.index();
-            metadata.published(index, deadline).await
-        };
-        if let Err(error) = known.await {
+        if self.is_alone() {
+            return partition.leads_in() == Some(epoch);
+        }
+        if let Err(error) = metadata.catch_up(Instant::now() + ANSWERS).await {
             tracing::debug!(?partition, %error, "nobody confirms that this broker coordinates still");
             return false;
         }

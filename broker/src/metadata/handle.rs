@@ -239,6 +239,8 @@ struct UnderWay {
 /// A cheap handle on the metadata.
 #[derive(Clone, Debug)]
 pub struct MetadataHandle {
+    /// `None`: nobody else decides.
+    node: Option<RaftNode>,
     proposals: mpsc::Sender<Proposal>,
     state: Arc<ArcSwap<MetadataState>>,
     changes: watch::Receiver<u64>,
@@ -269,6 +271,7 @@ impl MetadataHandle {
         let (office, registration) = office;
         let applied = node.applied();
         let ended = Arc::new(OnceLock::new());
+        let asked = Some(node.clone());
         let task = Task {
             node,
             applied,
@@ -285,9 +288,28 @@ impl MetadataHandle {
             snapshot: None,
         };
         let producer_ids = Arc::default();
-        let handle =
-            MetadataHandle { proposals, state, changes, controller_epoch, under_way_since, ended, producer_ids };
+        let handle = MetadataHandle {
+            node: asked,
+            proposals,
+            state,
+            changes,
+            controller_epoch,
+            under_way_since,
+            ended,
+            producer_ids,
+        };
         (handle, task.run(inbox, stop))
+    }
+
+    /// Waits until everything that was decided before the call is known here.
+    ///
+    /// # Errors
+    /// [`MetadataError`]: the quorum does not answer in time.
+    pub async fn catch_up(&self, deadline: Instant) -> Result<(), MetadataError> {
+        let Some(node) = &self.node else { return Ok(()) };
+        node.catch_up(deadline).await?;
+        let index = node.applied().borrow().state.index();
+        self.published(index, deadline).await
     }
 
     /// The newest state.

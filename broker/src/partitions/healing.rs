@@ -22,6 +22,8 @@ const AN_HOUR: Duration = Duration::from_secs(3600);
 /// The pause before the second try; the next ones are so many times as long as the one before.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 const GROWTH: u32 = 6;
+/// Time to hear of everything that was decided.
+const ANSWERS: Duration = Duration::from_secs(3);
 /// How long a job of the old log may take to come back; else it is waited for another time.
 const LAST_JOB: Duration = Duration::from_secs(5);
 
@@ -78,7 +80,13 @@ impl Tries {
 impl Partitions {
     /// Gives up what is left of damaged replicas whose turn it is: they count as lost from then on, and are made anew.
     pub(super) async fn give_up_damaged(&self) {
-        for handle in self.damaged() {
+        let damaged = self.damaged();
+        // They were found damaged before this. What this broker knows may be of the past: such a replica may have been restored and taken in sync
+        // since, after it was fenced for something else.
+        if damaged.is_empty() || !self.catch_up().await {
+            return;
+        }
+        for handle in damaged.into_iter().filter(|handle| self.may_begin_anew(handle)) {
             let (topic, partition) = (handle.topic(), handle.partition());
             let turn = self.tries().turn((handle.topic_id(), partition), Instant::now());
             match turn {
@@ -97,6 +105,13 @@ impl Partitions {
         let kept = self.kept();
         let damaged = kept.open.values().filter(|handle| handle.is_damaged() && self.may_begin_anew(handle));
         damaged.filter(|handle| !self.is_lost(handle)).cloned().collect()
+    }
+
+    async fn catch_up(&self) -> bool {
+        match self.context.replication.get() {
+            Some(replication) => replication.catch_up(ANSWERS).await,
+            None => false,
+        }
     }
 
     fn may_begin_anew(&self, handle: &PartitionHandle) -> bool {

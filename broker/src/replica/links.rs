@@ -181,6 +181,13 @@ impl Replication {
         metadata.state().topic_by_id(topic_id)?.partitions.get(partition as usize).cloned()
     }
 
+    /// Waits until everything that was decided before the call is known here. False: not in time.
+    pub(crate) async fn catch_up(&self, within: Duration) -> bool {
+        let metadata = self.shared.metadata.borrow().clone();
+        let Some(metadata) = metadata else { return false };
+        metadata.catch_up(Instant::now() + within).await.is_ok()
+    }
+
     /// A place on a connection to a broker.
     ///
     /// # Errors

@@ -337,7 +337,7 @@ impl Window {
             }
             // A copy of it, or of those behind it, may be written yet, or was since the stream was opened: parts of it, or the same under another
             // sequence, would be there beside it.
-            code if may_be_copied && code != ErrorCode::DuplicateSequence && !in_log => {
+            code if may_be_copied && !in_log && !is_forgotten(code) => {
                 self.abandon(|completion, _| unknown(completion, refusal.clone()))
             }
             // It is in the log of this leader; whether that is kept, nobody says. Those behind it follow on it there.
@@ -481,6 +481,11 @@ fn is_before_append(code: ErrorCode) -> bool {
             | ErrorCode::UnknownProducerId
             | ErrorCode::DuplicateSequence
     )
+}
+
+/// Whether the log says that it does not remember what came before. Nothing of a window is in it then, or all of it is.
+fn is_forgotten(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::UnknownProducerId | ErrorCode::DuplicateSequence)
 }
 
 /// The sequence after `records` more; after the largest comes 0.

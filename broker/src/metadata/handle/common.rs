@@ -128,8 +128,9 @@ impl Common {
                 }
             }
         };
+        let node = None;
         let handle =
-            MetadataHandle { proposals, state, changes, controller_epoch, under_way_since, ended, producer_ids };
+            MetadataHandle { node, proposals, state, changes, controller_epoch, under_way_since, ended, producer_ids };
         (handle, task)
     }
 }

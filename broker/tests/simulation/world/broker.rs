@@ -55,6 +55,7 @@ impl World {
             metadata: MetadataState::new("simulated"),
             is_unhealed,
             is_damaged: false,
+            damaged_at: 0,
             times_anew: 0,
             is_unknown: false,
             claims_loss,
@@ -321,7 +322,8 @@ impl World {
             if !view.heals(process.me) {
                 return;
             }
-            if process.is_damaged && !partition.may_begin_anew(id) {
+            let is_behind = process.metadata.index() < process.damaged_at;
+            if process.is_damaged && (is_behind || !partition.may_begin_anew(id)) {
                 return;
             }
             (process.is_unhealed, process.is_damaged, process.is_unknown) = (false, false, true);

@@ -201,7 +201,7 @@ impl World {
     fn damaged(&mut self, id: i32) {
         let (seed, local, policy) = (self.random.next(), self.local(id), self.policy);
         let (is_slow, slow_for) = (self.random.percent(50), self.random.between(300, 2_500));
-        let slow_until = self.now + slow_for;
+        let (slow_until, decided) = (self.now + slow_for, self.commands.len() as u64);
         let node = self.node(id);
         let Some(process) = node.process.as_mut().filter(|process| !process.is_unhealed) else { return };
         if process.busy.is_some() {
@@ -210,6 +210,7 @@ impl World {
             return self.at(5, Event::LoseFolder(id));
         }
         (process.is_unhealed, process.is_damaged, process.is_restored, process.is_unknown) = (true, true, false, false);
+        process.damaged_at = decided;
         (process.role, process.role_of) = (Role::Idle, (-1, -1, false));
         (process.coordinator, process.plan, process.compacted) = (None, None, None);
         process.connections.clear();
