@@ -108,7 +108,7 @@ pub(crate) struct Process {
     /// That was so while it ran, and it does not know yet that the metadata know it.
     pub(crate) is_damaged: bool,
     /// Everything that was decided when it found the damage, which it asks for before it makes it anew.
-    pub(crate) damaged_at: u64,
+    pub(crate) damaged_at: usize,
     /// How often its replica was made anew, and whether the leader is still to hear of the last time.
     pub(crate) times_anew: u64,
     pub(crate) is_unknown: bool,

@@ -98,9 +98,10 @@ impl Producer {
         self.waiting.len()
     }
 
-    /// The records that have no outcome yet.
-    pub(crate) fn waiting(&self) -> Vec<u64> {
-        self.waiting.iter().map(|(value, _)| *value).collect()
+    /// The records that have no outcome yet, and those that failed and may be sent again all the same.
+    pub(crate) fn unsettled(&self) -> Vec<u64> {
+        let is_unsettled = |fate: &Fate| matches!(fate, Fate::Waiting | Fate::Unknown);
+        (0..).zip(&self.fates).filter(|(_, fate)| is_unsettled(fate)).map(|(value, _)| value).collect()
     }
 
     /// Looks what is known of the records by now. It is told in order, and nothing is told as kept that no broker said is.

@@ -322,7 +322,7 @@ impl World {
             if !view.heals(process.me) {
                 return;
             }
-            let is_behind = process.metadata.index() < process.damaged_at;
+            let is_behind = process.applied < process.damaged_at;
             if process.is_damaged && (is_behind || !partition.may_begin_anew(id)) {
                 return;
             }

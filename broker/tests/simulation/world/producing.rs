@@ -198,6 +198,9 @@ impl World {
             return;
         }
         self.note(format_args!("the producer is told {opened:?} by {}", leader.broker));
+        if opened.error.is_none() && opened.last_sequence < 0 {
+            self.forgotten();
+        }
         let Some(sender) = &mut self.producer.sender else { return };
         if sender.opened(opened) {
             self.producer.link = Link::Open { connection, leader, unanswered: 0, heard_ms: self.now };
@@ -224,16 +227,22 @@ impl World {
         }
         self.reached.too_large |= code == Some(ErrorCode::MessageTooLarge);
         if code == Some(ErrorCode::UnknownProducerId) && is_anew {
-            // What of it was there is deleted.
-            let starts = self.nodes.iter().filter_map(|node| node.process.as_ref());
-            let deleted = starts.map(|process| process.log.log_start_offset()).max().unwrap_or(0);
-            self.checks.forgotten(&self.producer.waiting(), deleted);
+            self.forgotten();
         }
         match answered {
             Ok(()) => self.send_due(),
             Err(_) => self.pause_producer(),
         }
         self.look_at_outcomes();
+    }
+
+    /// A log remembers nothing of the producer: what of its records was there is deleted.
+    fn forgotten(&mut self) {
+        let starts = self.nodes.iter().filter_map(|node| node.process.as_ref());
+        let deleted = starts.map(|process| process.log.log_start_offset()).max().unwrap_or(0);
+        if deleted > 0 {
+            self.checks.forgotten(&self.producer.unsettled(), deleted);
+        }
     }
 
     fn look_at_outcomes(&mut self) {

@@ -201,7 +201,7 @@ impl World {
     fn damaged(&mut self, id: i32) {
         let (seed, local, policy) = (self.random.next(), self.local(id), self.policy);
         let (is_slow, slow_for) = (self.random.percent(50), self.random.between(300, 2_500));
-        let (slow_until, decided) = (self.now + slow_for, self.commands.len() as u64);
+        let (slow_until, decided) = (self.now + slow_for, self.commands.len());
         let node = self.node(id);
         let Some(process) = node.process.as_mut().filter(|process| !process.is_unhealed) else { return };
         if process.busy.is_some() {
