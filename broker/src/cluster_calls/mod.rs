@@ -49,11 +49,11 @@ pub(crate) async fn look_again(shared: &Shared) -> Result<(), wire::Error> {
 }
 
 async fn catch_up(shared: &Shared, within: Duration) -> Result<(), MetadataError> {
-    let Some(node) = shared.node.as_ref().filter(|_| shared.ready.is_some()) else { return Ok(()) };
-    let deadline = Instant::now() + within;
-    node.catch_up(deadline).await?;
-    let index = node.applied().borrow().state.index();
-    shared.metadata.published(index, deadline).await
+    if shared.ready.is_none() {
+        // Nobody else decides.
+        return Ok(());
+    }
+    shared.metadata.catch_up(Instant::now() + within).await
 }
 
 pub(crate) async fn describe(shared: &Shared, request: &wire::DescribeCluster) -> Answer {
